@@ -1,0 +1,135 @@
+"""Every key of a run, its default and its meaning. A config file starts from this and changes what differs.
+
+    from configs import common
+
+    def get_config(variant=''):
+        config = common.get_config()
+        config.data.name = 'folder'
+        return config
+
+On the command line any leaf can be set: `--config.rankseg.num_selected=25`. Tuples: `--config.eval.size='(96,96)'`.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    config.seed = 0                 # initialisation, data order, augmentation, dropout
+    config.batch_size = 16          # images a step, over all devices and hosts
+    config.steps = 40_000           # optimiser steps
+    config.accumulate = 1           # a step is computed as this many micro-batches, one after another
+    config.mesh_data = -1           # devices along the mesh's `data` axis; -1: all there are
+
+    config.data = data = ConfigDict()
+    data.name = 'emoji_scenes'      # a module of rankseg_jax/data: emoji_scenes, camvid, folder
+    data.dir = ''                   # where the data lie; '' for emoji_scenes: ~/tensorflow_datasets
+    data.num_classes = 0            # K; 0: as many as the data set names. emoji_scenes needs it: 60, 150, 847, 1284, …
+    data.image_size = 128           # emoji_scenes: side in pixels
+    data.num_train = 0              # emoji_scenes: training images to generate; 0: its default
+    data.train_split = 'train'
+    data.eval_split = 'validation'  # scored and predicted on; `test`, `unseen`, … with --config.data.eval_split
+    data.ignore_label = 255         # folder: the value in label files that means "don't count"
+    data.reduce_zero_label = False  # folder: value 0 in label files means "don't count", v means class v - 1
+    data.max_corrupt = 10           # unreadable images skipped (each is named in the log) before the run stops
+    data.mean = (123.675, 116.28, 103.53)  # RGB, 0..255
+    data.std = (58.395, 57.12, 57.375)
+    data.num_workers = 0            # images loaded and transformed at once; 0: tf.data decides
+
+    config.augment = augment = ConfigDict()
+    augment.base_size = (0, 0)      # (short, long) side that an image is fitted to before scaling; (0, 0): its own
+    augment.scale_range = (0.5, 2.0)
+    augment.crop_size = (512, 512)  # (height, width) of a training crop
+    augment.max_category_ratio = 0.75  # a crop with more than this share of one category is drawn again, 10 times at most
+    augment.flip = 0.5              # probability of a horizontal flip
+    augment.photometric = True      # brightness, contrast, saturation, hue
+
+    config.model = model = ConfigDict()
+    model.framework = 'upernet'     # a module of rankseg_jax/frameworks
+    model.backbone = 'resnet50'     # narrow, resnet18, resnet34, resnet50, resnet101
+    model.channels = 512            # of the decoder and the class embeddings
+    model.dropout = 0.1             # before the pixel classifier
+    model.auxiliary_weight = 0.4    # of the auxiliary head's pixel loss; 0: no such head
+    model.dtype = 'float32'         # of the computation, or 'bfloat16'; parameters and losses stay float32
+
+    # None (in a config file) is the baseline: pixels are classified over all K.
+    config.rankseg = rankseg = ConfigDict()
+    rankseg.num_selected = 50       # κ
+    rankseg.temperature = 'temperature'  # by rank: temperature, layer_norm (as released), shared (one τ), none
+    rankseg.missed = 'force'        # categories present but not selected, in training: force them in, or ignore
+    #                                 their pixels (as released)
+    rankseg.warmup_steps = 0        # steps that classify pixels over all K before selection starts
+    rankseg.select = True           # False: only the multi-label loss is added to the baseline
+    rankseg.oracle = False          # select by the ground truth: the upper bound, needs labels to predict
+    rankseg.head = 'log_sum_exp'    # multi-label head: encoder (as released), decoder, global_pool, log_sum_exp
+    rankseg.stride = 32             # of the pyramid's map that the head sees: 4, 8, 16 or 32
+    rankseg.pool = 0                # encoder and decoder heads see that map pooled to pool × pool; 0: as it is
+    rankseg.hidden = 256            # width of the encoder and decoder heads
+    rankseg.num_heads = 8           # attention heads of the encoder and decoder heads
+    rankseg.share_embedding = False  # encoder and decoder heads use the pixel classifier's class embeddings
+
+    config.loss = loss = ConfigDict()
+    loss.upsample = True            # pixel loss at the labels' size; False: at stride 4, labels subsampled (faster)
+    loss.average_all = False        # divide the pixel loss by all pixels (as released), not by those that count
+    loss.multilabel = 'asymmetric'  # or bce
+    loss.multilabel_weight = 10.0
+    loss.gamma_neg = 2.0
+    loss.gamma_pos = 0.0
+    loss.clip = 0.05
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = 'adamw'        # or sgd
+    optimizer.learning_rate = 1e-3
+    optimizer.momentum = 0.9        # sgd
+    optimizer.b2 = 0.999            # adamw
+    optimizer.weight_decay = 0.01
+    optimizer.schedule = 'cosine'   # or poly
+    optimizer.power = 0.9           # poly
+    optimizer.end_factor = 0.0      # the last learning rate as a share of the first
+    optimizer.warmup_steps = 0      # linear, from 0
+    optimizer.clip_norm = 0.0       # of the global gradient; 0: off
+    optimizer.groups = (('(bias|scale|log_tau)$', 1.0, 0.0),)  # (pattern, × learning rate, × decay): a parameter
+    #                                 takes the first pattern found in its path, such as backbone/stage1/conv1/kernel
+    config.ema = 0.0                # decay of averaged parameters, used for evaluation; 0: off
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.size = (512, 512)    # (height, width) an image is fitted into, its ratio kept
+    evaluation.batch_size = 16
+    evaluation.recall_at = ()       # further values of κ for recall@κ and precision@κ
+    evaluation.checkpoint = 'last'  # what --mode=evaluate and --mode=predict load: 'last', 'best' (by mIoU) or '1200'
+
+    config.log_every = 50           # steps; likewise below
+    config.eval_every = 4_000
+    config.checkpoint_every = 1_000
+    config.keep_checkpoints = 2     # newest ones, besides the best
+    config.num_pictures = 8         # predicted and drawn at the end of training
+
+    return config.lock()
+
+
+def check(config):
+    """Refuses keys that `get_config` does not have and values of other types.
+
+    Raises:
+      ValueError: it names the key and the nearest valid one, or the type expected.
+    """
+    def compare(given, known, prefix):
+        for key, value in given.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known.keys(), 1, 0)
+                raise ValueError(f'{prefix}.{key} is not a key of configs/common.py; did you mean {prefix}.{near[0]}?')
+            default = known[key]
+            if isinstance(default, ConfigDict) and isinstance(value, ConfigDict):
+                compare(value, default, f'{prefix}.{key}')
+            elif not isinstance(value, number_or(type(default))) and (prefix, key, value) != ('config', 'rankseg', None):
+                raise ValueError(f'{prefix}.{key} = {value!r} must be of type {type(default).__name__}, like {default!r}')
+
+    compare(config, get_config(), 'config')
+
+
+def number_or(kind: type):
+    """What may stand where the default is of this type: an int for a float."""
+    return (int, float) if kind is float else kind

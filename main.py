@@ -1,0 +1,79 @@
+"""RankSeg from the command line.
+
+    python main.py --config=configs/quickstart.py --workdir=runs/quickstart
+    python main.py --workdir=runs/quickstart --mode=evaluate
+    python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,folder/,list.txt
+
+`train` trains (or resumes), evaluates, and draws predictions on the evaluation split. Any key of configs/common.py can be set:
+--config.rankseg.num_selected=25. Without --config, `evaluate` and `predict` use the one that `workdir` was trained with.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before TensorFlow is first imported
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/, see configs/common.py for its keys.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.', required=True)
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict'], 'What to do.')
+_INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split.')
+_OUTPUT = flags.DEFINE_string('output', None, 'predict: folder to write to; default: <workdir>/predictions.')
+
+
+def main(argv):
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
+    try:
+        run(_CONFIG.value, Path(_WORKDIR.value))
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        logging.debug('', exc_info=True)
+        sys.exit(f'error: {error}\n(--verbosity=1 shows where this comes from)')
+
+
+def run(config, workdir: Path):
+    from configs import common  # here and below: --help and bad flags answer at once
+    from rankseg_jax import checkpoint, evaluate, predict, sharding, train
+
+    sharding.start_distributed()
+    if config is not None:
+        common.check(config)
+    elif _MODE.value == 'train':
+        raise ValueError('--mode=train needs --config, such as --config=configs/quickstart.py')
+    else:
+        manager = checkpoint.open_checkpoints(workdir)
+        config = ConfigDict(checkpoint.restore_run(manager, checkpoint.find(manager, 'last'))['config'])
+
+    if _MODE.value == 'train':
+        scores = train.train(config, workdir)
+        if not scores:
+            return  # stopped by a signal
+        print(evaluate.table(scores))
+    elif _MODE.value == 'evaluate':
+        evaluate.run(config, workdir)
+        return
+    output = Path(_OUTPUT.value or workdir / 'predictions')
+    predictor = predict.load(workdir, config.eval.checkpoint)
+    if _INPUT.value:
+        predict.predict_files(predictor, _INPUT.value, output)
+    elif config.num_pictures:
+        print(f'Pictures:     {predict.predict_split(predictor, config, output)}')
+    print(f'Predictions:  {output}\nCheckpoints:  {workdir}/checkpoints\nMetrics:      {workdir}/metrics.jsonl, '
+          f'tensorboard --logdir={workdir}')
+
+
+def parse_flags(argv):
+    """Flags, where a wrong key or value in a config file or an override ends in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        sys.exit(f'error: {str(error).strip(chr(34))}')
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_flags)

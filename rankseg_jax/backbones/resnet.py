@@ -1,0 +1,72 @@
+"""ResNet (He et al., 2016; v1.5: a bottleneck strides in its 3 x 3 convolution)."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rankseg_jax.layers import ConvNorm
+
+
+class ResNet(nn.Module):
+    """Residual network whose stages of 1, 2, 4 and 8 times `width` end at strides 4, 8, 16 and 32.
+
+    `stem` is 'imagenet' (7 x 7 convolution and max pooling, each of stride 2) or 'small' (two 3 x 3
+    convolutions of stride 2, cheap on small images). Normalisation is explained at `ConvNorm`.
+    """
+
+    stage_sizes: Sequence[int]
+    bottleneck: bool = False
+    width: int = 64
+    stem: str = 'imagenet'
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, *, train: bool):
+        """Images [B, H, W, 3] -> {stride s: features [B, ceil(H / s), ceil(W / s), C]}."""
+        def conv(name, x, features, kernel, stride=1, **options):
+            return ConvNorm(
+                features, kernel, stride, dtype=self.dtype, name=name, **options
+            )(x, train=train)
+
+        def block(name, x, width, stride):
+            """The last scale starts at zero, so that every block starts as its shortcut."""
+            last = {'relu': False, 'scale_init': nn.initializers.zeros}
+            if self.bottleneck:
+                y = conv(f'{name}_conv1', x, width, 1)
+                y = conv(f'{name}_conv2', y, width, 3, stride)
+                y = conv(f'{name}_conv3', y, 4 * width, 1, **last)
+            else:
+                y = conv(f'{name}_conv1', x, width, 3, stride)
+                y = conv(f'{name}_conv2', y, width, 3, **last)
+            if x.shape != y.shape:
+                x = conv(f'{name}_shortcut', x, y.shape[-1], 1, stride, relu=False)
+            return nn.relu(x + y)
+
+        if self.stem == 'imagenet':
+            x = conv('stem', images, self.width, 7, 2)  # [B, H/2, W/2, C]
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H/4, W/4, C]
+        elif self.stem == 'small':
+            x = conv('stem1', images, self.width // 2, 3, 2)  # [B, H/2, W/2, C/2]
+            x = conv('stem2', x, self.width, 3, 2)  # [B, H/4, W/4, C]
+        else:
+            raise ValueError(f"ResNet.stem is {self.stem!r}; use 'imagenet' or 'small'.")
+
+        features = {}
+        for i, size in enumerate(self.stage_sizes):
+            for j in range(size):
+                stride = 2 if i > 0 and j == 0 else 1
+                x = block(f'stage{i + 1}_block{j + 1}', x, self.width * 2**i, stride)
+            features[4 * 2**i] = x  # [B, H/stride, W/stride, C]
+        return features
+
+
+VARIANTS = {
+    'resnet18': partial(ResNet, (2, 2, 2, 2)),
+    'resnet34': partial(ResNet, (3, 4, 6, 3)),
+    'resnet50': partial(ResNet, (3, 4, 6, 3), bottleneck=True),
+    'resnet101': partial(ResNet, (3, 4, 23, 3), bottleneck=True),
+    'narrow': partial(ResNet, (1, 1, 1, 1), width=32, stem='small'),
+}

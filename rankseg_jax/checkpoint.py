@@ -1,0 +1,76 @@
+"""Checkpoints of a run under `<workdir>/checkpoints`, through orbax.
+
+Each holds three items: `model` (params, batch_stats and, if there is one, ema), `optimizer` (its state), and `run` (JSON: config,
+class names, the next step, from which the data position follows).
+"""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import args, checkpoint_managers
+
+
+def open_checkpoints(workdir, keep: int = 1) -> ocp.CheckpointManager:
+    """The run's checkpoints: the newest `keep` and the best by mIoU stay."""
+    policy = checkpoint_managers.AnyPreservationPolicy([
+        checkpoint_managers.LatestN(keep),
+        checkpoint_managers.BestN(n=1, get_metric_fn=lambda metrics: metrics['mIoU'], keep_checkpoints_without_metrics=False),
+    ])
+    return ocp.CheckpointManager(
+        Path(workdir).absolute() / 'checkpoints',
+        item_handlers={'model': ocp.StandardCheckpointHandler(), 'optimizer': ocp.StandardCheckpointHandler(),
+                       'run': ocp.JsonCheckpointHandler()},
+        options=ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=True))
+
+
+def save(manager, step: int, model, optimizer, run: dict, scores: dict | None = None):
+    """Starts saving in the background; `scores` (with mIoU) makes the checkpoint eligible as the best."""
+    manager.save(step, args=args.Composite(
+        model=args.StandardSave(model), optimizer=args.StandardSave(optimizer), run=args.JsonSave(run)), metrics=scores)
+
+
+def find(manager, which) -> int:
+    """The step of checkpoint `which`: 'last', 'best' or a step.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+    """
+    steps = manager.all_steps()
+    step = {'last': manager.latest_step, 'best': manager.best_step}.get(which, lambda: int(which))()
+    if step not in steps:
+        raise FileNotFoundError(
+            f'no checkpoint {which!r} in {manager.directory}; there are steps {sorted(steps) or "none"}: train first '
+            '(main.py --mode=train with this workdir) or name one of them')
+    return step
+
+
+def restore_run(manager, step: int) -> dict:
+    return manager.restore(step, args=args.Composite(run=args.JsonRestore())).run
+
+
+def restore(manager, step: int, **items):
+    """Restores the named items into arrays shaped and placed like the given trees of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ValueError: the checkpoint holds other names or shapes; both sides are listed.
+    """
+    for name, expected in items.items():
+        check_same(manager.item_metadata(step)[name], expected, f'{name} of checkpoint {manager.directory}/{step}')
+    return manager.restore(step, args=args.Composite(**{name: args.StandardRestore(x) for name, x in items.items()}))
+
+
+def check_same(found, expected, where: str):
+    """Raises a ValueError that lists what differs in names and shapes between a checkpoint and the model."""
+    def shapes(tree):
+        return {'/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path): tuple(leaf.shape)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    found, expected = shapes(found), shapes(expected)
+    lines = [f'  {name}: checkpoint {found.get(name, "has none")}, model {expected.get(name, "has none")}'
+             for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+    if lines:
+        more = f'\n  … and {len(lines) - 20} more' if len(lines) > 20 else ''
+        raise ValueError(
+            f'{where} does not fit the model that config describes:\n' + '\n'.join(lines[:20]) + more
+            + '\nUse the config of that run, or another --workdir.')

@@ -1,0 +1,33 @@
+"""Data sets: each module here with a `get_source` is one, found by its name."""
+
+import importlib
+from pathlib import Path
+
+IGNORE_LABEL = -1  # in int32 labels, so that 255 stays a class like any other
+
+
+class CorruptExample(ValueError):
+    """One example cannot be read. The message names the file and the reason."""
+
+
+def get_source(data_config, split):
+    """Opens a split of the data set `data_config.name`.
+
+    Returns a source: `class_names` (K names in label order), `ids` (N names that a human can
+    find), `len()` and `load(index)` -> {'image': uint8 [H, W, 3], 'label': int32 [H, W] in
+    0..K-1 or IGNORE_LABEL}, which raises `CorruptExample`.
+
+    Raises:
+      ValueError: no data set has this name.
+    """
+    name = data_config.name
+    modules = sorted(
+        path.stem
+        for path in Path(__file__).parent.glob('[!_]*.py')
+        if 'def get_source(' in path.read_text(encoding='utf-8')
+    )
+    if name not in modules:
+        raise ValueError(
+            f'config.data.name = {name!r} is not a data set; set it to one of {", ".join(modules)}'
+        )
+    return importlib.import_module(f'{__name__}.{name}').get_source(data_config, split)

@@ -1,0 +1,43 @@
+"""CamVid: street scenes seen from a car, 480 x 360, 11 categories.
+
+    <data.dir>/
+      train/a.jpg   trainannot/a.png   0..10, and 11 = void, which doesn't count
+      val/b.jpg     valannot/b.png
+
+Layout and categories of SegNet's release (Badrinarayanan et al., 2017) of the data of Brostow et
+al., 2009.
+"""
+
+from pathlib import Path
+
+from rankseg_jax.data import folder
+
+CLASS_NAMES = (
+    'sky',
+    'building',
+    'pole',
+    'road',
+    'pavement',
+    'tree',
+    'sign',
+    'fence',
+    'car',
+    'pedestrian',
+    'bicyclist',
+)
+VOID = 11
+
+
+def get_source(data_config, split):
+    """Opens `<split>` and `<split>annot` below `data_config.dir`; `validation` is `val` there.
+
+    Raises:
+      FileNotFoundError: a folder is missing.
+      ValueError: `num_classes` is neither 0 nor 11.
+    """
+    folder.check_num_classes(data_config.num_classes, CLASS_NAMES, 'CamVid')
+    root = Path(data_config.dir).expanduser()
+    name = 'val' if split == 'validation' else split
+    layout = f'config.data.dir = {data_config.dir!r} must hold {name}/*.jpg and {name}annot/*.png'
+    pairs, unmatched = folder.match_files(root / name, root / f'{name}annot', layout)
+    return folder.PairedFiles(CLASS_NAMES, pairs, VOID, unmatched=unmatched)

@@ -1,0 +1,173 @@
+"""The embedded data set: composed emoji scenes, generated on the spot without a network.
+
+Drawings: Twemoji (CC-BY 4.0) and, for the split `unseen`, OpenMoji (CC-BY-SA 4.0).
+"""
+
+import dataclasses
+import io
+import time
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from rankseg_jax.data import CorruptExample, scenes
+
+EXAMPLES = {'train': 5000, 'validation': 400, 'test': 400}
+UNSEEN = {'unseen': 400}
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class EmojiScenesConfig(tfds.core.BuilderConfig):
+    """K categories (background included), side in pixels and number of examples per split.
+
+    The name follows: k60_96, or k60_96_train64 where a number is not the usual one.
+    """
+
+    name: str = ''
+    num_classes: int
+    image_size: int
+    examples: dict[str, int] = dataclasses.field(default_factory=lambda: dict(EXAMPLES))
+
+    def __post_init__(self):
+        scenes.class_names(self.num_classes)  # raises if there are not that many
+        if not 16 <= self.image_size <= 2048:
+            raise ValueError(
+                f'emoji_scenes: data.image_size is {self.image_size}; choose 16..2048 pixels.'
+            )
+        usual = EXAMPLES if 'train' in self.examples else {}
+        unusual = {k: v for k, v in self.examples.items() if usual.get(k) != v}
+        suffix = ''.join(f'_{split}{count}' for split, count in unusual.items())
+        self.name = f'k{self.num_classes}_{self.image_size}{suffix}'
+        self.description = (
+            f'{self.num_classes} categories, {self.image_size} x {self.image_size} pixels.'
+        )
+
+
+class EmojiScenes(tfds.core.GeneratorBasedBuilder):
+    """Emoji over generated backgrounds with exact label and panoptic maps."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = [
+        EmojiScenesConfig(num_classes=num_classes, image_size=size, examples=examples)
+        for num_classes in (60, 150, 847, 1284)
+        for size in (96, 128)
+        for examples in (EXAMPLES, UNSEEN)
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        side = config.image_size
+        names = list(scenes.class_names(config.num_classes))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Composed scenes of Twemoji or OpenMoji drawings. ' + config.description,
+            features=tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Image(shape=(side, side, 3), encoding_format='png'),
+                    'label': tfds.features.Image(
+                        shape=(side, side, 1), dtype=np.uint16, encoding_format='png'
+                    ),
+                    'panoptic': tfds.features.Image(
+                        shape=(side, side, 1), dtype=np.uint16, encoding_format='png'
+                    ),
+                    'categories': tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
+                }
+            ),
+            homepage='https://github.com/jdecked/twemoji',
+            license='Drawings: Twemoji CC-BY 4.0; OpenMoji (split unseen) CC-BY-SA 4.0',
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in self.builder_config.examples}
+
+    def _generate_examples(self, split):
+        config = self.builder_config
+        count = config.examples[split]
+        yield from enumerate(
+            scenes.generate(config.num_classes, config.image_size, split, count)
+        )
+
+
+class EmojiScenesSource:
+    """Random access to a prepared split; see `rankseg_jax.data.get_source`."""
+
+    def __init__(self, builder: EmojiScenes, split: str):
+        config = builder.builder_config
+        skip = tfds.decode.SkipDecoding()
+        self.class_names = scenes.class_names(config.num_classes)
+        self.ids = [f'{split}/{index:05d}' for index in range(config.examples[split])]
+        self._files = f'{builder.data_path} ({split})'
+        self._records = builder.as_data_source(
+            split, decoders={'image': skip, 'label': skip, 'panoptic': skip}
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _read(self, index: int, *keys: str) -> list[np.ndarray]:
+        try:
+            record = self._records[index]
+            return [np.array(Image.open(io.BytesIO(record[key]))) for key in keys]
+        except IndexError:
+            raise
+        except Exception as error:  # array_record, protobuf and Pillow each have their own
+            raise CorruptExample(f'{self.ids[index]} in {self._files}: {error}') from error
+
+    def load(self, index: int) -> dict[str, np.ndarray]:
+        """image uint8 [S, S, 3] and label int32 [S, S]; CorruptExample if unreadable."""
+        image, label = self._read(index, 'image', 'label')
+        return {'image': image, 'label': label.astype(np.int32)}
+
+    def panoptic(self, index: int) -> np.ndarray:
+        """Object numbers int32 [S, S] from 1 in painting order, 0 for background."""
+        return self._read(index, 'panoptic')[0].astype(np.int32)
+
+
+def _prepare(builder: EmojiScenes) -> None:
+    examples = builder.builder_config.examples
+    wanted = ', '.join(f'{count} {split}' for split, count in examples.items())
+    print(f'emoji_scenes: generating {wanted} images into {builder.data_path}', flush=True)
+    start = time.perf_counter()
+    try:
+        builder.download_and_prepare()
+    except OSError:
+        if not builder.data_path.exists():  # else another process was first with the same bits
+            raise
+    seconds = time.perf_counter() - start
+    rate = sum(examples.values()) / seconds
+    print(f'emoji_scenes: done in {seconds:.1f} s, {rate:.0f} images/s', flush=True)
+
+
+def get_source(data_config, split: str) -> EmojiScenesSource:
+    """Opens a split, generated first into data_config.dir (default ~/tensorflow_datasets).
+
+    Uses num_classes, image_size and num_train (0: 5000) of the config.
+
+    Raises:
+      ValueError: no such split, or a size out of range.
+      ImportError: the drawings' packages are missing; says what to install.
+    """
+    examples = {**EXAMPLES, 'train': data_config.num_train or EXAMPLES['train']}
+    if split in UNSEEN:
+        examples = UNSEEN
+    if split not in examples:
+        known = ', '.join([*EXAMPLES, *UNSEEN])
+        raise ValueError(f'emoji_scenes has no split {split!r}; the splits are {known}.')
+    config = EmojiScenesConfig(
+        num_classes=data_config.num_classes,
+        image_size=data_config.image_size,
+        examples=examples,
+    )
+    config = EmojiScenes.builder_configs.get(config.name, config)  # TFDS refuses an equal twin
+    arguments = {
+        'config': config,
+        'data_dir': data_config.dir or None,
+        'file_format': 'array_record',
+    }
+    builder = EmojiScenes(**arguments)
+    if not builder.data_path.exists():
+        _prepare(builder)
+        builder = EmojiScenes(**arguments)
+    return EmojiScenesSource(builder, split)

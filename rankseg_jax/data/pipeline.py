@@ -1,0 +1,222 @@
+"""Batches for training and evaluation through tf.data.
+
+Training is an endless stream of samples, numbered over all steps and hosts. Which example sample n
+is, and how it is augmented, follows from (seed, n) alone: a run repeats bit by bit, and a resumed
+one goes on as if it had never stopped.
+"""
+
+import functools
+import threading
+
+import jax
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from jax.experimental import multihost_utils
+
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, transforms
+
+CANVAS_MULTIPLE = 64  # of evaluation labels, so that few shapes are compiled
+
+tf.config.set_visible_devices([], 'GPU')  # accelerator memory is JAX's
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_examples, seed, epoch):
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def example_indices(num_examples, seed, step, batch_size):
+    """Indices into the source, int64 [batch_size], of the global batch of a training step."""
+    samples = range(step * batch_size, (step + 1) * batch_size)
+    return np.array(
+        [_permutation(num_examples, seed, n // num_examples)[n % num_examples] for n in samples]
+    )
+
+
+class _Loader:
+    """Loads examples in tf.data's threads and keeps what went wrong for the main thread."""
+
+    def __init__(self, source, max_corrupt):
+        self.source = source
+        self.max_corrupt = max_corrupt
+        self.corrupt = {}  # index -> message
+        self.failure = None
+        self.lock = threading.Lock()
+
+    def __call__(self, index):
+        """index -> image uint8 [H, W, 3], label int32 [H, W], valid bool; index -1 stands in."""
+        if index >= 0:
+            try:
+                example = self.source.load(int(index))
+                image, label = example['image'], example['label']
+                if image.shape != (*label.shape, 3):
+                    raise ValueError(
+                        f'{self.source.ids[index]}: image {image.shape} and label {label.shape} '
+                        'differ in size'
+                    )
+                return image.astype(np.uint8), label.astype(np.int32), True
+            except CorruptExample as error:
+                self._count(int(index), str(error))
+            except Exception as error:  # an exception must not cross tf.data, which buries it
+                self.failure = error
+        return np.zeros([1, 1, 3], np.uint8), np.full([1, 1], IGNORE_LABEL, np.int32), False
+
+    def _count(self, index, message):
+        with self.lock:
+            if index in self.corrupt:
+                return
+            self.corrupt[index] = message
+            logging.warning('Skipping corrupt example %d: %s', len(self.corrupt), message)
+            if len(self.corrupt) > self.max_corrupt:
+                self.failure = ValueError(
+                    f'{len(self.corrupt)} examples cannot be read, more than '
+                    f'config.data.max_corrupt = {self.max_corrupt}; mend or remove them:\n'
+                    + '\n'.join(self.corrupt.values())
+                )
+
+    def tensors(self, index):
+        image, label, valid = tf.numpy_function(self, [index], [tf.uint8, tf.int32, tf.bool])
+        image = tf.ensure_shape(image, [None, None, 3])
+        return image, tf.ensure_shape(label, [None, None]), tf.ensure_shape(valid, [])
+
+    def batches(self, dataset):
+        """Iterates over the data set's batches; a failure in a thread is raised here."""
+        for batch in dataset.as_numpy_iterator():
+            if self.failure is not None:
+                raise self.failure
+            yield batch
+
+
+def _host_slice(name, batch_size):
+    """The (start, stop) of this host's part of a global batch."""
+    hosts = jax.process_count()
+    if batch_size < 1 or batch_size % hosts:
+        raise ValueError(f'{name} = {batch_size} must be a positive multiple of {hosts} hosts')
+    local = batch_size // hosts
+    return jax.process_index() * local, (jax.process_index() + 1) * local
+
+
+def _check_not_empty(source, split):
+    if not len(source):
+        raise ValueError(f'split {split!r} of the data set holds no example; check config.data')
+
+
+def _parallel_calls(config):
+    return config.data.num_workers or tf.data.AUTOTUNE
+
+
+def train_batches(source, config, *, start_step):
+    """Endless training batches of this host, from step `start_step` on.
+
+    Step s, at any `start_step` <= s, gives the same batch bit by bit, and nothing before
+    `start_step` is read. Its examples are `example_indices(len(source), seed, s, batch_size)`; a
+    source smaller than a batch is repeated in it.
+
+    Args:
+      source: as of `rankseg_jax.data.get_source`.
+      config: the run's config; reads `seed`, `batch_size`, `data` and `augment`.
+      start_step: int.
+
+    Returns:
+      An iterator of {'image': float32 [B, h, w, 3] normalised, 'label': int32 [B, h, w], 'mask':
+      bool [B]}. A corrupt example is named in the log, and stands there as zeros, all ignored,
+      with mask False.
+
+    Raises:
+      ValueError: nothing in the source; a batch that the hosts cannot share. While iterating:
+        more than `data.max_corrupt` corrupt examples; whatever else the source raises.
+    """
+    _check_not_empty(source, config.data.train_split)
+    start, stop = _host_slice('config.batch_size', config.batch_size)
+    loader = _Loader(source, config.data.max_corrupt)
+    local = stop - start
+
+    def samples(step):
+        indices = tf.numpy_function(
+            lambda step: example_indices(
+                len(source), config.seed, int(step), config.batch_size
+            )[start:stop],
+            [step],
+            tf.int64,
+        )
+        numbers = step * config.batch_size + tf.range(start, stop, dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices((tf.ensure_shape(indices, [local]), numbers))
+
+    def transform(index, number):
+        image, label, valid = loader.tensors(index)
+        seed = tf.stack([tf.constant(config.seed, tf.int64), number])
+        image, label = transforms.train_transform(image, label, seed, config)
+        return {'image': tf.where(valid, image, 0.0), 'label': label, 'mask': valid}
+
+    dataset = (
+        tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+        .flat_map(samples)
+        .map(transform, num_parallel_calls=_parallel_calls(config), deterministic=True)
+        .batch(local)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    return loader.batches(dataset)
+
+
+def eval_batches(source, config):
+    """Batches that hold every example of the source exactly once over all hosts.
+
+    All hosts get the same number of batches, of the same shapes, and must go through them together.
+
+    Args:
+      source: as of `rankseg_jax.data.get_source`.
+      config: the run's config; reads `eval` and `data`.
+
+    Returns:
+      An iterator of {'image': float32 [B, h, w, 3] fitted into `eval.size`, 'content': int32
+      [B, 2] rows and columns of it that hold the picture, 'label': int32 [B, Hc, Wc] at original
+      size, padded with IGNORE_LABEL to a multiple of 64, 'size': int32 [B, 2] original rows and
+      columns, 'index': int32 [B] position in the source, 'mask': bool [B]}. Where mask is False,
+      an all-ignored pixel stands in for a corrupt example, or, with index -1, fills up the batch.
+
+    Raises:
+      ValueError: as `train_batches`.
+    """
+    _check_not_empty(source, config.data.eval_split)
+    batch_size = config.eval.batch_size
+    start, stop = _host_slice('config.eval.batch_size', batch_size)
+    num_batches = -(-len(source) // batch_size)
+    indices = np.full([num_batches * batch_size], -1, np.int32)
+    indices[: len(source)] = np.arange(len(source))
+    indices = indices.reshape(num_batches, batch_size)[:, start:stop].ravel()
+    loader = _Loader(source, config.data.max_corrupt)
+
+    def transform(index):
+        picture, label, valid = loader.tensors(index)
+        image, content = transforms.eval_transform(picture, config)
+        return {
+            'image': tf.where(valid, image, 0.0),
+            'content': content,
+            'label': label,
+            'size': tf.shape(label),
+            'index': index,
+            'mask': valid,
+        }
+
+    dataset = tf.data.Dataset.from_tensor_slices(indices).map(
+        transform, num_parallel_calls=_parallel_calls(config), deterministic=True
+    )
+    padding = dict.fromkeys(dataset.element_spec)
+    padding['label'] = IGNORE_LABEL
+    dataset = dataset.padded_batch(stop - start, padding_values=padding).prefetch(2)
+    return map(_pad_to_canvas, loader.batches(dataset))
+
+
+def _pad_to_canvas(batch):
+    size = _max_over_hosts(batch['size'].max(axis=0))  # [2]
+    canvas = -(-size // CANVAS_MULTIPLE) * CANVAS_MULTIPLE
+    rows, columns = canvas - batch['label'].shape[1:]
+    label = np.pad(
+        batch['label'], [(0, 0), (0, rows), (0, columns)], constant_values=IGNORE_LABEL
+    )
+    return {**batch, 'label': label}  # [B, Hc, Wc]
+
+
+def _max_over_hosts(size):
+    return np.max(multihost_utils.process_allgather(size, tiled=False).reshape(-1, 2), axis=0)

@@ -1,0 +1,100 @@
+"""Where RankSeg enters a per-pixel framework: pixel embeddings × the embeddings of the selected categories."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
+
+from rankseg_jax.multilabel import build_head
+from rankseg_jax.ranking import RankTemperature, Selection, gather, select
+
+
+@flax.struct.dataclass
+class PixelOutput:
+    """What a per-pixel framework returns.
+
+    Attributes:
+      logits: [B, h, w, κ] in rank order; [B, h, w, K] if there is no selection.
+      selection: the categories that the ranks stand for; None for the baseline.
+      class_logits: [B, K] of the multi-label head; None for the baseline.
+      auxiliary_logits: [B, h', w', κ or K] of the auxiliary head, which only training uses; None where there is none.
+    """
+
+    logits: jax.Array
+    selection: Selection | None = None
+    class_logits: jax.Array | None = None
+    auxiliary_logits: jax.Array | None = None
+
+
+class ClassEmbedding(nn.Module):
+    """A linear pixel classifier whose rows can be selected: [B, h, w, D] -> [B, h, w, κ or K] float32."""
+
+    num_classes: int
+    dim: int
+
+    def setup(self):
+        self.embedding = self.param('embedding', nn.initializers.normal(0.02), (self.num_classes, self.dim))
+        self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
+
+    def __call__(self, pixels, selection: Selection | None):
+        embedding = self.embedding.astype(pixels.dtype)
+        if selection is None:
+            return (pixels @ embedding.T).astype(jnp.float32) + self.bias  # [B, h, w, K]
+        embedding, bias = gather(embedding, selection, 0), gather(self.bias, selection, 0)  # [B, κ, D], [B, κ]
+        return jnp.einsum('bhwd,bkd->bhwk', pixels, embedding).astype(jnp.float32) + bias[:, None, None]
+
+
+class PixelClassifier(nn.Module):
+    """Classifies pixels over the κ categories that a multi-label head ranks first (arXiv 2203.04187, section 3).
+
+    Attributes:
+      num_classes: K.
+      rankseg: the keys of `config.rankseg`, see configs/common.py; None classifies over all K.
+    """
+
+    num_classes: int
+    rankseg: FrozenConfigDict | None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels, coarse, auxiliary=None, *, train: bool, presence=None, all_classes: bool = False):
+        """Pixel embeddings [B, h, w, D] and the multi-label head's map [B, h', w', C] -> PixelOutput.
+
+        Args:
+          auxiliary: pixel embeddings [B, h'', w'', D''] of an auxiliary head, classified over the same categories.
+          presence: [B, K] bool, the categories of the ground truth; for training with `missed='force'`, and for the oracle.
+          all_classes: leave the selection out this time (the warm-up); static.
+
+        Raises:
+          ValueError: the oracle without `presence`, or an unknown option.
+        """
+        options = self.rankseg
+        classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
+        class_logits = selection = None
+        if options is not None:
+            shared = (classes.embedding,) if options.share_embedding else ()
+            class_logits = build_head(options, self.num_classes, self.dtype)(coarse, *shared, train=train)  # [B, K]
+            if options.select and not all_classes:
+                selection = self.choose(class_logits, presence, train)
+        logits = classes(pixels, selection)
+        if selection is not None:
+            num_ranks, kind = options.num_selected, options.temperature
+            logits = RankTemperature(*((1, 'temperature') if kind == 'shared' else (num_ranks, kind)), name='rank')(logits)
+            if options.oracle:
+                logits = jnp.where(selection.scores[:, None, None] > 0, logits, -100.0)  # the absent fill up to κ only
+        if auxiliary is not None:
+            classes = ClassEmbedding(self.num_classes, auxiliary.shape[-1], name='auxiliary_classes')
+            auxiliary = classes(auxiliary, selection)
+        return PixelOutput(logits, selection, class_logits, auxiliary)
+
+    def choose(self, class_logits, presence, train: bool) -> Selection:
+        options = self.rankseg
+        if options.oracle:
+            if presence is None:
+                raise ValueError('rankseg.oracle selects by the ground truth: give `presence`, or set it to False')
+            return select(presence.astype(jnp.float32), options.num_selected)
+        forced = presence if train and options.missed == 'force' else None
+        return select(class_logits, options.num_selected, must_include=forced)

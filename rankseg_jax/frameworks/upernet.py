@@ -1,0 +1,62 @@
+"""UPerNet (Xiao et al., 2018) with RankSeg: backbone, pyramid pooling, feature pyramid, pixel classifier."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
+
+from rankseg_jax import backbones
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier, PixelOutput
+from rankseg_jax.decoders.uper import UPerHead
+from rankseg_jax.layers import ConvNorm
+
+
+class UPerNet(nn.Module):
+    """Images -> PixelOutput at stride 4.
+
+    Attributes:
+      num_classes: K.
+      backbone: a module [B, H, W, 3] -> {stride: feature} for strides 4, 8, 16 and 32.
+      channels: D, width of the decoder and of the pixel embeddings.
+      dropout: share of the embedding channels dropped in training.
+      auxiliary: whether a small head on stride 16 gives `auxiliary_logits`, for its loss in training.
+      rankseg: the keys of `config.rankseg`, see configs/common.py; None is the baseline.
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    channels: int = 512
+    dropout: float = 0.1
+    auxiliary: bool = True
+    rankseg: FrozenConfigDict | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, *, train: bool, presence=None, all_classes: bool = False) -> PixelOutput:
+        """Normalised images [B, H, W, 3]; `presence` and `all_classes` as for `PixelClassifier`."""
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
+        features = self.backbone(images, train=train)  # {stride: [B, H / stride, W / stride, C]}
+        pixels, pyramid = UPerHead(self.channels, dtype=self.dtype, name='decoder')(features, train=train)
+        auxiliary = None
+        if self.auxiliary:
+            auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(features[16], train=train)  # [B, h16, w16, 256]
+            auxiliary = drop(auxiliary)
+        coarse = pyramid[self.rankseg.stride] if self.rankseg else None  # [B, h, w, D]
+        return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
+            drop(pixels), coarse, auxiliary, train=train, presence=presence, all_classes=all_classes)
+
+
+def build(config, num_classes: int) -> UPerNet:
+    """The model that `config` (configs/common.py) describes, for K categories."""
+    dtype = jnp.dtype(config.model.dtype)
+    return UPerNet(
+        num_classes=num_classes,
+        backbone=backbones.build(config.model.backbone, dtype),
+        channels=config.model.channels,
+        dropout=config.model.dropout,
+        auxiliary=config.model.auxiliary_weight > 0,
+        rankseg=config.rankseg and FrozenConfigDict(config.rankseg),
+        dtype=dtype,
+    )

@@ -1,0 +1,121 @@
+"""Building blocks shared by backbones, decoders and heads. Images are channels-last."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm, ReLU: [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), features].
+
+    Padding is kernel // 2 on every side, as in PyTorch, whatever the input's size. Parameters and
+    statistics are float32; `dtype` is what is computed in. Under jit a batch axis sharded over a
+    mesh is still one batch, so the statistics are those of the global batch. As everywhere in Flax
+    the running variance is the biased one.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    relu: bool = True
+    scale_init: Any = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        pad = self.kernel // 2
+        x = nn.Conv(
+            self.features, (self.kernel, self.kernel), (self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)), use_bias=False, kernel_init=he_normal,
+            dtype=self.dtype, name='conv',
+        )(x)
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5,
+            scale_init=self.scale_init, dtype=self.dtype, name='norm',
+        )(x)
+        return nn.relu(x) if self.relu else x
+
+
+def resize(x, shape):
+    """Bilinear resize of [..., h, w, C] to [..., *shape, C], half-pixel centres, no antialiasing.
+
+    Equals `torch.nn.functional.interpolate(mode='bilinear', align_corners=False)`, either way.
+    """
+    return jax.image.resize(x, (*x.shape[:-3], *shape, x.shape[-1]), 'bilinear', antialias=False)
+
+
+def adaptive_average_pool(x, shape):
+    """Means over a grid of windows, [..., h, w, C] -> [..., *shape, C], for any two sizes.
+
+    Equals `torch.nn.functional.adaptive_avg_pool2d`: window i of n spans floor(i·h/n) to
+    ceil((i+1)·h/n), so windows overlap where n does not divide h.
+    """
+    def windows(size, count):
+        index = np.arange(count)[:, None]
+        start, stop = index * size // count, -(-(index + 1) * size // count)
+        inside = (np.arange(size) >= start) & (np.arange(size) < stop)  # [count, size]
+        return (inside / (stop - start)).astype(np.float32)
+
+    rows, columns = (windows(n, m) for n, m in zip(x.shape[-3:-1], shape, strict=True))
+    pooled = jnp.einsum('...hwc,ih,jw->...ijc', x, rows, columns, precision='highest')
+    return pooled.astype(x.dtype)
+
+
+class Mlp(nn.Module):
+    """Two dense layers, [..., D] -> [..., D]; dropout in training."""
+
+    hidden: int
+    dropout: float = 0.0
+    activation: Callable = partial(nn.gelu, approximate=False)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        y = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(x))  # [..., hidden]
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        return nn.Dense(x.shape[-1], dtype=self.dtype)(y)  # [..., D]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, [B, N, D] -> [B, N, D]."""
+
+    num_heads: int
+    mlp_dim: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
+        x = x + drop(nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(y, deterministic=not train))
+        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
+        return x + drop(Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train))
+
+
+def sine_positions(height: int, width: int, dim: int):
+    """Sine and cosine codes of the positions of a grid, [height, width, dim] float32.
+
+    The first half of the channels codes the row, the second the column, both scaled to (0, 2π] (Carion et al., 2020).
+
+    Raises:
+      ValueError: `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f'position codes need a width that is a multiple of 4, got {dim}')
+    frequencies = 10_000.0 ** (-4 * np.arange(dim // 4) / dim)  # [dim / 4]
+
+    def code(size):
+        angles = 2 * np.pi * np.arange(1, size + 1)[:, None] / (size + 1e-6) * frequencies  # [size, dim / 4]
+        return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(size, dim // 2)  # interleaved
+
+    rows = np.broadcast_to(code(height)[:, None], (height, width, dim // 2))
+    columns = np.broadcast_to(code(width)[None], (height, width, dim // 2))
+    return jnp.asarray(np.concatenate([rows, columns], -1), jnp.float32)

@@ -1,0 +1,106 @@
+"""Semantic segmentation: mIoU, pixel accuracy and the table per class."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+
+@struct.dataclass
+class SemanticMetric:
+    """Pixel counts per class, all that IoU and accuracy need: no K × K confusion matrix.
+
+    A batch's counts are int32 on the device; `merge` adds them on the host in int64. The state
+    is additive: over several hosts, the sum of each field is the state of the whole data set.
+
+    Attributes:
+      intersection: [K] pixels where prediction and label agree.
+      predicted: [K] labelled pixels predicted as the class.
+      labelled: [K] pixels labelled as the class.
+    """
+
+    intersection: jax.Array | np.ndarray
+    predicted: jax.Array | np.ndarray
+    labelled: jax.Array | np.ndarray
+
+    @classmethod
+    def empty(cls, num_classes: int):
+        return cls(*(np.zeros(num_classes, np.int64) for _ in range(3)))
+
+    @classmethod
+    def from_batch(cls, labels, predictions, num_classes: int):
+        """Counts one batch; made for `jit`.
+
+        Args:
+          labels: [B, H, W] int32; pixels outside 0..K-1 are ignored, predictions there dropped.
+          predictions: [B, H, W] int32; outside 0..K-1 it is wrong, and no class is charged.
+          num_classes: K, static.
+
+        Raises:
+          ValueError: labels and predictions differ in shape.
+        """
+        if labels.shape != predictions.shape:
+            raise ValueError(
+                f'labels are {labels.shape}, but predictions are {predictions.shape}; '
+                'resize the predictions to the size of the labels')
+        valid = (labels >= 0) & (labels < num_classes)  # [B, H, W]
+        predictions = jnp.where(valid & (predictions >= 0), predictions, num_classes)  # K: dropped
+        labels = jnp.where(valid, labels, num_classes)
+        agreed = jnp.where(labels == predictions, labels, num_classes)
+        counts = jnp.zeros(num_classes, jnp.int32)  # [K]
+        return cls(*(counts.at[classes].add(1, mode='drop')
+                     for classes in (agreed, predictions, labels)))
+
+    def merge(self, other):
+        """Adds up two states on the host, in int64.
+
+        Raises:
+          ValueError: they have different numbers of classes.
+        """
+        if self.labelled.shape != other.labelled.shape:
+            raise ValueError(
+                f'cannot merge metrics of {self.labelled.size} and {other.labelled.size} classes')
+        return jax.tree.map(
+            lambda a, b: np.asarray(a, np.int64) + np.asarray(b, np.int64), self, other)
+
+    def compute(self, class_names=None) -> dict:
+        """The scores, as fractions, as mmsegmentation defines them.
+
+        Args:
+          class_names: K names for the table; without them, the class numbers.
+
+        Returns:
+          mIoU: mean over the classes that are labelled or predicted anywhere; a class that is
+            predicted but never labelled counts 0. mAcc: mean over the labelled classes of the
+            share of their pixels that is right. aAcc: the share of all labelled pixels that is
+            right. classes: K rows of name, IoU, Acc and pixels (those labelled). What no pixel
+            speaks for is nan.
+
+        Raises:
+          ValueError: the number of names is not K.
+        """
+        if class_names is None:
+            class_names = [str(label) for label in range(self.labelled.size)]
+        if len(class_names) != self.labelled.size:
+            raise ValueError(f'{len(class_names)} class names for {self.labelled.size} classes')
+        right, predicted, labelled = (
+            np.asarray(x, np.int64) for x in (self.intersection, self.predicted, self.labelled))
+        iou = _divide(right, labelled + predicted - right)  # [K]
+        accuracy = _divide(right, labelled)  # [K]
+        return {
+            'mIoU': _mean(iou),
+            'mAcc': _mean(accuracy),
+            'aAcc': float(_divide(right.sum(), labelled.sum())),
+            'classes': [
+                {'name': name, 'IoU': float(i), 'Acc': float(a), 'pixels': int(n)}
+                for name, i, a, n in zip(class_names, iou, accuracy, labelled, strict=True)],
+        }
+
+
+def _divide(a, b):
+    return np.where(b > 0, a / np.maximum(b, 1), np.nan)
+
+
+def _mean(values):
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float('nan')

@@ -1,0 +1,59 @@
+"""Optimisers and schedules from `config.optimizer`, see configs/common.py."""
+
+import re
+
+import jax
+import optax
+
+
+def make_schedule(options, steps: int) -> optax.Schedule:
+    """Step number -> learning rate: linear warm-up from 0, then poly or cosine down to `end_factor` × the first rate.
+
+    Raises:
+      ValueError: unknown schedule, or a warm-up as long as the run.
+    """
+    rate, warmup = options.learning_rate, options.warmup_steps
+    if not 0 <= warmup < steps:
+        raise ValueError(f'config.optimizer.warmup_steps = {warmup} must be less than config.steps = {steps}')
+    if options.schedule == 'poly':
+        decay = optax.polynomial_schedule(rate, rate * options.end_factor, options.power, steps - warmup)
+    elif options.schedule == 'cosine':
+        decay = optax.cosine_decay_schedule(rate, steps - warmup, options.end_factor)
+    else:
+        raise ValueError(f"config.optimizer.schedule = {options.schedule!r} is unknown; use 'poly' or 'cosine'")
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup]) if warmup else decay
+
+
+def make_optimizer(options, steps: int) -> optax.GradientTransformation:
+    """Clipping, then SGD or AdamW with a learning rate and weight decay for each parameter group.
+
+    Raises:
+      ValueError: unknown optimiser or schedule.
+    """
+    schedule = make_schedule(options, steps)
+
+    def one_group(rate_factor, decay_factor):
+        def rate(step):
+            return rate_factor * schedule(step)
+
+        decay = options.weight_decay * decay_factor
+        if options.name == 'adamw':
+            return optax.adamw(rate, b2=options.b2, weight_decay=decay)
+        if options.name == 'sgd':
+            return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, options.momentum))
+        raise ValueError(f"config.optimizer.name = {options.name!r} is unknown; use 'adamw' or 'sgd'")
+
+    groups = [*options.groups, ('', 1.0, 1.0)]  # the last takes what no pattern found
+    clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
+    return optax.chain(clip, optax.partition(
+        {i: one_group(*factors) for i, (_, *factors) in enumerate(groups)},
+        lambda params: group_numbers(params, [pattern for pattern, *_ in groups])))
+
+
+def group_numbers(params, patterns):
+    """The number of the first pattern found in each parameter's path, a tree like `params`."""
+    def number(path, _):
+        name = '/'.join(key.key for key in path)
+        return next(i for i, pattern in enumerate(patterns) if re.search(pattern, name))
+
+    return jax.tree_util.tree_map_with_path(number, params)

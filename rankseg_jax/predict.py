@@ -1,0 +1,190 @@
+"""Prediction on any image: label map, ranked categories, pictures.
+
+    predictor = rankseg_jax.predict.load(workdir)
+    result = predictor('street.jpg')
+    result.labels, result.categories, result.overlay()
+"""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from PIL import Image
+
+from rankseg_jax import checkpoint, data, models, sharding, visualize
+from rankseg_jax.data import CorruptExample, folder, transforms
+from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.ranking import select
+from rankseg_jax.tasks import semantic
+
+
+@dataclasses.dataclass
+class Result:
+    """What is seen in one image.
+
+    Attributes:
+      image: uint8 [H, W, 3].
+      labels: int32 [H, W], class ids.
+      categories: (name, confidence) of the κ selected categories, best first; empty for the baseline.
+      class_names: K names.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    categories: list[tuple[str, float]]
+    class_names: tuple[str, ...]
+
+    def overlay(self) -> Image.Image:
+        """The label map over the image, with a legend of names."""
+        return visualize.overlay(self.image, self.labels, self.class_names)
+
+    def panel(self, label=None) -> Image.Image:
+        """Image · ground truth, if given · prediction · ranked categories."""
+        return visualize.panel(self.image, self.labels, self.categories[:12], self.class_names, label)
+
+    def save(self, path):
+        """Writes `<path>.png` (label map, 16-bit if K > 256), `<path>_overlay.png` and `<path>.json`."""
+        dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
+        Image.fromarray(self.labels.astype(dtype)).save(f'{path}.png')
+        self.overlay().save(f'{path}_overlay.png')
+        rows = [{'category': name, 'confidence': round(score, 6)} for name, score in self.categories]
+        Path(f'{path}.json').write_text(json.dumps({'categories': rows}, indent=1))
+
+
+class Predictor:
+    """A trained model, ready for images: calls take uint8 arrays [H, W, 3], PIL images or paths."""
+
+    def __init__(self, model, variables, config, class_names):
+        self.variables, self.config, self.class_names = variables, config, tuple(class_names)
+        num_classes = len(class_names)
+
+        @partial(jax.jit, static_argnames='canvas')
+        def forward(variables, image, content, size, presence, canvas):
+            params = variables.get('ema', variables['params'])
+            output = model.apply({'params': params, 'batch_stats': variables['batch_stats']}, image[None], train=False,
+                                 presence=presence)
+            labels = semantic.label_map(output, content[None], size[None], image_shape=image.shape[:2], canvas=canvas)
+            if output.class_logits is None:
+                return labels[0], None
+            return labels[0], jax.tree.map(lambda x: x[0], select(output.class_logits, config.rankseg.num_selected))
+
+        self.forward = forward
+        self.num_classes = num_classes
+
+    def __call__(self, image, label=None) -> Result:
+        """Predicts one image; `label` [H, W], the ground truth, is for the oracle alone.
+
+        Raises:
+          CorruptExample: the file cannot be read.
+          ValueError: an array of another shape or type; the oracle without `label`.
+        """
+        if isinstance(image, str | Path):
+            image = folder.read_image(Path(image))
+        elif isinstance(image, Image.Image):
+            image = image.convert('RGB')
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f'an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
+        height, width = image.shape[:2]
+        presence = None if label is None else pixel_counts(np.asarray(label)[None], self.num_classes) > 0
+        canvas = (-(-height // 64) * 64, -(-width // 64) * 64)  # few shapes to compile
+        pixels, content = (x.numpy() for x in transforms.eval_transform(image, self.config))
+        labels, selection = jax.device_get(
+            self.forward(self.variables, pixels, content, np.array([height, width]), presence, canvas))
+        categories = []
+        if selection is not None:
+            scores = 1 / (1 + np.exp(-selection.scores))
+            categories = [(self.class_names[c], float(s)) for c, s in zip(selection.labels, scores, strict=True)]
+        return Result(image, labels[:height, :width], categories, self.class_names)
+
+
+def load(workdir, which: str | int = 'last') -> Predictor:
+    """The predictor of a run: `which` is 'last', 'best' (by mIoU) or the step of a checkpoint.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+    """
+    manager = checkpoint.open_checkpoints(workdir)
+    step = checkpoint.find(manager, which)
+    run = checkpoint.restore_run(manager, step)
+    config = ConfigDict(run['config'])
+    model = models.build(config, len(run['class_names']))
+    mesh = sharding.make_mesh(1)
+    variables = models.restore(manager, step, model, config, len(run['class_names']), sharding.copied(mesh))
+    return Predictor(model, variables, config, run['class_names'])
+
+
+def find_images(inputs) -> list[Path]:
+    """Image files of a list of images, folders (their images, not deeper) and .txt lists of paths, a line each.
+
+    Raises:
+      FileNotFoundError: something does not exist, or there is no image at all.
+    """
+    found = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in folder.IMAGE_SUFFIXES)
+        elif path.suffix == '.txt' and path.exists():
+            found += [path.parent / line.strip() for line in path.read_text().splitlines() if line.strip()]
+        else:
+            found.append(path)
+    missing = [str(path) for path in found if not path.exists()]
+    if missing or not found:
+        raise FileNotFoundError(f'--input: {", ".join(missing) or "no image in " + ", ".join(map(str, inputs))} not found')
+    return found
+
+
+def predict_files(predictor: Predictor, inputs, output) -> Path:
+    """Predicts images from disk into the folder `output`; see `Result.save`. Unreadable ones are named and skipped.
+
+    Raises:
+      FileNotFoundError: as `find_images`.
+      CorruptExample: not one of the images could be read.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    names, failed = set(), []
+    for path in find_images(inputs):
+        try:
+            result = predictor(path)
+        except CorruptExample as error:
+            logging.error('Skipped: %s', error)
+            failed.append(str(error))
+            continue
+        name = next(n for n in (path.stem, path.name, *(f'{path.name}_{i}' for i in range(2, 10_000))) if n not in names)
+        names.add(name)
+        result.save(output / name)
+        best = ', '.join(f'{category} {score:.2f}' for category, score in result.categories[:5])
+        print(f'{path} -> {output / name}.png  {best}', flush=True)
+    if not names:
+        raise CorruptExample('no image could be read: ' + '; '.join(failed))
+    return output
+
+
+def predict_split(predictor: Predictor, config, output) -> Path:
+    """Predicts the first `config.num_pictures` images of the evaluation split and draws them beside their ground truth.
+
+    Returns the picture `grid.png` in `output` that shows them all; each one's panel, label map, overlay and JSON lie beside it.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    source = data.get_source(config.data, config.data.eval_split)
+    panels = []
+    for index in range(min(config.num_pictures, len(source))):
+        try:
+            example = source.load(index)
+        except CorruptExample as error:
+            logging.error('Skipped: %s', error)
+            continue
+        result = predictor(example['image'], example['label'])
+        name = Path(source.ids[index]).stem
+        result.save(output / name)
+        panels.append(result.panel(example['label']))
+        panels[-1].save(output / f'{name}_panel.png')
+    visualize.grid(panels).save(output / 'grid.png')
+    return output / 'grid.png'

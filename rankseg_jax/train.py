@@ -1,0 +1,237 @@
+"""Training: a jitted step over a mesh, and the loop around it that logs, evaluates, checkpoints and resumes."""
+
+import collections
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from clu import metric_writers
+from jax.experimental import multihost_utils
+
+from rankseg_jax import checkpoint, data, evaluate, models, optimizers, sharding
+from rankseg_jax.data import pipeline
+from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.tasks import semantic
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes: {'params', 'batch_stats'[, 'ema']} and the optimiser's state."""
+
+    model: dict[str, Any]
+    optimizer: Any
+
+
+def create_state(model, optimizer, config, num_classes: int) -> TrainState:
+    variables = models.init(model, num_classes, config.seed, config.augment.crop_size)
+    if config.ema:
+        variables['ema'] = jax.tree.map(jnp.copy, variables['params'])  # a copy: donated buffers must differ
+    return TrainState(variables, optimizer.init(variables['params']))
+
+
+def make_train_step(model, optimizer, config, num_classes: int, *, all_classes: bool = False):
+    """(state, batch, step) -> (state, metrics), to be jitted.
+
+    Args of the step:
+      state: TrainState.
+      batch: 'image' float32 [B, H, W, 3], 'label' int32 [B, H, W], 'mask' bool [B].
+      step: int32 scalar; dropout is a function of it and the seed.
+    """
+    def loss_fn(params, batch_stats, batch, rng):
+        presence = pixel_counts(batch['label'], num_classes) > 0  # [B, K]
+        output, updates = model.apply(
+            {'params': params, 'batch_stats': batch_stats}, batch['image'], train=True, presence=presence,
+            all_classes=all_classes, rngs={'dropout': rng}, mutable=['batch_stats'])
+        loss, parts = semantic.loss(output, batch, presence, config, num_classes)
+        return loss, (updates.get('batch_stats', {}), parts | {'loss': loss})
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+
+    def train_step(state, batch, step):
+        params = state.model['params']
+        rng = jax.random.fold_in(jax.random.key(config.seed), step)
+        if config.accumulate == 1:
+            grads, (batch_stats, metrics) = grad_fn(params, state.model['batch_stats'], batch, rng)
+        else:
+            # Every accumulate-th image makes a micro-batch, so that each stays spread over all devices.
+            micro = jax.tree.map(lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+            def add(carry, item):
+                batch_stats, total = carry
+                grads, (batch_stats, metrics) = grad_fn(params, batch_stats, item[0], jax.random.fold_in(rng, item[1]))
+                return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
+
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            (batch_stats, grads), metrics = jax.lax.scan(
+                add, (state.model['batch_stats'], zeros), (micro, jnp.arange(config.accumulate)))
+            grads, metrics = jax.tree.map(lambda x: x / config.accumulate, grads), jax.tree.map(jnp.mean, metrics)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, params)
+        params = optax.apply_updates(params, updates)
+        variables = {'params': params, 'batch_stats': batch_stats}
+        if config.ema:
+            variables['ema'] = optax.incremental_update(params, state.model['ema'], 1 - config.ema)
+        return TrainState(variables, optimizer_state), metrics | {'grad_norm': optax.global_norm(grads)}
+
+    return train_step
+
+
+class Stop:
+    """Turns SIGTERM into a question that the loop asks after each step."""
+
+    def __init__(self):
+        self.signalled = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_):
+        self.signalled = True
+
+    def asked(self, step: int) -> bool:
+        """Whether to save and exit; all hosts agree on the step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.signalled
+
+
+class Progress:
+    """Metrics of the steps since the last report: to the terminal, TensorBoard and metrics.jsonl, from the first host."""
+
+    def __init__(self, config, workdir: Path, schedule, start: int):
+        self.config, self.schedule = config, schedule
+        self.rows, self.time, self.step = [], time.time(), start
+        self.first = jax.process_index() == 0
+        self.writer = metric_writers.SummaryWriter(str(workdir)) if self.first else None
+        self.file = (workdir / 'metrics.jsonl').open('a') if self.first else None
+
+    def write(self, step: int, scalars: dict):
+        if self.first:
+            self.writer.write_scalars(step, scalars)
+            self.writer.flush()
+            self.file.write(json.dumps({'step': step} | {k: float(v) for k, v in scalars.items()}) + '\n')
+            self.file.flush()
+
+    def report(self, step: int):
+        """Reports the means of `rows`; `step` steps are done."""
+        seconds, steps = time.time() - self.time, step - self.step
+        means = {f'train/{k}': np.mean([row[k] for row in self.rows]) for k in self.rows[0]}
+        rate = steps * self.config.batch_size / seconds
+        speed = {'steps/s': steps / seconds, 'img/s': rate, 'img/s/device': rate / jax.device_count()}
+        self.write(step, means | speed | {'learning_rate': self.schedule(step - 1)})
+        left = (self.config.steps - step) * seconds / steps
+        parts = ' '.join(f'{k.removeprefix("train/loss_")} {v:.3f}' for k, v in means.items() if k.startswith('train/loss_'))
+        if self.first:
+            print(f'step {step}/{self.config.steps}  loss {means["train/loss"]:.3f} ({parts})  {rate:.1f} img/s  '
+                  f'ETA {int(left) // 60}:{int(left) % 60:02d}', flush=True)
+        self.rows = []
+
+    def restart_clock(self, step: int):
+        self.time, self.step = time.time(), step
+
+
+def train(config, workdir) -> dict:
+    """Trains as `config` says, resuming from the newest checkpoint in `workdir`; returns the last evaluation's scores.
+
+    Raises:
+      ValueError: the config, the data or an existing checkpoint do not fit.
+      FloatingPointError: the loss is not finite; the message names the step and the examples of its batch.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    for key in ('log_every', 'eval_every', 'checkpoint_every', 'steps', 'accumulate'):
+        if config[key] < 1:
+            raise ValueError(f'config.{key} = {config[key]} must be at least 1')
+    stop = Stop()
+    mesh = sharding.make_mesh(config.mesh_data)
+    micro_batch = mesh.size * config.accumulate
+    if config.batch_size % micro_batch:
+        raise ValueError(f'config.batch_size = {config.batch_size} must be a multiple of the {mesh.size} devices × '
+                         f'config.accumulate = {config.accumulate}')
+    source = data.get_source(config.data, config.data.train_split)
+    eval_source = data.get_source(config.data, config.data.eval_split)
+    num_classes = len(source.class_names)
+
+    model = models.build(config, num_classes)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
+    copied = sharding.copied(mesh)
+
+    def jit_step(**kwargs):
+        step = make_train_step(model, optimizer, config, num_classes, **kwargs)
+        return jax.jit(step, donate_argnums=0, in_shardings=(copied, sharding.split(mesh), None), out_shardings=copied)
+
+    train_step = jit_step()
+    warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
+    warmup_step = jit_step(all_classes=True)
+    eval_step = evaluate.make_eval_step(model, config, num_classes, mesh)
+
+    manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
+    make_state = jax.jit(lambda: create_state(model, optimizer, config, num_classes), out_shardings=copied)
+    start = manager.latest_step() or 0
+    if start:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied), jax.eval_shape(make_state))
+        restored = checkpoint.restore(manager, start, model=shapes.model, optimizer=shapes.optimizer)
+        state = TrainState(restored.model, restored.optimizer)
+        print(f'Resuming {workdir} after step {start}', flush=True)
+    else:
+        state = make_state()
+    count = sum(x.size for x in jax.tree.leaves(state.model['params']))
+    print(f'{len(source)} images, {num_classes} categories, {count / 1e6:.2f} M parameters, '
+          f'{mesh.size} {jax.devices()[0].device_kind} device(s); compiling …', flush=True)
+
+    schedule = optimizers.make_schedule(config.optimizer, config.steps)
+    progress = Progress(config, workdir, schedule, start)
+    pending = collections.deque()  # metrics still on the device: the host runs at most two steps ahead
+    saved = start
+    scores = {}
+
+    def settle(leave: int):
+        while len(pending) > leave:
+            step, metrics = pending.popleft()
+            row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            if not np.isfinite(row['loss']):
+                ids = [source.ids[i] for i in pipeline.example_indices(len(source), config.seed, step, config.batch_size)]
+                raise FloatingPointError(
+                    f'the loss is {row["loss"]} at step {step}, whose batch holds: {", ".join(ids)}. The last checkpoint, after '
+                    f'step {saved}, is from before. Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or '
+                    'look at these examples.')
+            progress.rows.append(row)
+
+    batches = pipeline.train_batches(source, config, start_step=start)
+    for step in range(start, config.steps):
+        batch = sharding.shard_batch(next(batches), mesh)
+        state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch, jnp.int32(step))
+        pending.append((step, metrics))
+        settle(2)
+        done = step + 1
+        last = done == config.steps
+        stopping = stop.asked(step)
+        evaluating = done % config.eval_every == 0 or last
+        saving = evaluating or done % config.checkpoint_every == 0 or stopping
+        if saving or done % config.log_every == 0 or done == start + 1:
+            settle(0)
+        if done % config.log_every == 0 or last or done == start + 1:
+            progress.report(done)
+            if done == start + 1:
+                progress.restart_clock(done)  # the first step compiles
+        if evaluating and not stopping:
+            scores = evaluate.evaluate(eval_step, state.model, eval_source, config, mesh)
+            progress.write(done, {f'eval/{k}': v for k, v in scores.items() if np.isscalar(v)})
+            print(f'step {done}/{config.steps}  {config.data.eval_split}: {evaluate.one_line(scores)}', flush=True)
+        if saving:
+            run = {'config': config.to_dict(), 'class_names': list(source.class_names), 'next_step': done}
+            checkpoint.save(manager, done, state.model, state.optimizer, run,
+                            {'mIoU': scores['mIoU']} if evaluating and not stopping else None)
+            saved = done
+            progress.restart_clock(done)
+        if stopping:
+            print(f'Asked to stop: saved after step {done}; run the same command to go on.', flush=True)
+            break
+    manager.wait_until_finished()
+    manager.close()
+    return scores

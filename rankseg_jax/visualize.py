@@ -1,0 +1,247 @@
+"""Pictures of label maps: colours, overlays with a legend, panels of a whole prediction."""
+
+import unicodedata
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+IGNORED = (128, 128, 128)
+PAPER, INK, FAINT = (255, 255, 255), (32, 33, 36), (125, 129, 135)
+RULE, TRACK, TICK = (228, 228, 228), (243, 244, 246), (24, 150, 72)
+CELL = 384  # pixels, longer side of a picture in a panel, and the least of an overlay
+CHART = 424  # pixels, width of the bar chart
+TEXT, TITLE, ROW, GAP = 16, 19, 26, 20  # pixels
+LEGEND_NAMES = 12
+
+
+def palette(num_classes: int) -> np.ndarray:
+    """Colours of K classes, uint8 [K, 3]: all different, none grey or black.
+
+    A class has the same colour whatever K is. The colours follow an additive sequence in
+    hue, saturation and value, whose steps were searched for far-apart colours at 12 to 847 classes.
+    """
+    steps = np.arange(num_classes)[:, None] * [0.61803399, 0.4846, 0.4455]  # [K, 3]
+    hue, saturation, value = ((steps + [0.58, 0.4, 0.8]) % 1).T  # [K] each
+    saturation, value = 0.35 + 0.45 * saturation, 0.5 + 0.45 * value
+    sector = (hue[:, None] * 6 + [5, 3, 1]) % 6  # [K, 3]
+    dip = np.clip(np.minimum(sector, 4 - sector), 0, 1)
+    return np.round(255 * value[:, None] * (1 - saturation[:, None] * dip)).astype(np.uint8)
+
+
+def colorize(labels, palette) -> np.ndarray:
+    """Label map [H, W] -> colours uint8 [H, W, 3]; labels outside 0..K-1 are grey."""
+    labels = np.asarray(labels)
+    colours = np.concatenate([palette, [IGNORED]]).astype(np.uint8)  # [K + 1, 3]
+    known = (labels >= 0) & (labels < len(palette))
+    return colours[np.where(known, labels, len(palette))]
+
+
+def overlay(image, labels, class_names, alpha: float = 0.5, legend: bool = True) -> Image.Image:
+    """Paints a label map over its image, with outlines and the names of what is in it.
+
+    Args:
+      image: uint8 [H, W, 3].
+      labels: [H, W] integers; where they are outside 0..K-1 the image shows through.
+      class_names: K names in label order.
+      alpha: weight of the colours, 0 to 1.
+      legend: names below the picture, largest area first.
+
+    Returns:
+      The picture, RGB; an image smaller than 384 pixels is enlarged by a whole factor.
+
+    Raises:
+      ValueError: image is not uint8 [H, W, 3], or labels have another size.
+    """
+    image, labels = _checked(image, labels)
+    factor = -(-CELL // max(labels.shape))
+    size = (labels.shape[1] * factor, labels.shape[0] * factor)
+    picture = _paint(image, labels, class_names, alpha, size)
+    if not legend:
+        return picture
+    text = max(TEXT, max(size) // 40)
+    names = _legend(labels, class_names, max(size[0], CELL) - 2 * (text // 2), text)
+    return _column([picture, ImageOps.expand(names, text // 2, PAPER)], gap=0)
+
+
+def panel(image, prediction, categories, class_names, label=None) -> Image.Image:
+    """Shows image · ground truth · prediction · ranked categories, side by side.
+
+    Args:
+      image: uint8 [H, W, 3].
+      prediction: [H, W] integers, predicted labels.
+      categories: (name, score) of the chosen categories, best first, scores from 0 to 1; empty
+        for a model without a multi-label head, which leaves the chart out.
+      class_names: K names in label order.
+      label: [H, W] integers, ground truth if there is any; categories in it get a tick.
+
+    Raises:
+      ValueError: an image or a label map of another shape or type, or a score outside 0..1.
+    """
+    for name, score in categories:
+        if not 0 <= score <= 1:
+            raise ValueError(f'score of category {name!r} is {score}, not a confidence in 0..1; '
+                             'apply a sigmoid to the class logits first')
+    maps = {'Prediction': prediction}
+    if label is not None:
+        maps = {'Ground truth': label} | maps
+    image, prediction = _checked(image, prediction)
+    height, width = prediction.shape
+    scale = CELL / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    cell = max(size[0], CELL // 2)  # room for the legend of a narrow image
+
+    cells = [_column([_title('Image', cell), Image.fromarray(image).resize(size, Image.LANCZOS)])]
+    for title, labels in maps.items():
+        labels = _checked(image, labels)[1]
+        picture = _paint(image, labels, class_names, 0.6, size)
+        names = _legend(labels, class_names, cell, TEXT)
+        cells.append(_column([_title(title, cell), picture, names]))
+    height = max(cell.height for cell in cells)
+    if categories:
+        present = None if label is None else {
+            class_names[c] for c in np.unique(label) if 0 <= c < len(class_names)}
+        height = max(height, 10 * ROW)
+        cells.append(_ranking(categories, class_names, present, height))
+
+    board = Image.new('RGB', (sum(c.width + GAP for c in cells) + GAP, height + 2 * GAP), PAPER)
+    left = GAP
+    for cell in cells:
+        board.paste(cell, (left, GAP))
+        left += cell.width + GAP
+    return board
+
+
+def grid(panels) -> Image.Image:
+    """Stacks panels vertically, with thin rules between them."""
+    board = Image.new('RGB', (max(p.width for p in panels), sum(p.height for p in panels)), PAPER)
+    draw, top = ImageDraw.Draw(board), 0
+    for i, p in enumerate(panels):
+        board.paste(p, (0, top))
+        if i:
+            draw.line([GAP, top, board.width - GAP, top], RULE)
+        top += p.height
+    return board
+
+
+def _checked(image, labels):
+    image, labels = np.asarray(image), np.asarray(labels)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f'image is {image.dtype} {image.shape}, not uint8 [H, W, 3]')
+    if labels.shape != image.shape[:2]:
+        raise ValueError(f'label map is {labels.shape}, but its image is {image.shape[:2]}; '
+                         'resize it (nearest) to the size of the image')
+    return image, labels
+
+
+def _paint(image, labels, class_names, alpha, size):
+    """Image and colours blended at `size` (width, height), classes outlined."""
+    width, height = size
+    rows = np.arange(height) * labels.shape[0] // height
+    columns = np.arange(width) * labels.shape[1] // width
+    labels = labels[rows[:, None], columns]  # [height, width]
+    picture = np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS), np.float32)
+    known = (labels >= 0) & (labels < len(class_names))
+    weight = (alpha * known)[..., None]  # [height, width, 1]
+    picture = picture * (1 - weight) + weight * colorize(labels, palette(len(class_names)))
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    picture[edge] = 0.3 * picture[edge] + 0.7 * 255
+    return Image.fromarray(picture.round().astype(np.uint8))
+
+
+def _legend(labels, class_names, width, text):
+    """Colour and name of each class in the label map, in rows of at most `width` pixels."""
+    classes, areas = np.unique(labels, return_counts=True)
+    present = [(-area, c) for c, area in zip(classes, areas, strict=True)
+               if 0 <= c < len(class_names)]
+    classes = [c for _, c in sorted(present)]
+    colours, font = palette(len(class_names)), ImageFont.load_default(text)
+    entries = [(class_names[c], tuple(colours[c].tolist())) for c in classes[:LEGEND_NAMES]]
+    if len(classes) > LEGEND_NAMES:
+        entries.append((f'+{len(classes) - LEGEND_NAMES} more', None))
+
+    left, top, row, places = 0, 0, round(text * 1.5), []
+    for name, colour in entries:
+        chip = round(text * 1.3) if colour else 0
+        name = _fit(name, font, width - chip)
+        right = left + chip + font.getlength(name)
+        if left and right > width:
+            left, top, right = 0, top + row, right - left
+        places.append((left, top, chip, name, colour))
+        left = right + text
+    board = Image.new('RGB', (width, top + row if places else 1), PAPER)
+    draw = ImageDraw.Draw(board)
+    for left, top, chip, name, colour in places:
+        middle = top + row // 2
+        if colour:
+            draw.rectangle([left, middle - text // 2, left + text - 1, middle + text // 2], colour)
+        draw.text((left + chip, middle), name, INK if colour else FAINT, font, anchor='lm')
+    return board
+
+
+def _ranking(categories, class_names, present, height):
+    """Bar chart of the categories; those in `present` get a tick, unless it is None (unknown)."""
+    board = Image.new('RGB', (CHART, height), PAPER)
+    title = _title('Ranked categories', CHART)
+    board.paste(title)
+    draw, font = ImageDraw.Draw(board), ImageFont.load_default(TEXT)
+    if present is not None:
+        note = 'in ground truth'
+        draw.text((CHART, TITLE // 2), note, FAINT, font, anchor='rm')
+        _tick(draw, CHART - font.getlength(note) - 22, TITLE // 2)
+    colours = dict(zip(class_names, map(tuple, palette(len(class_names)).tolist()), strict=True))
+    names = 34 if present is None else 52  # left edges of the columns
+    bar, bar_end = 232, CHART - 46
+    room = (height - title.height) // ROW
+    shown = categories if len(categories) <= room else categories[:room - 1]
+    middle = title.height + ROW // 2
+    for rank, (name, score) in enumerate(shown, 1):
+        ink = INK if present is None or name in present else FAINT
+        draw.text((22, middle), str(rank), FAINT, font, anchor='rm')
+        if present and name in present:
+            _tick(draw, 29, middle)
+        draw.text((names, middle), _fit(name, font, bar - names - 8), ink, font, anchor='lm')
+        draw.rectangle([bar, middle - 7, bar_end, middle + 7], TRACK)
+        end = bar + round(score * (bar_end - bar))
+        draw.rectangle([bar, middle - 7, end, middle + 7], colours.get(name, IGNORED))
+        draw.text((CHART, middle), f'{score:.2f}', INK, font, anchor='rm')
+        middle += ROW
+    if len(shown) < len(categories):
+        rest = f'+{len(categories) - len(shown)} more'
+        draw.text((names, middle), rest, FAINT, font, anchor='lm')
+    return board
+
+
+def _tick(draw, left, middle):
+    points = [(left, middle), (left + 5, middle + 5), (left + 14, middle - 6)]
+    draw.line(points, TICK, 3, 'curve')
+
+
+def _title(text, width):
+    board = Image.new('RGB', (width, TITLE + 10), PAPER)
+    font = ImageFont.load_default(TITLE)
+    ImageDraw.Draw(board).text((0, TITLE // 2), text, INK, font, anchor='lm')
+    return board
+
+
+def _column(pictures, gap=6):
+    """Pictures below each other, aligned left."""
+    height = sum(p.height for p in pictures) + gap * (len(pictures) - 1)
+    board = Image.new('RGB', (max(p.width for p in pictures), height), PAPER)
+    top = 0
+    for picture in pictures:
+        board.paste(picture, (0, top))
+        top += picture.height + gap
+    return board
+
+
+def _fit(name, font, width):
+    """Shortens a name to `width` pixels; the font holds ASCII only, so accents are dropped."""
+    decomposed = unicodedata.normalize('NFKD', name.strip())
+    name = ''.join(c for c in decomposed if not unicodedata.combining(c))
+    if font.getlength(name) <= width:
+        return name
+    while name and font.getlength(name + '…') > width:
+        name = name[:-1]
+    return name.rstrip(' ,;(_-') + '…'

@@ -1,0 +1,23 @@
+"""Set before JAX, TensorFlow or torchvision is imported by any test."""
+
+import importlib.util
+import os
+
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision'):
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:  # PyPI's wheel next to CPU-only torch lacks its operators: declare what it looks up
+        torchvision_operators = torch.library.Library('torchvision', 'DEF')
+        torchvision_operators.define(
+            'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+        )
+        torchvision_operators.define(
+            'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+        )

@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rankseg_jax.layers import ConvNorm, adaptive_average_pool, resize
+
+SIZES = [
+    ((3, 4), (5, 7)), ((3, 4), (24, 31)), ((17, 25), (17, 25)), ((17, 25), (33, 49)),
+    ((33, 49), (16, 10)), ((31, 9), (3, 40)), ((1, 1), (6, 5)), ((8, 13), (1, 1)), ((2, 50), (96, 7)),
+]
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('size, shape', SIZES)
+def test_resize_is_torch_interpolate(size, shape):
+    torch = pytest.importorskip('torch')
+    x = random(2, *size, 3)
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(x).permute(0, 3, 1, 2), shape, mode='bilinear', align_corners=False
+    )
+    resized = resize(jnp.asarray(x), shape)
+    np.testing.assert_allclose(resized, expected.permute(0, 2, 3, 1), atol=2e-5)
+    np.testing.assert_array_equal(resize(jnp.asarray(x[0]), shape), resized[0])
+
+
+@pytest.mark.parametrize('size, shape', SIZES + [((3, 3), (6, 6)), ((7, 10), (3, 6)), ((12, 12), (2, 3))])
+def test_adaptive_average_pool_is_torch(size, shape):
+    torch = pytest.importorskip('torch')
+    x = random(2, *size, 3)
+    expected = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x).permute(0, 3, 1, 2), shape)
+    pooled = adaptive_average_pool(jnp.asarray(x), shape)
+    np.testing.assert_allclose(pooled, expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_resize_and_pool_keep_bfloat16_and_do_not_lose_positions():
+    x = jnp.asarray(np.linspace(0, 1, 600, dtype=np.float32)[None, :, None, None])  # [1, 600, 1, 1]
+    for function, shape in [(resize, (900, 1)), (adaptive_average_pool, (7, 1))]:
+        half = function(x.astype(jnp.bfloat16), shape)
+        assert half.dtype == jnp.bfloat16
+        np.testing.assert_allclose(half.astype(jnp.float32), function(x, shape), atol=8e-3)
+
+
+@pytest.mark.parametrize('kernel, stride', [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize('train', [False, True])
+def test_conv_norm_is_torch(kernel, stride, train):
+    torch = pytest.importorskip('torch')
+    x, layer = random(2, 9, 14, 3), ConvNorm(5, kernel, stride)
+    variables = layer.init(jax.random.key(0), x, train=False)
+    variables = jax.tree.map(lambda v: v + 0.1 * np.abs(random(*v.shape)), variables)
+    y, updated = layer.apply(variables, x, train=train, mutable=['batch_stats'])
+
+    norm = torch.nn.BatchNorm2d(5).train(train)
+    with torch.no_grad():
+        for ours, theirs in [
+            (variables['params']['norm']['scale'], norm.weight),
+            (variables['params']['norm']['bias'], norm.bias),
+            (variables['batch_stats']['norm']['mean'], norm.running_mean),
+            (variables['batch_stats']['norm']['var'], norm.running_var),
+        ]:
+            theirs.copy_(torch.tensor(np.asarray(ours)))
+        weight = torch.tensor(np.asarray(variables['params']['conv']['kernel'])).permute(3, 2, 0, 1)
+        expected = torch.nn.functional.conv2d(
+            torch.tensor(x).permute(0, 3, 1, 2), weight, stride=stride, padding=kernel // 2
+        )
+        count = expected.numel() // 5
+        before = norm.running_var.clone()
+        expected = torch.relu(norm(expected))
+    np.testing.assert_allclose(y, expected.permute(0, 2, 3, 1), atol=2e-5)
+    statistics = updated['batch_stats']['norm']
+    np.testing.assert_allclose(statistics['mean'], norm.running_mean, atol=1e-6)
+    biased = 0.9 * before + (norm.running_var - 0.9 * before) * (count - 1) / count
+    np.testing.assert_allclose(statistics['var'], biased if train else before, rtol=1e-5)
+
+
+def test_conv_norm_bfloat16_keeps_float32_parameters_and_statistics():
+    x = jnp.asarray(random(4, 9, 9, 3))
+    half, full = ConvNorm(8, dtype=jnp.bfloat16), ConvNorm(8)
+    variables = half.init(jax.random.key(0), x, train=False)
+    y, updated = half.apply(variables, x, train=True, mutable=['batch_stats'])
+    assert y.dtype == jnp.bfloat16
+    assert {v.dtype for v in jax.tree.leaves((variables, updated))} == {jnp.dtype('float32')}
+    expected, statistics = full.apply(variables, x, train=True, mutable=['batch_stats'])
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.05)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), updated, statistics)
+
+
+def test_statistics_and_gradients_are_of_the_global_batch_on_eight_devices():
+    scale = np.arange(1, 17, dtype=np.float32)[:, None, None, None]  # each device sees other statistics
+    x = random(16, 6, 7, 3) * scale
+    layer = ConvNorm(4)
+    variables = layer.init(jax.random.key(0), x, train=False)
+
+    @jax.jit
+    def step(variables, x):
+        def loss(params):
+            y, updated = layer.apply(
+                {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
+            )
+            return jnp.sum(y**3), (y, updated)
+        return jax.value_and_grad(loss, has_aux=True)(variables['params'])
+
+    mesh = Mesh(np.array(jax.devices()[:8]), ('data',))
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+    assert len(sharded.addressable_shards) == 8 and sharded.addressable_data(0).shape[0] == 2
+    replicated = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    ours, expected = step(replicated, sharded), step(variables, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), ours, expected)

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from rankseg_jax.visualize import colorize, grid, overlay, palette, panel
+
+NAMES = ['sky', 'road', 'person, individual, someone, somebody, mortal, soul', 'Café']
+
+
+def example(height, width, num_classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return image, rng.integers(-1, num_classes, (height, width)).astype(np.int32)
+
+
+def has_colour(picture, colour):
+    return (np.asarray(picture) == np.asarray(colour)).all(-1).any()
+
+
+@pytest.mark.parametrize('num_classes', [1, 60, 1284, 20_000])
+def test_palette_is_distinct_and_never_grey(num_classes):
+    colours = palette(num_classes)
+    assert colours.shape == (num_classes, 3) and colours.dtype == np.uint8
+    assert len({tuple(colour) for colour in colours.tolist()}) == num_classes
+    assert np.ptp(colours, axis=1).min() > 40
+    np.testing.assert_array_equal(colours[:50], palette(50)[:num_classes])
+
+
+def test_first_colours_are_far_apart():
+    colours = palette(60).astype(float)
+    distance = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1000 * np.eye(60)
+    assert distance.min() > 15
+
+
+@pytest.mark.parametrize('num_classes', [4, 1284])
+def test_colorize_matches_loop(num_classes):
+    labels = example(9, 11, num_classes)[1]
+    labels[0, :3] = [num_classes, 70_000, -5]
+    colours = palette(num_classes)
+    result = colorize(labels, colours)
+    assert result.shape == (9, 11, 3) and result.dtype == np.uint8
+    for y in range(9):
+        for x in range(11):
+            known = 0 <= labels[y, x] < num_classes
+            expected = colours[labels[y, x]] if known else (128, 128, 128)
+            assert tuple(result[y, x]) == tuple(expected)
+
+
+def test_class_255_is_a_class():
+    assert tuple(colorize(np.array([[255]]), palette(300))[0, 0]) == tuple(palette(300)[255])
+
+
+@pytest.mark.parametrize('height, width, expected', [
+    (96, 96, (384, 384)), (96, 50, (200, 384)), (1, 1, (384, 384)), (400, 500, (500, 400)),
+    (1, 500, (500, 1))])
+def test_overlay_size(height, width, expected):
+    image, labels = example(height, width)
+    assert overlay(image, labels, NAMES, legend=False).size == expected
+    with_legend = overlay(image, labels, NAMES)
+    assert with_legend.width == max(384, expected[0]) and with_legend.height > expected[1]
+
+
+def test_overlay_blends_classes_and_leaves_ignored_pixels():
+    image = np.full((400, 400, 3), 100, np.uint8)
+    labels = np.zeros((400, 400), int)
+    labels[200:] = -1
+    for alpha in (0, 0.25, 1):
+        picture = np.asarray(overlay(image, labels, NAMES, alpha, legend=False), float)
+        expected = (1 - alpha) * 100 + alpha * palette(4)[0].astype(float)
+        assert np.abs(picture[50, 50] - expected).max() <= 0.5
+        assert (picture[300] == 100).all()
+        assert (picture[200] > 180).all()  # the outline between them
+        assert (picture[[150, 250]].std(1) == 0).all()
+
+
+def test_legend_names_only_what_is_present():
+    image, labels = np.zeros((400, 400, 3), np.uint8), np.full((400, 400), 1)
+    labels[:10] = 3
+    picture = np.asarray(overlay(image, labels, NAMES))[400:]
+    colours = palette(4)
+    assert [has_colour(picture, colour) for colour in colours] == [False, True, False, True]
+    first, second = (np.nonzero((picture == colours[c]).all(-1))[1].min() for c in (1, 3))
+    assert first < second  # the larger area comes first
+
+    def legend(names):
+        return overlay(image, labels, names).crop((0, 400, 400, 500))
+
+    assert legend(['x', 'road', 'x', 'Café']) == legend(['y', 'road', 'y', 'Cafe'])
+    assert legend(['x', 'road', 'x', 'Café']) != legend(['x', 'roof', 'x', 'Café'])
+    no_legend = overlay(image, labels, NAMES, legend=False)
+    assert no_legend.size == (400, 400)
+
+
+def test_legend_is_limited_to_twelve():
+    labels = np.repeat(np.arange(40), 10)[None].repeat(400, 0)
+    picture = overlay(np.zeros((400, 400, 3), np.uint8), labels, [f'c{i}' for i in range(40)])
+    below = picture.crop((0, 400, 400, picture.height))
+    assert sum(has_colour(below, colour) for colour in palette(40)) == 12
+
+
+@pytest.mark.parametrize('height, width', [(1, 1), (1, 300), (300, 1), (50, 80), (600, 800)])
+def test_panel_sizes(height, width):
+    image, labels = example(height, width)
+    categories = [(name, 1 - i / 4) for i, name in enumerate(NAMES)]
+    with_truth = panel(image, labels, categories, NAMES, labels)
+    without = panel(image, labels, categories, NAMES)
+    chartless = panel(image, labels, [], NAMES)
+    assert with_truth.width > without.width > chartless.width > 384
+    assert with_truth.mode == 'RGB'
+    assert with_truth.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_panel_bars_are_in_rank_order_and_as_long_as_their_scores():
+    image, prediction = np.zeros((300, 300, 3), np.uint8), np.full((300, 300), -1)
+    picture = np.asarray(panel(
+        image, prediction, [('road', 1.0), (NAMES[2], 0.5), ('sky', 0.0)], NAMES))
+    bars = [np.nonzero((picture == palette(4)[c]).all(-1)) for c in (1, 2, 0)]
+    tops, widths = zip(*((y.min(), np.ptp(x)) for y, x in bars), strict=True)
+    assert sorted(tops) == list(tops)
+    assert widths[1] == pytest.approx(widths[0] / 2, abs=1) and widths[2] == 0
+
+
+def test_panel_ticks_the_categories_of_the_ground_truth():
+    image, labels = np.zeros((300, 300, 3), np.uint8), np.full((300, 300), 1)
+
+    def ticks(names, label):
+        picture = np.asarray(panel(image, labels, [(name, 0.5) for name in names], NAMES, label))
+        return (picture[50:] == (24, 150, 72)).all(-1).sum()
+
+    assert ticks(NAMES, None) == ticks(['sky', 'Café'], labels) == 0
+    one = ticks(['sky', 'road'], labels)
+    labels[0, 0], labels[1, 1] = 0, -1
+    assert ticks(['sky', 'road'], labels) == 2 * one > 0
+
+
+def test_panel_with_many_classes_and_all_ignored():
+    image, labels = example(70, 90, 1284)
+    names = [f'class number {i}' for i in range(1284)]
+    categories = [(name, 0.3) for name in names[:200]]
+    assert panel(image, labels, categories, names, labels).height < 800
+    ignored = np.full((70, 90), -1)
+    assert panel(image, ignored, categories, names, ignored).height < 500
+    assert overlay(image, ignored, names).width == 450
+
+
+def test_panels_stack():
+    image, labels = example(40, 40)
+    panels = [panel(image, labels, [], NAMES, labels), panel(image, labels, [('sky', 1.)], NAMES)]
+    picture = grid(panels)
+    assert picture.size == (max(p.width for p in panels), sum(p.height for p in panels))
+    assert picture.crop((0, 0, panels[0].width, panels[0].height)) == panels[0]
+    assert grid(panels[:1]) == panels[0]
+
+
+def test_errors_name_the_problem():
+    image, labels = example(8, 8)
+    with pytest.raises(ValueError, match=r'\(8, 7\).*\(8, 8\)'):
+        overlay(image, labels[:, 1:], NAMES)
+    with pytest.raises(ValueError, match='float64'):
+        overlay(image / 255, labels, NAMES)
+    with pytest.raises(ValueError, match=r'\(8, 8\)'):
+        overlay(image[..., 0], labels, NAMES)
+    with pytest.raises(ValueError, match=r"'sky'.*-2\.5.*sigmoid"):
+        panel(image, labels, [('sky', -2.5)], NAMES)
+    with pytest.raises(ValueError, match='nan'):
+        panel(image, labels, [('sky', float('nan'))], NAMES)
+    with pytest.raises(ValueError, match=r'\(4, 8\)'):
+        panel(image, labels, [], NAMES, labels[::2])
+
+
+def test_pictures_are_ordinary_images(tmp_path):
+    image, labels = example(30, 40)
+    overlay(image, labels, NAMES).save(tmp_path / 'a.png')
+    assert Image.open(tmp_path / 'a.png').mode == 'RGB'
