@@ -13,12 +13,14 @@ def build(config, num_classes: int):
     """The Flax module of `config.model.framework`, a module of rankseg_jax/frameworks.
 
     Raises:
-      ValueError: no framework has this name, or κ lies outside 1..K.
+      ValueError: no framework or dtype has this name, or κ lies outside 1..K.
     """
     names = frameworks.names()
     name = config.model.framework
     if name not in names:
         raise ValueError(f'config.model.framework = {name!r} is unknown; use one of {", ".join(names)}')
+    if config.model.dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f"config.model.dtype = {config.model.dtype!r} is unknown; use 'float32' or 'bfloat16'")
     if config.rankseg and not 1 <= config.rankseg.num_selected <= num_classes:
         raise ValueError(f'config.rankseg.num_selected (κ) = {config.rankseg.num_selected} must be at least 1 and at most '
                          f'the number of categories, K = {num_classes}')

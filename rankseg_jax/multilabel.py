@@ -164,16 +164,18 @@ def check_width(class_embedding, hidden: int):
 
 
 def build_head(rankseg, num_classes: int, dtype) -> nn.Module:
-    """The head that `rankseg.head` names, from the `config.rankseg` keys of configs/common.py."""
+    """The head that `rankseg.head` names, from the `config.rankseg` keys of configs/common.py.
+
+    Raises:
+      ValueError: there is no such head, or it has no class embeddings to share.
+    """
     options = dict(num_classes=num_classes, dtype=dtype, name='head')
     attention = options | dict(hidden=rankseg.hidden, num_heads=rankseg.num_heads, pool=rankseg.pool)
-    match rankseg.head:
-        case 'encoder':
-            return EncoderHead(**attention)
-        case 'decoder':
-            return DecoderHead(**attention)
-        case 'global_pool':
-            return GlobalPoolHead(**options)
-        case 'log_sum_exp':
-            return LogSumExpHead(**options)
-    raise ValueError(f"config.rankseg.head = {rankseg.head!r} is unknown; use 'encoder', 'decoder', 'global_pool' or 'log_sum_exp'")
+    heads = {'encoder': (EncoderHead, attention), 'decoder': (DecoderHead, attention),
+             'global_pool': (GlobalPoolHead, options), 'log_sum_exp': (LogSumExpHead, options)}
+    if rankseg.head not in heads:
+        raise ValueError(f'config.rankseg.head = {rankseg.head!r} is unknown; use one of {", ".join(heads)}')
+    if rankseg.share_embedding and rankseg.head not in ('encoder', 'decoder'):
+        raise ValueError(f'config.rankseg.share_embedding needs the encoder or decoder head, not {rankseg.head!r}')
+    head, fields = heads[rankseg.head]
+    return head(**fields)

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from clu import metric_writers
 from jax.experimental import multihost_utils
 
 from rankseg_jax import checkpoint, data, evaluate, models, optimizers, sharding
-from rankseg_jax.data import pipeline
+from rankseg_jax.data import folder, pipeline
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.tasks import semantic
 
@@ -38,12 +37,12 @@ def create_state(model, optimizer, config, num_classes: int) -> TrainState:
 
 
 def make_train_step(model, optimizer, config, num_classes: int, *, all_classes: bool = False):
-    """(state, batch, step) -> (state, metrics), to be jitted.
+    """(state, batch, rng) -> (state, metrics), to be jitted.
 
     Args of the step:
       state: TrainState.
       batch: 'image' float32 [B, H, W, 3], 'label' int32 [B, H, W], 'mask' bool [B].
-      step: int32 scalar; dropout is a function of it and the seed.
+      rng: key for dropout.
     """
     def loss_fn(params, batch_stats, batch, rng):
         presence = pixel_counts(batch['label'], num_classes) > 0  # [B, K]
@@ -55,9 +54,8 @@ def make_train_step(model, optimizer, config, num_classes: int, *, all_classes: 
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
 
-    def train_step(state, batch, step):
+    def train_step(state, batch, rng):
         params = state.model['params']
-        rng = jax.random.fold_in(jax.random.key(config.seed), step)
         if config.accumulate == 1:
             grads, (batch_stats, metrics) = grad_fn(params, state.model['batch_stats'], batch, rng)
         else:
@@ -155,6 +153,12 @@ def train(config, workdir) -> dict:
                          f'config.accumulate = {config.accumulate}')
     source = data.get_source(config.data, config.data.train_split)
     eval_source = data.get_source(config.data, config.data.eval_split)
+    for split, files in ((config.data.train_split, source), (config.data.eval_split, eval_source)):
+        if isinstance(files, folder.PairedFiles):
+            report = folder.check(files, config.data.max_corrupt)
+            print(f'{split}: {report}', flush=True)
+            if report.problems:
+                raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
     num_classes = len(source.class_names)
 
     model = models.build(config, num_classes)
@@ -205,7 +209,8 @@ def train(config, workdir) -> dict:
     batches = pipeline.train_batches(source, config, start_step=start)
     for step in range(start, config.steps):
         batch = sharding.shard_batch(next(batches), mesh)
-        state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch, jnp.int32(step))
+        rng = jax.random.fold_in(jax.random.key(config.seed), step)
+        state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch, rng)
         pending.append((step, metrics))
         settle(2)
         done = step + 1

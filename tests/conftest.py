@@ -13,7 +13,7 @@ if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision')
 
     try:
         import torchvision  # noqa: F401
-    except RuntimeError:  # PyPI's wheel next to CPU-only torch lacks its operators: declare what it looks up
+    except RuntimeError:  # without its compiled operators it only needs these two declared
         torchvision_operators = torch.library.Library('torchvision', 'DEF')
         torchvision_operators.define(
             'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rankseg_jax.decoders.uper import UPerHead
+from tests.helpers import random_variables
 
 SIZES = {4: (17, 25, 8), 8: (9, 13, 16), 16: (5, 7, 24), 32: (3, 4, 32)}  # an image of 65 x 97
 
@@ -13,19 +14,19 @@ def random_features(batch=4):
     return {s: rng.normal(size=(batch, *size)).astype(np.float32) for s, size in SIZES.items()}
 
 
-def random_variables(head, features):
-    rng = np.random.default_rng(1)
-    variables = head.init(jax.random.key(0), features, train=False)
-    return jax.tree.map(lambda v: v + 0.2 * np.abs(rng.normal(size=v.shape)).astype(np.float32), variables)
+def apply(head, variables, features, train=False):
+    """(pixel embeddings, pyramid)."""
+    return jax.jit(
+        lambda *inputs: head.apply(*inputs, train=train, mutable=['batch_stats'])[0]
+    )(variables, features)
 
 
 def torch_uper_head(variables, features, train):
-    """UPerNet's decoder in the order of its paper's figure 4, written with torch's functions alone."""
+    """UPerNet's decoder, written out level by level with torch's functions alone."""
     torch = pytest.importorskip('torch')
     F = torch.nn.functional
-    params, statistics = (
-        jax.tree.map(lambda v: torch.tensor(np.asarray(v)), variables[c]) for c in ('params', 'batch_stats')
-    )
+    variables = jax.tree.map(lambda v: torch.tensor(np.asarray(v)), variables)
+    params, statistics = variables['params'], variables['batch_stats']
 
     def conv(name, x):
         weight = params[name]['conv']['kernel'].permute(3, 2, 0, 1)
@@ -50,44 +51,48 @@ def torch_uper_head(variables, features, train):
     p2 = p2 + up(p3, p2)
     o2, o3, o4 = conv('pyramid4', p2), conv('pyramid8', p3), conv('pyramid16', p4)
     fused = conv('fuse', torch.cat([o2, up(o3, o2), up(o4, o2), up(p5, o2)], dim=1))
-    return fused.permute(0, 2, 3, 1), p5.permute(0, 2, 3, 1)
+    return fused, {4: o2, 8: o3, 16: o4, 32: p5}
 
 
 @pytest.mark.parametrize('train', [False, True])
 def test_equals_torch(train):
     features, head = random_features(), UPerHead(channels=16)
     variables = random_variables(head, features)
-    ours, _ = head.apply(variables, features, train=train, mutable=['batch_stats'])
-    expected = torch_uper_head(variables, features, train)
-    assert ours[0].shape == (4, 17, 25, 16) and ours[1].shape == (4, 3, 4, 16)
-    for a, b in zip(ours, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+    pixels, pyramid = apply(head, variables, features, train)
+    expected_pixels, expected_pyramid = torch_uper_head(variables, features, train)
+    assert pixels.shape == (4, 17, 25, 16) and pyramid.keys() == expected_pyramid.keys()
+    for ours, expected in [
+        (pixels, expected_pixels), *((pyramid[s], expected_pyramid[s]) for s in SIZES)
+    ]:
+        atol = 1e-4 * float(expected.abs().max())
+        np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1), rtol=1e-4, atol=atol)
 
 
 def test_each_image_of_a_batch_gives_what_it_gives_alone():
     features, head = random_features(3), UPerHead(channels=8)
     variables = random_variables(head, features)
-    together = head.apply(variables, features, train=False)
+    together = apply(head, variables, features)
     for i in range(3):
-        alone = head.apply(variables, {s: f[i : i + 1] for s, f in features.items()}, train=False)
-        for a, b in zip(together, alone, strict=True):
-            np.testing.assert_allclose(a[i], b[0], rtol=1e-5, atol=1e-5)
+        alone = apply(head, variables, {s: f[i : i + 1] for s, f in features.items()})
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b[0], rtol=1e-5, atol=1e-5),
+            together, alone,
+        )
 
 
 def test_bfloat16_stays_near_float32():
     features, half = random_features(), UPerHead(channels=16, dtype=jnp.bfloat16)
     variables = random_variables(half, features)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-    expected = UPerHead(channels=16).apply(variables, features, train=False)
-    for a, b in zip(half.apply(variables, features, train=False), expected, strict=True):
+    outputs = apply(half, variables, features)
+    expected = apply(UPerHead(channels=16), variables, features)
+    for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(expected), strict=True):
         assert a.dtype == jnp.bfloat16
         assert np.abs(a.astype(np.float32) - b).max() < 0.03 * np.abs(b).max()
 
 
 def test_pool_sizes_are_a_choice():
     features = random_features(1)
-    params = UPerHead(channels=8, pool_sizes=(1, 2)).init(
-        jax.random.key(0), features, train=False
-    )['params']
+    params = random_variables(UPerHead(channels=8, pool_sizes=(1, 2)), features)['params']
     assert {name for name in params if name.startswith('pool')} == {'pool1', 'pool2', 'pool_fuse'}
     assert params['pool_fuse']['conv']['kernel'].shape == (3, 3, 32 + 2 * 8, 8)

@@ -5,8 +5,11 @@ is, and how it is augmented, follows from (seed, n) alone: a run repeats bit by 
 one goes on as if it had never stopped.
 """
 
+import atexit
 import functools
+import itertools
 import threading
+import weakref
 
 import jax
 import numpy as np
@@ -19,6 +22,13 @@ from rankseg_jax.data import IGNORE_LABEL, CorruptExample, transforms
 CANVAS_MULTIPLE = 64  # of evaluation labels, so that few shapes are compiled
 
 tf.config.set_visible_devices([], 'GPU')  # accelerator memory is JAX's
+_running = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all():
+    for batches in list(_running):
+        batches.close()
 
 
 @functools.lru_cache(maxsize=4)
@@ -42,11 +52,12 @@ class _Loader:
         self.max_corrupt = max_corrupt
         self.corrupt = {}  # index -> message
         self.failure = None
+        self.closed = False
         self.lock = threading.Lock()
 
     def __call__(self, index):
         """index -> image uint8 [H, W, 3], label int32 [H, W], valid bool; index -1 stands in."""
-        if index >= 0:
+        if index >= 0 and not self.closed:
             try:
                 example = self.source.load(int(index))
                 image, label = example['image'], example['label']
@@ -80,12 +91,34 @@ class _Loader:
         image = tf.ensure_shape(image, [None, None, 3])
         return image, tf.ensure_shape(label, [None, None]), tf.ensure_shape(valid, [])
 
+    def indices(self, rows):
+        """A tf.data.Dataset of the entries, one by one, of the int64 [n] rows."""
+
+        def until_closed():
+            yield from itertools.takewhile(lambda _: not self.closed, rows)
+
+        spec = tf.TensorSpec([None], tf.int64)
+        return tf.data.Dataset.from_generator(until_closed, output_signature=spec).unbatch()
+
     def batches(self, dataset):
         """Iterates over the data set's batches; a failure in a thread is raised here."""
-        for batch in dataset.as_numpy_iterator():
-            if self.failure is not None:
-                raise self.failure
-            yield batch
+        iterator = self._iterate(dataset)
+        _running.add(iterator)
+        return iterator
+
+    def _iterate(self, dataset):
+        iterator = dataset.as_numpy_iterator()
+        try:
+            for batch in iterator:
+                if self.failure is not None:
+                    raise self.failure
+                yield batch
+        finally:
+            # Run dry: TensorFlow frees an iterator with the GIL held, waiting for threads that
+            # need the GIL, or that the exiting interpreter has killed.
+            self.closed = True
+            for _ in iterator:
+                pass
 
 
 def _host_slice(name, batch_size):
@@ -131,27 +164,21 @@ def train_batches(source, config, *, start_step):
     start, stop = _host_slice('config.batch_size', config.batch_size)
     loader = _Loader(source, config.data.max_corrupt)
     local = stop - start
+    rows = (
+        example_indices(len(source), config.seed, step, config.batch_size)[start:stop]
+        for step in itertools.count(start_step)
+    )
 
-    def samples(step):
-        indices = tf.numpy_function(
-            lambda step: example_indices(
-                len(source), config.seed, int(step), config.batch_size
-            )[start:stop],
-            [step],
-            tf.int64,
-        )
-        numbers = step * config.batch_size + tf.range(start, stop, dtype=tf.int64)
-        return tf.data.Dataset.from_tensor_slices((tf.ensure_shape(indices, [local]), numbers))
-
-    def transform(index, number):
+    def transform(count, index):
+        sample = count // local * config.batch_size + start + count % local
+        seed = tf.stack([tf.constant(config.seed, tf.int64), sample])
         image, label, valid = loader.tensors(index)
-        seed = tf.stack([tf.constant(config.seed, tf.int64), number])
         image, label = transforms.train_transform(image, label, seed, config)
         return {'image': tf.where(valid, image, 0.0), 'label': label, 'mask': valid}
 
     dataset = (
-        tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-        .flat_map(samples)
+        loader.indices(rows)
+        .enumerate(start_step * local)
         .map(transform, num_parallel_calls=_parallel_calls(config), deterministic=True)
         .batch(local)
         .prefetch(tf.data.AUTOTUNE)
@@ -182,9 +209,9 @@ def eval_batches(source, config):
     batch_size = config.eval.batch_size
     start, stop = _host_slice('config.eval.batch_size', batch_size)
     num_batches = -(-len(source) // batch_size)
-    indices = np.full([num_batches * batch_size], -1, np.int32)
+    indices = np.full([num_batches * batch_size], -1)
     indices[: len(source)] = np.arange(len(source))
-    indices = indices.reshape(num_batches, batch_size)[:, start:stop].ravel()
+    indices = indices.reshape(num_batches, batch_size)[:, start:stop]
     loader = _Loader(source, config.data.max_corrupt)
 
     def transform(index):
@@ -195,11 +222,11 @@ def eval_batches(source, config):
             'content': content,
             'label': label,
             'size': tf.shape(label),
-            'index': index,
+            'index': tf.cast(index, tf.int32),
             'mask': valid,
         }
 
-    dataset = tf.data.Dataset.from_tensor_slices(indices).map(
+    dataset = loader.indices(indices).map(
         transform, num_parallel_calls=_parallel_calls(config), deterministic=True
     )
     padding = dict.fromkeys(dataset.element_spec)

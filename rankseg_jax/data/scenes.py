@@ -144,7 +144,7 @@ def fractal_noise(rng: np.random.Generator, size: int, cells: int, decay: float)
 def sample_background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A soft landscape or a plain surface: float32 [size, size, 3], 0..255."""
     colours = LANDSCAPES[rng.integers(len(LANDSCAPES))]  # [4, 3]
-    colours = colours * rng.uniform(0.8, 1.15) + rng.normal(0, 12, (4, 3))
+    colours = colours * rng.uniform(0.75, 1.05) + rng.normal(0, 12, (4, 3))
     large = fractal_noise(rng, size, 2, 0.45)  # [size, size]
     fine = fractal_noise(rng, size, 12, 0.8)  # [size, size]
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]  # [size, 1]

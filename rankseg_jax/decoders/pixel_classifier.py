@@ -75,8 +75,9 @@ class PixelClassifier(nn.Module):
         classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
         class_logits = selection = None
         if options is not None:
-            shared = (classes.embedding,) if options.share_embedding else ()
-            class_logits = build_head(options, self.num_classes, self.dtype)(coarse, *shared, train=train)  # [B, K]
+            head = build_head(options, self.num_classes, self.dtype)
+            shared = {'class_embedding': classes.embedding} if options.share_embedding else {}
+            class_logits = head(coarse, **shared, train=train)  # [B, K]
             if options.select and not all_classes:
                 selection = self.choose(class_logits, presence, train)
         logits = classes(pixels, selection)
@@ -96,5 +97,7 @@ class PixelClassifier(nn.Module):
             if presence is None:
                 raise ValueError('rankseg.oracle selects by the ground truth: give `presence`, or set it to False')
             return select(presence.astype(jnp.float32), options.num_selected)
+        if options.missed not in ('force', 'ignore'):
+            raise ValueError(f"config.rankseg.missed = {options.missed!r} is unknown; use 'force' or 'ignore'")
         forced = presence if train and options.missed == 'force' else None
         return select(class_logits, options.num_selected, must_include=forced)

@@ -15,8 +15,8 @@ NORM = {
 def from_timm(state_dict) -> dict:
     """Variables {'params', 'batch_stats'} of `backbones.resnet.ResNet` from a PyTorch state dict.
 
-    `state_dict` maps names to tensors or arrays, such as that of timm's resnet50; its classifier is left
-    out. Raises ValueError on a name that a plain ResNet does not have (a ResNet-D, say).
+    `state_dict` maps names to tensors or arrays, such as that of timm's resnet50; its classifier is
+    left out. Raises ValueError on a name that a plain ResNet does not have (a ResNet-D, say).
     """
     variables = {}
     for key, value in state_dict.items():
@@ -24,7 +24,7 @@ def from_timm(state_dict) -> dict:
             continue
         match = KEY.fullmatch(key)
         if match is None:
-            raise ValueError(f'{key!r} is no weight of a plain ResNet-18/34/50/101 of timm or torchvision.')
+            raise ValueError(f'{key!r} is no weight of a plain ResNet of timm or torchvision.')
         stage, block, kind, number, shortcut, leaf = match.groups()
         layer = 'stem'
         if stage:
@@ -32,7 +32,8 @@ def from_timm(state_dict) -> dict:
             layer += 'shortcut' if shortcut else f'conv{number}'
         value = np.asarray(value)
         if kind == 'conv' or shortcut == '0':
-            variables['params', layer, 'conv', 'kernel'] = value.transpose(2, 3, 1, 0)  # [h, w, C, D]
+            value = value.transpose(2, 3, 1, 0)  # [h, w, C, D]
+            variables['params', layer, 'conv', 'kernel'] = value
         else:
             collection, name = NORM[leaf]
             variables[collection, layer, 'norm', name] = value  # [D]

@@ -1,0 +1,155 @@
+"""Does RankSeg help, and what in it helps? Same model, steps and data; several seeds; mean ± spread.
+
+    python benchmarks/does_it_help.py --out=benchmarks/results/does_it_help.json
+
+Trains one run a cell (data set × variant × seed), scores it on every split, and goes on where it stopped when started again:
+finished cells are in the JSON file. About two hours on 2 CPU cores for the default cells; `--table` only prints what is there.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from configs import camvid, quickstart
+from rankseg_jax import checkpoint, data, evaluate, models, sharding, train
+
+_OUT = flags.DEFINE_string('out', 'benchmarks/results/does_it_help.json', 'Finished cells, one entry each.')
+_DATA = flags.DEFINE_string('data', '', 'Where emoji_scenes are generated; default: that of the config.')
+_CAMVID = flags.DEFINE_string('camvid', '../shared/data/camvid', 'Where CamVid lies.')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Seeds a cell.')
+_STEPS = flags.DEFINE_integer('steps', 800, 'Optimiser steps of a cell.')
+_CELLS = flags.DEFINE_list('cells', None, 'Only these dataset/variant pairs, such as emoji60/baseline.')
+_TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished cells and stop.')
+
+# What differs from RankSeg with missed ground truth forced in and one τ per rank.
+VARIANTS = {
+    'baseline': None,
+    'baseline + multi-label loss': {'select': False},
+    'missed ignored': {'missed': 'ignore'},
+    'missed ignored, all-K warm-up': {'missed': 'ignore', 'warmup_steps': -1},
+    'forced in, τ by rank': {},
+    'forced in, τ by rank, all-K warm-up': {'warmup_steps': -1},
+    'forced in, layer norm': {'temperature': 'layer_norm'},
+    'forced in, shared τ': {'temperature': 'shared'},
+    'oracle': {'oracle': True},
+}
+BEST = 'forced in, τ by rank'
+KAPPA = {60: 16, 150: 25, 847: 50}
+WARMUP_SHARE = 0.2  # of the steps, where a variant has an all-K warm-up
+
+
+def cells():
+    """(dataset, variant, seed), seed by seed, so that an unfinished run still compares like with like."""
+    main = [(f'emoji{k}', variant) for k in (60, 150) for variant in VARIANTS]
+    rest = [(dataset, variant) for dataset in ('emoji847', 'camvid') for variant in ('baseline', BEST)]
+    for seed in range(_SEEDS.value):
+        for dataset, variant in main + rest:
+            if not _CELLS.value or f'{dataset}/{variant}' in _CELLS.value:
+                yield dataset, variant, seed
+
+
+def make_config(dataset: str, variant: str, seed: int):
+    """The config of a cell, and the splits to score it on."""
+    if dataset == 'camvid':
+        config = camvid.get_config()
+        config.data.dir = _CAMVID.value
+        splits = ['validation']
+    else:
+        config = quickstart.get_config()
+        config.data.num_classes = int(dataset.removeprefix('emoji'))
+        config.data.dir = _DATA.value or config.data.dir
+        config.rankseg.num_selected = KAPPA[config.data.num_classes]
+        splits = ['validation', 'test', 'unseen']
+    config.seed = seed
+    config.steps = _STEPS.value
+    config.optimizer.warmup_steps = config.steps // 12
+    config.eval_every = config.steps // 4
+    config.log_every = config.steps // 8
+    config.checkpoint_every = config.steps
+    config.num_pictures = 0
+    if VARIANTS[variant] is None:
+        config.rankseg = None
+    else:
+        config.rankseg.update(VARIANTS[variant])
+        if config.rankseg.warmup_steps < 0:
+            config.rankseg.warmup_steps = int(WARMUP_SHARE * config.steps)
+    return config, splits
+
+
+def run_cell(dataset: str, variant: str, seed: int) -> dict:
+    """Trains and scores one cell: its learning curve on validation and its scores on every split."""
+    config, splits = make_config(dataset, variant, seed)
+    start = time.time()
+    with tempfile.TemporaryDirectory() as workdir:
+        train.train(config, workdir)
+        seconds = time.time() - start
+        rows = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
+        curve = [(row['step'], row['eval/mIoU']) for row in rows if 'eval/mIoU' in row]
+        manager = checkpoint.open_checkpoints(workdir)
+        mesh = sharding.make_mesh()
+        scores = {}
+        for split in splits:
+            config.data.eval_split = split
+            source = data.get_source(config.data, split)
+            num_classes = len(source.class_names)
+            model = models.build(config, num_classes)
+            variables = models.restore(manager, config.steps, model, config, num_classes, sharding.copied(mesh))
+            eval_step = evaluate.make_eval_step(model, config, num_classes, mesh)
+            found = evaluate.evaluate(eval_step, variables, source, config, mesh)
+            scores[split] = {name: value for name, value in found.items() if np.isscalar(value)}
+        log_tau = variables['params']['classifier'].get('rank', {}).get('log_tau')
+    return {'dataset': dataset, 'variant': variant, 'seed': seed, 'steps': config.steps, 'samples': config.steps * config.batch_size,
+            'seconds': round(seconds, 1), 'curve': curve, 'scores': scores,
+            'tau': None if log_tau is None else np.exp(jax.device_get(log_tau)).round(3).tolist()}
+
+
+def table(rows) -> str:
+    """Markdown: mean ± sample standard deviation over the seeds, mIoU in percent."""
+    lines = []
+    for dataset in dict.fromkeys(row['dataset'] for row in rows):
+        here = [row for row in rows if row['dataset'] == dataset]
+        splits = list(here[0]['scores'])
+        recall = next((k for row in here for k in row['scores'][splits[0]] if k.startswith('category_recall')), None)
+        lines += ['', f'**{dataset}**, {here[0]["samples"]} samples', '',
+                  '| variant | seeds | ' + ' | '.join(f'mIoU {split}' for split in splits) + f' | {recall} {splits[0]} |',
+                  '|---' * (len(splits) + 3) + '|']
+        for variant in VARIANTS:
+            seeds = [row['scores'] for row in here if row['variant'] == variant]
+            if seeds:
+                values = [spread([s[split]['mIoU'] for s in seeds]) for split in splits]
+                values.append(spread([s[splits[0]][recall] for s in seeds]) if recall in seeds[0][splits[0]] else '')
+                lines.append(f'| {variant} | {len(seeds)} | ' + ' | '.join(values) + ' |')
+    return '\n'.join(lines)
+
+
+def spread(values) -> str:
+    mean = f'{100 * np.mean(values):.1f}'
+    return f'{mean} ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else mean
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    out = Path(_OUT.value)
+    rows = json.loads(out.read_text()) if out.exists() else []
+    done = {(row['dataset'], row['variant'], row['seed']) for row in rows}
+    for cell in [] if _TABLE.value else cells():
+        if cell not in done:
+            print(f'== {" / ".join(map(str, cell))}', flush=True)
+            rows.append(run_cell(*cell))
+            out.parent.mkdir(parents=True, exist_ok=True)
+            partial = out.with_suffix('.partial')
+            partial.write_text(json.dumps(rows, indent=1))
+            partial.replace(out)
+    print(table(rows))
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,20 @@
+"""CamVid street scenes, 11 categories, a narrow encoder from scratch.
+
+    python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.dir=<folder with train/, trainannot/, val/, valannot/>
+"""
+
+from configs import quickstart
+
+
+def get_config():
+    config = quickstart.get_config()
+    config.steps = 1000
+    config.data.name = 'camvid'
+    config.data.num_classes = 0
+    config.augment.base_size = (180, 240)
+    config.augment.crop_size = (160, 208)
+    config.augment.scale_range = (0.75, 1.5)
+    config.augment.photometric = True
+    config.eval.size = (180, 240)
+    config.rankseg.num_selected = 9
+    return config

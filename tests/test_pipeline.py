@@ -1,0 +1,319 @@
+import collections
+import itertools
+import subprocess
+import sys
+import textwrap
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, get_source, pipeline
+
+
+class Numbers:
+    """Example i has i at pixel (1, 1) and noise elsewhere; its label is i % 5 but for a corner."""
+
+    class_names = tuple('abcde')
+
+    def __init__(self, count, corrupt=(), sizes=((8, 8),), error=CorruptExample):
+        self.ids = [f'{i}.jpg' for i in range(count)]
+        self.corrupt, self.sizes, self.error = corrupt, sizes, error
+        self.loaded = collections.Counter()
+        self.lock = threading.Lock()
+
+    def __len__(self):
+        return len(self.ids)
+
+    def load(self, index):
+        with self.lock:
+            self.loaded[index] += 1
+        if index in self.corrupt:
+            raise self.error(f'{self.ids[index]}: broken')
+        size = self.sizes[index % len(self.sizes)]
+        label = np.full(size, index % 5, np.int32)
+        label[0, 0] = IGNORE_LABEL
+        image = np.random.default_rng(index).integers(0, 256, (*size, 3)).astype(np.uint8)
+        image[1, 1] = index % 256
+        return {'image': image, 'label': label}
+
+
+def plain_config(batch_size=4, **augment):
+    """No augmentation, and images come out as they are stored."""
+    config = common.get_config()
+    config.batch_size = config.eval.batch_size = batch_size
+    config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    config.eval.size = (16, 16)
+    settings = {
+        'crop_size': (8, 8),
+        'scale_range': (1.0, 1.0),
+        'flip': 0.0,
+        'photometric': False,
+        **augment,
+    }
+    config.augment.update(settings)
+    return config
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def assert_same(batch, other):
+    assert batch.keys() == other.keys()
+    for name in batch:
+        np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_example_indices_visit_each_once_an_epoch():
+    stream = np.concatenate([pipeline.example_indices(10, 3, step, 4) for step in range(10)])
+    epochs = stream.reshape(4, 10)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    other = np.concatenate([pipeline.example_indices(10, 4, step, 4) for step in range(10)])
+    assert (stream != other).any()
+
+
+def test_batches_hold_the_indices_that_example_indices_names():
+    source, config = Numbers(10), plain_config()
+    for step, batch in enumerate(take(pipeline.train_batches(source, config, start_step=0), 8)):
+        indices = pipeline.example_indices(10, config.seed, step, 4)
+        np.testing.assert_array_equal(batch['image'][:, 1, 1, 0], indices)
+        np.testing.assert_array_equal(batch['label'][:, 1, 1], indices % 5)
+        assert (batch['label'][:, 0, 0] == IGNORE_LABEL).all()
+        assert batch['image'].dtype == np.float32 and batch['label'].dtype == np.int32
+        assert batch['mask'].all() and batch['mask'].dtype == bool
+
+
+@pytest.mark.parametrize('workers', [0, 1, 4])
+def test_same_seed_gives_the_same_batches(workers):
+    config = common.get_config()
+    config.batch_size, config.augment.crop_size = 4, (16, 16)
+    first = take(pipeline.train_batches(Numbers(10), config, start_step=0), 6)
+    config.data.num_workers = workers
+    again = take(pipeline.train_batches(Numbers(10), config, start_step=0), 6)
+    for batch, other in zip(first, again, strict=True):
+        assert_same(batch, other)
+    config.seed = 1
+    other = take(pipeline.train_batches(Numbers(10), config, start_step=0), 1)[0]
+    assert (first[0]['image'] != other['image']).any()
+
+
+def test_one_example_is_augmented_anew_each_time():
+    config = common.get_config()
+    config.batch_size, config.augment.crop_size = 8, (16, 16)
+    batches = take(pipeline.train_batches(Numbers(1, sizes=((24, 24),)), config, start_step=0), 3)
+    images = {image.tobytes() for batch in batches for image in batch['image']}
+    labels = {label.tobytes() for batch in batches for label in batch['label']}
+    assert len(images) == 24 and len(labels) > 6
+
+
+def test_resume_continues_bit_by_bit_and_reads_nothing_before():
+    config = common.get_config()
+    config.batch_size, config.augment.crop_size = 3, (16, 16)
+    config.data.num_workers = 2
+    whole = take(pipeline.train_batches(Numbers(1000), config, start_step=0), 12)
+    source = Numbers(1000)
+    resumed = take(pipeline.train_batches(source, config, start_step=7), 5)
+    for batch, other in zip(whole[7:], resumed, strict=True):
+        assert_same(batch, other)
+    skipped = {i for step in range(7) for i in pipeline.example_indices(1000, 0, step, 3)}
+    assert not skipped & set(source.loaded)
+
+
+def test_source_smaller_than_a_batch_is_repeated():
+    batch = next(pipeline.train_batches(Numbers(3), plain_config(batch_size=8), start_step=0))
+    assert batch['mask'].all()
+    counts = np.bincount(batch['image'][:, 1, 1, 0].astype(int), minlength=3)
+    assert counts.sum() == 8 and counts.min() >= 2
+
+
+@pytest.mark.parametrize('make', ['train', 'eval'])
+def test_empty_source(make):
+    config = plain_config()
+    with pytest.raises(ValueError, match=r"split '(train|validation)' .* no example"):
+        if make == 'train':
+            pipeline.train_batches(Numbers(0), config, start_step=0)
+        else:
+            pipeline.eval_batches(Numbers(0), config)
+
+
+def pretend_hosts(monkeypatch, index, count):
+    monkeypatch.setattr(jax, 'process_index', lambda: index)
+    monkeypatch.setattr(jax, 'process_count', lambda: count)
+    monkeypatch.setattr(pipeline, '_max_over_hosts', lambda size: size)
+
+
+def test_train_shards_make_up_the_global_batch(monkeypatch):
+    config = common.get_config()
+    config.batch_size, config.augment.crop_size = 4, (16, 16)
+    whole = take(pipeline.train_batches(Numbers(10), config, start_step=2), 4)
+    shards = []
+    for host in range(2):
+        pretend_hosts(monkeypatch, host, 2)
+        shards.append(take(pipeline.train_batches(Numbers(10), config, start_step=2), 4))
+    for batch, *parts in zip(whole, *shards, strict=True):
+        assert_same(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
+
+
+@pytest.mark.parametrize('count, hosts', [(10, 1), (8, 1), (1, 1), (10, 2), (1, 2), (13, 4)])
+def test_eval_sees_every_example_once_over_all_hosts(monkeypatch, count, hosts):
+    seen, lengths = [], set()
+    for host in range(hosts):
+        pretend_hosts(monkeypatch, host, hosts)
+        batches = list(pipeline.eval_batches(Numbers(count), plain_config(batch_size=4)))
+        lengths.add(len(batches))
+        for batch in batches:
+            assert len(batch['mask']) == 4 // hosts
+            seen += batch['index'][batch['mask']].tolist()
+            assert (batch['index'][~batch['mask']] == -1).all()
+            assert not batch['image'][~batch['mask']].any()
+            assert (batch['label'][~batch['mask']] == IGNORE_LABEL).all()
+    assert sorted(seen) == list(range(count))
+    assert lengths == {-(-count // 4)}
+
+
+def test_hosts_must_share_a_batch_evenly(monkeypatch):
+    pretend_hosts(monkeypatch, 0, 3)
+    with pytest.raises(ValueError, match='config.batch_size = 4 .* 3 hosts'):
+        pipeline.train_batches(Numbers(10), plain_config(), start_step=0)
+
+
+def test_eval_labels_keep_their_size_on_a_common_canvas():
+    sizes = ((30, 50), (65, 20), (128, 64))
+    config = plain_config(batch_size=2)
+    batches = list(pipeline.eval_batches(Numbers(6, sizes=sizes), config))
+    assert [batch['label'].shape[1:] for batch in batches] == [(128, 64), (128, 64), (128, 64)]
+    assert next(iter(pipeline.eval_batches(Numbers(1, sizes=sizes), config)))['label'].shape == (
+        2,
+        64,
+        64,
+    )
+    for batch in batches:
+        assert batch['image'].shape == (2, 16, 16, 3)
+        for label, size, index, content in zip(
+            batch['label'], batch['size'], batch['index'], batch['content'], strict=True
+        ):
+            rows, columns = sizes[index % 3]
+            assert tuple(size) == (rows, columns)
+            expected = np.full(label.shape, IGNORE_LABEL)
+            expected[:rows, :columns] = index % 5
+            expected[0, 0] = IGNORE_LABEL
+            np.testing.assert_array_equal(label, expected)
+            assert max(content) == 16
+        assert {name: batch[name].dtype.name for name in batch} == {
+            'image': 'float32',
+            'content': 'int32',
+            'label': 'int32',
+            'size': 'int32',
+            'index': 'int32',
+            'mask': 'bool',
+        }
+
+
+def test_corrupt_example_is_named_once_and_masked(caplog):
+    source, config = Numbers(6, corrupt=(2,)), plain_config(batch_size=6)
+    with caplog.at_level('WARNING', logger='absl'):
+        batches = take(pipeline.train_batches(source, config, start_step=0), 3)
+    for step, batch in enumerate(batches):
+        bad = pipeline.example_indices(6, 0, step, 6) == 2
+        np.testing.assert_array_equal(batch['mask'], ~bad)
+        assert (batch['label'][bad] == IGNORE_LABEL).all() and not batch['image'][bad].any()
+    assert [record.message for record in caplog.records].count(
+        'Skipping corrupt example 1: 2.jpg: broken'
+    ) == 1
+
+
+def test_corrupt_example_in_evaluation_keeps_its_place():
+    config = plain_config(batch_size=3)
+    batches = list(pipeline.eval_batches(Numbers(5, corrupt=(1,)), config))
+    assert [batch['index'].tolist() for batch in batches] == [[0, 1, 2], [3, 4, -1]]
+    assert [batch['mask'].tolist() for batch in batches] == [
+        [True, False, True],
+        [True, True, False],
+    ]
+
+
+def test_more_corrupt_examples_than_allowed_stop_with_their_names():
+    config = plain_config()
+    config.data.max_corrupt = 2
+    batches = pipeline.train_batches(Numbers(8, corrupt=(1, 4, 6)), config, start_step=0)
+    with pytest.raises(ValueError, match='3 examples .*max_corrupt = 2') as caught:
+        take(batches, 10)
+    for name in ('1.jpg', '4.jpg', '6.jpg'):
+        assert name in str(caught.value)
+    config.data.max_corrupt = 3
+    assert len(take(pipeline.train_batches(Numbers(8, (1, 4, 6)), config, start_step=0), 10)) == 10
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyError, RuntimeError])
+def test_other_errors_come_out_as_they_are(error, capfd):
+    source = Numbers(8, corrupt=(3,), error=error)
+    with pytest.raises(error, match='3.jpg: broken'):
+        take(pipeline.train_batches(source, plain_config(), start_step=0), 4)
+    with pytest.raises(error, match='3.jpg: broken'):
+        list(pipeline.eval_batches(source, plain_config()))
+    assert 'tensorflow' not in capfd.readouterr().err
+
+
+def test_image_and_label_of_different_size_are_refused():
+    class Crooked(Numbers):
+        def load(self, index):
+            return {**super().load(index), 'label': np.zeros([7, 8], np.int32)}
+
+    with pytest.raises(ValueError, match=r'\.jpg: image \(8, 8, 3\) and label \(7, 8\)'):
+        next(pipeline.train_batches(Crooked(4), plain_config(), start_step=0))
+
+
+def test_process_ends_while_examples_are_being_loaded():
+    # TensorFlow waits for ever if an iterator is freed while a thread is in Python.
+    program = """
+        import time
+        import numpy as np
+        from configs import common
+        from rankseg_jax.data import pipeline
+
+        class Slow:
+            ids = list('abcd')
+            def __len__(self):
+                return 4
+            def load(self, index):
+                time.sleep(0.02)
+                return {'image': np.zeros([8, 8, 3], np.uint8), 'label': np.zeros([8, 8], np.int32)}
+
+        config = common.get_config()
+        config.batch_size = 2
+        config.augment.crop_size = (8, 8)
+        for attempt in range(5):
+            batches = pipeline.train_batches(Slow(), config, start_step=0)
+            next(batches)
+        print('done')
+    """
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == 'done\n'
+
+
+def test_get_source_names_the_data_sets():
+    data = common.get_config().data
+    data.name = 'camvidd'
+    with pytest.raises(ValueError, match="'camvidd' .* camvid, .*folder") as caught:
+        get_source(data, 'train')
+    assert 'pipeline' not in str(caught.value) and 'transforms' not in str(caught.value)
+
+
+def test_sources_open_without_tensorflow():
+    program = """
+        import sys
+        import rankseg_jax.data.camvid, rankseg_jax.data.folder
+        assert 'tensorflow' not in sys.modules
+    """
+    subprocess.run([sys.executable, '-c', textwrap.dedent(program)], timeout=60, check=True)

@@ -1,0 +1,141 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rankseg_jax
+from rankseg_jax import checkpoint, data, evaluate, models, predict, sharding, train
+from rankseg_jax.data import CorruptExample
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(config, workdir) of a run of two steps, with EMA so that both kinds of parameters are there."""
+    config = tiny.config(tmp_path_factory.mktemp('scenes'), steps=2, ema=0.5)
+    workdir = tmp_path_factory.mktemp('run')
+    train.train(config, workdir)
+    return config, workdir
+
+
+@pytest.fixture(scope='module')
+def predictor(trained):
+    return rankseg_jax.predict.load(trained[1])
+
+
+@pytest.mark.parametrize('shape', [(32, 32), (1, 1), (37, 91), (200, 3)])
+def test_any_size_gives_its_own_size(predictor, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    result = predictor(image)
+    assert result.labels.shape == shape and result.labels.dtype == np.int32
+    names = [name for name, _ in result.categories]
+    assert len(set(names)) == 3
+    scores = [score for _, score in result.categories]
+    assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+    assert {predictor.class_names[c] for c in np.unique(result.labels)} <= set(names)
+    assert result.overlay().mode == 'RGB'
+
+
+def test_arrays_pictures_and_paths_agree(predictor, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / 'a.png')
+    for other in (Image.fromarray(image), tmp_path / 'a.png', str(tmp_path / 'a.png'), Image.fromarray(image).convert('RGBA')):
+        np.testing.assert_array_equal(predictor(other).labels, predictor(image).labels)
+
+
+@pytest.mark.parametrize('image', [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_bad_arrays_are_refused(predictor, image):
+    with pytest.raises(ValueError, match='uint8'):
+        predictor(image)
+
+
+def test_predictor_agrees_with_the_evaluation(trained, predictor):
+    """mIoU counted by hand from predicted maps is what evaluation says of the same checkpoint."""
+    config, workdir = trained
+    mesh = sharding.make_mesh(1)
+    model = models.build(config, 8)
+    variables = models.restore(checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh))
+    source = data.get_source(config.data, 'validation')
+    scores = evaluate.evaluate(evaluate.make_eval_step(model, config, 8, mesh), variables, source, config, mesh)
+    right = total = 0
+    for i in range(len(source)):
+        example = source.load(i)
+        labels = predictor(example['image']).labels
+        right, total = right + (labels == example['label']).sum(), total + labels.size
+    np.testing.assert_allclose(scores['aAcc'], right / total, rtol=1e-6)
+
+
+def test_files_folders_and_lists(predictor, tmp_path):
+    images = tmp_path / 'images'
+    images.mkdir()
+    for name in ('a.png', 'a.jpg', 'b.png'):
+        Image.new('RGB', (20, 10), (200, 30, 30)).save(images / name)
+    (images / 'broken.jpg').write_bytes(b'\xff\xd8\xff nothing')
+    (tmp_path / 'list.txt').write_text('images/b.png\n')
+    output = predict.predict_files(predictor, [images, tmp_path / 'list.txt'], tmp_path / 'out')
+    assert {p.name for p in output.glob('*.json')} == {'a.json', 'a.png.json', 'b.json', 'b.png.json'}
+    labels = np.asarray(Image.open(output / 'b.png'))
+    np.testing.assert_array_equal(labels, predictor(images / 'b.png').labels)
+    rows = json.loads((output / 'b.json').read_text())['categories']
+    assert len(rows) == 3 and rows[0]['confidence'] >= rows[1]['confidence']
+    assert Image.open(output / 'b_overlay.png').width >= 20
+    with pytest.raises(CorruptExample, match='broken.jpg'):
+        predict.predict_files(predictor, [images / 'broken.jpg'], tmp_path / 'none')
+    with pytest.raises(FileNotFoundError, match='missing.png'):
+        predict.predict_files(predictor, [tmp_path / 'missing.png'], tmp_path / 'none')
+
+
+def test_label_maps_of_many_categories_are_16_bit(tmp_path):
+    labels = np.array([[0, 255, 256, 1283]])
+    names = tuple(f'c{i}' for i in range(1284))
+    predict.Result(np.zeros((1, 4, 3), np.uint8), labels, [], names).save(tmp_path / 'map')
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'map.png')), labels)
+
+
+def test_missing_checkpoints_are_named(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match='train first'):
+        predict.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match='77'):
+        predict.load(trained[1], '77')
+
+
+def test_oracle_needs_labels_and_uses_them(trained):
+    config, workdir = trained
+    model = models.build(config, 8)
+    mesh = sharding.make_mesh(1)
+    variables = models.restore(checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh))
+    with config.unlocked():
+        config.rankseg.oracle = True
+    try:
+        oracle = predict.Predictor(models.build(config, 8), variables, config, tuple('abcdefgh'))
+        image, label = np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 6)
+        label[3:, 4:] = 2
+        assert set(np.unique(oracle(image, label).labels)) <= {2, 6}
+        with pytest.raises(ValueError, match='oracle'):
+            oracle(image)
+    finally:
+        config.rankseg.oracle = False
+
+
+def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
+    config, workdir = trained
+
+    def call(*arguments):
+        result = subprocess.run(
+            [sys.executable, 'main.py', f'--workdir={workdir}', *arguments], cwd=ROOT, capture_output=True, text=True,
+            env=os.environ | {'XLA_FLAGS': ''}, timeout=300)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert 'mIoU' in call('--mode=evaluate')
+    scores = json.loads((workdir / 'scores_validation_2.json').read_text())
+    assert len(scores['classes']) == 8
+    assert 'grid.png' in call('--mode=predict', f'--output={tmp_path}')
+    assert Image.open(tmp_path / 'grid.png').height > 500

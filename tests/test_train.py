@@ -1,0 +1,226 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rankseg_jax import checkpoint, data, models, optimizers, sharding, train
+from rankseg_jax.data import pipeline
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+    """Scenes are generated once for all tests."""
+    folder = tmp_path_factory.mktemp('scenes')
+    for split in ('train', 'validation'):
+        data.get_source(tiny.config(folder).data, split)
+    return folder
+
+
+def params_of(workdir, step):
+    manager = checkpoint.open_checkpoints(workdir)
+    run = checkpoint.restore_run(manager, step)
+    assert run['next_step'] == step
+    config = tiny.config('')
+    model = models.build(config, 8)
+    return models.restore(manager, step, model, config, 8, sharding.copied(sharding.make_mesh(1)))
+
+
+def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
+    config = tiny.config(data_dir, steps=7, keep_checkpoints=1)
+    scores = train.train(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 4, 6, 7]
+    assert [row['step'] for row in rows if 'eval/mIoU' in row] == [3, 6, 7]
+    parts = {'train/loss_pixel', 'train/loss_auxiliary', 'train/loss_multilabel', 'train/grad_norm', 'learning_rate',
+             'steps/s', 'img/s', 'img/s/device'}
+    assert parts <= rows[0].keys()
+    for row in rows:
+        if 'train/loss' in row:
+            total = row['train/loss_pixel'] + row['train/loss_auxiliary'] + row['train/loss_multilabel']
+            assert row['train/loss'] == pytest.approx(total, rel=1e-5)
+    assert scores['mIoU'] == rows[-1]['eval/mIoU'] and 0 <= scores['mIoU'] <= 1
+    assert list(tmp_path.glob('events.out.tfevents.*'))
+    best = max((row for row in rows if 'eval/mIoU' in row), key=lambda row: row['eval/mIoU'])['step']
+    kept = checkpoint.open_checkpoints(tmp_path).all_steps()
+    assert set(kept) == {7, best}
+
+
+def command(config_dir, workdir, *overrides):
+    file = Path(config_dir) / 'run.py'
+    file.write_text(f'from tests import tiny\ndef get_config(): return tiny.config({str(config_dir)!r})\n')
+    env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, 'main.py', f'--config={file}', f'--workdir={workdir}', '--config.num_pictures=0', *overrides],
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def wait_for_step(workdir, step, process):
+    """Waits until metrics.jsonl tells of a step."""
+    for _ in range(3000):
+        file = workdir / 'metrics.jsonl'
+        if file.exists() and any(json.loads(x)['step'] >= step for x in file.read_text().splitlines()):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise TimeoutError(f'no step {step} in {workdir}')
+
+
+def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(data_dir, tmp_path):
+    """SIGKILL at a random step, then SIGTERM, then to the end: bit by bit what an undisturbed run gives."""
+    options = ('--config.steps=60', '--config.log_every=1', '--config.eval_every=1000', '--config.checkpoint_every=3')
+    straight, broken = tmp_path / 'straight', tmp_path / 'broken'
+    finish(command(data_dir, straight, *options))
+
+    process = command(data_dir, broken, *options)
+    wait_for_step(broken, random.randint(5, 12), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    process = command(data_dir, broken, *options)
+    wait_for_step(broken, 20, process)
+    process.send_signal(signal.SIGTERM)
+    out = finish(process)
+    assert 'Resuming' in out and 'saved after step' in out
+
+    out = finish(command(data_dir, broken, *options))
+    assert 'Resuming' in out
+    jax.tree.map(np.testing.assert_array_equal, params_of(straight, 60), params_of(broken, 60))
+
+
+def test_a_loss_that_is_not_finite_names_step_and_examples(data_dir, tmp_path):
+    config = tiny.config(data_dir, steps=9, optimizer__learning_rate=1e30, optimizer__groups=(), checkpoint_every=1,
+                         eval_every=100)
+    with pytest.raises(FloatingPointError, match='at step') as error:
+        train.train(config, tmp_path)
+    step = int(str(error.value).split('at step ')[1].split(',')[0])
+    source = data.get_source(config.data, 'train')
+    for index in pipeline.example_indices(len(source), config.seed, step, config.batch_size):
+        assert source.ids[index] in str(error.value)
+    manager = checkpoint.open_checkpoints(tmp_path)
+    assert max(manager.all_steps(), default=0) <= step
+
+
+def setup(config, **kwargs):
+    model = models.build(config, 8)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
+    state = train.create_state(model, optimizer, config, 8)
+    return state, train.make_train_step(model, optimizer, config, 8, **kwargs), model
+
+
+def random_batch(seed=0, batch=8):
+    rng = np.random.default_rng(seed)
+    return {'image': rng.normal(size=(batch, 32, 32, 3)).astype(np.float32),
+            'label': rng.integers(-1, 8, (batch, 32, 32)).astype(np.int32),
+            'mask': np.ones(batch, bool)}
+
+
+def test_eight_devices_give_what_one_gives():
+    config = tiny.config('', model__dropout=0.0)
+    results = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(devices)
+        state, step, _ = setup(config)
+        copied = sharding.copied(mesh)
+        step = jax.jit(step, in_shardings=(copied, sharding.split(mesh), None), out_shardings=copied)
+        state = jax.device_put(state, copied)
+        for i in range(3):
+            state, metrics = step(state, sharding.shard_batch(random_batch(i), mesh), jax.random.key(i))
+        results.append((state.model, metrics))
+    # AdamW's first steps divide by the gradient's size, which magnifies rounding where it is near zero.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), *results)
+    assert results[1][1]['loss'].sharding.num_devices == 8
+
+
+def test_accumulation_averages_the_gradients_of_the_micro_batches():
+    options = dict(model__dropout=0.0, optimizer__name='sgd', optimizer__momentum=0.0, optimizer__weight_decay=0.0,
+                   optimizer__schedule='poly', optimizer__learning_rate=1.0)
+    batch = random_batch()
+    state, step, _ = setup(tiny.config('', accumulate=2, **options))
+    together, _ = jax.jit(step)(state, batch, jax.random.key(0))
+    single = jax.jit(setup(tiny.config('', **options))[1])
+    halves = [single(state, jax.tree.map(lambda x, i=i: x[i::2], batch), jax.random.key(0))[0] for i in (0, 1)]
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half.model['params'] for half in halves))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), together.model['params'], expected)
+
+
+def test_masked_images_count_for_nothing():
+    """A stand-in for a corrupt image leaves the loss of the others as it is."""
+    config = tiny.config('', model__dropout=0.0)
+    model = models.build(config, 8)
+    variables = models.init(model, 8, 0, (32, 32))
+    batch = random_batch(batch=4)
+    batch['label'][3], batch['mask'][3] = -1, False
+
+    def loss(batch):
+        from rankseg_jax.multilabel import pixel_counts
+        from rankseg_jax.tasks import semantic
+        output = model.apply(variables, batch['image'], train=False)
+        return semantic.loss(output, batch, pixel_counts(batch['label'], 8) > 0, config, 8)[0]
+
+    np.testing.assert_allclose(loss(batch), loss(jax.tree.map(lambda x: x[:3], batch)), rtol=1e-5)
+
+
+def test_ema_and_dropout_streams():
+    config = tiny.config('', ema=0.75)
+    state, step, _ = setup(config)
+    step = jax.jit(step)
+    after, metrics = step(state, random_batch(), jax.random.key(0))
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.model['params'], after.model['params'])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.model['ema'], expected)
+    again, other = step(state, random_batch(), jax.random.key(0))[1], step(state, random_batch(), jax.random.key(1))[1]
+    assert again['loss'] == metrics['loss'] != other['loss']
+
+
+def test_all_classes_step_trains_the_same_parameters_without_selection():
+    state, step, _ = setup(tiny.config('', rankseg__temperature='layer_norm'), all_classes=True)
+    after, metrics = jax.jit(step)(state, random_batch(), jax.random.key(0))
+    assert jax.tree.structure(after.model) == jax.tree.structure(state.model)
+    assert np.isfinite(metrics['loss'])
+    np.testing.assert_array_equal(after.model['params']['classifier']['rank']['norm']['scale'], np.ones(3))
+
+
+def test_resuming_with_another_model_lists_both_sides(data_dir, tmp_path):
+    train.train(tiny.config(data_dir, steps=1), tmp_path)
+    with pytest.raises(ValueError, match=r'decoder/fuse/conv/kernel: checkpoint \(3, 3, 32, 8\), model \(3, 3, 64, 16\)'):
+        train.train(tiny.config(data_dir, model__channels=16), tmp_path)
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('rankseg__num_selected', 9, 'κ.* = 9 .* K = 8'),
+    ('batch_size', 7, 'batch_size = 7 .* accumulate = 2'),
+    ('mesh_data', 99, 'mesh_data = 99, but there are 8'),
+    ('model__backbone', 'vgg', "'vgg'.*resnet50"),
+    ('model__framework', 'unet', "'unet'.*upernet"),
+    ('data__name', 'imagenet', "'imagenet'.*emoji_scenes"),
+    ('optimizer__name', 'lion', "'lion'.*adamw"),
+    ('optimizer__schedule', 'step', "'step'.*cosine"),
+    ('rankseg__head', 'mlp', "'mlp'.*log_sum_exp"),
+    ('rankseg__temperature', 'softmax', "'softmax'"),
+    ('rankseg__missed', 'drop', "'drop'.*force"),
+    ('loss__multilabel', 'focal', "'focal'.*bce"),
+    ('model__dtype', 'float15', "'float15'.*bfloat16"),
+    ('rankseg__stride', 3, 'stride = 3'),
+    ('log_every', 0, 'log_every = 0'),
+    ('optimizer__warmup_steps', 6, 'warmup_steps = 6 .* steps = 6'),
+])
+def test_bad_values_are_named(data_dir, tmp_path, key, value, message):
+    config = tiny.config(data_dir, accumulate=2, **{key: value})
+    with pytest.raises(ValueError, match=message):
+        train.train(config, tmp_path)

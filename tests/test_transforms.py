@@ -1,0 +1,311 @@
+import colorsys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from configs import common
+from rankseg_jax.data import IGNORE_LABEL, transforms
+
+SIDES = st.integers(1, 700)
+
+
+def coded(rows, columns):
+    """An image and a label that say where each pixel came from."""
+    row, column = np.mgrid[:rows, :columns]
+    image = np.stack([row, column, np.zeros_like(row)], axis=-1).astype(np.float32)
+    return image, (row * columns + column).astype(np.int32)
+
+
+def keys(count, seed=0):
+    return tf.constant([[seed, n] for n in range(count)], tf.int64)
+
+
+@pytest.mark.parametrize(
+    'size, base, ratio, expected',
+    [
+        ((480, 640), (512, 2048), 1.0, (512, 683)),
+        ((600, 1000), (800, 1333), 1.0, (800, 1333)),
+        ((427, 640), (800, 1333), 1.0, (800, 1199)),
+        ((100, 1000), (512, 2048), 1.0, (205, 2048)),
+        ((500, 375), (520, 520), 1.0, (520, 390)),
+        ((360, 480), (0, 0), 0.5, (180, 240)),
+        ((360, 480), (0, 0), 2.0, (720, 960)),
+    ],
+)
+def test_scaled_size_of_known_recipes(size, base, ratio, expected):
+    assert tuple(transforms.scaled_size(tf.constant(size), base, ratio).numpy()) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, st.tuples(SIDES, SIDES).map(sorted), st.floats(0.25, 2, width=32))
+def test_scaled_size_is_the_largest_that_fits(rows, columns, base, ratio):
+    found = transforms.scaled_size(tf.constant([rows, columns]), tuple(base), ratio).numpy()
+    short, long = (int(side * ratio) for side in base)
+    # Brute force: every length of the long side, from the largest that is allowed downwards.
+    for side in range(long, -1, -1):
+        other = side * min(rows, columns) / max(rows, columns)
+        if other <= short + 1e-6:
+            break
+    # The rule itself need not land on a whole pixel of the long side.
+    assert side - 0.51 <= found.max() <= side + 1.51 or found.max() == 1
+    assert found.max() <= max(long, 1) and found.min() <= max(short, 1)
+    ratio_error = abs(found.max() * min(rows, columns) / max(rows, columns) - found.min())
+    assert ratio_error <= 1 or found.min() == 1
+
+
+@pytest.mark.parametrize('size', [(17, 23), (8, 5), (40, 30), (13, 64)])
+def test_resize_image_against_scipy(size):
+    image = np.random.default_rng(0).integers(0, 256, (16, 20, 3)).astype(np.uint8)
+    rows = (np.arange(size[0]) + 0.5) * 16 / size[0] - 0.5
+    columns = (np.arange(size[1]) + 0.5) * 20 / size[1] - 0.5
+    grid = np.meshgrid(rows, columns, indexing='ij')
+    expected = [
+        ndimage.map_coordinates(image[..., c].astype(float), grid, order=1, mode='nearest')
+        for c in range(3)
+    ]
+    found = transforms.resize_image(image, size).numpy()
+    np.testing.assert_allclose(found, np.stack(expected, axis=-1), atol=1e-2)
+
+
+@pytest.mark.parametrize('size', [(17, 23), (9, 7), (48, 40), (13, 63)])  # no ties between pixels
+def test_resize_label_against_pillow(size):
+    label = np.random.default_rng(0).integers(-1, 2000, (16, 20)).astype(np.int32)
+    expected = np.array(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+    found = transforms.resize_label(label, size).numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.int32
+
+
+def test_scale_keeps_image_and_label_together():
+    label = ndimage.zoom(np.arange(6).reshape(2, 3), 16, order=0).astype(np.int32)
+    image = np.repeat(40 * label[..., None], 3, axis=-1).astype(np.uint8)
+    for key in keys(20):
+        scaled, labels = transforms.random_scale(
+            image, label, key, base_size=(0, 0), scale_range=(0.5, 2.0)
+        )
+        assert scaled.shape[:2] == labels.shape
+        assert 16 <= labels.shape[0] <= 64 and abs(labels.shape[0] * 1.5 - labels.shape[1]) <= 1
+        assert set(np.unique(labels)) == set(range(6))
+        # Away from the borders between regions, both must still agree.
+        agree = np.abs(scaled[..., 0].numpy() - 40 * labels.numpy()) < 1
+        assert agree.mean() > 0.75
+
+
+def test_scale_covers_its_range_evenly():
+    image, label = coded(200, 200)
+    sides = [
+        transforms.random_scale(image, label, key, base_size=(0, 0), scale_range=(0.5, 2.0))[
+            1
+        ].shape[0]
+        for key in keys(200)
+    ]
+    histogram, _ = np.histogram(sides, bins=3, range=(100, 401))
+    assert histogram.min() > 45
+
+
+@pytest.mark.parametrize('rows, columns', [(20, 30), (5, 30), (20, 4), (5, 4)])
+def test_crop_is_a_window(rows, columns):
+    image, label = coded(rows, columns)
+    starts = set()
+    for key in keys(60):
+        crop, labels = transforms.random_crop(
+            image, label, key, crop_size=(8, 10), max_category_ratio=0.75
+        )
+        height, width = min(rows, 8), min(columns, 10)
+        row, column = crop[0, 0, :2].numpy().astype(int)
+        starts.add((row, column))
+        np.testing.assert_array_equal(crop, image[row : row + height, column : column + width])
+        np.testing.assert_array_equal(labels, label[row : row + height, column : column + width])
+        assert crop.shape == (height, width, 3)
+    for axis, last in enumerate((max(rows - 8, 0), max(columns - 10, 0))):
+        reached = {start[axis] for start in starts}
+        assert reached <= set(range(last + 1))
+        assert len(reached) > 0.8 * last and {0, last} & reached
+
+
+def test_no_category_dominates_a_crop():
+    image, _ = coded(32, 32)
+    label = np.zeros([32, 32], np.int32)
+    label[:, 16:] = 1
+
+    def shares(limit):
+        found = []
+        for key in keys(100):
+            _, crop = transforms.random_crop(
+                image, label, key, crop_size=(8, 8), max_category_ratio=limit
+            )
+            found.append(np.unique(crop, return_counts=True)[1].max() / 64)
+        return np.array(found)
+
+    # 3 of the 25 columns to start at give a share below 0.75, and 7 one below 0.95.
+    assert abs((shares(1.0) >= 0.75).mean() - 22 / 25) < 0.1
+    assert abs((shares(0.75) >= 0.75).mean() - (22 / 25) ** 10) < 0.13
+    assert abs((shares(0.95) >= 0.95).mean() - (18 / 25) ** 10) < 0.08
+
+
+def test_crop_takes_the_last_window_when_all_are_dominated():
+    image, _ = coded(32, 32)
+    _, crop = transforms.random_crop(
+        image, np.zeros([32, 32], np.int32), keys(1)[0], crop_size=(8, 8), max_category_ratio=0.75
+    )
+    np.testing.assert_array_equal(crop, np.zeros([8, 8]))
+
+
+def test_ignored_pixels_do_not_dominate():
+    # Every window holds as much of class 0 as of class 1; half of it is ignored, or class 2.
+    pattern = np.tile([[0, 2], [2, 1]], [16, 16]).astype(np.int32)
+    image, _ = coded(32, 32)
+    starts = {}
+    for name, label in {
+        'ignored': np.where(pattern == 2, IGNORE_LABEL, pattern),
+        'counted': pattern,
+        'balanced': np.tile([[0, 1], [1, 0]], [16, 16]).astype(np.int32),
+    }.items():
+        starts[name] = [
+            transforms.random_crop(image, label, key, crop_size=(8, 8), max_category_ratio=0.505)[
+                0
+            ][0, 0].numpy()
+            for key in keys(30)
+        ]
+    np.testing.assert_array_equal(starts['ignored'], starts['balanced'])
+    np.testing.assert_array_equal(starts['counted'], starts['balanced'])
+
+
+def test_ignored_share_does_not_hide_a_dominant_category():
+    # Class 0 covers 40 % of the pixels but all that is labelled on the left: drawn again.
+    label = np.full([16, 64], IGNORE_LABEL, np.int32)
+    label[:, ::2] = 0
+    label[::2, 32::2] = 1
+    image, _ = coded(16, 64)
+    shares = []
+    for key in keys(60):
+        _, crop = transforms.random_crop(
+            image, label, key, crop_size=(16, 16), max_category_ratio=0.75
+        )
+        counted = crop.numpy()[crop.numpy() != IGNORE_LABEL]
+        shares.append((counted == 0).mean())
+    assert np.mean(np.array(shares) < 0.75) > 0.95
+
+
+def test_all_ignored_windows_are_drawn_again():
+    label = np.full([16, 64], IGNORE_LABEL, np.int32)
+    label[:, 32:] = np.tile([[0, 1], [1, 0]], [8, 16])
+    image, _ = coded(16, 64)
+    for key in keys(60):
+        _, crop = transforms.random_crop(
+            image, label, key, crop_size=(16, 16), max_category_ratio=0.75
+        )
+        assert (crop.numpy() != IGNORE_LABEL).any()
+
+
+def test_flip_mirrors_both_half_of_the_time():
+    image, label = coded(4, 6)
+    flips = 0
+    for key in keys(200):
+        flipped, labels = transforms.random_flip(image, label, key, probability=0.5)
+        turned = flipped[0, 0, 1] == 5
+        flips += int(turned)
+        np.testing.assert_array_equal(flipped, np.fliplr(image) if turned else image)
+        np.testing.assert_array_equal(labels, np.fliplr(label) if turned else label)
+    assert 70 < flips < 130
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 2, width=32), st.floats(-0.5, 0.5, width=32), st.integers(0, 1000))
+def test_shift_colours_against_colorsys(saturation, hue, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (3, 4, 3)).astype(np.float32)
+    found = transforms.shift_colours(image, saturation, hue).numpy()
+    for index in np.ndindex(3, 4):
+        h, s, v = colorsys.rgb_to_hsv(*(image[index] / 255))
+        expected = colorsys.hsv_to_rgb((h + hue) % 1, min(s * saturation, 1), v)
+        np.testing.assert_allclose(found[index], 255 * np.array(expected), atol=0.05)
+
+
+def test_distortion_of_grey_is_brightness_and_contrast():
+    grey = np.full([1, 1, 3], 100, np.float32)
+    out = np.array([transforms.photometric_distortion(grey, key)[0, 0] for key in keys(400)])
+    np.testing.assert_allclose(out, out[:, :1] + np.zeros(3), atol=1e-3)
+    value = out[:, 0]
+    assert (68 * 0.5 <= value).all() and (value <= 132 * 1.5).all()
+    assert value.min() < 50 and value.max() > 160
+    assert 0.18 < (np.abs(value - 100) < 1e-3).mean() < 0.32  # neither: 1/4
+
+
+def test_distortion_of_colour_stays_in_range():
+    colour = np.array([[[200, 100, 60]]], np.float32)
+    hue, saturation, _ = colorsys.rgb_to_hsv(*(colour[0, 0] / 255))
+    hues, saturations = [], []
+    for key in keys(400):
+        out = transforms.photometric_distortion(colour, key).numpy()[0, 0]
+        assert (out >= 0).all() and (out <= 255).all()
+        h, s, v = colorsys.rgb_to_hsv(*(out / 255))
+        hues.append(h)
+        saturations.append(s)
+    turned = np.array([(h - hue + 0.5) % 1 - 0.5 for h in hues])
+    assert np.abs(turned).max() <= 0.1 + 0.05  # clipping shifts a hue by a little
+    assert turned.min() < -0.07 and turned.max() > 0.07
+    assert 0.3 < (np.abs(turned) < 1e-3).mean() < 0.55
+    assert min(saturations) < 0.6 * saturation and max(saturations) > 1.3 * saturation
+
+
+def test_normalize_comes_before_padding():
+    image = np.full([2, 3, 3], 10, np.uint8)
+    label = np.ones([2, 3], np.int32)
+    image = transforms.normalize(image, (10, 5, 0), (1, 2, 5))
+    np.testing.assert_allclose(image[0, 0], [0, 2.5, 2])
+    image, label = transforms.pad(image, label, (4, 4))
+    np.testing.assert_allclose(image[:2, :3] - [0, 2.5, 2], np.zeros([2, 3, 3]), atol=1e-6)
+    assert np.count_nonzero(image) == 2 * 3 * 2
+    assert np.count_nonzero(label == 1) == 6 and np.count_nonzero(label == IGNORE_LABEL) == 10
+
+
+def test_train_transform_is_a_function_of_its_key():
+    config = common.get_config()
+    config.augment.crop_size = (24, 32)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    label = rng.integers(-1, 5, (40, 30)).astype(np.int32)
+
+    @tf.function
+    def compiled(key):
+        return transforms.train_transform(image, label, key, config)
+
+    outputs = []
+    for key in keys(6):
+        first, again = compiled(key), compiled(key)
+        np.testing.assert_array_equal(first[0], again[0])
+        np.testing.assert_array_equal(first[1], again[1])
+        assert first[0].shape == (24, 32, 3) and first[0].dtype == tf.float32
+        assert first[1].shape == (24, 32) and set(np.unique(first[1])) <= set(range(-1, 5))
+        outputs.append(first[0].numpy().tobytes())
+    assert len(set(outputs)) == 6
+
+
+@pytest.mark.parametrize(
+    'size, content',
+    [
+        ((10, 20), (24, 48)),
+        ((96, 24), (48, 12)),
+        ((48, 48), (48, 48)),
+        ((1, 500), (1, 48)),
+        ((47, 49), (46, 48)),
+    ],
+)
+def test_eval_transform_fits_and_pads(size, content):
+    config = common.get_config()
+    config.eval.size = (48, 48)
+    config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    image = np.random.default_rng(0).integers(1, 256, (*size, 3)).astype(np.uint8)
+    found, found_content = transforms.eval_transform(image, config)
+    assert tuple(found_content.numpy()) == content
+    rows, columns = content
+    assert not np.any(found[rows:]) and not np.any(found[:, columns:])
+    assert np.all(found[:rows, :columns] > 0)
+    if rows >= size[0] and columns >= size[1]:  # Pillow filters when it makes smaller
+        expected = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(found[:rows, :columns], np.array(expected), atol=1.01)

@@ -1,0 +1,31 @@
+"""A run small enough for a test: 8 categories of 32-pixel scenes, steps that take milliseconds."""
+
+from configs import common
+
+
+def config(data_dir, **overrides):
+    """configs/common.py at the smallest size; `overrides` by dotted key with __ for the dot."""
+    c = common.get_config()
+    c.batch_size = 8
+    c.steps = 6
+    c.mesh_data = 1
+    c.data.dir = str(data_dir)
+    c.data.num_classes = 8
+    c.data.image_size = 32
+    c.data.num_train = 24
+    c.augment.crop_size = (32, 32)
+    c.eval.size = (32, 32)
+    c.eval.batch_size = 256
+    c.model.backbone = 'narrow'
+    c.model.channels = 8
+    c.rankseg.num_selected = 3
+    c.rankseg.hidden = 8
+    c.rankseg.num_heads = 2
+    c.log_every, c.eval_every, c.checkpoint_every, c.num_pictures = 2, 3, 4, 2
+    for key, value in overrides.items():
+        *path, leaf = key.split('__')
+        node = c
+        for name in path:
+            node = node[name]
+        node[leaf] = value
+    return c
