@@ -1,9 +1,10 @@
 """Does RankSeg help, and what in it helps? Same model, steps and data; several seeds; mean ± spread.
 
-    python benchmarks/does_it_help.py --out=benchmarks/results/does_it_help.json
+    python benchmarks/does_it_help.py
 
 Trains one run a cell (data set × variant × seed), scores it on every split, and goes on where it stopped when started again:
-finished cells are in the JSON file. About two hours on 2 CPU cores for the default cells; `--table` only prints what is there.
+each finished cell is a line of JSON in --out. About two hours on one CPU core; a second process with other --seeds may run
+beside it. `--table` only prints what is there.
 """
 
 import json
@@ -21,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import camvid, quickstart
 from rankseg_jax import checkpoint, data, evaluate, models, sharding, train
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/does_it_help.json', 'Finished cells, one entry each.')
+_OUT = flags.DEFINE_string('out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells, a line each.')
 _DATA = flags.DEFINE_string('data', '', 'Where emoji_scenes are generated; default: that of the config.')
 _CAMVID = flags.DEFINE_string('camvid', '../shared/data/camvid', 'Where CamVid lies.')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Seeds a cell.')
-_STEPS = flags.DEFINE_integer('steps', 800, 'Optimiser steps of a cell.')
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of every cell.')
+_STEPS = flags.DEFINE_integer('steps', 600, 'Optimiser steps of a cell.')
 _CELLS = flags.DEFINE_list('cells', None, 'Only these dataset/variant pairs, such as emoji60/baseline.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished cells and stop.')
 
@@ -48,10 +49,11 @@ WARMUP_SHARE = 0.2  # of the steps, where a variant has an all-K warm-up
 
 def cells():
     """(dataset, variant, seed), seed by seed, so that an unfinished run still compares like with like."""
-    main = [(f'emoji{k}', variant) for k in (60, 150) for variant in VARIANTS]
-    rest = [(dataset, variant) for dataset in ('emoji847', 'camvid') for variant in ('baseline', BEST)]
-    for seed in range(_SEEDS.value):
-        for dataset, variant in main + rest:
+    pairs = [('emoji60', variant) for variant in VARIANTS]
+    pairs += [('emoji150', variant) for variant in VARIANTS if 'warm-up' not in variant]
+    pairs += [(dataset, variant) for dataset in ('emoji847', 'camvid') for variant in ('baseline', BEST)]
+    for seed in map(int, _SEEDS.value):
+        for dataset, variant in pairs:
             if not _CELLS.value or f'{dataset}/{variant}' in _CELLS.value:
                 yield dataset, variant, seed
 
@@ -114,11 +116,11 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
 def table(rows) -> str:
     """Markdown: mean ± sample standard deviation over the seeds, mIoU in percent."""
     lines = []
-    for dataset in dict.fromkeys(row['dataset'] for row in rows):
-        here = [row for row in rows if row['dataset'] == dataset]
+    for dataset, samples in sorted({(row['dataset'], row['samples']) for row in rows}):
+        here = [row for row in rows if (row['dataset'], row['samples']) == (dataset, samples)]
         splits = list(here[0]['scores'])
         recall = next((k for row in here for k in row['scores'][splits[0]] if k.startswith('category_recall')), None)
-        lines += ['', f'**{dataset}**, {here[0]["samples"]} samples', '',
+        lines += ['', f'**{dataset}**, {samples} training samples', '',
                   '| variant | seeds | ' + ' | '.join(f'mIoU {split}' for split in splits) + f' | {recall} {splits[0]} |',
                   '|---' * (len(splits) + 3) + '|']
         for variant in VARIANTS:
@@ -138,17 +140,20 @@ def spread(values) -> str:
 def main(_):
     logging.set_verbosity(logging.WARNING)
     out = Path(_OUT.value)
-    rows = json.loads(out.read_text()) if out.exists() else []
-    done = {(row['dataset'], row['variant'], row['seed']) for row in rows}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.touch()
+
+    def finished():
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        return {(row['dataset'], row['variant'], row['seed'], row['steps']): row for row in rows}
+
     for cell in [] if _TABLE.value else cells():
-        if cell not in done:
+        if (*cell, _STEPS.value) not in finished():
             print(f'== {" / ".join(map(str, cell))}', flush=True)
-            rows.append(run_cell(*cell))
-            out.parent.mkdir(parents=True, exist_ok=True)
-            partial = out.with_suffix('.partial')
-            partial.write_text(json.dumps(rows, indent=1))
-            partial.replace(out)
-    print(table(rows))
+            row = run_cell(*cell)
+            with out.open('a') as file:
+                file.write(json.dumps(row) + '\n')
+    print(table(list(finished().values())))
 
 
 if __name__ == '__main__':

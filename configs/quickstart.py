@@ -18,7 +18,7 @@ def get_config():
     config.data.image_size = 96
     config.data.num_train = 5000
     config.augment.crop_size = (96, 96)
-    config.augment.scale_range = (0.75, 1.25)
+    config.augment.scale_range = (1.0, 1.0)
     config.augment.photometric = False
     config.eval.size = (96, 96)
 
@@ -31,7 +31,7 @@ def get_config():
     config.loss.upsample = False
     config.loss.multilabel = 'bce'
 
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 0.02
     config.optimizer.warmup_steps = 120
     config.optimizer.clip_norm = 1.0

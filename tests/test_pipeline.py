@@ -107,8 +107,7 @@ def test_one_example_is_augmented_anew_each_time():
     config.batch_size, config.augment.crop_size = 8, (16, 16)
     batches = take(pipeline.train_batches(Numbers(1, sizes=((24, 24),)), config, start_step=0), 3)
     images = {image.tobytes() for batch in batches for image in batch['image']}
-    labels = {label.tobytes() for batch in batches for label in batch['label']}
-    assert len(images) == 24 and len(labels) > 6
+    assert len(images) == 24
 
 
 def test_resume_continues_bit_by_bit_and_reads_nothing_before():
@@ -271,25 +270,26 @@ def test_image_and_label_of_different_size_are_refused():
 def test_process_ends_while_examples_are_being_loaded():
     # TensorFlow waits for ever if an iterator is freed while a thread is in Python.
     program = """
-        import time
+        import itertools
         import numpy as np
         from configs import common
         from rankseg_jax.data import pipeline
 
-        class Slow:
+        class Grey:
             ids = list('abcd')
             def __len__(self):
                 return 4
             def load(self, index):
-                time.sleep(0.02)
-                return {'image': np.zeros([8, 8, 3], np.uint8), 'label': np.zeros([8, 8], np.int32)}
+                image = np.full([64, 64, 3], 99, np.uint8)
+                return {'image': image, 'label': np.zeros([64, 64], np.int32)}
 
         config = common.get_config()
-        config.batch_size = 2
-        config.augment.crop_size = (8, 8)
-        for attempt in range(5):
-            batches = pipeline.train_batches(Slow(), config, start_step=0)
-            next(batches)
+        config.batch_size = 8
+        config.augment.crop_size = (64, 64)
+        for attempt in range(2):
+            batches = pipeline.train_batches(Grey(), config, start_step=0)
+            for batch in itertools.islice(batches, 40):
+                pass
         print('done')
     """
     done = subprocess.run(

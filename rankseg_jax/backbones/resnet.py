@@ -68,5 +68,5 @@ VARIANTS = {
     'resnet34': partial(ResNet, (3, 4, 6, 3)),
     'resnet50': partial(ResNet, (3, 4, 6, 3), bottleneck=True),
     'resnet101': partial(ResNet, (3, 4, 23, 3), bottleneck=True),
-    'narrow': partial(ResNet, (1, 1, 1, 1), width=32, stem='small'),
+    'narrow': partial(ResNet, (2, 2, 2, 2), width=32, stem='small'),
 }

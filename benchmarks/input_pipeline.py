@@ -1,0 +1,103 @@
+"""Images a second of the training input pipeline alone: reading, augmenting, batching.
+
+    python benchmarks/input_pipeline.py --out=benchmarks/results/input_pipeline.json
+
+Finished rows are in the JSON file and are not measured again. `folder` is a stand-in of ADE20K's
+size, made on the spot: JPEG pictures of 512 x 683, trained on at 512 x 512.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from configs import camvid, common, quickstart
+from rankseg_jax import data
+from rankseg_jax.data import pipeline
+
+_OUT = flags.DEFINE_string('out', 'benchmarks/results/input_pipeline.json', 'Finished rows.')
+_DATA = flags.DEFINE_string('data', '', "Where emoji_scenes are generated; '': the default.")
+_CAMVID = flags.DEFINE_string('camvid', '../shared/data/camvid', 'Where CamVid lies.')
+_SECONDS = flags.DEFINE_float('seconds', 10, 'Time measured a row, after a warm-up of a fifth.')
+
+
+def pipeline_rate(config, seconds):
+    """Images a second that this host's `train_batches` delivers when nobody else needs the CPU."""
+    source = data.get_source(config.data, config.data.train_split)
+    batches = pipeline.train_batches(source, config, start_step=0)
+    next(batches)  # tracing
+    count_images(batches, seconds / 5)  # buffers fill, and tf.data settles on its parallelism
+    images, elapsed = count_images(batches, seconds)
+    batches.close()
+    return images / elapsed
+
+
+def count_images(batches, seconds):
+    start = time.perf_counter()
+    images = 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        images += len(next(batches)['mask'])
+    return images, elapsed
+
+
+def emoji_scenes(config, augmented):
+    config.data.dir = _DATA.value
+    if augmented:
+        config.augment.update(common.get_config().augment)
+        config.augment.crop_size = (config.data.image_size,) * 2
+    return config
+
+
+def write_folder(root, num_images=48, size=(512, 683)):
+    """A folder data set of smooth random pictures, whose JPEG files are about as big as photos'."""
+    rng = np.random.default_rng(0)
+    for kind in ('images', 'labels'):
+        (root / kind / 'train').mkdir(parents=True)
+    (root / 'classes.txt').write_text('\n'.join(f'class {index}' for index in range(150)))
+    for index in range(num_images):
+        coarse = Image.fromarray(rng.integers(0, 256, (96, 128, 3), np.uint8))
+        picture = coarse.resize(size[::-1], Image.Resampling.BICUBIC)
+        picture.save(root / f'images/train/{index}.jpg', quality=90)
+        regions = Image.fromarray(rng.integers(0, 150, (4, 5), np.uint8))
+        label = regions.resize(size[::-1], Image.Resampling.NEAREST)
+        label.save(root / f'labels/train/{index}.png')
+
+
+def make_configs(folder_root):
+    """Row name -> config."""
+    rows = {
+        'emoji_scenes 96, as in quickstart': emoji_scenes(quickstart.get_config(), False),
+        'emoji_scenes 96, all augmentations': emoji_scenes(quickstart.get_config(), True),
+        'camvid, as in configs/camvid.py': camvid.get_config(),
+        'folder 512, all augmentations': common.get_config(),
+    }
+    rows['camvid, as in configs/camvid.py'].data.dir = _CAMVID.value
+    rows['folder 512, all augmentations'].data.update({'name': 'folder', 'dir': str(folder_root)})
+    rows['folder 512, all augmentations'].augment.base_size = (512, 2048)
+    return rows
+
+
+def main(_):
+    out = Path(_OUT.value)
+    results = json.loads(out.read_text()) if out.exists() else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder_root:
+        write_folder(Path(folder_root))
+        for name, config in make_configs(folder_root).items():
+            if name not in results:
+                results[name] = {'images_per_second': pipeline_rate(config, _SECONDS.value)}
+                out.write_text(json.dumps(results, indent=2))
+    print('| input | images/s |\n|---|---|')
+    for name, row in results.items():
+        print(f'| {name} | {row["images_per_second"]:.0f} |')
+
+
+if __name__ == '__main__':
+    app.run(main)
