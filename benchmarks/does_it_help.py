@@ -26,7 +26,7 @@ _OUT = flags.DEFINE_string('out', 'benchmarks/results/does_it_help.jsonl', 'Fini
 _DATA = flags.DEFINE_string('data', '', 'Where emoji_scenes are generated; default: that of the config.')
 _CAMVID = flags.DEFINE_string('camvid', '../shared/data/camvid', 'Where CamVid lies.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of every cell.')
-_STEPS = flags.DEFINE_integer('steps', 600, 'Optimiser steps of a cell.')
+_STEPS = flags.DEFINE_integer('steps', 1000, 'Optimiser steps of a cell, 8 images each.')
 _CELLS = flags.DEFINE_list('cells', None, 'Only these dataset/variant pairs, such as emoji60/baseline.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished cells and stop.')
 
@@ -44,6 +44,7 @@ VARIANTS = {
 }
 BEST = 'forced in, τ by rank'
 KAPPA = {60: 16, 150: 25, 847: 50}
+SIDE = 64  # pixels, of the emoji scenes
 WARMUP_SHARE = 0.2  # of the steps, where a variant has an all-K warm-up
 
 
@@ -67,6 +68,8 @@ def make_config(dataset: str, variant: str, seed: int):
     else:
         config = quickstart.get_config()
         config.data.num_classes = int(dataset.removeprefix('emoji'))
+        config.data.image_size = SIDE
+        config.augment.crop_size = config.eval.size = (SIDE, SIDE)
         config.data.dir = _DATA.value or config.data.dir
         config.rankseg.num_selected = KAPPA[config.data.num_classes]
         splits = ['validation', 'test', 'unseen']

@@ -26,7 +26,7 @@ _running = weakref.WeakSet()
 
 
 @atexit.register
-def _close_all():
+def _close_all():  # before the interpreter kills the threads; see _Loader._iterate
     for batches in list(_running):
         batches.close()
 
@@ -114,8 +114,8 @@ class _Loader:
                     raise self.failure
                 yield batch
         finally:
-            # Run dry: TensorFlow frees an iterator with the GIL held, waiting for threads that
-            # need the GIL, or that the exiting interpreter has killed.
+            # Run dry: an iterator that is freed waits for its threads, and for ever if the exiting
+            # interpreter has killed one of them inside Python.
             self.closed = True
             for _ in iterator:
                 pass

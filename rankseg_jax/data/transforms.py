@@ -32,16 +32,17 @@ def scaled_size(size, base_size, ratio):
     Args:
       size: int32 [2], rows and columns.
       base_size: (short, long) side; (0, 0) stands for the image's own sides.
-      ratio: float32 scalar.
+      ratio: float scalar.
 
     Returns:
       int32 [2] with the ratio of `size`, whose short side is at most int(short * ratio) and whose
       long side is at most int(long * ratio); never below 1.
     """
-    sides = tf.sort(tf.cast(size, tf.float32))  # [2] short, long
-    target = tf.constant(base_size, tf.float32) if any(base_size) else sides
-    factor = tf.reduce_min(tf.floor(target * ratio) / sides)
-    return tf.maximum(tf.cast(tf.cast(size, tf.float32) * factor + 0.5, tf.int32), 1)
+    size = tf.cast(size, tf.float64)  # in float32, 30 * 0.9 would round up to 27 before it is cut
+    sides = tf.sort(size)  # [2] short, long
+    target = tf.constant(base_size, tf.float64) if any(base_size) else sides
+    factor = tf.reduce_min(tf.floor(target * tf.cast(ratio, tf.float64)) / sides)
+    return tf.maximum(tf.cast(size * factor + 0.5, tf.int32), 1)
 
 
 def random_scale(image, label, seed, *, base_size, scale_range):

@@ -1,0 +1,55 @@
+"""What the README says holds: its snippet runs and is short, its files exist, its picture is small."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankseg_jax import losses, multilabel, ranking
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / 'README.md').read_text()
+
+
+def test_own_model_snippet_trains_in_rank_space():
+    code = next(block for block in re.findall(r'```python\n(.*?)```', TEXT, re.S) if 'class Head' in block)
+    body = code[code.index('class Head'):]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 15
+    assert set(re.findall(r'from rankseg_jax import (.*)', code)) == {'multilabel, ranking'}
+    space = {}
+    exec(code, space)
+    head = space['Head'](num_classes=20, num_selected=4)
+    features = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    labels = jnp.asarray(np.random.default_rng(0).choice([-1, 3, 7], (2, 4, 4)))
+    presence = multilabel.pixel_counts(labels, 20) > 0
+    params = head.init(jax.random.key(1), features, train=False)
+
+    @jax.jit
+    @jax.value_and_grad
+    def step(params):
+        logits, selection, class_logits = head.apply(params, features, train=True, presence=presence)
+        ranks = ranking.to_ranks(labels, selection, num_classes=20, ignore_label=-1)
+        return losses.pixel_cross_entropy(logits, ranks) + losses.binary_cross_entropy(class_logits, presence)
+
+    first, _ = step(params)
+    for _ in range(100):
+        value, slope = step(params)
+        params = jax.tree.map(lambda p, g: p - 0.3 * g, params, slope)
+    assert value < 0.7 * first
+    logits, selection, _ = head.apply(params, features, train=False)
+    predicted = ranking.from_ranks(logits.argmax(-1), selection)
+    assert set(np.unique(predicted)) <= {3, 7}
+
+
+def test_links_and_commands_name_files_that_exist():
+    for path in re.findall(r'\]\((?!http)([^)]+)\)', TEXT):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r'(?:python |--config=|-r )((?:configs|benchmarks|main|requirements)[\w/.-]*\.(?:py|txt))', TEXT):
+        assert (ROOT / path).exists(), path
+
+
+def test_pictures_are_small():
+    for path in (ROOT / 'docs').iterdir():
+        assert path.stat().st_size < 300_000, path
