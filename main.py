@@ -52,7 +52,7 @@ def run(config, workdir: Path):
     if _MODE.value == 'train':
         scores = train.train(config, workdir)
         if not scores:
-            return  # stopped by a signal
+            return  # SIGTERM ended the run
         print(evaluate.table(scores))
     elif _MODE.value == 'evaluate':
         evaluate.run(config, workdir)

@@ -111,8 +111,8 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
             found = evaluate.evaluate(eval_step, variables, source, config, mesh)
             scores[split] = {name: value for name, value in found.items() if np.isscalar(value)}
         log_tau = variables['params']['classifier'].get('rank', {}).get('log_tau')
-    return {'dataset': dataset, 'variant': variant, 'seed': seed, 'steps': config.steps, 'samples': config.steps * config.batch_size,
-            'seconds': round(seconds, 1), 'curve': curve, 'scores': scores,
+    return {'dataset': dataset, 'variant': variant, 'seed': seed, 'steps': config.steps,
+            'samples': config.steps * config.batch_size, 'seconds': round(seconds, 1), 'curve': curve, 'scores': scores,
             'tau': None if log_tau is None else np.exp(jax.device_get(log_tau)).round(3).tolist()}
 
 

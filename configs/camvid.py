@@ -1,6 +1,8 @@
 """CamVid street scenes, 11 categories, a narrow encoder from scratch.
 
-    python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.dir=<folder with train/, trainannot/, val/, valannot/>
+    python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.dir=<folder>
+
+The folder holds train/, trainannot/, val/ and valannot/.
 """
 
 from configs import quickstart

@@ -9,10 +9,10 @@ from configs import common
 def get_config():
     config = common.get_config()
     config.batch_size = 8
-    config.steps = 1500
+    config.steps = 1600
     config.log_every = 50
-    config.eval_every = 500
-    config.checkpoint_every = 250
+    config.eval_every = 400
+    config.checkpoint_every = 200
 
     config.data.num_classes = 60
     config.data.image_size = 96
@@ -27,9 +27,10 @@ def get_config():
     config.model.dropout = 0.0
     config.model.auxiliary_weight = 0.0
     config.rankseg.num_selected = 16
-    config.rankseg.stride = 16
+    config.rankseg.stride = 8
     config.loss.upsample = False
     config.loss.multilabel = 'bce'
+    config.loss.multilabel_weight = 2.0
 
     config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 0.02

@@ -63,7 +63,7 @@ def restore(manager, step: int, **items):
 def check_same(found, expected, where: str):
     """Raises a ValueError that lists what differs in names and shapes between a checkpoint and the model."""
     def shapes(tree):
-        return {'/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path): tuple(leaf.shape)
+        return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
                 for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
     found, expected = shapes(found), shapes(expected)

@@ -80,7 +80,8 @@ def table(scores: dict, most: int = 20) -> str:
     lines = [f'{"category":<{width}}    IoU    Acc  share of pixels']
     pixels = max(sum(row['pixels'] for row in rows), 1)
     for row in shown:
-        lines.append(f'{row["name"]:<{width}}  {100 * row["IoU"]:5.1f}  {100 * row["Acc"]:5.1f}  {100 * row["pixels"] / pixels:5.1f}')
+        values = (row['IoU'], row['Acc'], row['pixels'] / pixels)
+        lines.append(f'{row["name"]:<{width}}  ' + '  '.join(f'{100 * value:5.1f}' for value in values))
     if len(rows) > most:
         lines.append(f'… and {len(rows) - most} rarer categories')
     totals = [f'{name:<{max(width, 20)}}  {100 * value:5.1f}' for name, value in scores.items() if np.isscalar(value)]

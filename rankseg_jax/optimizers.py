@@ -53,7 +53,7 @@ def make_optimizer(options, steps: int) -> optax.GradientTransformation:
 def group_numbers(params, patterns):
     """The number of the first pattern found in each parameter's path, a tree like `params`."""
     def number(path, _):
-        name = '/'.join(key.key for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
         return next(i for i, pattern in enumerate(patterns) if re.search(pattern, name))
 
     return jax.tree_util.tree_map_with_path(number, params)

@@ -1,6 +1,7 @@
 """Training: a jitted step over a mesh, and the loop around it that logs, evaluates, checkpoints and resumes."""
 
 import collections
+import contextlib
 import json
 import signal
 import time
@@ -82,11 +83,15 @@ def make_train_step(model, optimizer, config, num_classes: int, *, all_classes: 
 
 
 class Stop:
-    """Turns SIGTERM into a question that the loop asks after each step."""
+    """Within its block, SIGTERM becomes a question that the loop asks after each step."""
 
-    def __init__(self):
+    def __enter__(self):
         self.signalled = False
-        signal.signal(signal.SIGTERM, self._note)
+        self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self.before)
 
     def _note(self, *_):
         self.signalled = True
@@ -133,34 +138,52 @@ class Progress:
         self.time, self.step = time.time(), step
 
 
+def open_sources(config):
+    """The training and evaluation source; files of one's own are checked first, and the report printed.
+
+    Raises:
+      ValueError: they cannot be used.
+    """
+    sources = []
+    for split in (config.data.train_split, config.data.eval_split):
+        source = data.get_source(config.data, split)
+        if isinstance(source, folder.PairedFiles):
+            report = folder.check(source, config.data.max_corrupt)
+            print(f'{split}: {report}', flush=True)
+            if report.problems:
+                raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
+        sources.append(source)
+    return sources
+
+
+def check(config, mesh):
+    """Raises a ValueError for intervals below 1 and a batch that cannot be divided."""
+    for key in ('steps', 'accumulate', 'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints'):
+        if config[key] < 1:
+            raise ValueError(f'config.{key} = {config[key]} must be at least 1')
+    for key, batch_size, parts in (('batch_size', config.batch_size, mesh.size * config.accumulate),
+                                   ('eval.batch_size', config.eval.batch_size, mesh.size)):
+        if batch_size < 1 or batch_size % parts:
+            raise ValueError(f'config.{key} = {batch_size} must be a multiple of {parts}: {mesh.size} devices'
+                             + (f' × config.accumulate = {config.accumulate}' if key == 'batch_size' else ''))
+
+
 def train(config, workdir) -> dict:
-    """Trains as `config` says, resuming from the newest checkpoint in `workdir`; returns the last evaluation's scores.
+    """Trains as `config` says, resuming from the newest checkpoint in `workdir`.
+
+    Returns:
+      The scores of the last evaluation; nothing if SIGTERM ended the run before.
 
     Raises:
       ValueError: the config, the data or an existing checkpoint do not fit.
       FloatingPointError: the loss is not finite; the message names the step and the examples of its batch.
     """
+    mesh = sharding.make_mesh(config.mesh_data)
+    check(config, mesh)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    for key in ('log_every', 'eval_every', 'checkpoint_every', 'steps', 'accumulate'):
-        if config[key] < 1:
-            raise ValueError(f'config.{key} = {config[key]} must be at least 1')
-    stop = Stop()
-    mesh = sharding.make_mesh(config.mesh_data)
-    micro_batch = mesh.size * config.accumulate
-    if config.batch_size % micro_batch:
-        raise ValueError(f'config.batch_size = {config.batch_size} must be a multiple of the {mesh.size} devices × '
-                         f'config.accumulate = {config.accumulate}')
-    source = data.get_source(config.data, config.data.train_split)
-    eval_source = data.get_source(config.data, config.data.eval_split)
-    for split, files in ((config.data.train_split, source), (config.data.eval_split, eval_source)):
-        if isinstance(files, folder.PairedFiles):
-            report = folder.check(files, config.data.max_corrupt)
-            print(f'{split}: {report}', flush=True)
-            if report.problems:
-                raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
+    source, eval_source = open_sources(config)
     num_classes = len(source.class_names)
-
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     copied = sharding.copied(mesh)
@@ -169,9 +192,8 @@ def train(config, workdir) -> dict:
         step = make_train_step(model, optimizer, config, num_classes, **kwargs)
         return jax.jit(step, donate_argnums=0, in_shardings=(copied, sharding.split(mesh), None), out_shardings=copied)
 
-    train_step = jit_step()
+    train_step, warmup_step = jit_step(), jit_step(all_classes=True)
     warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
-    warmup_step = jit_step(all_classes=True)
     eval_step = evaluate.make_eval_step(model, config, num_classes, mesh)
 
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
@@ -184,12 +206,14 @@ def train(config, workdir) -> dict:
         print(f'Resuming {workdir} after step {start}', flush=True)
     else:
         state = make_state()
+    if start >= config.steps:
+        print(f'config.steps = {config.steps} are done already', flush=True)
+        return evaluate.evaluate(eval_step, state.model, eval_source, config, mesh)
     count = sum(x.size for x in jax.tree.leaves(state.model['params']))
     print(f'{len(source)} images, {num_classes} categories, {count / 1e6:.2f} M parameters, '
           f'{mesh.size} {jax.devices()[0].device_kind} device(s); compiling …', flush=True)
 
-    schedule = optimizers.make_schedule(config.optimizer, config.steps)
-    progress = Progress(config, workdir, schedule, start)
+    progress = Progress(config, workdir, optimizers.make_schedule(config.optimizer, config.steps), start)
     pending = collections.deque()  # metrics still on the device: the host runs at most two steps ahead
     saved = start
     scores = {}
@@ -206,37 +230,35 @@ def train(config, workdir) -> dict:
                     'look at these examples.')
             progress.rows.append(row)
 
-    batches = pipeline.train_batches(source, config, start_step=start)
-    for step in range(start, config.steps):
-        batch = sharding.shard_batch(next(batches), mesh)
-        rng = jax.random.fold_in(jax.random.key(config.seed), step)
-        state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch, rng)
-        pending.append((step, metrics))
-        settle(2)
-        done = step + 1
-        last = done == config.steps
-        stopping = stop.asked(step)
-        evaluating = done % config.eval_every == 0 or last
-        saving = evaluating or done % config.checkpoint_every == 0 or stopping
-        if saving or done % config.log_every == 0 or done == start + 1:
-            settle(0)
-        if done % config.log_every == 0 or last or done == start + 1:
-            progress.report(done)
-            if done == start + 1:
-                progress.restart_clock(done)  # the first step compiles
-        if evaluating and not stopping:
-            scores = evaluate.evaluate(eval_step, state.model, eval_source, config, mesh)
-            progress.write(done, {f'eval/{k}': v for k, v in scores.items() if np.isscalar(v)})
-            print(f'step {done}/{config.steps}  {config.data.eval_split}: {evaluate.one_line(scores)}', flush=True)
-        if saving:
-            run = {'config': config.to_dict(), 'class_names': list(source.class_names), 'next_step': done}
-            checkpoint.save(manager, done, state.model, state.optimizer, run,
-                            {'mIoU': scores['mIoU']} if evaluating and not stopping else None)
-            saved = done
-            progress.restart_clock(done)
-        if stopping:
-            print(f'Asked to stop: saved after step {done}; run the same command to go on.', flush=True)
-            break
-    manager.wait_until_finished()
-    manager.close()
+    with manager, Stop() as stop, contextlib.closing(pipeline.train_batches(source, config, start_step=start)) as batches:
+        for step in range(start, config.steps):
+            batch = sharding.shard_batch(next(batches), mesh)
+            rng = jax.random.fold_in(jax.random.key(config.seed), step)
+            state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch, rng)
+            pending.append((step, metrics))
+            settle(2)
+            done = step + 1
+            last, first = done == config.steps, step == start
+            stopping = stop.asked(step)
+            evaluating = (done % config.eval_every == 0 or last) and not stopping
+            saving = evaluating or stopping or done % config.checkpoint_every == 0
+            logging = first or last or done % config.log_every == 0
+            if saving or logging:
+                settle(0)
+            if logging:
+                progress.report(done)
+            if evaluating:
+                scores = evaluate.evaluate(eval_step, state.model, eval_source, config, mesh)
+                progress.write(done, {f'eval/{k}': v for k, v in scores.items() if np.isscalar(v)})
+                print(f'step {done}/{config.steps}  {config.data.eval_split}: {evaluate.one_line(scores)}', flush=True)
+            if saving:
+                run = {'config': config.to_dict(), 'class_names': list(source.class_names), 'next_step': done}
+                checkpoint.save(manager, done, state.model, state.optimizer, run,
+                                {'mIoU': scores['mIoU']} if evaluating else None)
+                saved = done
+            if saving or first:
+                progress.restart_clock(done)  # evaluation, saving and compilation are no training
+            if stopping:
+                print(f'Asked to stop: saved after step {done}; run the same command to go on.', flush=True)
+                return {}
     return scores

@@ -2,7 +2,12 @@
 
 import importlib.util
 import os
+import tempfile
 
+# Tests and the processes they start compile many programs more than once.
+compilation_cache = tempfile.TemporaryDirectory(prefix='compiled')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compilation_cache.name)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'

@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[1]
 
 # (config, its argument, K, parameters)
 CONFIGS = [
-    ('quickstart', None, 60, None),
-    ('emoji_scenes', '150', 150, None),
-    ('emoji_scenes', '1284', 1284, None),
-    ('camvid', None, 11, None),
-    ('folder', '', 150, None),
-    ('folder', 'baseline', 150, None),
+    ('quickstart', None, 60, 3_441_432),
+    ('emoji_scenes', '150', 150, 3_453_141),
+    ('emoji_scenes', '1284', 1284, 3_600_586),
+    ('camvid', None, 11, 3_435_055),
+    ('folder', '', 150, 66_573_876),
+    ('folder', 'baseline', 150, 66_496_876),
 ]
 
 
@@ -50,7 +50,7 @@ def test_config_builds_and_steps(name, argument, num_classes, num_parameters):
     config.steps = config.optimizer.warmup_steps + 1
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = train.create_state(model, optimizer, config, num_classes)
+    state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
     step = jax.jit(train.make_train_step(model, optimizer, config, num_classes))
     rng = np.random.default_rng(0)
     batch = {'image': rng.normal(size=(2, 64, 64, 3)).astype(np.float32),

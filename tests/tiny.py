@@ -1,6 +1,11 @@
 """A run small enough for a test: 8 categories of 32-pixel scenes, steps that take milliseconds."""
 
+from functools import partial
+
 from configs import common
+from rankseg_jax.backbones import resnet
+
+resnet.VARIANTS['tiny'] = partial(resnet.ResNet, (1, 1, 1, 1), width=4, stem='small')
 
 
 def config(data_dir, **overrides):
@@ -16,7 +21,7 @@ def config(data_dir, **overrides):
     c.augment.crop_size = (32, 32)
     c.eval.size = (32, 32)
     c.eval.batch_size = 256
-    c.model.backbone = 'narrow'
+    c.model.backbone = 'tiny'
     c.model.channels = 8
     c.rankseg.num_selected = 3
     c.rankseg.hidden = 8
