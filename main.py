@@ -31,7 +31,7 @@ def main(argv):
         raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
     try:
         run(_CONFIG.value, Path(_WORKDIR.value))
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         logging.debug('', exc_info=True)
         sys.exit(f'error: {error}\n(--verbosity=1 shows where this comes from)')
 
@@ -40,6 +40,8 @@ def run(config, workdir: Path):
     from configs import common  # here and below: --help and bad flags answer at once
     from rankseg_jax import checkpoint, evaluate, predict, sharding, train
 
+    if '://' in _WORKDIR.value:
+        raise ValueError(f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same place on every host')
     sharding.start_distributed()
     if config is not None:
         common.check(config)
@@ -58,7 +60,7 @@ def run(config, workdir: Path):
         evaluate.run(config, workdir)
         return
     output = Path(_OUTPUT.value or workdir / 'predictions')
-    predictor = predict.load(workdir, config.eval.checkpoint)
+    predictor = predict.load(workdir, config.eval.checkpoint, config)
     if _INPUT.value:
         predict.predict_files(predictor, _INPUT.value, output)
     elif config.num_pictures:

@@ -126,8 +126,21 @@ def check(config):
                 compare(value, default, f'{prefix}.{key}')
             elif not isinstance(value, number_or(type(default))) and (prefix, key, value) != ('config', 'rankseg', None):
                 raise ValueError(f'{prefix}.{key} = {value!r} must be of type {type(default).__name__}, like {default!r}')
+            elif default and isinstance(default, tuple) and key != 'groups':
+                if [isinstance(x, (int, float)) for x in value] != [True] * len(default):
+                    raise ValueError(f'{prefix}.{key} = {value!r} must hold {len(default)} numbers, like {default!r}')
 
     compare(config, get_config(), 'config')
+    low, high = config.augment.scale_range
+    if not 0 < low <= high:
+        raise ValueError(f'config.augment.scale_range = {(low, high)} must rise from above 0')
+    if min(config.data.std) <= 0:
+        raise ValueError(f'config.data.std = {config.data.std} must be above 0')
+    for key, size in (('augment.crop_size', config.augment.crop_size), ('eval.size', config.eval.size)):
+        if min(size) < 1:
+            raise ValueError(f'config.{key} = {size} must be at least 1 × 1')
+    if config.data.num_workers < 0:
+        raise ValueError(f'config.data.num_workers = {config.data.num_workers} must be at least 0')
 
 
 def number_or(kind: type):

@@ -11,17 +11,24 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import args, checkpoint_managers
 
 
-def open_checkpoints(workdir, keep: int = 1) -> ocp.CheckpointManager:
-    """The run's checkpoints: the newest `keep` and the best by mIoU stay."""
+def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
+    """The run's checkpoints, to write (the newest `keep` and the best by mIoU stay) or, with keep 0, to read.
+
+    Raises:
+      FileNotFoundError: there are none to read.
+    """
+    folder = Path(workdir).absolute() / 'checkpoints'
+    if not keep and not folder.is_dir():
+        raise FileNotFoundError(f'no checkpoints in {workdir}: train first (main.py --mode=train with this --workdir)')
     policy = checkpoint_managers.AnyPreservationPolicy([
         checkpoint_managers.LatestN(keep),
         checkpoint_managers.BestN(n=1, get_metric_fn=lambda metrics: metrics['mIoU'], keep_checkpoints_without_metrics=False),
     ])
     return ocp.CheckpointManager(
-        Path(workdir).absolute() / 'checkpoints',
+        folder,
         item_handlers={'model': ocp.StandardCheckpointHandler(), 'optimizer': ocp.StandardCheckpointHandler(),
                        'run': ocp.JsonCheckpointHandler()},
-        options=ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=True))
+        options=ocp.CheckpointManagerOptions(preservation_policy=policy, read_only=not keep))
 
 
 def save(manager, step: int, model, optimizer, run: dict, scores: dict | None = None):
@@ -37,12 +44,16 @@ def find(manager, which) -> int:
       FileNotFoundError: there is no such checkpoint.
     """
     steps = manager.all_steps()
-    step = {'last': manager.latest_step, 'best': manager.best_step}.get(which, lambda: int(which))()
-    if step not in steps:
-        raise FileNotFoundError(
-            f'no checkpoint {which!r} in {manager.directory}; there are steps {sorted(steps) or "none"}: train first '
-            '(main.py --mode=train with this workdir) or name one of them')
-    return step
+    if which == 'last' and steps:
+        return max(steps)
+    if which == 'best':
+        scores = {step: manager.metrics(step)['mIoU'] for step in steps if manager.metrics(step)}
+        if scores:
+            return max(scores, key=scores.get)
+    if str(which).isdigit() and int(which) in steps:
+        return int(which)
+    raise FileNotFoundError(f"no checkpoint {which!r} in {manager.directory}: use 'last', 'best' or a step, of which there are "
+                            f'{sorted(steps) or "none"}')
 
 
 def restore_run(manager, step: int) -> dict:

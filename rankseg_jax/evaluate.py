@@ -25,9 +25,7 @@ def make_eval_step(model, config, num_classes: int, mesh):
     recall_at = recall_values(config, num_classes) if config.rankseg else ()
 
     def eval_step(variables, batch):
-        params = variables.get('ema', variables['params'])
-        output = model.apply({'params': params, 'batch_stats': variables['batch_stats']}, batch['image'], train=False,
-                             presence=pixel_counts(batch['label'], num_classes) > 0)
+        output = models.forward(model, variables, batch['image'], pixel_counts(batch['label'], num_classes) > 0)
         return semantic.statistics(output, batch, num_classes=num_classes, recall_at=recall_at)
 
     return jax.jit(eval_step, in_shardings=(sharding.copied(mesh), sharding.split(mesh)), out_shardings=sharding.copied(mesh))
@@ -62,10 +60,19 @@ def run(config, workdir) -> dict:
     scores = evaluate(make_eval_step(model, config, num_classes, mesh), variables, source, config, mesh)
     if jax.process_index() == 0:
         path = Path(workdir) / f'scores_{config.data.eval_split}_{step}.json'
-        path.write_text(json.dumps(scores, indent=1))
+        path.write_text(json.dumps(without_nan(scores), indent=1))
         print(table(scores))
         print(f'Checkpoint after step {step}, split {config.data.eval_split!r}, {len(source)} images. Written to {path}')
     return scores
+
+
+def without_nan(values):
+    """The same with None for what is not a number, which JSON has no word for."""
+    if isinstance(values, dict):
+        return {key: without_nan(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_nan(value) for value in values]
+    return None if isinstance(values, float) and np.isnan(values) else values
 
 
 def one_line(scores: dict) -> str:

@@ -34,6 +34,12 @@ def init(model, num_classes: int, seed: int, image_shape) -> dict:
     return {'batch_stats': {}} | flax.core.unfreeze(variables)
 
 
+def forward(model, variables, images, presence=None):
+    """The model's output for prediction, from averaged parameters where there are some."""
+    params = variables.get('ema', variables['params'])
+    return model.apply({'params': params, 'batch_stats': variables['batch_stats']}, images, train=False, presence=presence)
+
+
 def restore(manager, step: int, model, config, num_classes: int, placement) -> dict:
     """The variables {'params', 'batch_stats'[, 'ema']} of a checkpoint, placed by the sharding `placement`."""
     def shapes():

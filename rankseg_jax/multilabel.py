@@ -177,5 +177,7 @@ def build_head(rankseg, num_classes: int, dtype) -> nn.Module:
         raise ValueError(f'config.rankseg.head = {rankseg.head!r} is unknown; use one of {", ".join(heads)}')
     if rankseg.share_embedding and rankseg.head not in ('encoder', 'decoder'):
         raise ValueError(f'config.rankseg.share_embedding needs the encoder or decoder head, not {rankseg.head!r}')
+    if rankseg.head in ('encoder', 'decoder') and rankseg.hidden % rankseg.num_heads:
+        raise ValueError(f'config.rankseg.hidden = {rankseg.hidden} must be a multiple of num_heads = {rankseg.num_heads}')
     head, fields = heads[rankseg.head]
     return head(**fields)

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -65,9 +66,7 @@ class Predictor:
 
         @partial(jax.jit, static_argnames='canvas')
         def forward(variables, image, content, size, presence, canvas):
-            params = variables.get('ema', variables['params'])
-            output = model.apply({'params': params, 'batch_stats': variables['batch_stats']}, image[None], train=False,
-                                 presence=presence)
+            output = models.forward(model, variables, image[None], presence)
             labels = semantic.label_map(output, content[None], size[None], image_shape=image.shape[:2], canvas=canvas)
             if output.class_logits is None:
                 return labels[0], None
@@ -86,7 +85,7 @@ class Predictor:
         if isinstance(image, str | Path):
             image = folder.read_image(Path(image))
         elif isinstance(image, Image.Image):
-            image = image.convert('RGB')
+            image = folder.to_rgb(image)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f'an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
@@ -103,16 +102,20 @@ class Predictor:
         return Result(image, labels[:height, :width], categories, self.class_names)
 
 
-def load(workdir, which: str | int = 'last') -> Predictor:
+def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     """The predictor of a run: `which` is 'last', 'best' (by mIoU) or the step of a checkpoint.
+
+    Args:
+      config: of the model and its input; None: the one it was trained with.
 
     Raises:
       FileNotFoundError: no such checkpoint.
+      ValueError: `config` describes another model.
     """
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, which)
     run = checkpoint.restore_run(manager, step)
-    config = ConfigDict(run['config'])
+    config = config or ConfigDict(run['config'])
     model = models.build(config, len(run['class_names']))
     mesh = sharding.make_mesh(1)
     variables = models.restore(manager, step, model, config, len(run['class_names']), sharding.copied(mesh))
@@ -130,12 +133,14 @@ def find_images(inputs) -> list[Path]:
         if path.is_dir():
             found += sorted(p for p in path.iterdir() if p.suffix.lower() in folder.IMAGE_SUFFIXES)
         elif path.suffix == '.txt' and path.exists():
-            found += [path.parent / line.strip() for line in path.read_text().splitlines() if line.strip()]
+            found += [path.parent / line.strip() for line in path.read_text('utf-8-sig').splitlines() if line.strip()]
         else:
             found.append(path)
-    missing = [str(path) for path in found if not path.exists()]
-    if missing or not found:
-        raise FileNotFoundError(f'--input: {", ".join(missing) or "no image in " + ", ".join(map(str, inputs))} not found')
+    missing = [str(path) for path in found if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f'--input: no image file {", ".join(missing)}')
+    if not found:
+        raise FileNotFoundError(f'--input: no images in {", ".join(map(str, inputs))}')
     return found
 
 
@@ -145,19 +150,24 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
     Raises:
       FileNotFoundError: as `find_images`.
       CorruptExample: not one of the images could be read.
+      ValueError: `output` is a folder that images come from, which label maps might overwrite.
     """
     output = Path(output)
+    paths = find_images(inputs)
+    if output.resolve() in {path.resolve().parent for path in paths}:
+        raise ValueError(f'--output={output} holds the images themselves; choose another folder')
     output.mkdir(parents=True, exist_ok=True)
     names, failed = set(), []
-    for path in find_images(inputs):
+    for path in paths:
         try:
             result = predictor(path)
         except CorruptExample as error:
             logging.error('Skipped: %s', error)
             failed.append(str(error))
             continue
-        name = next(n for n in (path.stem, path.name, *(f'{path.name}_{i}' for i in range(2, 10_000))) if n not in names)
-        names.add(name)
+        candidates = itertools.chain([path.stem, path.name], (f'{path.name}_{i}' for i in itertools.count(2)))
+        name = next(n for n in candidates if not {n, f'{n}_overlay'} & names)
+        names |= {name, f'{name}_overlay'}
         result.save(output / name)
         best = ', '.join(f'{category} {score:.2f}' for category, score in result.categories[:5])
         print(f'{path} -> {output / name}.png  {best}', flush=True)
@@ -170,6 +180,9 @@ def predict_split(predictor: Predictor, config, output) -> Path:
     """Predicts the first `config.num_pictures` images of the evaluation split and draws them beside their ground truth.
 
     Returns the picture `grid.png` in `output` that shows them all; each one's panel, label map, overlay and JSON lie beside it.
+
+    Raises:
+      CorruptExample: not one of the images could be read.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -186,5 +199,7 @@ def predict_split(predictor: Predictor, config, output) -> Path:
         result.save(output / name)
         panels.append(result.panel(example['label']))
         panels[-1].save(output / f'{name}_panel.png')
+    if not panels:
+        raise CorruptExample(f'not one of the first {config.num_pictures} images of {config.data.eval_split!r} could be read')
     visualize.grid(panels).save(output / 'grid.png')
     return output / 'grid.png'

@@ -50,8 +50,9 @@ def select(class_logits, num_selected: int, *, must_include=None) -> Selection:
     if must_include.shape != logits.shape:
         raise ValueError(f'must_include has shape {must_include.shape}, but class_logits has shape {logits.shape}')
     must_include = must_include.astype(bool)
-    _, wanted = lax.top_k(jnp.where(must_include, logits, -jnp.inf), num_selected)  # [B, κ], those asked for first
-    _, others = lax.top_k(jnp.where(must_include, -jnp.inf, logits), num_selected)  # [B, κ]
+    finite = jnp.maximum(logits, jnp.finfo(jnp.float32).min)  # so that a score of -inf still comes before the masked
+    _, wanted = lax.top_k(jnp.where(must_include, finite, -jnp.inf), num_selected)  # [B, κ], those asked for first
+    _, others = lax.top_k(jnp.where(must_include, -jnp.inf, finite), num_selected)  # [B, κ]
     num_wanted = must_include.sum(-1, keepdims=True)  # [B, 1]
     place = jnp.arange(num_selected)
     others = jnp.take_along_axis(others, jnp.maximum(place - num_wanted, 0), -1)

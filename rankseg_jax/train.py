@@ -77,30 +77,34 @@ def make_train_step(model, optimizer, config, num_classes: int, *, all_classes: 
         variables = {'params': params, 'batch_stats': batch_stats}
         if config.ema:
             variables['ema'] = optax.incremental_update(params, state.model['ema'], 1 - config.ema)
-        return TrainState(variables, optimizer_state), metrics | {'grad_norm': optax.global_norm(grads)}
+        norms = {'grad_norm': optax.global_norm(grads), 'param_norm': optax.global_norm(params)}
+        return TrainState(variables, optimizer_state), metrics | norms
 
     return train_step
 
 
 class Stop:
-    """Within its block, SIGTERM becomes a question that the loop asks after each step."""
+    """Within its block, SIGTERM becomes a question that the loop asks after each step.
+
+    With several hosts, JAX's own handler stays, through which they agree on the step to stop at.
+    """
 
     def __enter__(self):
         self.signalled = False
-        self.before = signal.signal(signal.SIGTERM, self._note)
+        if jax.process_count() == 1:
+            self.before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self.before)
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self.before)
 
     def _note(self, *_):
         self.signalled = True
 
     def asked(self, step: int) -> bool:
-        """Whether to save and exit; all hosts agree on the step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.signalled
+        """Whether to save and exit."""
+        return self.signalled if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
 
 
 class Progress:
@@ -117,7 +121,8 @@ class Progress:
         if self.first:
             self.writer.write_scalars(step, scalars)
             self.writer.flush()
-            self.file.write(json.dumps({'step': step} | {k: float(v) for k, v in scalars.items()}) + '\n')
+            row = evaluate.without_nan({k: float(v) for k, v in scalars.items()})
+            self.file.write(json.dumps({'step': step} | row) + '\n')
             self.file.flush()
 
     def report(self, step: int):
@@ -203,6 +208,14 @@ def train(config, workdir) -> dict:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied), jax.eval_shape(make_state))
         restored = checkpoint.restore(manager, start, model=shapes.model, optimizer=shapes.optimizer)
         state = TrainState(restored.model, restored.optimizer)
+        run = checkpoint.restore_run(manager, start)
+        if run['class_names'] != list(source.class_names):
+            raise ValueError(f'{workdir} was trained on other categories: {run["class_names"][:5]} …, now '
+                             f'{list(source.class_names[:5])} …; use another --workdir')
+        for key in ('seed', 'batch_size'):
+            if run['config'][key] != config[key]:
+                print(f'config.{key} was {run["config"][key]} and is {config[key]}: the images come in another order now')
+        start = run['next_step']
         print(f'Resuming {workdir} after step {start}', flush=True)
     else:
         state = make_state()
@@ -222,12 +235,12 @@ def train(config, workdir) -> dict:
         while len(pending) > leave:
             step, metrics = pending.popleft()
             row = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            if not np.isfinite(row['loss']):
+            if not np.isfinite(list(row.values())).all():
                 ids = [source.ids[i] for i in pipeline.example_indices(len(source), config.seed, step, config.batch_size)]
                 raise FloatingPointError(
-                    f'the loss is {row["loss"]} at step {step}, whose batch holds: {", ".join(ids)}. The last checkpoint, after '
-                    f'step {saved}, is from before. Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or '
-                    'look at these examples.')
+                    f'not a finite number at step {step} ({row}), whose batch holds: {", ".join(ids)}. '
+                    + (f'The last checkpoint, after step {saved}, is from before. ' if saved else '')
+                    + 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at these examples.')
             progress.rows.append(row)
 
     with manager, Stop() as stop, contextlib.closing(pipeline.train_batches(source, config, start_step=start)) as batches:

@@ -91,6 +91,21 @@ def test_unknown_keys_and_types_are_refused():
     common.check(config)
 
 
+@pytest.mark.parametrize('group, key, value, message', [
+    ('eval', 'size', (32,), r'eval.size = \(32,\) must hold 2 numbers'),
+    ('eval', 'size', ('a', 'b'), 'must hold 2 numbers'),
+    ('augment', 'crop_size', (0, 32), 'augment.crop_size'),
+    ('augment', 'scale_range', (2.0, 0.5), 'scale_range'),
+    ('data', 'std', (0.0, 1.0, 1.0), 'data.std'),
+    ('data', 'num_workers', -1, 'num_workers'),
+])
+def test_values_out_of_range_are_refused(group, key, value, message):
+    config = common.get_config()
+    config[group][key] = value
+    with pytest.raises(ValueError, match=message):
+        common.check(config)
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.rankseg.num_select=3'], 'num_selected'),
     (['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.steps=many'], 'many'),

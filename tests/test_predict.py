@@ -88,6 +88,8 @@ def test_files_folders_and_lists(predictor, tmp_path):
     assert Image.open(output / 'b_overlay.png').width >= 20
     with pytest.raises(CorruptExample, match='broken.jpg'):
         predict.predict_files(predictor, [images / 'broken.jpg'], tmp_path / 'none')
+    with pytest.raises(ValueError, match='holds the images themselves'):
+        predict.predict_files(predictor, [images], images)
     with pytest.raises(FileNotFoundError, match='missing.png'):
         predict.predict_files(predictor, [tmp_path / 'missing.png'], tmp_path / 'none')
 
@@ -101,7 +103,11 @@ def test_label_maps_of_many_categories_are_16_bit(tmp_path):
 
 def test_missing_checkpoints_are_named(trained, tmp_path):
     with pytest.raises(FileNotFoundError, match='train first'):
-        predict.load(tmp_path)
+        predict.load(tmp_path / 'mistyped')
+    assert not (tmp_path / 'mistyped').exists()
+    assert checkpoint.find(checkpoint.open_checkpoints(trained[1]), 'best') == 2
+    with pytest.raises(FileNotFoundError, match='newest'):
+        predict.load(trained[1], 'newest')
     with pytest.raises(FileNotFoundError, match='77'):
         predict.load(trained[1], '77')
 

@@ -14,7 +14,7 @@ settings.register_profile('quick', max_examples=40, deadline=None)
 settings.load_profile('quick')
 
 # Few different values, so that ties are common; both zeros are among them.
-SCORES = st.sampled_from([-100.0, -1.5, -0.0, 0.0, 0.25, 7.0])
+SCORES = st.sampled_from([-np.inf, -100.0, -1.5, -0.0, 0.0, 0.25, 7.0])
 
 
 @st.composite

@@ -54,8 +54,11 @@ def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
     assert scores['mIoU'] == rows[-1]['eval/mIoU'] and 0 <= scores['mIoU'] <= 1
     assert list(tmp_path.glob('events.out.tfevents.*'))
     best = max((row for row in rows if 'eval/mIoU' in row), key=lambda row: row['eval/mIoU'])['step']
-    kept = checkpoint.open_checkpoints(tmp_path).all_steps()
-    assert set(kept) == {7, best}
+    manager = checkpoint.open_checkpoints(tmp_path)
+    assert set(manager.all_steps()) == {7, best}
+    assert checkpoint.find(manager, 'best') == best and checkpoint.find(manager, 'last') == 7
+    again = train.train(config, tmp_path)  # nothing is left to do
+    assert again['mIoU'] == scores['mIoU']
 
 
 def command(config_dir, workdir, *overrides):
@@ -116,8 +119,9 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(data_dir, tmp_path):
     source = data.get_source(config.data, 'train')
     for index in pipeline.example_indices(len(source), config.seed, step, config.batch_size):
         assert source.ids[index] in str(error.value)
-    manager = checkpoint.open_checkpoints(tmp_path)
-    assert max(manager.all_steps(), default=0) <= step
+    for saved in checkpoint.open_checkpoints(tmp_path).all_steps():
+        assert saved <= step
+        assert all(np.abs(x).max() < 1e6 for x in jax.tree.leaves(params_of(tmp_path, saved)))
 
 
 def setup(config, **kwargs):
@@ -160,7 +164,7 @@ def test_accumulation_averages_the_gradients_of_the_micro_batches():
     single = jax.jit(setup(tiny.config('', **options))[1])
     halves = [single(state, jax.tree.map(lambda x, i=i: x[i::2], batch), jax.random.key(0))[0] for i in (0, 1)]
     expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half.model['params'] for half in halves))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), together.model['params'], expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), together.model['params'], expected)
 
 
 def test_masked_images_count_for_nothing():

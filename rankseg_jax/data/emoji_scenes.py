@@ -13,6 +13,8 @@ from PIL import Image
 
 from rankseg_jax.data import CorruptExample, scenes
 
+tfds.disable_progress_bar()  # the lines printed here say enough
+
 EXAMPLES = {'train': 5000, 'validation': 400, 'test': 400}
 UNSEEN = {'unseen': 400}
 

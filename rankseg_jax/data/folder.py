@@ -101,6 +101,11 @@ def read_image(path):
     image = _decode(path)
     if image.mode == 'F':
         raise CorruptExample(f'{path}: pictures of floating-point pixels are not supported')
+    return to_rgb(image)
+
+
+def to_rgb(image):
+    """A PIL image of any kind as uint8 RGB [H, W, 3]; see `read_image`."""
     if image.mode.startswith('I'):
         upper = np.clip(np.asarray(image, np.int32) >> 8, 0, 255)
         image = Image.fromarray(upper.astype(np.uint8))
@@ -244,6 +249,13 @@ def check(source, max_corrupt=None):
     if source.unmatched:
         files = [str(path) for path in source.unmatched]
         warnings.append(_listed(f'{len(files)} files without a partner', files))
+    ignored = source.ignore_label - source.reduce_zero_label
+    if 0 <= ignored < len(source.class_names):
+        warnings.append(
+            f'the value {source.ignore_label} is config.data.ignore_label and also the class '
+            f'{source.class_names[ignored]!r}, whose pixels will not count; if that is not meant, '
+            'choose a value that no class has, such as 65535'
+        )
     never = [
         name for name, seen in zip(source.class_names, present.any(axis=0), strict=True) if not seen
     ]
@@ -307,7 +319,10 @@ def get_source(data_config, split):
     classes = root / 'classes.txt'
     if not classes.is_file():
         raise FileNotFoundError(f'no file {classes}. {layout}')
-    names = tuple(line.strip() for line in classes.read_text('utf-8-sig').rstrip().split('\n'))
+    try:
+        names = tuple(line.strip() for line in classes.read_text('utf-8-sig').rstrip().split('\n'))
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{classes} is not UTF-8 text ({error}); save it as such') from error
     if '' in names:
         raise ValueError(f'{classes}: line {names.index("") + 1} has no name')
     check_num_classes(data_config.num_classes, names, classes)
