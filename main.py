@@ -26,7 +26,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'predict: folder to write to; defa
 
 def main(argv):
     if not flags.FLAGS['verbosity'].present:
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
     try:
@@ -73,8 +73,9 @@ def parse_flags(argv):
     """Flags, where a wrong key or value in a config file or an override ends in one line."""
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(f'error: {str(error).strip(chr(34))}')
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        lines = str(error).strip('"\n ').splitlines()  # of an error inside a config file, a traceback
+        sys.exit(f'error: {lines[-1] if len(lines) > 2 else " ".join(lines)}')
 
 
 if __name__ == '__main__':

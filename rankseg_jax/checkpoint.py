@@ -1,7 +1,7 @@
 """Checkpoints of a run under `<workdir>/checkpoints`, through orbax.
 
 Each holds three items: `model` (params, batch_stats and, if there is one, ema), `optimizer` (its state), and `run` (JSON: config,
-class names, the next step, from which the data position follows).
+class names, the next step, from which the data position follows, and mIoU if it was evaluated).
 """
 
 from pathlib import Path
@@ -28,13 +28,14 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
         folder,
         item_handlers={'model': ocp.StandardCheckpointHandler(), 'optimizer': ocp.StandardCheckpointHandler(),
                        'run': ocp.JsonCheckpointHandler()},
-        options=ocp.CheckpointManagerOptions(preservation_policy=policy, read_only=not keep))
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy, best_fn=lambda metrics: metrics['mIoU'], read_only=not keep))
 
 
-def save(manager, step: int, model, optimizer, run: dict, scores: dict | None = None):
-    """Starts saving in the background; `scores` (with mIoU) makes the checkpoint eligible as the best."""
-    manager.save(step, args=args.Composite(
-        model=args.StandardSave(model), optimizer=args.StandardSave(optimizer), run=args.JsonSave(run)), metrics=scores)
+def save(manager, step: int, model, optimizer, run: dict):
+    """Starts saving in the background; if `run['mIoU']` is a number, the checkpoint may be kept as the best."""
+    manager.save(step, metrics=None if run['mIoU'] is None else {'mIoU': run['mIoU']}, args=args.Composite(
+        model=args.StandardSave(model), optimizer=args.StandardSave(optimizer), run=args.JsonSave(run)))
 
 
 def find(manager, which) -> int:
@@ -47,9 +48,9 @@ def find(manager, which) -> int:
     if which == 'last' and steps:
         return max(steps)
     if which == 'best':
-        scores = {step: manager.metrics(step)['mIoU'] for step in steps if manager.metrics(step)}
-        if scores:
-            return max(scores, key=scores.get)
+        scores = {step: restore_run(manager, step)['mIoU'] for step in steps}
+        if any(score is not None for score in scores.values()):
+            return max(scores, key=lambda step: (scores[step] is not None, scores[step]))
     if str(which).isdigit() and int(which) in steps:
         return int(which)
     raise FileNotFoundError(f"no checkpoint {which!r} in {manager.directory}: use 'last', 'best' or a step, of which there are "

@@ -44,7 +44,7 @@ def evaluate(eval_step, variables, source, config, mesh) -> dict:
             categories = categories.merge(found)
         num_images += int(batch['mask'].sum())
     if jax.process_count() == 1 and num_images < len(source):
-        logging.warning('%d of %d images could not be read and are not scored', len(source) - num_images, len(source))
+        logging.error('%d of %d images could not be read and are not scored', len(source) - num_images, len(source))
     return total.compute(source.class_names) | (categories.compute() if categories else {})
 
 

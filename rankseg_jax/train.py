@@ -238,7 +238,7 @@ def train(config, workdir) -> dict:
             if not np.isfinite(list(row.values())).all():
                 ids = [source.ids[i] for i in pipeline.example_indices(len(source), config.seed, step, config.batch_size)]
                 raise FloatingPointError(
-                    f'not a finite number at step {step} ({row}), whose batch holds: {", ".join(ids)}. '
+                    f'the loss or a norm is not finite at step {step}, whose batch holds: {", ".join(ids)}; {row}. '
                     + (f'The last checkpoint, after step {saved}, is from before. ' if saved else '')
                     + 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at these examples.')
             progress.rows.append(row)
@@ -265,9 +265,9 @@ def train(config, workdir) -> dict:
                 progress.write(done, {f'eval/{k}': v for k, v in scores.items() if np.isscalar(v)})
                 print(f'step {done}/{config.steps}  {config.data.eval_split}: {evaluate.one_line(scores)}', flush=True)
             if saving:
-                run = {'config': config.to_dict(), 'class_names': list(source.class_names), 'next_step': done}
-                checkpoint.save(manager, done, state.model, state.optimizer, run,
-                                {'mIoU': scores['mIoU']} if evaluating else None)
+                run = {'config': config.to_dict(), 'class_names': list(source.class_names), 'next_step': done,
+                       'mIoU': evaluate.without_nan(scores['mIoU']) if evaluating else None}
+                checkpoint.save(manager, done, state.model, state.optimizer, run)
                 saved = done
             if saving or first:
                 progress.restart_clock(done)  # evaluation, saving and compilation are no training

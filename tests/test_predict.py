@@ -132,11 +132,13 @@ def test_oracle_needs_labels_and_uses_them(trained):
 
 def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
     config, workdir = trained
+    file = tmp_path / 'run.py'
+    file.write_text(f'from tests import tiny\ndef get_config(): return tiny.config({config.data.dir!r}, steps=2, ema=0.5)\n')
 
     def call(*arguments):
         result = subprocess.run(
-            [sys.executable, 'main.py', f'--workdir={workdir}', *arguments], cwd=ROOT, capture_output=True, text=True,
-            env=os.environ | {'XLA_FLAGS': ''}, timeout=300)
+            [sys.executable, 'main.py', f'--config={file}', f'--workdir={workdir}', *arguments], cwd=ROOT,
+            capture_output=True, text=True, env=os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}, timeout=300)
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -34,13 +34,13 @@ def test_own_model_snippet_trains_in_rank_space():
         return losses.pixel_cross_entropy(logits, ranks) + losses.binary_cross_entropy(class_logits, presence)
 
     first, _ = step(params)
-    for _ in range(100):
+    for _ in range(300):
         value, slope = step(params)
         params = jax.tree.map(lambda p, g: p - 0.3 * g, params, slope)
     assert value < 0.7 * first
     logits, selection, _ = head.apply(params, features, train=False)
     predicted = ranking.from_ranks(logits.argmax(-1), selection)
-    assert set(np.unique(predicted)) <= {3, 7}
+    assert np.mean(predicted[labels >= 0] == labels[labels >= 0]) > 0.7
 
 
 def test_links_and_commands_name_files_that_exist():

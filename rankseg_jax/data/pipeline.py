@@ -78,7 +78,7 @@ class _Loader:
             if index in self.corrupt:
                 return
             self.corrupt[index] = message
-            logging.warning('Skipping corrupt example %d: %s', len(self.corrupt), message)
+            logging.error('Skipping corrupt example %d: %s', len(self.corrupt), message)
             if len(self.corrupt) > self.max_corrupt:
                 self.failure = ValueError(
                     f'{len(self.corrupt)} examples cannot be read, more than '
