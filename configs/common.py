@@ -122,9 +122,10 @@ def check(config):
                 near = difflib.get_close_matches(key, known.keys(), 1, 0)
                 raise ValueError(f'{prefix}.{key} is not a key of configs/common.py; did you mean {prefix}.{near[0]}?')
             default = known[key]
+            kind = (int, float) if isinstance(default, float) else type(default)
             if isinstance(default, ConfigDict) and isinstance(value, ConfigDict):
                 compare(value, default, f'{prefix}.{key}')
-            elif not isinstance(value, number_or(type(default))) and (prefix, key, value) != ('config', 'rankseg', None):
+            elif not isinstance(value, kind) and (prefix, key, value) != ('config', 'rankseg', None):
                 raise ValueError(f'{prefix}.{key} = {value!r} must be of type {type(default).__name__}, like {default!r}')
             elif default and isinstance(default, tuple) and key != 'groups':
                 if [isinstance(x, (int, float)) for x in value] != [True] * len(default):
@@ -141,8 +142,3 @@ def check(config):
             raise ValueError(f'config.{key} = {size} must be at least 1 × 1')
     if config.data.num_workers < 0:
         raise ValueError(f'config.data.num_workers = {config.data.num_workers} must be at least 0')
-
-
-def number_or(kind: type):
-    """What may stand where the default is of this type: an int for a float."""
-    return (int, float) if kind is float else kind
