@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
     config.rankseg = rankseg = ConfigDict()
     rankseg.num_selected = 50       # κ
     rankseg.temperature = 'temperature'  # by rank: temperature, layer_norm (as released), shared (one τ), none
+    rankseg.score_prior = True      # add log σ(class score) of a category to its pixel logits (ours, not in the paper)
     rankseg.missed = 'force'        # categories present but not selected, in training: force them in, or ignore
     #                                 their pixels (as released)
     rankseg.warmup_steps = 0        # steps that classify pixels over all K before selection starts

@@ -86,6 +86,8 @@ class PixelClassifier(nn.Module):
             logits = RankTemperature(*((1, 'temperature') if kind == 'shared' else (num_ranks, kind)), name='rank')(logits)
             if options.oracle:
                 logits = jnp.where(selection.scores[:, None, None] > 0, logits, -100.0)  # the absent fill up to κ only
+            elif options.score_prior:
+                logits += jax.nn.log_sigmoid(selection.scores)[:, None, None]  # + log p(the image holds the category)
         if auxiliary is not None:
             classes = ClassEmbedding(self.num_classes, auxiliary.shape[-1], name='auxiliary_classes')
             auxiliary = classes(auxiliary, selection)
