@@ -49,27 +49,37 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.framework = 'upernet'     # a module of rankseg_jax/frameworks
-    model.backbone = 'resnet50'     # narrow, resnet18, resnet34, resnet50, resnet101
+    model.backbone = 'resnet50'     # upernet, deeplabv3: narrow, resnet{18,34,50,101}, resnet{50,101}_v1c;
+    #                                 segmenter: vit_{ti,s,b,l}{8,16,32}
+    model.pretrained = ''           # file of public weights to start from, see rankseg_jax/pretrained/__init__.py
     model.channels = 512            # of the decoder and the class embeddings
-    model.dropout = 0.1             # before the pixel classifier
+    model.dropout = 0.1             # before the pixel classifier; in the mask transformer's blocks
+    model.output_stride = 8         # deeplabv3: of the dilated backbone; 8 or 16
+    model.drop_path = 0.0           # segmenter: of the backbone's last block, see backbones/vit.py
+    model.decoder = 'mask_transformer'  # segmenter: or linear
+    model.decoder_layers = 2        # segmenter: blocks of the mask transformer
+    model.decoder_heads = 12        # segmenter: attention heads of its blocks
+    model.late_classes = False      # segmenter: class embeddings join before the backbone's last block (OCE)
     model.auxiliary_weight = 0.4    # of the auxiliary head's pixel loss; 0: no such head
     model.dtype = 'float32'         # of the computation, or 'bfloat16'; parameters and losses stay float32
 
     # None (in a config file) is the baseline: pixels are classified over all K.
     config.rankseg = rankseg = ConfigDict()
     rankseg.num_selected = 50       # κ
-    rankseg.temperature = 'temperature'  # by rank: temperature, layer_norm (as released), shared (one τ), none
+    rankseg.temperature = 'layer_norm'  # by rank: temperature (paper), layer_norm (released code), shared (one τ), none
     rankseg.score_prior = True      # add log σ(class score) of a category to its pixel logits (ours, not in the paper)
     rankseg.missed = 'force'        # categories present but not selected, in training: force them in, or ignore
     #                                 their pixels (as released)
     rankseg.warmup_steps = 0        # steps that classify pixels over all K before selection starts
     rankseg.select = True           # False: only the multi-label loss is added to the baseline
     rankseg.oracle = False          # select by the ground truth: the upper bound, needs labels to predict
-    rankseg.head = 'log_sum_exp'    # multi-label head: encoder (as released), decoder, global_pool, log_sum_exp
-    rankseg.stride = 32             # of the pyramid's map that the head sees: 4, 8, 16 or 32
-    rankseg.pool = 0                # encoder and decoder heads see that map pooled to pool × pool; 0: as it is
+    rankseg.head = 'log_sum_exp'    # multi-label head: encoder (as released), decoder, global_pool, log_sum_exp;
+    #                                 segmenter also first_block (as released)
+    rankseg.stride = 32             # of the map that the head sees: 4, 8, 16, 32; linear segmenter: the patch size
+    rankseg.pool = 0                # encoder, decoder and first_block see that map pooled to pool × pool; 0: as it is
     rankseg.hidden = 256            # width of the encoder and decoder heads
     rankseg.num_heads = 8           # attention heads of the encoder and decoder heads
+    rankseg.mlp_dim = 1024          # width inside their MLPs
     rankseg.share_embedding = False  # encoder and decoder heads use the pixel classifier's class embeddings
 
     config.loss = loss = ConfigDict()

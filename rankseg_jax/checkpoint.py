@@ -68,11 +68,12 @@ def restore(manager, step: int, **items):
       ValueError: the checkpoint holds other names or shapes; both sides are listed.
     """
     for name, expected in items.items():
-        check_same(manager.item_metadata(step)[name], expected, f'{name} of checkpoint {manager.directory}/{step}')
+        check_same(manager.item_metadata(step)[name], expected, f'{name} of checkpoint {manager.directory}/{step}',
+                   'Use the config of that run, or another --workdir.')
     return manager.restore(step, args=args.Composite(**{name: args.StandardRestore(x) for name, x in items.items()}))
 
 
-def check_same(found, expected, where: str):
+def check_same(found, expected, where: str, advice: str):
     """Raises a ValueError that lists what differs in names and shapes between a checkpoint and the model."""
     def shapes(tree):
         return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
@@ -85,4 +86,4 @@ def check_same(found, expected, where: str):
         more = f'\n  … and {len(lines) - 20} more' if len(lines) > 20 else ''
         raise ValueError(
             f'{where} does not fit the model that config describes:\n' + '\n'.join(lines[:20]) + more
-            + '\nUse the config of that run, or another --workdir.')
+            + f'\n{advice}')

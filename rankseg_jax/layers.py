@@ -15,7 +15,7 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 class ConvNorm(nn.Module):
     """Convolution, batch norm, ReLU: [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), features].
 
-    Padding is kernel // 2 on every side, as in PyTorch, whatever the input's size. Parameters and
+    Padding is dilation · (kernel // 2) on every side, as in PyTorch, whatever the input's size. Parameters and
     statistics are float32; `dtype` is what is computed in. Under jit a batch axis sharded over a
     mesh is still one batch, so the statistics are those of the global batch. As everywhere in Flax
     the running variance is the biased one.
@@ -24,16 +24,17 @@ class ConvNorm(nn.Module):
     features: int
     kernel: int = 3
     stride: int = 1
+    dilation: int = 1
     relu: bool = True
     scale_init: Any = nn.initializers.ones
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        pad = self.kernel // 2
+        pad = self.dilation * (self.kernel // 2)
         x = nn.Conv(
             self.features, (self.kernel, self.kernel), (self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)), use_bias=False, kernel_init=he_normal,
+            padding=((pad, pad), (pad, pad)), kernel_dilation=self.dilation, use_bias=False, kernel_init=he_normal,
             dtype=self.dtype, name='conv',
         )(x)
         x = nn.BatchNorm(
@@ -84,20 +85,31 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, [B, N, D] -> [B, N, D]."""
+    """A pre-norm transformer block, [B, N, D] -> [B, N, D].
+
+    Attributes:
+      mlp_dim: width inside the MLP.
+      dropout: after each projection, in training.
+      drop_path: share of the images of a batch for which a branch is left out, in training (Huang et al., 2016).
+      epsilon: of the layer norms.
+    """
 
     num_heads: int
     mlp_dim: int
     dropout: float = 0.0
+    drop_path: float = 0.0
+    epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
-        x = x + drop(nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(y, deterministic=not train))
-        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
-        return x + drop(Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train))
+        drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+        y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
+        y = nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(y, deterministic=not train)
+        x = x + drop_path(drop(y))
+        y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
+        return x + drop_path(drop(Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train)))
 
 
 def sine_positions(height: int, width: int, dim: int):

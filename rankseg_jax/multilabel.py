@@ -43,14 +43,14 @@ class EncoderHead(nn.Module):
     Attributes:
       num_classes: K.
       hidden: width of the block.
-      mlp_ratio: width of its MLP as a multiple of `hidden`.
+      mlp_dim: width inside its MLP.
       pool: a map is first averaged to pool × pool; 0: as it is.
     """
 
     num_classes: int
     hidden: int = 512
     num_heads: int = 8
-    mlp_ratio: int = 4
+    mlp_dim: int = 2048
     pool: int = 0
     dropout: float = 0.1
     dtype: Any = jnp.float32
@@ -63,7 +63,7 @@ class EncoderHead(nn.Module):
             if class_embedding is None else check_width(class_embedding, self.hidden)
         classes = jnp.broadcast_to(classes.astype(self.dtype), (tokens.shape[0], *classes.shape))  # [B, K, D]
         x = jnp.concatenate([tokens, classes], 1)  # [B, N + K, D]
-        x = Block(self.num_heads, self.mlp_ratio * self.hidden, self.dropout, self.dtype, name='block')(x, train=train)
+        x = Block(self.num_heads, self.mlp_dim, self.dropout, dtype=self.dtype, name='block')(x, train=train)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(x[:, tokens.shape[1]:])  # [B, K, D]
         return ClassWiseLinear(name='classify')(x)
 
@@ -89,7 +89,7 @@ class CrossLayer(nn.Module):
 class DecoderHead(nn.Module):
     """Class embeddings query the coarse map through cross-attention layers (Liu et al., 2021).
 
-    Attributes as `EncoderHead`'s; `num_layers` layers with an MLP of `mlp_dim`.
+    Attributes as `EncoderHead`'s; `num_layers` layers.
     """
 
     num_classes: int
@@ -120,7 +120,7 @@ class DecoderHead(nn.Module):
 
 
 class GlobalPoolHead(nn.Module):
-    """The mean over positions, classified: [B, h, w, C] or [B, N, C] -> class_logits [B, K]."""
+    """The mean over positions, one hidden layer of its width, classified: [B, h, w, C] or [B, N, C] -> class_logits [B, K]."""
 
     num_classes: int
     dtype: Any = jnp.float32
@@ -128,7 +128,8 @@ class GlobalPoolHead(nn.Module):
     @nn.compact
     def __call__(self, features, *, train: bool):
         pooled = as_tokens(features).mean(1)  # [B, C]
-        return nn.Dense(self.num_classes, dtype=self.dtype, name='classify')(pooled).astype(jnp.float32)
+        hidden = nn.relu(nn.Dense(pooled.shape[-1], dtype=self.dtype, name='hidden')(pooled))  # [B, C]
+        return nn.Dense(self.num_classes, dtype=self.dtype, name='classify')(hidden).astype(jnp.float32)
 
 
 class LogSumExpHead(nn.Module):
@@ -170,7 +171,8 @@ def build_head(rankseg, num_classes: int, dtype) -> nn.Module:
       ValueError: there is no such head, or it has no class embeddings to share.
     """
     options = dict(num_classes=num_classes, dtype=dtype, name='head')
-    attention = options | dict(hidden=rankseg.hidden, num_heads=rankseg.num_heads, pool=rankseg.pool)
+    attention = options | dict(
+        hidden=rankseg.hidden, num_heads=rankseg.num_heads, mlp_dim=rankseg.mlp_dim, pool=rankseg.pool)
     heads = {'encoder': (EncoderHead, attention), 'decoder': (DecoderHead, attention),
              'global_pool': (GlobalPoolHead, options), 'log_sum_exp': (LogSumExpHead, options)}
     if rankseg.head not in heads:

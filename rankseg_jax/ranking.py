@@ -1,7 +1,6 @@
 """Rank space: choose κ of K categories per image or clip, best first, and work on those alone (arXiv 2203.04187, section 3).
 
-Nothing here knows of pixels, queries or frames: the class axis of any tensor becomes a rank axis of static length κ, targets
-follow it, and the winning rank leads back to a class id.
+The class axis of any tensor becomes a rank axis of static length κ, targets follow, and the winning rank leads back to a class id.
 """
 
 import flax
@@ -84,8 +83,8 @@ def gather(values, selection: Selection, axis: int = -1, *, keep_last: bool = Fa
 def to_ranks(labels, selection: Selection, *, num_classes: int, ignore_label: int):
     """Maps class ids to their ranks: [B, …] integers -> [B, …] int32 in 0..κ-1.
 
-    Categories that were not selected, `ignore_label` and anything outside 0..K-1 become `ignore_label`. Costs one table of K + 1
-    entries per image and one lookup per element.
+    What was not selected, `ignore_label` and anything outside 0..K-1 become `ignore_label`. Costs one table of K + 1 entries per
+    image and one lookup per element.
 
     Raises:
       ValueError: `ignore_label` is itself a rank, so that the result would be ambiguous.
@@ -119,7 +118,7 @@ class RankTemperature(nn.Module):
 
     Attributes:
       num_ranks: length of the last axis; with 1 and kind 'temperature', one τ shared by all ranks.
-      kind: 'temperature' divides by exp(log_tau), a learned positive τ per rank (as in the paper), initially 1;
+      kind: 'temperature' divides by exp(log_tau), a learned positive τ per rank (as in the paper), initially `tau`;
         'layer_norm' normalises over the ranks, then scales and shifts each (the released code); 'none' does nothing.
 
     Raises:
@@ -128,14 +127,16 @@ class RankTemperature(nn.Module):
 
     num_ranks: int
     kind: str = 'temperature'
+    tau: float = 1.0
 
     @nn.compact
     def __call__(self, logits):
         if self.kind == 'temperature':
-            log_tau = self.param('log_tau', nn.initializers.zeros, (self.num_ranks,))
+            log_tau = self.param('log_tau', nn.initializers.constant(jnp.log(self.tau)), (self.num_ranks,))
             return logits * jnp.exp(-log_tau).astype(logits.dtype)  # [..., κ]
         if self.kind == 'layer_norm':
-            return nn.LayerNorm(epsilon=1e-5, dtype=logits.dtype, name='norm')(logits)  # [..., κ]
+            # Cosines differ by little, so that E[x²] - E[x]² would lose digits.
+            return nn.LayerNorm(1e-5, logits.dtype, use_fast_variance=False, name='norm')(logits)  # [..., κ]
         if self.kind == 'none':
             return logits
         raise ValueError(f"kind of rank temperature {self.kind!r} is unknown; use 'temperature', 'layer_norm' or 'none'")

@@ -16,7 +16,7 @@ import optax
 from clu import metric_writers
 from jax.experimental import multihost_utils
 
-from rankseg_jax import checkpoint, data, evaluate, models, optimizers, sharding
+from rankseg_jax import checkpoint, data, evaluate, models, optimizers, pretrained, sharding
 from rankseg_jax.data import folder, pipeline
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.tasks import semantic
@@ -180,7 +180,7 @@ def train(config, workdir) -> dict:
       The scores of the last evaluation; nothing if SIGTERM ended the run before.
 
     Raises:
-      ValueError: the config, the data or an existing checkpoint do not fit.
+      ValueError: the config, the data, public weights or an existing checkpoint do not fit.
       FloatingPointError: the loss is not finite; the message names the step and the examples of its batch.
     """
     mesh = sharding.make_mesh(config.mesh_data)
@@ -219,6 +219,10 @@ def train(config, workdir) -> dict:
         print(f'Resuming {workdir} after step {start}', flush=True)
     else:
         state = make_state()
+        if config.model.pretrained:
+            loaded = pretrained.load(config.model.pretrained, jax.device_get(state.model))
+            state = state.replace(model=jax.device_put(loaded, copied, may_alias=False))
+            print(f'Starting from {config.model.pretrained}', flush=True)
     if start >= config.steps:
         print(f'config.steps = {config.steps} are done already', flush=True)
         return evaluate.evaluate(eval_step, state.model, eval_source, config, mesh)

@@ -3,7 +3,13 @@
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import FrozenConfigDict
+
+from configs import common
+from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.tasks import semantic
 
 FOLDER = Path(os.environ.get('RANKSEG_GOLDEN') or Path(__file__).parents[1] / '../shared/golden')
 
@@ -16,33 +22,28 @@ def load(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def dense(golden, name):
-    """Parameters of a Linear layer or a 1 x 1 convolution, in Flax's layout."""
-    weight = golden[f'param/{name}.weight']
-    return {'kernel': weight.reshape(weight.shape[:2]).T, 'bias': golden[f'param/{name}.bias']}
+def state(golden) -> dict[str, np.ndarray]:
+    """The parameters of a golden file under the released code's names."""
+    return {key.removeprefix('param/'): value for key, value in golden.items() if key.startswith('param/')}
 
 
-def norm(golden, name):
-    return {'scale': golden[f'param/{name}.weight'], 'bias': golden[f'param/{name}.bias']}
+def rankseg(golden, **options):
+    """`config.rankseg` as the released code has it, with a golden file's sizes."""
+    config = common.get_config().rankseg
+    config.update(num_selected=int(golden['hparam/num_selected']), pool=int(golden['hparam/pool']), temperature='layer_norm',
+                  missed='ignore', score_prior=False, **options)
+    return FrozenConfigDict(config)
 
 
-def attention(weight, bias, out, num_heads):
-    """Parameters of MultiHeadDotProductAttention from PyTorch's packed query-key-value projection."""
-    dim = weight.shape[1]
-    packed = {
-        name: {'kernel': w.T.reshape(dim, num_heads, -1), 'bias': b.reshape(num_heads, -1)}
-        for name, w, b in zip(('query', 'key', 'value'), np.split(weight, 3), np.split(bias, 3), strict=True)
-    }
-    return packed | {'out': {'kernel': out['kernel'].reshape(num_heads, -1, dim), 'bias': out['bias']}}
-
-
-def block(golden, name, num_heads):
-    """Parameters of layers.Block."""
-    return {
-        'LayerNorm_0': norm(golden, f'{name}.norm1'),
-        'MultiHeadDotProductAttention_0': attention(
-            golden[f'param/{name}.attn.qkv.weight'], golden[f'param/{name}.attn.qkv.bias'],
-            dense(golden, f'{name}.attn.proj'), num_heads),
-        'LayerNorm_1': norm(golden, f'{name}.norm2'),
-        'Mlp_0': {'Dense_0': dense(golden, f'{name}.mlp.fc1'), 'Dense_1': dense(golden, f'{name}.mlp.fc2')},
-    }
+def check_loss(golden, output):
+    """The two training losses of a golden file, as weighted and averaged by the released code."""
+    config = common.get_config()
+    config.loss.update(average_all=True, multilabel_weight=float(golden['hparam/class_loss_weight']),
+                       gamma_neg=float(golden['hparam/asl_gamma_neg']), gamma_pos=float(golden['hparam/asl_gamma_pos']),
+                       clip=float(golden['hparam/asl_clip']))
+    num_classes = int(golden['hparam/num_classes'])
+    labels = jnp.asarray(np.where(golden['labels'] == 255, -1, golden['labels']))
+    batch = {'label': labels, 'mask': jnp.ones(len(labels), bool)}
+    _, parts = semantic.loss(output, batch, pixel_counts(labels, num_classes) > 0, config, num_classes)
+    np.testing.assert_allclose(parts['loss_multilabel'], golden['loss/loss_img'], rtol=1e-4)
+    np.testing.assert_allclose(parts['loss_pixel'], golden['loss/loss_seg'], rtol=1e-4)

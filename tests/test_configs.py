@@ -11,19 +11,35 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, deeplabv3, segmenter
 from rankseg_jax import models, optimizers, train
+from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
 
 ROOT = Path(__file__).parents[1]
 
 # (config, its argument, K, parameters)
 CONFIGS = [
-    ('quickstart', None, 60, 3_441_432),
-    ('emoji_scenes', '150', 150, 3_453_141),
-    ('emoji_scenes', '1284', 1284, 3_600_586),
-    ('camvid', None, 11, 3_435_055),
-    ('folder', '', 150, 66_573_876),
+    ('quickstart', None, 60, 3_441_448),
+    ('emoji_scenes', '150', 150, 3_453_216),
+    ('emoji_scenes', '1284', 1284, 3_600_736),
+    ('camvid', None, 11, 3_435_064),
+    ('folder', '', 150, 66_573_926),
     ('folder', 'baseline', 150, 66_496_876),
+    *[('segmenter', recipe, num_classes, num_parameters) for recipe, num_classes, num_parameters in [
+        ('ade20k_b16', 150, 102_497_580), ('ade20k_b16_rankseg', 150, 109_702_138), ('ade20k_b16_oce', 150, 102_497_580),
+        ('ade20k_b16_oce_rankseg', 150, 109_702_138), ('ade20k_b16_oracle', 150, 109_702_138),
+        ('ade20k_l16', 150, 333_234_476), ('ade20k_l16_rankseg', 150, 345_986_298),
+        ('coco_stuff10k_b16', 171, 102_513_750), ('coco_stuff10k_b16_rankseg', 171, 109_734_415),
+        ('coco_stuff10k_b16_oce', 171, 102_513_750), ('coco_stuff10k_b16_oce_rankseg', 171, 109_734_415),
+        ('coco_stuff10k_b16_oracle', 171, 109_734_415), ('coco_stuff10k_b16_decoder_head', 171, 114_265_103),
+        ('coco_stuff10k_b16_pooling_head', 171, 103_235_599), ('coco_stuff10k_b16_80k', 171, 102_513_750),
+        ('coco_stuff10k_b16_80k_rankseg', 171, 109_734_415), ('coco_stuff10k_l16', 171, 333_256_022),
+        ('coco_stuff10k_l16_rankseg', 171, 346_029_327), ('pascal60_b16', 60, 102_333_048),
+        ('pascal60_b16_rankseg', 60, 109_468_526), ('pascal60_b16_oracle', 60, 109_468_526)]],
+    ('deeplabv3', 'coco_stuff10k', 171, 87_222_198),
+    ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
+    ('deeplabv3', 'ade20k', 150, 87_206_028),
+    ('deeplabv3', 'ade20k_rankseg', 150, 91_485_574),
 ]
 
 
@@ -35,19 +51,34 @@ def load(name, argument):
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
+    for module in (segmenter, deeplabv3):
+        assert sorted(module.RECIPES) == sorted(recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1])
+
+
+# At reduced size these would be the same as another of their family.
+SIBLINGS = re.compile('_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$')
 
 
 @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
-def test_config_builds_and_steps(name, argument, num_classes, num_parameters):
+def test_config_builds(name, argument, num_classes, num_parameters):
     config = load(name, argument)
     common.check(config)
     model = models.build(config, num_classes)
     shapes = jax.eval_shape(lambda: models.init(model, num_classes, 0, config.augment.crop_size))
     assert sum(x.size for x in jax.tree.leaves(shapes['params'])) == num_parameters
 
+
+@pytest.mark.parametrize('name, argument, num_classes', [c[:3] for c in CONFIGS if not SIBLINGS.search(c[1] or '')])
+def test_config_steps(name, argument, num_classes):
+    config = load(name, argument)
     config.batch_size, config.augment.crop_size = 2, (64, 64)
-    config.model.channels = 16
-    config.model.backbone = 'narrow' if config.model.backbone == 'narrow' else 'resnet18'
+    config.model.channels = config.model.decoder_heads = 16
+    if config.model.framework == 'segmenter':
+        config.model.backbone = 'tiny_vit'
+    elif config.model.backbone != 'narrow':
+        config.model.backbone = 'resnet18'
+    if config.rankseg:
+        config.rankseg.update(hidden=16, mlp_dim=32)
     config.steps = config.optimizer.warmup_steps + 1
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)

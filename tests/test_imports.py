@@ -19,15 +19,15 @@ ALLOWED = {
     'visualize': set(),
     'metrics': {'ranking'},
     'backbones': {'layers', 'backbones'},
-    'decoders': {'layers', 'ranking', 'multilabel'},
+    'decoders': {'decoders', 'layers', 'ranking', 'multilabel'},
     'frameworks': {'backbones', 'decoders', 'layers'},
-    'pretrained': set(),
+    'pretrained': {'backbones', 'checkpoint', 'pretrained'},
     'data': {'data'},
     'tasks': {'data', 'losses', 'metrics', 'multilabel', 'ranking'},
     'models': {'checkpoint', 'frameworks'},
     'evaluate': {'checkpoint', 'data', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
     'predict': {'checkpoint', 'data', 'models', 'multilabel', 'ranking', 'sharding', 'tasks', 'visualize'},
-    'train': {'checkpoint', 'data', 'evaluate', 'models', 'multilabel', 'optimizers', 'sharding', 'tasks'},
+    'train': {'checkpoint', 'data', 'evaluate', 'models', 'multilabel', 'optimizers', 'pretrained', 'sharding', 'tasks'},
     '__init__': set(),
 }
 

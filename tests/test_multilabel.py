@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from rankseg_jax import multilabel
+from rankseg_jax.pretrained import released
 from tests import golden as golden_files
-from tests.golden import attention, block, dense, norm
 
 HEADS = {
-    'encoder': lambda: multilabel.EncoderHead(11, hidden=16, num_heads=2),
+    'encoder': lambda: multilabel.EncoderHead(11, hidden=16, num_heads=2, mlp_dim=32),
     'decoder': lambda: multilabel.DecoderHead(11, hidden=16, num_heads=2, mlp_dim=32),
     'global_pool': lambda: multilabel.GlobalPoolHead(11),
     'log_sum_exp': lambda: multilabel.LogSumExpHead(11),
@@ -19,18 +19,11 @@ HEADS = {
 def test_golden_encoder_head(name):
     g = golden_files.load(name)
     num_heads = int(g['hparam/num_heads'])
-    params = {
-        'project': dense(g, 'proj_dec'),
-        'block': block(g, 'block', num_heads),
-        'norm': norm(g, 'norm'),
-        'classify': {'kernel': g['param/fc.W'][0], 'bias': g['param/fc.b'][0]},
-    }
+    params = released.encoder_head(golden_files.state(g), '', num_heads)
     shared = 'param/cls_emb' not in g
-    if not shared:
-        params['class_embedding'] = g['param/cls_emb'][0]
     hidden = g['param/proj_dec.weight'].shape[0]
     head = multilabel.EncoderHead(
-        int(g['hparam/num_classes']), hidden, num_heads, g['param/block.mlp.fc1.weight'].shape[0] // hidden,
+        int(g['hparam/num_classes']), hidden, num_heads, g['param/block.mlp.fc1.weight'].shape[0],
         int(g.get('hparam/pool', 0)))
     tokens = g['query_features_bcn'].transpose(0, 2, 1)
     logits = head.apply({'params': params}, tokens, g['class_embedding'] if shared else None, train=False)
@@ -40,22 +33,7 @@ def test_golden_encoder_head(name):
 def test_golden_decoder_head():
     g = golden_files.load('multilabel_decoder')
     num_heads, num_layers = int(g['hparam/num_heads']), int(g['hparam/num_layers'])
-    params = {
-        'project': dense(g, 'input_proj'),
-        'class_embedding': g['param/query_embed.weight'],
-        'norm': norm(g, 'transformer.decoder.norm'),
-        'classify': {'kernel': g['param/fc.W'][0], 'bias': g['param/fc.b'][0]},
-    }
-    for i in range(num_layers):
-        layer = f'transformer.decoder.layers.{i}'
-        params[f'layer{i}'] = {
-            'attention': attention(g[f'param/{layer}.multihead_attn.in_proj_weight'],
-                                   g[f'param/{layer}.multihead_attn.in_proj_bias'],
-                                   dense(g, f'{layer}.multihead_attn.out_proj'), num_heads),
-            'norm1': norm(g, f'{layer}.norm2'),
-            'mlp': {'Dense_0': dense(g, f'{layer}.linear1'), 'Dense_1': dense(g, f'{layer}.linear2')},
-            'norm2': norm(g, f'{layer}.norm3'),
-        }
+    params = released.decoder_head(golden_files.state(g), '', num_heads)
     head = multilabel.DecoderHead(
         int(g['hparam/num_classes']), g['param/query_embed.weight'].shape[1], num_heads, num_layers,
         g['param/transformer.decoder.layers.0.linear1.weight'].shape[0])

@@ -202,7 +202,7 @@ def test_all_classes_step_trains_the_same_parameters_without_selection():
     after, metrics = jax.jit(step)(state, random_batch(), jax.random.key(0))
     assert jax.tree.structure(after.model) == jax.tree.structure(state.model)
     assert np.isfinite(metrics['loss'])
-    np.testing.assert_array_equal(after.model['params']['classifier']['rank']['norm']['scale'], np.ones(3))
+    np.testing.assert_array_equal(after.model['params']['classifier']['rank']['temperature']['norm']['scale'], np.ones(3))
 
 
 def test_resuming_with_another_model_lists_both_sides(data_dir, tmp_path):

@@ -3,9 +3,10 @@
 from functools import partial
 
 from configs import common
-from rankseg_jax.backbones import resnet
+from rankseg_jax.backbones import resnet, vit
 
 resnet.VARIANTS['tiny'] = partial(resnet.ResNet, (1, 1, 1, 1), width=4, stem='small')
+vit.VARIANTS['tiny_vit'] = partial(vit.ViT, 8, 16, 2, 2)
 
 
 def config(data_dir, **overrides):

@@ -29,6 +29,50 @@ class PixelOutput:
     auxiliary_logits: jax.Array | None = None
 
 
+def choose(options, class_logits, presence, *, train: bool) -> Selection:
+    """The categories that pixels are classified over.
+
+    Args:
+      options: the keys of `config.rankseg`, see configs/common.py.
+      class_logits: [B, K] of the multi-label head.
+      presence: [B, K] bool, the categories of the ground truth; for training with `missed='force'`, and for the oracle.
+
+    Raises:
+      ValueError: the oracle without `presence`, or an unknown option.
+    """
+    if options.oracle:
+        if presence is None:
+            raise ValueError('rankseg.oracle selects by the ground truth: give `presence`, or set it to False')
+        return select(presence.astype(jnp.float32), options.num_selected)
+    if options.missed not in ('force', 'ignore'):
+        raise ValueError(f"config.rankseg.missed = {options.missed!r} is unknown; use 'force' or 'ignore'")
+    forced = presence if train and options.missed == 'force' else None
+    return select(class_logits, options.num_selected, must_include=forced)
+
+
+class RankScale(nn.Module):
+    """What the rank and the score of a category do to its pixel logits, [B, h, w, κ] -> [B, h, w, κ].
+
+    Attributes:
+      options: the keys of `config.rankseg`.
+      tau: what temperatures start from.
+    """
+
+    options: FrozenConfigDict
+    tau: float = 1.0
+
+    @nn.compact
+    def __call__(self, logits, selection: Selection):
+        shared = self.options.temperature == 'shared'
+        num_ranks, kind = (1, 'temperature') if shared else (self.options.num_selected, self.options.temperature)
+        logits = RankTemperature(num_ranks, kind, self.tau, name='temperature')(logits)
+        if self.options.oracle:
+            return jnp.where(selection.scores[:, None, None] > 0, logits, -100.0)  # the absent fill up to κ only
+        if self.options.score_prior:
+            return logits + jax.nn.log_sigmoid(selection.scores)[:, None, None]  # + log p(the image holds the category)
+        return logits
+
+
 class ClassEmbedding(nn.Module):
     """A linear pixel classifier whose rows can be selected: [B, h, w, D] -> [B, h, w, κ or K] float32."""
 
@@ -60,46 +104,33 @@ class PixelClassifier(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels, coarse, auxiliary=None, *, train: bool, presence=None, all_classes: bool = False):
-        """Pixel embeddings [B, h, w, D] and the multi-label head's map [B, h', w', C] -> PixelOutput.
+    def __call__(self, pixels, features, auxiliary=None, *, train: bool, presence=None, all_classes: bool = False):
+        """Pixel embeddings [B, h, w, D] -> PixelOutput.
 
         Args:
+          features: {stride: [B, h', w', C]}, of which the multi-label head sees the map of stride `rankseg.stride`.
           auxiliary: pixel embeddings [B, h'', w'', D''] of an auxiliary head, classified over the same categories.
-          presence: [B, K] bool, the categories of the ground truth; for training with `missed='force'`, and for the oracle.
+          presence: see `choose`.
           all_classes: leave the selection out this time (the warm-up); static.
 
         Raises:
-          ValueError: the oracle without `presence`, or an unknown option.
+          ValueError: there is no map of that stride, or as `choose`.
         """
         options = self.rankseg
         classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
         class_logits = selection = None
         if options is not None:
+            if options.stride not in features:
+                raise ValueError(f'config.rankseg.stride = {options.stride} must be one of {sorted(features)}')
             head = build_head(options, self.num_classes, self.dtype)
             shared = {'class_embedding': classes.embedding} if options.share_embedding else {}
-            class_logits = head(coarse, **shared, train=train)  # [B, K]
+            class_logits = head(features[options.stride], **shared, train=train)  # [B, K]
             if options.select and not all_classes:
-                selection = self.choose(class_logits, presence, train)
+                selection = choose(options, class_logits, presence, train=train)
         logits = classes(pixels, selection)
         if selection is not None:
-            num_ranks, kind = options.num_selected, options.temperature
-            logits = RankTemperature(*((1, 'temperature') if kind == 'shared' else (num_ranks, kind)), name='rank')(logits)
-            if options.oracle:
-                logits = jnp.where(selection.scores[:, None, None] > 0, logits, -100.0)  # the absent fill up to κ only
-            elif options.score_prior:
-                logits += jax.nn.log_sigmoid(selection.scores)[:, None, None]  # + log p(the image holds the category)
+            logits = RankScale(options, name='rank')(logits, selection)
         if auxiliary is not None:
             classes = ClassEmbedding(self.num_classes, auxiliary.shape[-1], name='auxiliary_classes')
             auxiliary = classes(auxiliary, selection)
         return PixelOutput(logits, selection, class_logits, auxiliary)
-
-    def choose(self, class_logits, presence, train: bool) -> Selection:
-        options = self.rankseg
-        if options.oracle:
-            if presence is None:
-                raise ValueError('rankseg.oracle selects by the ground truth: give `presence`, or set it to False')
-            return select(presence.astype(jnp.float32), options.num_selected)
-        if options.missed not in ('force', 'ignore'):
-            raise ValueError(f"config.rankseg.missed = {options.missed!r} is unknown; use 'force' or 'ignore'")
-        forced = presence if train and options.missed == 'force' else None
-        return select(class_logits, options.num_selected, must_include=forced)

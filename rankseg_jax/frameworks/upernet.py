@@ -43,11 +43,8 @@ class UPerNet(nn.Module):
         if self.auxiliary:
             auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(features[16], train=train)  # [B, h16, w16, 256]
             auxiliary = drop(auxiliary)
-        if self.rankseg and self.rankseg.stride not in pyramid:
-            raise ValueError(f'config.rankseg.stride = {self.rankseg.stride} must be one of {sorted(pyramid)}')
-        coarse = pyramid[self.rankseg.stride] if self.rankseg else None  # [B, h, w, D]
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
-            drop(pixels), coarse, auxiliary, train=train, presence=presence, all_classes=all_classes)
+            drop(pixels), pyramid, auxiliary, train=train, presence=presence, all_classes=all_classes)
 
 
 def build(config, num_classes: int) -> UPerNet:

@@ -1,15 +1,22 @@
-"""ResNet weights of timm and torchvision, which name them alike."""
+"""ResNet weights of timm and torchvision, which name them alike, and of mmcv's v1c."""
 
 import re
 
 import numpy as np
 from flax import traverse_util
 
-KEY = re.compile(r'(?:layer(\d)\.(\d+)\.)?(?:(conv|bn)(\d)|downsample\.([01]))\.(\w+)')
+KEY = re.compile(r'(?:layer(\d)\.(\d+)\.)?(?:(conv|bn)(\d)|downsample\.([01]))\.\w+')
 NORM = {
     'weight': ('params', 'scale'), 'bias': ('params', 'bias'),
     'running_mean': ('batch_stats', 'mean'), 'running_var': ('batch_stats', 'var'),
 }
+
+
+# Deep stems: timm's and mmcv's names to ours.
+DEEP_STEM = {'conv1.0': 'stem1.conv', 'conv1.1': 'stem1.norm', 'conv1.3': 'stem2.conv', 'conv1.4': 'stem2.norm',
+             'conv1.6': 'stem3.conv', 'bn1': 'stem3.norm',
+             'stem.0': 'stem1.conv', 'stem.1': 'stem1.norm', 'stem.3': 'stem2.conv', 'stem.4': 'stem2.norm',
+             'stem.6': 'stem3.conv', 'stem.7': 'stem3.norm'}
 
 
 def from_timm(state_dict) -> dict:
@@ -19,22 +26,26 @@ def from_timm(state_dict) -> dict:
     left out. Raises ValueError on a name that a plain ResNet does not have (a ResNet-D, say).
     """
     variables = {}
+    deep = any(key.startswith(('conv1.0.', 'stem.0.')) for key in state_dict)
     for key, value in state_dict.items():
         if key.startswith('fc.') or key.endswith('.num_batches_tracked'):
             continue
+        name, leaf = key.rsplit('.', 1)
         match = KEY.fullmatch(key)
-        if match is None:
-            raise ValueError(f'{key!r} is no weight of a plain ResNet of timm or torchvision.')
-        stage, block, kind, number, shortcut, leaf = match.groups()
-        layer = 'stem'
-        if stage:
-            layer = f'stage{stage}_block{int(block) + 1}_'
-            layer += 'shortcut' if shortcut else f'conv{number}'
-        value = np.asarray(value)
-        if kind == 'conv' or shortcut == '0':
-            value = value.transpose(2, 3, 1, 0)  # [h, w, C, D]
-            variables['params', layer, 'conv', 'kernel'] = value
+        if deep and name in DEEP_STEM:
+            layer, kind = DEEP_STEM[name].split('.')
+        elif match:
+            stage, block, kind, number, shortcut = match.groups()
+            kind = 'conv' if kind == 'conv' or shortcut == '0' else 'norm'
+            layer = 'stem'
+            if stage:
+                layer = f'stage{stage}_block{int(block) + 1}_' + ('shortcut' if shortcut else f'conv{number}')
         else:
-            collection, name = NORM[leaf]
-            variables[collection, layer, 'norm', name] = value  # [D]
+            raise ValueError(f'{key!r} is no weight of a ResNet of timm, torchvision or mmcv (plain or v1c)')
+        value = np.asarray(value)
+        if kind == 'conv':
+            variables['params', layer, 'conv', 'kernel'] = value.transpose(2, 3, 1, 0)  # [h, w, C, D]
+        else:
+            collection, ours = NORM[leaf]
+            variables[collection, layer, 'norm', ours] = value  # [D]
     return traverse_util.unflatten_dict(variables)

@@ -1,0 +1,47 @@
+"""DeepLabV3 with ResNet-101, with and without RankSeg: the released recipes (arXiv 2203.04187).
+
+    python main.py --config=configs/deeplabv3.py:coco_stuff10k_rankseg --workdir=runs/deeplab --config.data.dir=<folder>
+
+The data are a folder data set with the labels of COCO-Stuff or ADE20K (see README, "Your own data"). Published mIoU in percent,
+single scale / multi-scale and flip; no score of our own yet:
+
+    coco_stuff10k           37.3 / 38.4     ade20k           44.1 / 45.2
+    coco_stuff10k_rankseg   38.4 / 39.8     ade20k_rankseg   45.5 / 46.6
+"""
+
+from configs import common
+
+RECIPES = ('coco_stuff10k', 'coco_stuff10k_rankseg', 'ade20k', 'ade20k_rankseg')
+
+
+def get_config(recipe='coco_stuff10k_rankseg'):
+    if recipe not in RECIPES:
+        raise ValueError(f'configs/deeplabv3.py:{recipe} is unknown; use one of {", ".join(RECIPES)}')
+    ade20k = 'ade20k' in recipe
+    config = common.get_config()
+    config.batch_size = 16
+    config.steps = 80_000 if ade20k else 20_000
+    config.eval_every = config.steps // 10
+
+    config.data.name = 'folder'
+    config.data.num_classes = 150 if ade20k else 171
+    config.data.reduce_zero_label = True
+    config.augment.base_size = (512, 2048)
+
+    config.model.framework = 'deeplabv3'
+    config.model.backbone = 'resnet101_v1c'
+
+    config.optimizer.name = 'sgd'
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.schedule = 'poly'
+    config.optimizer.end_factor = 0.01
+    config.optimizer.groups = ()
+    if not recipe.endswith('_rankseg'):
+        config.rankseg = None
+        return config
+
+    config.rankseg.update(num_selected=50, temperature='layer_norm', score_prior=False, missed='ignore', head='encoder', pool=16,
+                          hidden=512, mlp_dim=2048, share_embedding=True)
+    config.loss.average_all = True
+    return config

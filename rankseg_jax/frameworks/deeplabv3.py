@@ -1,0 +1,56 @@
+"""DeepLabV3 (Chen et al., 2017) with RankSeg: dilated ResNet, ASPP, pixel classifier."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
+
+from rankseg_jax import backbones
+from rankseg_jax.decoders.aspp import ASPP
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier, PixelOutput
+from rankseg_jax.layers import ConvNorm
+
+
+class DeepLabV3(nn.Module):
+    """Images -> PixelOutput at the backbone's output stride.
+
+    Attributes: as UPerNet's; `dilations` of the ASPP. The multi-label head sees the backbone's maps.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    channels: int = 512
+    dilations: tuple[int, ...] = (1, 12, 24, 36)
+    dropout: float = 0.1
+    auxiliary: bool = True
+    rankseg: FrozenConfigDict | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, *, train: bool, presence=None, all_classes: bool = False) -> PixelOutput:
+        """Normalised images [B, H, W, 3]; `presence` and `all_classes` as for `PixelClassifier`."""
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
+        features = self.backbone(images, train=train)  # {stride: [B, h, w, C]}
+        pixels = ASPP(self.channels, self.dilations, dtype=self.dtype, name='decoder')(features[32], train=train)
+        auxiliary = None
+        if self.auxiliary:
+            auxiliary = drop(ConvNorm(256, dtype=self.dtype, name='auxiliary')(features[16], train=train))
+        return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
+            drop(pixels), features, auxiliary, train=train, presence=presence, all_classes=all_classes)
+
+
+def build(config, num_classes: int) -> DeepLabV3:
+    """The model that `config` (configs/common.py) describes, for K categories."""
+    dtype = jnp.dtype(config.model.dtype)
+    rate = 8 // config.model.output_stride or 1
+    return DeepLabV3(
+        num_classes=num_classes,
+        backbone=backbones.build(config.model.backbone, dtype, output_stride=config.model.output_stride),
+        channels=config.model.channels,
+        dilations=(1, 12 * rate, 24 * rate, 36 * rate),
+        dropout=config.model.dropout,
+        auxiliary=config.model.auxiliary_weight > 0,
+        rankseg=config.rankseg and FrozenConfigDict(config.rankseg),
+        dtype=dtype,
+    )

@@ -1,0 +1,48 @@
+"""Layers of PyTorch as parameters of ours. Each function takes a state dict and the name of a layer in it."""
+
+import numpy as np
+
+
+def dense(state, name):
+    """A Linear layer or a 1 × 1 convolution."""
+    weight = state[f'{name}.weight']
+    return {'kernel': weight.reshape(weight.shape[:2]).T, 'bias': state[f'{name}.bias']}
+
+
+def norm(state, name):
+    return {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
+
+
+def conv(state, name):
+    """A convolution; its kernel [O, I, h, w] becomes [h, w, I, O]."""
+    bias = {'bias': state[f'{name}.bias']} if f'{name}.bias' in state else {}
+    return {'kernel': state[f'{name}.weight'].transpose(2, 3, 1, 0)} | bias
+
+
+def conv_norm(state, conv_name, norm_name):
+    """Parameters and statistics of layers.ConvNorm."""
+    statistics = {'mean': state[f'{norm_name}.running_mean'], 'var': state[f'{norm_name}.running_var']}
+    return {'conv': conv(state, conv_name), 'norm': norm(state, norm_name)}, {'norm': statistics}
+
+
+def attention(state, packed, out, num_heads):
+    """MultiHeadDotProductAttention, from the names of the packed query-key-value projection and of the one behind it."""
+    separator = '_' if f'{packed}_weight' in state else '.'
+    weight, bias = (state[f'{packed}{separator}{leaf}'] for leaf in ('weight', 'bias'))
+    dim = weight.shape[1]
+    heads = {
+        name: {'kernel': w.T.reshape(dim, num_heads, -1), 'bias': b.reshape(num_heads, -1)}
+        for name, w, b in zip(('query', 'key', 'value'), np.split(weight, 3), np.split(bias, 3), strict=True)
+    }
+    out = dense(state, out)
+    return heads | {'out': {'kernel': out['kernel'].reshape(num_heads, -1, dim), 'bias': out['bias']}}
+
+
+def block(state, name, num_heads):
+    """layers.Block, from timm's names."""
+    return {
+        'LayerNorm_0': norm(state, f'{name}.norm1'),
+        'MultiHeadDotProductAttention_0': attention(state, f'{name}.attn.qkv', f'{name}.attn.proj', num_heads),
+        'LayerNorm_1': norm(state, f'{name}.norm2'),
+        'Mlp_0': {'Dense_0': dense(state, f'{name}.mlp.fc1'), 'Dense_1': dense(state, f'{name}.mlp.fc2')},
+    }

@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy
+from flax import linen as nn
+
+from rankseg_jax import models
+from rankseg_jax.decoders.mask_transformer import MaskTransformer
+from rankseg_jax.pretrained import released
+from rankseg_jax.ranking import full_logits
+from tests import golden as golden_files
+from tests import tiny
+from tests.helpers import random_variables
+
+
+def golden_decoder(g):
+    """MaskTransformer and its parameters from segmenter_rankseg.npz."""
+    num_heads, num_layers = int(g['hparam/num_heads']), int(g['hparam/num_layers'])
+    hidden, dim = g['param/blocks.0.mlp.fc1.weight'].shape
+    params = released.mask_transformer(golden_files.state(g), num_heads)
+    return MaskTransformer(int(g['hparam/num_classes']), dim, num_layers, num_heads, hidden,
+                           rankseg=golden_files.rankseg(g, head='first_block')), {'params': params}
+
+
+def test_golden_segmenter():
+    g = golden_files.load('segmenter_rankseg')
+    decoder, variables = golden_decoder(g)
+    features = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
+    output = decoder.apply(variables, features, train=False)
+    np.testing.assert_allclose(output.class_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(output.selection.labels, g['selected'])
+    np.testing.assert_allclose(output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5)
+    full = full_logits(output.logits, output.selection, int(g['hparam/num_classes'])).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(full, g['full_logits_nchw'], rtol=1e-4, atol=1e-5)
+    golden_files.check_loss(g, output)
+
+
+def test_golden_segmenter_gives_each_image_of_a_batch_what_it_gives_alone():
+    g = golden_files.load('segmenter_rankseg')
+    decoder, variables = golden_decoder(g)
+    first = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
+    features = jnp.concatenate([jnp.roll(first, 3, -1), first, -first])
+    together = decoder.apply(variables, features, train=False)
+    for i in range(3):
+        alone = decoder.apply(variables, features[i:i + 1], train=False)
+        np.testing.assert_array_equal(together.selection.labels[i:i + 1], alone.selection.labels)
+        np.testing.assert_allclose(together.logits[i:i + 1], alone.logits, rtol=1e-4, atol=1e-5)
+
+
+def numpy_block(x, p):
+    """A pre-norm transformer block, written out."""
+    def norm(x, p):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p['scale'] + p['bias']
+
+    y, attention = norm(x, p['LayerNorm_0']), p['MultiHeadDotProductAttention_0']
+    out = attention['out']['bias']
+    for head in range(attention['query']['kernel'].shape[1]):
+        q, k, v = (y @ attention[n]['kernel'][:, head] + attention[n]['bias'][head] for n in ('query', 'key', 'value'))
+        scores = np.exp(q @ k.T / np.sqrt(q.shape[-1]))
+        out = out + scores / scores.sum(-1, keepdims=True) @ v @ attention['out']['kernel'][head]
+    x = x + out
+    y = norm(x, p['LayerNorm_1']) @ p['Mlp_0']['Dense_0']['kernel'] + p['Mlp_0']['Dense_0']['bias']
+    y = y * (1 + scipy.special.erf(y / np.sqrt(2))) / 2
+    return x + y @ p['Mlp_0']['Dense_1']['kernel'] + p['Mlp_0']['Dense_1']['bias'], norm
+
+
+def numpy_baseline(features, p):
+    """One image through the baseline's decoder: [N, C] -> [N, K]."""
+    x = np.concatenate([features @ p['project']['kernel'] + p['project']['bias'], p['class_embedding']])
+    for i in range(2):
+        x, norm = numpy_block(x, p[f'block{i}'])
+    x = norm(x, p['norm'])
+    unit = [y / np.linalg.norm(y, axis=-1, keepdims=True) for y in (
+        x[:len(features)] @ p['project_patches']['kernel'], x[len(features):] @ p['project_classes']['kernel'])]
+    return norm(unit[0] @ unit[1].T, p['classes']['norm'])
+
+
+def test_baseline_against_numpy():
+    features = np.random.default_rng(0).normal(size=(2, 3, 4, 12)).astype(np.float32)
+    decoder = MaskTransformer(9, 16, 2, 2, 32)
+    variables = random_variables(decoder, features)
+    logits = decoder.apply(variables, features, train=False).logits
+    params = jax.tree.map(np.float64, variables['params'])
+    for ours, image in zip(logits, features, strict=True):
+        np.testing.assert_allclose(ours.reshape(12, 9), numpy_baseline(image.reshape(12, 12).astype(float), params), rtol=1e-4,
+                                   atol=1e-4)
+
+
+def segmenter(**overrides):
+    return tiny.config('', **{'model__framework': 'segmenter', 'model__backbone': 'tiny_vit', 'model__channels': 16,
+                              'model__decoder_heads': 2, 'rankseg__head': 'first_block'} | overrides)
+
+
+@pytest.mark.parametrize('overrides', [
+    {}, {'rankseg__pool': 2}, {'rankseg__head': 'decoder', 'rankseg__hidden': 16, 'rankseg__share_embedding': True},
+    {'rankseg__head': 'log_sum_exp'}, {'rankseg__num_selected': 1}, {'rankseg__num_selected': 8}, {'rankseg__oracle': True},
+    {'rankseg__select': False}, {'rankseg': None}, {'model__late_classes': True, 'model__decoder_layers': 1},
+    {'model__decoder': 'linear', 'rankseg__head': 'encoder', 'rankseg__stride': 8},
+])
+def test_every_variant_runs_at_odd_sizes(overrides):
+    config = segmenter(**overrides)
+    model = models.build(config, 8)
+    images = np.random.default_rng(0).normal(size=(2, 37, 21, 3)).astype(np.float32)
+    presence = np.arange(8) < np.array([[3], [1]])
+    variables = random_variables(Fixed(model, presence), images)
+    output = model.apply({'params': variables['params']['model']}, images, train=False, presence=presence)
+    num_ranks = config.rankseg.num_selected if config.rankseg and config.rankseg.select else 8
+    assert output.logits.shape == (2, 5, 3, num_ranks) and np.isfinite(output.logits).all()
+    if config.rankseg and config.rankseg.oracle:
+        assert (output.selection.labels[0, :3] < 3).all()
+
+
+class Fixed(nn.Module):
+    """A model with its `presence`."""
+
+    model: nn.Module
+    presence: np.ndarray
+
+    def __call__(self, images, *, train):
+        return self.model(images, train=train, presence=self.presence)
+
+
+def test_gradients_reach_class_embeddings_of_selected_categories_alone():
+    model = models.build(segmenter(rankseg__head='log_sum_exp'), 8)
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    variables = random_variables(model, images)
+
+    def total(params):
+        output = model.apply({'params': params}, images, train=False)
+        return jnp.square(output.logits).sum(), output.selection.labels
+
+    grads, labels = jax.grad(total, has_aux=True)(variables['params'])
+    touched = np.abs(grads['decoder']['class_embedding']).sum(-1) > 0
+    assert set(np.flatnonzero(touched)) == set(np.asarray(labels[0]))
+
+
+@pytest.mark.parametrize('overrides, message', [
+    ({'model__backbone': 'resnet50'}, "'resnet50' does not fit this framework; use one of vit_ti8"),
+    ({'model__decoder': 'fcn'}, "'fcn' must be 'mask_transformer'"),
+    ({'model__late_classes': True, 'model__channels': 32}, 'config.model.channels = 16'),
+])
+def test_bad_configs_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(segmenter(**overrides), 8)

@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rankseg_jax.backbones import vit
+from rankseg_jax.pretrained import read
+from rankseg_jax.pretrained.vit import from_augreg, from_torch
+from tests.helpers import random_variables
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 48, 80, 3)).astype(np.float32)
+
+
+def tiny(**fields):
+    return vit.ViT(16, 128, 3, 2, image_size=(48, 80), **fields)
+
+
+def numpy_state(model):
+    return {key: value.numpy() for key, value in model.state_dict().items()}
+
+
+def randomise(torch, model):
+    """Random offsets and scales too, which PyTorch starts at 0 and 1."""
+    torch.manual_seed(0)
+    for name, value in model.named_parameters():
+        torch.nn.init.normal_(value, 1.0 if 'norm' in name and 'weight' in name else 0.0, 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize('patch', [8, 16])
+def test_features_are_timms(patch):
+    torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
+    model = randomise(torch, timm.models.vision_transformer.VisionTransformer(
+        img_size=(48, 48), patch_size=patch, embed_dim=128, depth=3, num_heads=2, num_classes=5))
+    params = from_torch(numpy_state(model))
+    ours = vit.ViT(patch, 128, 3, 2, image_size=(48, 48)).apply({'params': params}, IMAGES[:, :, :48], train=False)
+    with torch.no_grad():
+        theirs = model.forward_features(torch.tensor(IMAGES[:, :, :48]).permute(0, 3, 1, 2)).numpy()
+    (features,) = ours.values()
+    np.testing.assert_allclose(features.reshape(2, -1, 128), theirs[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_torchvision_and_timm_weights_are_read_alike():
+    torch = pytest.importorskip('torch')
+    torchvision = pytest.importorskip('torchvision')
+    model = randomise(torch, torchvision.models.VisionTransformer(48, 16, 3, 2, 128, 512, num_classes=5))
+    params = from_torch(numpy_state(model))
+    features = vit.ViT(16, 128, 3, 2, image_size=(48, 48)).apply({'params': params}, IMAGES[:, :, :48], train=False)[16]
+    with torch.no_grad():
+        x = model._process_input(torch.tensor(IMAGES[:, :, :48]).permute(0, 3, 1, 2))
+        theirs = model.encoder(torch.cat([model.class_token.expand(2, -1, -1), x], 1)).numpy()
+    np.testing.assert_allclose(features.reshape(2, -1, 128), theirs[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_augreg_files_are_read_as_timm_reads_them(tmp_path):
+    torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=48, patch_size=16, embed_dim=128, depth=2, num_heads=2, num_classes=5)
+    rng = np.random.default_rng(0)
+    shapes = {'cls': (1, 1, 128), 'embedding/kernel': (16, 16, 3, 128), 'embedding/bias': (128,), 'head/kernel': (128, 5),
+              'head/bias': (5,), 'Transformer/posembed_input/pos_embedding': (1, 10, 128),
+              'Transformer/encoder_norm/scale': (128,), 'Transformer/encoder_norm/bias': (128,)}
+    for i in range(2):
+        block = f'Transformer/encoderblock_{i}'
+        for norm in ('LayerNorm_0', 'LayerNorm_2'):
+            shapes |= {f'{block}/{norm}/scale': (128,), f'{block}/{norm}/bias': (128,)}
+        attention = f'{block}/MultiHeadDotProductAttention_1'
+        for name in ('query', 'key', 'value'):
+            shapes |= {f'{attention}/{name}/kernel': (128, 2, 64), f'{attention}/{name}/bias': (2, 64)}
+        shapes |= {f'{attention}/out/kernel': (2, 64, 128), f'{attention}/out/bias': (128,)}
+        shapes |= {f'{block}/MlpBlock_3/Dense_0/kernel': (128, 512), f'{block}/MlpBlock_3/Dense_0/bias': (512,),
+                   f'{block}/MlpBlock_3/Dense_1/kernel': (512, 128), f'{block}/MlpBlock_3/Dense_1/bias': (128,)}
+    arrays = {name: rng.normal(scale=0.1, size=shape).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(tmp_path / 'vit.npz', **arrays)
+    model.eval().load_pretrained(str(tmp_path / 'vit.npz'))
+    with torch.no_grad():
+        theirs = model.forward_features(torch.tensor(IMAGES[:, :, :48]).permute(0, 3, 1, 2)).numpy()
+    model = vit.ViT(16, 128, 2, 2, image_size=(48, 48))
+    ours = model.apply({'params': from_augreg(read(tmp_path / 'vit.npz'))}, IMAGES[:, :, :48], train=False)[16]
+    np.testing.assert_allclose(ours.reshape(2, -1, 128), theirs[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape, new_shape', [((3, 5), (7, 4)), ((4, 4), (4, 9)), ((1, 6), (3, 2))])
+def test_bicubic_is_torchs(shape, new_shape):
+    torch = pytest.importorskip('torch')
+    x = np.random.default_rng(0).normal(size=(*shape, 2)).astype(np.float32)
+    theirs = torch.nn.functional.interpolate(
+        torch.tensor(x).permute(2, 0, 1)[None], new_shape, mode='bicubic', align_corners=False)[0].permute(1, 2, 0)
+    np.testing.assert_allclose(vit.resize_bicubic(x, new_shape), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(48, 80), (50, 33), (8, 8)])
+def test_any_input_size(size):
+    model = tiny()
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 48, 80, 3)), train=False)
+    features = model.apply(variables, jnp.zeros((2, *size, 3)), train=False)
+    assert features[16].shape == (2, -(-size[0] // 16), -(-size[1] // 16), 128)
+
+
+def test_late_classes_change_the_last_block_alone():
+    model = tiny(num_classes=7)
+    variables = random_variables(model, IMAGES)
+    features = model.apply(variables, IMAGES, train=False)
+    assert features['classes'].shape == (2, 7, 128)
+    shorter = tiny().clone(num_layers=2)
+    params = {key: value for key, value in variables['params'].items() if key not in ('block2', 'class_embedding')}
+    plain = shorter.apply({'params': params}, IMAGES, train=False)
+    assert plain[16].shape == features[16].shape and not np.allclose(plain[16], features[16])
+
+
+def test_drop_path_leaves_whole_branches_out():
+    model = tiny(drop_path=0.9)
+    images = np.repeat(IMAGES[:1], 16, 0)
+    variables = model.init(jax.random.key(0), images, train=False)
+    out = model.apply(variables, images, train=True, rngs={'dropout': jax.random.key(1)})[16]
+    assert len(np.unique(np.asarray(out).round(4), axis=0)) > 1  # the images of a batch draw apart
+    np.testing.assert_allclose(*(model.apply(variables, images, train=False)[16] for _ in range(2)))
+
+
+def test_strange_names_are_named():
+    with pytest.raises(ValueError, match="unknown names .'layer1'"):
+        from_torch({'layer1': np.zeros(2), 'cls_token': np.zeros((1, 1, 64))})
