@@ -67,7 +67,7 @@ def test_to_ranks_and_back_against_a_loop(case, data):
     logits, num_selected = case
     num_classes = logits.shape[1]
     shape = (len(logits), *data.draw(st.sampled_from([(), (0,), (6,), (3, 2, 4)])))
-    ignore_label = data.draw(st.sampled_from([-1, num_classes, 255, -100]))
+    ignore_label = data.draw(st.sampled_from([-1, num_classes, max(num_classes - 1, num_selected), 255, -100]))
     labels = data.draw(hnp.arrays(np.int32, shape, elements=st.one_of(
         st.integers(0, num_classes - 1), st.just(ignore_label), st.integers(-3, num_classes + 3))))
     selection = select(logits, num_selected)

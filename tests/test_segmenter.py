@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import scipy
 from flax import linen as nn
+from ml_collections import FrozenConfigDict
 
+from configs import common
 from rankseg_jax import models
 from rankseg_jax.decoders.mask_transformer import MaskTransformer
 from rankseg_jax.pretrained import released
@@ -65,26 +67,42 @@ def numpy_block(x, p):
     return x + y @ p['Mlp_0']['Dense_1']['kernel'] + p['Mlp_0']['Dense_1']['bias'], norm
 
 
-def numpy_baseline(features, p):
-    """One image through the baseline's decoder: [N, C] -> [N, K]."""
-    x = np.concatenate([features @ p['project']['kernel'] + p['project']['bias'], p['class_embedding']])
-    for i in range(2):
-        x, norm = numpy_block(x, p[f'block{i}'])
+def numpy_decoder(features, p, num_selected=None, pooled=False):
+    """One image through the decoder: [N, C] -> [N, K], or with RankSeg in rank order [N, κ]."""
+    def project(x):
+        return x @ p['project']['kernel'] + p['project']['bias']
+
+    patches, classes, blocks = project(features), p['class_embedding'], sorted(name for name in p if name.startswith('block'))
+    _, norm = numpy_block(classes, p['block0'])
+    if num_selected:
+        coarse = project(features.mean(0, keepdims=True)) if pooled else patches
+        x, _ = numpy_block(np.concatenate([coarse, classes]), p[blocks.pop(0)])
+        patches = patches if pooled else x[:len(patches)]
+        classes = norm(x[len(coarse):], p['class_norm'])
+        class_logits = (classes * p['classify']['kernel']).sum(-1) + p['classify']['bias']
+        classes = classes[np.argsort(-class_logits)[:num_selected]]
+    x = np.concatenate([patches, classes])
+    for name in blocks:
+        x, _ = numpy_block(x, p[name])
     x = norm(x, p['norm'])
-    unit = [y / np.linalg.norm(y, axis=-1, keepdims=True) for y in (
-        x[:len(features)] @ p['project_patches']['kernel'], x[len(features):] @ p['project_classes']['kernel'])]
-    return norm(unit[0] @ unit[1].T, p['classes']['norm'])
+    patches, classes = x[:len(features)] @ p['project_patches']['kernel'], x[len(features):] @ p['project_classes']['kernel']
+    cosines = (patches / np.linalg.norm(patches, axis=-1, keepdims=True)) @ (
+        classes / np.linalg.norm(classes, axis=-1, keepdims=True)).T
+    return norm(cosines, p['rank']['temperature']['norm'] if num_selected else p['classes']['norm'])
 
 
-def test_baseline_against_numpy():
+@pytest.mark.parametrize('rankseg', [None, {'pool': 0}, {'pool': 1}])
+def test_decoder_against_numpy(rankseg):
     features = np.random.default_rng(0).normal(size=(2, 3, 4, 12)).astype(np.float32)
-    decoder = MaskTransformer(9, 16, 2, 2, 32)
+    options = common.get_config().rankseg
+    options.update(num_selected=5, head='first_block', temperature='layer_norm', score_prior=False, **rankseg or {})
+    decoder = MaskTransformer(9, 16, 2, 2, 32, rankseg=rankseg and FrozenConfigDict(options))
     variables = random_variables(decoder, features)
     logits = decoder.apply(variables, features, train=False).logits
     params = jax.tree.map(np.float64, variables['params'])
     for ours, image in zip(logits, features, strict=True):
-        np.testing.assert_allclose(ours.reshape(12, 9), numpy_baseline(image.reshape(12, 12).astype(float), params), rtol=1e-4,
-                                   atol=1e-4)
+        expected = numpy_decoder(image.reshape(12, 12).astype(float), params, rankseg and 5, bool(rankseg and rankseg['pool']))
+        np.testing.assert_allclose(ours.reshape(12, -1), expected, rtol=1e-4, atol=1e-4)
 
 
 def segmenter(**overrides):
