@@ -17,6 +17,9 @@ in percent, single scale / multi-scale and flip; no score of our own yet:
     pascal60_b16_rankseg    54.7 / 55.4     coco_stuff10k_b16_80k_rankseg    45.7 / 46.7
     pascal60_b16_oracle     70.8            coco_stuff10k_l16                45.5 / 47.1
                                             coco_stuff10k_l16_rankseg        46.7 / 47.9
+
+`oce`: class embeddings join before the backbone's last block. `oracle`: selection by the ground truth; the released one has no
+multi-label head at all. `decoder_head`, `pooling_head`: multi-label heads apart from the mask transformer's first block.
 """
 
 import re
@@ -75,7 +78,7 @@ def get_config(recipe='ade20k_b16_rankseg'):
     else:
         config.model.decoder_layers = 3
     config.rankseg.oracle = recipe.endswith('_oracle')
-    if dataset != 'coco_stuff10k':
+    if dataset == 'ade20k' or recipe == 'pascal60_b16_rankseg':
         config.optimizer.weight_decay = 1e-6
         config.optimizer.groups = ((r'^decoder/(block0|classify)/', 1.0, 100.0), (r'(class_token|position)$', 1.0, 0.0),
                                    (r'^decoder/.*(norm|LayerNorm)', 1.0, 0.0))

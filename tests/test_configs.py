@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from configs import common, deeplabv3, segmenter
 from rankseg_jax import models, optimizers, train
@@ -89,6 +90,23 @@ def test_config_steps(name, argument, num_classes):
              'label': rng.integers(-1, num_classes, (2, 64, 64)).astype(np.int32), 'mask': np.ones(2, bool)}
     after, metrics = step(state, batch, jax.random.key(0))
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize('recipe, expected', [
+    ('ade20k_b16_rankseg', {'decoder/block0/LayerNorm_0/scale': 1e-4, 'decoder/classify/kernel': 1e-4, 'decoder/norm/scale': 0,
+                            'decoder/block1/LayerNorm_1/bias': 0, 'decoder/rank/temperature/norm/scale': 0,
+                            'backbone/position': 0, 'backbone/class_token': 0, 'backbone/class_position': 0,
+                            'backbone/block3/LayerNorm_0/scale': 1e-6, 'decoder/project/kernel': 1e-6}),
+    ('ade20k_b16', {'decoder/block0/LayerNorm_0/scale': 0, 'decoder/project/kernel': 0}),
+])
+def test_weight_decay_of_a_released_recipe(recipe, expected):
+    config = segmenter.get_config(recipe)
+    model = models.build(config, 150)
+    params = jax.eval_shape(lambda: models.init(model, 150, 0, config.augment.crop_size))['params']
+    groups = [*config.optimizer.groups, ('', 1.0, 1.0)]
+    numbers = traverse_util.flatten_dict(optimizers.group_numbers(params, [pattern for pattern, *_ in groups]), sep='/')
+    for name, decay in expected.items():
+        assert config.optimizer.weight_decay * groups[numbers[name]][2] == pytest.approx(decay), name
 
 
 def test_every_key_of_common_is_read_somewhere():

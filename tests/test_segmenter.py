@@ -153,6 +153,14 @@ def test_gradients_reach_class_embeddings_of_selected_categories_alone():
     assert set(np.flatnonzero(touched)) == set(np.asarray(labels[0]))
 
 
+def test_embeddings_of_length_zero_give_finite_gradients():
+    decoder = MaskTransformer(5, 8, 1, 2, 16)
+    features = np.zeros((1, 2, 2, 4), np.float32)
+    params = jax.tree.map(np.zeros_like, random_variables(decoder, features)['params'])
+    grads = jax.grad(lambda p: decoder.apply({'params': p}, features, train=False).logits.sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
 @pytest.mark.parametrize('overrides, message', [
     ({'model__backbone': 'resnet50'}, "'resnet50' does not fit this framework; use one of vit_ti8"),
     ({'model__decoder': 'fcn'}, "'fcn' must be 'mask_transformer'"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax.decoders.pixel_classifier import PixelOutput, RankScale, choose
@@ -74,7 +75,7 @@ class MaskTransformer(nn.Module):
             init = nn.initializers.normal(self.channels**-0.5)
             x = nn.Dense(self.channels, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(x)
             x = x.astype(jnp.float32)
-            return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+            return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))  # a zero vector stays one
 
         end = patches.shape[1]
         logits = jnp.einsum('bnd,bkd->bnk', unit('project_patches', x[:, :end]), unit('project_classes', x[:, end:]))
