@@ -106,8 +106,8 @@ def test_torchvision_has_the_same_names():
 
 
 def test_other_networks_weights_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"'conv1\.0\.weight'.*plain ResNet"):
-        from_timm({'conv1.0.weight': np.zeros((32, 3, 3, 3))})
+    with pytest.raises(ValueError, match=r"'layer1\.0\.se\.fc1\.weight'.*no weight of a ResNet"):
+        from_timm({'layer1.0.se.fc1.weight': np.zeros((32, 3, 1, 1))})
 
 
 def test_unknown_name_lists_the_valid_ones():
