@@ -23,7 +23,7 @@ CONFIGS = [
     ('quickstart', None, 60, 3_441_448),
     ('emoji_scenes', '150', 150, 3_453_216),
     ('emoji_scenes', '1284', 1284, 3_600_736),
-    ('camvid', None, 11, 3_435_064),
+    ('camvid', None, 11, 3_435_068),
     ('folder', '', 150, 66_573_926),
     ('folder', 'baseline', 150, 66_496_876),
     *[('segmenter', recipe, num_classes, num_parameters) for recipe, num_classes, num_parameters in [
