@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before TensorFlow is first imported
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # it only reads images here, and announces oneDNN at length
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags

@@ -234,6 +234,9 @@ def test_size_mismatch_is_corrupt(dataset):
     report = folder.check(source)
     assert not report.problems and any('8 x 6' in warning for warning in report.warnings)
     assert any('max_corrupt = 0' in problem for problem in folder.check(source, 0).problems)
+    for name in source.ids:
+        (dataset / 'images/train' / Path(name).name).write_bytes(b'')
+    assert any('which is all of them' in problem for problem in folder.check(source, 100).problems)
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def check(source, max_corrupt=None):
 
     Args:
       source: a PairedFiles.
-      max_corrupt: more unreadable or mismatched pairs than this are a problem, not a warning.
+      max_corrupt: more unreadable or mismatched pairs than this, or no other pairs, are a problem, not a warning.
 
     Returns:
       A Report; training should not start if it has `problems`.
@@ -242,10 +242,13 @@ def check(source, max_corrupt=None):
         problems.append(_listed(f'{len(wrong)} label files with wrong values', wrong))
     corrupt = [message for _, kind, message in found if kind == 'corrupt']
     if corrupt:
-        stops = max_corrupt is not None and len(corrupt) > max_corrupt
-        limit = f', more than config.data.max_corrupt = {max_corrupt}' if stops else ''
+        limit = ''
+        if len(corrupt) == len(source.pairs):
+            limit = ', which is all of them'
+        elif max_corrupt is not None and len(corrupt) > max_corrupt:
+            limit = f', more than config.data.max_corrupt = {max_corrupt}'
         listed = _listed(f'{len(corrupt)} pairs that cannot be used{limit}', corrupt)
-        (problems if stops else warnings).append(listed)
+        (problems if limit else warnings).append(listed)
     if source.unmatched:
         files = [str(path) for path in source.unmatched]
         warnings.append(_listed(f'{len(files)} files without a partner', files))
