@@ -32,6 +32,8 @@ def main(argv):
         raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
     try:
         run(_CONFIG.value, Path(_WORKDIR.value))
+    except KeyboardInterrupt:
+        sys.exit('Interrupted. The same command goes on after the last checkpoint.')
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         logging.debug('', exc_info=True)
         sys.exit(f'error: {error}\n(--verbosity=1 shows where this comes from)')
