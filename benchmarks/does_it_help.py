@@ -94,7 +94,7 @@ def make_config(dataset: str, variant: str, seed: int):
     if VARIANTS[variant] is None:
         config.rankseg = None
     else:
-        changes = {'score_prior': False} | VARIANTS[variant]
+        changes = {'temperature': 'temperature', 'score_prior': False} | VARIANTS[variant]
         if 'share' in changes:  # κ as a share of K
             changes['num_selected'] = int(changes.pop('share') * config.data.num_classes)
         config.rankseg.update(changes)
@@ -133,7 +133,7 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
 def table(rows) -> str:
     """Markdown: mean ± sample standard deviation over the seeds, mIoU in percent; below it, validation mIoU while training."""
     lines = []
-    for dataset, samples in sorted({(row['dataset'], row['samples']) for row in rows}):
+    for dataset, samples in sorted({(row['dataset'], row['samples']) for row in rows}, key=lambda x: (len(x[0]), x)):
         here = [row for row in rows if (row['dataset'], row['samples']) == (dataset, samples)]
         splits = list(here[0]['scores'])
         lines += ['', f'**{dataset}**, {samples} training samples', '',

@@ -57,7 +57,7 @@ def test_every_config_is_listed():
 
 
 # At reduced size these would be the same as another of their family.
-SIBLINGS = re.compile('_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$')
+SIBLINGS = re.compile('^150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$')
 
 
 @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
