@@ -3,8 +3,8 @@
     python benchmarks/does_it_help.py
 
 Trains one run a cell (data set × variant × seed), scores it on every split, and goes on where it stopped when started again:
-each finished cell is a line of JSON in --out. About two and a half minutes a cell on one CPU core, three hours in all; processes
-with other --seeds may run beside it. `--table` only prints what is there.
+each finished cell is a line of JSON in --out. About two and a half minutes a cell on one CPU core, under four hours in all;
+processes with other --seeds may run beside it. `--table` only prints what is there.
 """
 
 import json

@@ -20,3 +20,20 @@ def random_variables(model, *inputs, seed=0):
     return jax.tree.map(
         draw, jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))
     )
+
+
+def random_batch_norms(torch, model):
+    """A PyTorch model in evaluation mode, its batch norms' scales, offsets and statistics random instead of 1 and 0."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.1, 0.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model.eval()
+
+
+def numpy_state(model):
+    """The state dict of a PyTorch model as arrays."""
+    return {key: value.numpy() for key, value in model.state_dict().items()}

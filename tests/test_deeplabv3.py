@@ -10,7 +10,7 @@ from rankseg_jax.pretrained.resnet import from_timm
 from rankseg_jax.ranking import full_logits
 from tests import golden as golden_files
 from tests import tiny
-from tests.helpers import random_variables
+from tests.helpers import numpy_state, random_batch_norms, random_variables
 
 
 def test_golden_deeplabv3():
@@ -36,7 +36,7 @@ def test_golden_deeplabv3():
 @pytest.mark.parametrize('output_stride', [8, 16])
 def test_dilated_backbone_is_torchvisions(output_stride):
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
-    model = randomise(torch, torchvision.models.resnet50(replace_stride_with_dilation=[False, output_stride == 8, True]))
+    model = random_batch_norms(torch, torchvision.models.resnet50(replace_stride_with_dilation=[False, output_stride == 8, True]))
     variables = from_timm(numpy_state(model))
     images = np.random.default_rng(0).normal(size=(2, 65, 49, 3)).astype(np.float32)
     features = backbones.build('resnet50', output_stride=output_stride).apply(variables, images, train=False)
@@ -49,7 +49,7 @@ def test_dilated_backbone_is_torchvisions(output_stride):
 
 def test_deep_stem_is_timms():
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
-    model = randomise(torch, timm.create_model('resnet50c', pretrained=False))
+    model = random_batch_norms(torch, timm.create_model('resnet50c', pretrained=False))
     images = np.random.default_rng(0).normal(size=(1, 65, 49, 3)).astype(np.float32)
     ours = backbones.build('resnet50_v1c').apply(from_timm(numpy_state(model)), images, train=False)[32]
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_deep_stem_is_timms():
 
 def test_decoder_is_torchvisions():
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
-    head = randomise(torch, torchvision.models.segmentation.deeplabv3.DeepLabHead(24, 21))
+    head = random_batch_norms(torch, torchvision.models.segmentation.deeplabv3.DeepLabHead(24, 21))
     state = numpy_state(head)
     names = {'branch0': '0.convs.0.{}', 'branch1': '0.convs.1.{}', 'branch2': '0.convs.2.{}', 'branch3': '0.convs.3.{}',
              'pool': '0.convs.4.{}', 'fuse0': '0.project.{}', 'fuse1': '{}'}
@@ -89,19 +89,10 @@ def test_model_runs_at_odd_sizes_and_hands_every_image_its_own():
         np.testing.assert_allclose(together.logits[i:i + 1], alone.logits, rtol=1e-4, atol=1e-4)
 
 
-def randomise(torch, model):
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.1, 0.5)
-            torch.nn.init.normal_(module.bias, std=0.2)
-            torch.nn.init.normal_(module.running_mean, std=0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model.eval()
-
-
-def numpy_state(model):
-    return {key: value.numpy() for key, value in model.state_dict().items()}
+@pytest.mark.parametrize('output_stride, dilations', [(8, (1, 12, 24, 36)), (16, (1, 6, 12, 18))])
+def test_dilations_follow_the_output_stride(output_stride, dilations):
+    config = tiny.config('', model__framework='deeplabv3', model__output_stride=output_stride)
+    assert models.build(config, 8).dilations == dilations
 
 
 def close(ours, theirs):

@@ -6,7 +6,7 @@ import pytest
 from rankseg_jax import backbones
 from rankseg_jax.backbones.resnet import VARIANTS, ResNet
 from rankseg_jax.pretrained.resnet import from_timm
-from tests.helpers import random_variables
+from tests.helpers import random_batch_norms, random_variables
 
 TIMM = ['resnet18', 'resnet34', 'resnet50', 'resnet101']
 
@@ -15,14 +15,8 @@ def timm_model(name):
     """timm's encoder with random weights, scales, offsets and statistics."""
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.1, 0.5)
-            torch.nn.init.normal_(module.bias, std=0.2)
-            torch.nn.init.normal_(module.running_mean, std=0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model
+    return random_batch_norms(torch, timm.create_model(
+        name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)))
 
 
 def random_images(*size, seed=0):

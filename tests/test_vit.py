@@ -6,17 +6,13 @@ import pytest
 from rankseg_jax.backbones import vit
 from rankseg_jax.pretrained import read
 from rankseg_jax.pretrained.vit import from_augreg, from_torch
-from tests.helpers import random_variables
+from tests.helpers import numpy_state, random_variables
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 48, 80, 3)).astype(np.float32)
 
 
 def tiny(**fields):
     return vit.ViT(16, 128, 3, 2, image_size=(48, 80), **fields)
-
-
-def numpy_state(model):
-    return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
 def randomise(torch, model):
@@ -102,10 +98,13 @@ def test_late_classes_change_the_last_block_alone():
     variables = random_variables(model, IMAGES)
     features = model.apply(variables, IMAGES, train=False)
     assert features['classes'].shape == (2, 7, 128)
-    shorter = tiny().clone(num_layers=2)
-    params = {key: value for key, value in variables['params'].items() if key not in ('block2', 'class_embedding')}
-    plain = shorter.apply({'params': params}, IMAGES, train=False)
-    assert plain[16].shape == features[16].shape and not np.allclose(plain[16], features[16])
+    _, with_classes = model.apply(variables, IMAGES, train=False, capture_intermediates=True)
+    _, without = tiny().apply(variables, IMAGES, train=False, capture_intermediates=True)
+    blocks, plain = with_classes['intermediates'], without['intermediates']
+    for name in ('block0', 'block1'):
+        np.testing.assert_array_equal(blocks[name]['__call__'][0], plain[name]['__call__'][0])
+    assert blocks['block2']['__call__'][0].shape == (2, 1 + 15 + 7, 128)
+    assert not np.allclose(blocks['block2']['__call__'][0][:, :16], plain['block2']['__call__'][0])
 
 
 def test_drop_path_leaves_whole_branches_out():

@@ -32,10 +32,11 @@ class DeepLabV3(nn.Module):
         """Normalised images [B, H, W, 3]; `presence` and `all_classes` as for `PixelClassifier`."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         features = self.backbone(images, train=train)  # {stride: [B, h, w, C]}
-        pixels = ASPP(self.channels, self.dilations, dtype=self.dtype, name='decoder')(features[32], train=train)
+        pixels = ASPP(self.channels, self.dilations, dtype=self.dtype, name='decoder')(features[32], train=train)  # [B, h, w, D]
         auxiliary = None
         if self.auxiliary:
-            auxiliary = drop(ConvNorm(256, dtype=self.dtype, name='auxiliary')(features[16], train=train))
+            auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(features[16], train=train)  # [B, h, w, 256]
+            auxiliary = drop(auxiliary)
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
             drop(pixels), features, auxiliary, train=train, presence=presence, all_classes=all_classes)
 
@@ -43,12 +44,12 @@ class DeepLabV3(nn.Module):
 def build(config, num_classes: int) -> DeepLabV3:
     """The model that `config` (configs/common.py) describes, for K categories."""
     dtype = jnp.dtype(config.model.dtype)
-    rate = 8 // config.model.output_stride or 1
+    rate = 96 // config.model.output_stride  # 12 at stride 8, 6 at stride 16: the same span of the image
     return DeepLabV3(
         num_classes=num_classes,
         backbone=backbones.build(config.model.backbone, dtype, output_stride=config.model.output_stride),
         channels=config.model.channels,
-        dilations=(1, 12 * rate, 24 * rate, 36 * rate),
+        dilations=(1, rate, 2 * rate, 3 * rate),
         dropout=config.model.dropout,
         auxiliary=config.model.auxiliary_weight > 0,
         rankseg=config.rankseg and FrozenConfigDict(config.rankseg),
