@@ -3,9 +3,10 @@
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
     python main.py --workdir=runs/quickstart --mode=evaluate
     python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,folder/,list.txt
+    python main.py --workdir=runs/quickstart --mode=export
 
 `train` trains (or resumes), evaluates, and draws predictions on the evaluation split. Any key of configs/common.py can be set:
---config.rankseg.num_selected=25. Without --config, `evaluate` and `predict` use the one that `workdir` was trained with.
+--config.rankseg.num_selected=25. Without --config, the other modes use the one that `workdir` was trained with.
 """
 
 import os
@@ -20,9 +21,9 @@ from ml_collections import ConfigDict, config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/, see configs/common.py for its keys.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.', required=True)
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict'], 'What to do.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'export'], 'What to do.')
 _INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split.')
-_OUTPUT = flags.DEFINE_string('output', None, 'predict: folder to write to; default: <workdir>/predictions.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/predictions or export.')
 
 
 def main(argv):
@@ -41,7 +42,7 @@ def main(argv):
 
 def run(config, workdir: Path):
     from configs import common  # here and below: --help and bad flags answer at once
-    from rankseg_jax import checkpoint, evaluate, predict, sharding, train
+    from rankseg_jax import checkpoint, evaluate, export, predict, sharding, train
 
     if '://' in _WORKDIR.value:
         raise ValueError(f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same place on every host')
@@ -61,6 +62,9 @@ def run(config, workdir: Path):
         print(evaluate.table(scores))
     elif _MODE.value == 'evaluate':
         evaluate.run(config, workdir)
+        return
+    elif _MODE.value == 'export':
+        print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')
         return
     output = Path(_OUTPUT.value or workdir / 'predictions')
     predictor = predict.load(workdir, config.eval.checkpoint, config)

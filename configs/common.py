@@ -107,7 +107,12 @@ def get_config() -> ConfigDict:
     config.ema = 0.0                # decay of averaged parameters, used for evaluation; 0: off
 
     config.eval = evaluation = ConfigDict()
-    evaluation.size = (512, 512)    # (height, width) an image is fitted into, its ratio kept
+    evaluation.size = (512, 512)    # (height, width) an image is fitted into, its ratio kept, and padded to
+    evaluation.base_size = (0, 0)   # instead: (short, long) side it is fitted to; (0, 0): `size` holds
+    evaluation.window = (0, 0)      # (height, width) of sliding windows; (0, 0): the whole image at once
+    evaluation.stride = (0, 0)      # from one window to the next; the window's size: without overlap
+    evaluation.scales = (1.0,)      # probabilities are averaged over these multiples of the size, …
+    evaluation.flip = False         # … and over the mirrored image
     evaluation.batch_size = 16
     evaluation.recall_at = ()       # further values of κ for recall@κ and precision@κ
     evaluation.checkpoint = 'last'  # what --mode=evaluate and --mode=predict load: 'last', 'best' (by mIoU) or '1200'
@@ -138,7 +143,7 @@ def check(config):
                 compare(value, default, f'{prefix}.{key}')
             elif not isinstance(value, kind) and (prefix, key, value) != ('config', 'rankseg', None):
                 raise ValueError(f'{prefix}.{key} = {value!r} must be of type {type(default).__name__}, like {default!r}')
-            elif default and isinstance(default, tuple) and key != 'groups':
+            elif default and isinstance(default, tuple) and key not in ('groups', 'scales'):
                 if [isinstance(x, (int, float)) for x in value] != [True] * len(default):
                     raise ValueError(f'{prefix}.{key} = {value!r} must hold {len(default)} numbers, like {default!r}')
 
@@ -151,5 +156,12 @@ def check(config):
     for key, size in (('augment.crop_size', config.augment.crop_size), ('eval.size', config.eval.size)):
         if min(size) < 1:
             raise ValueError(f'config.{key} = {size} must be at least 1 × 1')
+    scales, window, stride = config.eval.scales, config.eval.window, config.eval.stride
+    if not scales or not all(isinstance(scale, (int, float)) and scale > 0 for scale in scales):
+        raise ValueError(f'config.eval.scales = {scales} must hold at least one number, all above 0')
+    if any(window) and min(window) < 1:
+        raise ValueError(f'config.eval.window = {window} must be (0, 0), or a height and a width above 0')
+    if any(window + stride) and not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):
+        raise ValueError(f'config.eval.stride = {stride} must be at least 1 and at most config.eval.window = {window}')
     if config.data.num_workers < 0:
         raise ValueError(f'config.data.num_workers = {config.data.num_workers} must be at least 0')

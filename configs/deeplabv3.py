@@ -26,7 +26,7 @@ def get_config(recipe='coco_stuff10k_rankseg'):
     config.data.name = 'folder'
     config.data.num_classes = 150 if ade20k else 171
     config.data.reduce_zero_label = True
-    config.augment.base_size = (512, 2048)
+    config.augment.base_size = config.eval.base_size = (512, 2048)
 
     config.model.framework = 'deeplabv3'
     config.model.backbone = 'resnet101_v1c'

@@ -47,6 +47,9 @@ def get_config(recipe='ade20k_b16_rankseg'):
         config.data.mean = config.data.std = (127.5, 127.5, 127.5)
     config.augment.crop_size = (side, side)
     config.augment.base_size = (520, 4160) if dataset == 'pascal60' else (side, 4 * side)
+    config.eval.base_size = config.augment.base_size
+    config.eval.size = config.eval.window = config.eval.stride = (side, side)
+    config.eval.batch_size = config.batch_size
 
     config.model.framework = 'segmenter'
     config.model.backbone = 'vit_l16' if large else 'vit_b16'

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from rankseg_jax import checkpoint, data, models, sharding
+from rankseg_jax import checkpoint, data, inference, models, sharding
 from rankseg_jax.data import pipeline
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.metrics.semantic import SemanticMetric
@@ -25,8 +25,11 @@ def make_eval_step(model, config, num_classes: int, mesh):
     recall_at = recall_values(config, num_classes) if config.rankseg else ()
 
     def eval_step(variables, batch):
-        output = models.forward(model, variables, batch['image'], pixel_counts(batch['label'], num_classes) > 0)
-        return semantic.statistics(output, batch, num_classes=num_classes, recall_at=recall_at)
+        labels = batch['label']  # [B, H, W]
+        predictions, _, class_logits = inference.segment(
+            model, variables, batch['views'], batch['size'], config, canvas=labels.shape[1:],
+            presence=pixel_counts(labels, num_classes) > 0)
+        return semantic.statistics(labels, predictions, class_logits, batch['mask'], num_classes=num_classes, recall_at=recall_at)
 
     return jax.jit(eval_step, in_shardings=(sharding.copied(mesh), sharding.split(mesh)), out_shardings=sharding.copied(mesh))
 

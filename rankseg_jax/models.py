@@ -34,10 +34,10 @@ def init(model, num_classes: int, seed: int, image_shape) -> dict:
     return {'batch_stats': {}} | flax.core.unfreeze(variables)
 
 
-def forward(model, variables, images, presence=None):
-    """The model's output for prediction, from averaged parameters where there are some."""
+def forward(model, variables, images, **choice):
+    """The model's output for prediction, from averaged parameters where there are some; `choice` as for the model."""
     params = variables.get('ema', variables['params'])
-    return model.apply({'params': params, 'batch_stats': variables['batch_stats']}, images, train=False, presence=presence)
+    return model.apply({'params': params, 'batch_stats': variables['batch_stats']}, images, train=False, **choice)
 
 
 def restore(manager, step: int, model, config, num_classes: int, placement) -> dict:

@@ -12,16 +12,17 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.export
 import numpy as np
+import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, ImageOps
 
-from rankseg_jax import checkpoint, data, models, sharding, visualize
+from rankseg_jax import checkpoint, data, inference, models, sharding, visualize
 from rankseg_jax.data import CorruptExample, folder, transforms
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.ranking import select
-from rankseg_jax.tasks import semantic
 
 
 @dataclasses.dataclass
@@ -58,22 +59,16 @@ class Result:
 
 
 class Predictor:
-    """A trained model, ready for images: calls take uint8 arrays [H, W, 3], PIL images or paths."""
+    """A trained model, ready for images: calls take uint8 arrays [H, W, 3], PIL images or paths.
 
-    def __init__(self, model, variables, config, class_names):
-        self.variables, self.config, self.class_names = variables, config, tuple(class_names)
-        num_classes = len(class_names)
+    Attributes:
+      segment: (image uint8 [H, W, 3], presence [1, K] bool or None) -> (labels int32 [H, W], class ids of the selected
+        categories [κ], their confidences [κ]).
+      class_names: K names.
+    """
 
-        @partial(jax.jit, static_argnames='canvas')
-        def forward(variables, image, content, size, presence, canvas):
-            output = models.forward(model, variables, image[None], presence)
-            labels = semantic.label_map(output, content[None], size[None], image_shape=image.shape[:2], canvas=canvas)
-            if output.class_logits is None:
-                return labels[0], None
-            return labels[0], jax.tree.map(lambda x: x[0], select(output.class_logits, config.rankseg.num_selected))
-
-        self.forward = forward
-        self.num_classes = num_classes
+    def __init__(self, segment, class_names):
+        self.segment, self.class_names = segment, tuple(class_names)
 
     def __call__(self, image, label=None) -> Result:
         """Predicts one image; `label` [H, W], the ground truth, is for the oracle alone.
@@ -89,29 +84,68 @@ class Predictor:
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f'an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
+        presence = None if label is None else pixel_counts(np.asarray(label)[None], len(self.class_names)) > 0
+        labels, categories, confidences = self.segment(image, presence)
+        found = [(self.class_names[c], float(p)) for c, p in zip(categories, confidences, strict=True)]
+        return Result(image, labels, found, self.class_names)
+
+
+def from_model(model, variables, config):
+    """The function `Predictor.segment` of a Flax model and its variables."""
+    @partial(jax.jit, static_argnames='canvas')
+    def forward(variables, views, size, presence, canvas):
+        views, size = jax.tree.map(lambda x: x[None], (views, size))
+        labels, _, class_logits = inference.segment(model, variables, views, size, config, canvas=canvas, presence=presence)
+        if class_logits is None:
+            return labels[0], (), ()
+        selection = select(class_logits, config.rankseg.num_selected)
+        return labels[0], selection.labels[0], jax.nn.sigmoid(selection.scores[0])
+
+    def segment(image, presence):
         height, width = image.shape[:2]
-        presence = None if label is None else pixel_counts(np.asarray(label)[None], self.num_classes) > 0
         canvas = (-(-height // 64) * 64, -(-width // 64) * 64)  # few shapes to compile
-        pixels, content = (x.numpy() for x in transforms.eval_transform(image, self.config))
-        labels, selection = jax.device_get(
-            self.forward(self.variables, pixels, content, np.array([height, width]), presence, canvas))
-        categories = []
-        if selection is not None:
-            scores = 1 / (1 + np.exp(-selection.scores))
-            categories = [(self.class_names[c], float(s)) for c, s in zip(selection.labels, scores, strict=True)]
-        return Result(image, labels[:height, :width], categories, self.class_names)
+        views = jax.tree.map(lambda x: x.numpy(), transforms.eval_views(image, config))
+        labels, *categories = jax.device_get(forward(variables, views, np.array([height, width]), presence, canvas))
+        return labels[:height, :width], *categories
+
+    return segment
+
+
+def from_artifact(folder: Path, size):
+    """The function `Predictor.segment` of files that `export` wrote, for inputs of `size` (rows, columns).
+
+    Label maps come at that size and are enlarged, each pixel taking its nearest one's label.
+    """
+    call = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
+    variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
+
+    def segment(image, presence):
+        fitted = ImageOps.contain(Image.fromarray(image), size[::-1], Image.Resampling.BILINEAR)
+        images = np.zeros((1, *size, 3), np.uint8)
+        images[0, :fitted.height, :fitted.width] = fitted
+        found = jax.device_get(call(variables, images, np.array([[fitted.height, fitted.width]], np.int32)))
+        labels = Image.fromarray(found['labels'][0, :fitted.height, :fitted.width])
+        labels = labels.resize(image.shape[1::-1], Image.Resampling.NEAREST)
+        return np.array(labels), *(found[key][0] if key in found else () for key in ('categories', 'confidences'))
+
+    return segment
 
 
 def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     """The predictor of a run: `which` is 'last', 'best' (by mIoU) or the step of a checkpoint.
 
     Args:
+      workdir: of the run; or the folder of an exported model, for which the rest has no meaning.
       config: of the model and its input; None: the one it was trained with.
 
     Raises:
       FileNotFoundError: no such checkpoint.
       ValueError: `config` describes another model.
     """
+    workdir = Path(workdir)
+    if (workdir / 'labels.json').is_file():
+        about = json.loads((workdir / 'labels.json').read_text())
+        return Predictor(from_artifact(workdir, tuple(about['size'])), about['labels'])
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, which)
     run = checkpoint.restore_run(manager, step)
@@ -119,7 +153,7 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     model = models.build(config, len(run['class_names']))
     mesh = sharding.make_mesh(1)
     variables = models.restore(manager, step, model, config, len(run['class_names']), sharding.copied(mesh))
-    return Predictor(model, variables, config, run['class_names'])
+    return Predictor(from_model(model, variables, config), run['class_names'])
 
 
 def find_images(inputs) -> list[Path]:

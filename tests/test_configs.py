@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from configs import common, deeplabv3, segmenter
-from rankseg_jax import models, optimizers, train
+from rankseg_jax import export, models, optimizers, train
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def test_config_builds(name, argument, num_classes, num_parameters):
 
 
 @pytest.mark.parametrize('name, argument, num_classes', [c[:3] for c in CONFIGS if not SIBLINGS.search(c[1] or '')])
-def test_config_steps(name, argument, num_classes):
+def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     config = load(name, argument)
     config.batch_size, config.augment.crop_size = 2, (64, 64)
     config.model.channels = config.model.decoder_heads = 16
@@ -90,6 +91,11 @@ def test_config_steps(name, argument, num_classes):
              'label': rng.integers(-1, num_classes, (2, 64, 64)).astype(np.int32), 'mask': np.ones(2, bool)}
     after, metrics = step(state, batch, jax.random.key(0))
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
+    config.eval.size, config.eval.window = (64, 64), (0, 0)
+    images, sizes = jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8), jax.ShapeDtypeStruct((2, 2), np.int32)
+    serve = jax.jit(export.serve(model, config))
+    for function, *args in ((step, state, batch, jax.random.key(0)), (serve, state.model, images, sizes)):
+        jax.export.export(function, platforms=('tpu', 'cuda'))(*args)
 
 
 @pytest.mark.parametrize('recipe, expected', [
@@ -145,6 +151,10 @@ def test_unknown_keys_and_types_are_refused():
     ('augment', 'scale_range', (2.0, 0.5), 'scale_range'),
     ('data', 'std', (0.0, 1.0, 1.0), 'data.std'),
     ('data', 'num_workers', -1, 'num_workers'),
+    ('eval', 'scales', (), 'eval.scales'),
+    ('eval', 'scales', (1.0, 0), 'eval.scales'),
+    ('eval', 'window', (0, 32), 'eval.window'),
+    ('eval', 'window', (32, 32), r'eval.stride = \(0, 0\) must'),
 ])
 def test_values_out_of_range_are_refused(group, key, value, message):
     config = common.get_config()

@@ -25,8 +25,10 @@ ALLOWED = {
     'data': {'data'},
     'tasks': {'data', 'losses', 'metrics', 'multilabel', 'ranking'},
     'models': {'checkpoint', 'frameworks'},
-    'evaluate': {'checkpoint', 'data', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
-    'predict': {'checkpoint', 'data', 'models', 'multilabel', 'ranking', 'sharding', 'tasks', 'visualize'},
+    'inference': {'data', 'decoders', 'models', 'ranking'},
+    'export': {'checkpoint', 'inference', 'models', 'sharding'},
+    'evaluate': {'checkpoint', 'data', 'inference', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
+    'predict': {'checkpoint', 'data', 'inference', 'models', 'multilabel', 'ranking', 'sharding', 'visualize'},
     'train': {'checkpoint', 'data', 'evaluate', 'models', 'multilabel', 'optimizers', 'pretrained', 'sharding', 'tasks'},
     '__init__': set(),
 }

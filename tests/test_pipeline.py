@@ -169,7 +169,7 @@ def test_eval_sees_every_example_once_over_all_hosts(monkeypatch, count, hosts):
             assert len(batch['mask']) == 4 // hosts
             seen += batch['index'][batch['mask']].tolist()
             assert (batch['index'][~batch['mask']] == -1).all()
-            assert not batch['image'][~batch['mask']].any()
+            assert not batch['views'][0]['image'][~batch['mask']].any()
             assert (batch['label'][~batch['mask']] == IGNORE_LABEL).all()
     assert sorted(seen) == list(range(count))
     assert lengths == {-(-count // 4)}
@@ -192,9 +192,10 @@ def test_eval_labels_keep_their_size_on_a_common_canvas():
         64,
     )
     for batch in batches:
-        assert batch['image'].shape == (2, 16, 16, 3)
+        (view,) = batch.pop('views')
+        assert view['image'].shape == (2, 16, 16, 3) and view['image'].dtype == np.float32
         for label, size, index, content in zip(
-            batch['label'], batch['size'], batch['index'], batch['content'], strict=True
+            batch['label'], batch['size'], batch['index'], view['content'], strict=True
         ):
             rows, columns = sizes[index % 3]
             assert tuple(size) == (rows, columns)
@@ -204,8 +205,6 @@ def test_eval_labels_keep_their_size_on_a_common_canvas():
             np.testing.assert_array_equal(label, expected)
             assert max(content) == 16
         assert {name: batch[name].dtype.name for name in batch} == {
-            'image': 'float32',
-            'content': 'int32',
             'label': 'int32',
             'size': 'int32',
             'index': 'int32',

@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.export
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
 import rankseg_jax
-from rankseg_jax import checkpoint, data, evaluate, models, predict, sharding, train
+from rankseg_jax import checkpoint, data, evaluate, export, models, predict, sharding, train
 from rankseg_jax.data import CorruptExample
 from tests import tiny
 
@@ -56,9 +59,13 @@ def test_bad_arrays_are_refused(predictor, image):
         predictor(image)
 
 
-def test_predictor_agrees_with_the_evaluation(trained, predictor):
+@pytest.mark.parametrize('options', [{}, {'base_size': (24, 64), 'window': (16, 16), 'stride': (12, 12), 'flip': True, 'batch_size': 16}])
+def test_predictor_agrees_with_the_evaluation(trained, options):
     """mIoU counted by hand from predicted maps is what evaluation says of the same checkpoint."""
     config, workdir = trained
+    config = config.copy_and_resolve_references()
+    config.eval.update(options)
+    predictor = predict.load(workdir, config=config)
     mesh = sharding.make_mesh(1)
     model = models.build(config, 8)
     variables = models.restore(checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh))
@@ -120,7 +127,7 @@ def test_oracle_needs_labels_and_uses_them(trained):
     with config.unlocked():
         config.rankseg.oracle = True
     try:
-        oracle = predict.Predictor(models.build(config, 8), variables, config, tuple('abcdefgh'))
+        oracle = predict.Predictor(predict.from_model(models.build(config, 8), variables, config), 'abcdefgh')
         image, label = np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 6)
         label[3:, 4:] = 2
         assert set(np.unique(oracle(image, label).labels)) <= {2, 6}
@@ -128,6 +135,52 @@ def test_oracle_needs_labels_and_uses_them(trained):
             oracle(image)
     finally:
         config.rankseg.oracle = False
+
+
+@pytest.fixture(scope='module')
+def exported(trained, tmp_path_factory):
+    config, workdir = trained
+    return export.run(config, workdir, tmp_path_factory.mktemp('export') / 'files')
+
+
+def test_exported_model_equals_the_model_for_any_batch(predictor, exported):
+    call = jax.jit(jax.export.deserialize((exported / 'model.jax_export').read_bytes()).call)
+    params = ocp.StandardCheckpointer().restore(exported / 'params')
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for batch in (images, images[:1]):
+        found = jax.device_get(call(params, batch, np.full((len(batch), 2), 32, np.int32)))
+        for i, image in enumerate(batch):
+            result = predictor(image)
+            np.testing.assert_array_equal(found['labels'][i], result.labels)
+            assert [predictor.class_names[c] for c in found['categories'][i]] == [name for name, _ in result.categories]
+            np.testing.assert_allclose(found['confidences'][i], [score for _, score in result.categories], rtol=1e-4)
+
+
+def test_exported_model_ignores_what_is_beyond_the_picture(exported, predictor):
+    """And predict.load reads it, for images of any size."""
+    loaded = predict.load(exported)
+    image = np.random.default_rng(0).integers(0, 256, (32, 20, 3), np.uint8)
+    np.testing.assert_array_equal(loaded(image).labels, predictor(image).labels)
+    for shape in ((1, 1), (37, 91), (200, 3)):
+        assert loaded(np.zeros((*shape, 3), np.uint8)).labels.shape == shape
+
+
+def test_example_runs_without_this_package(exported, predictor, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / 'photo.png')
+    result = subprocess.run([sys.executable, exported / 'example.py', 'photo.png'], cwd=tmp_path, capture_output=True, text=True,
+                            env={k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'XLA_FLAGS')}, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert 'rankseg' not in (exported / 'example.py').read_text() and '% of the pixels' in result.stdout
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), predictor(image).labels)
+
+
+@pytest.mark.parametrize('key, value, message', [('rankseg.oracle', True, 'oracle'), ('eval.scales', (0.5, 1.0), 'eval.scales')])
+def test_what_cannot_be_exported_is_refused(trained, tmp_path, key, value, message):
+    config = trained[0].copy_and_resolve_references()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        export.run(config, trained[1], tmp_path)
 
 
 def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):

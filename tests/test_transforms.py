@@ -296,16 +296,38 @@ def test_train_transform_is_a_function_of_its_key():
         ((47, 49), (46, 48)),
     ],
 )
-def test_eval_transform_fits_and_pads(size, content):
+def test_eval_view_fits_and_pads(size, content):
     config = common.get_config()
     config.eval.size = (48, 48)
     config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     image = np.random.default_rng(0).integers(1, 256, (*size, 3)).astype(np.uint8)
-    found, found_content = transforms.eval_transform(image, config)
-    assert tuple(found_content.numpy()) == content
+    (view,) = transforms.eval_views(image, config)
+    found = view['image']
+    assert tuple(view['content'].numpy()) == content and found.shape == (48, 48, 3)
     rows, columns = content
     assert not np.any(found[rows:]) and not np.any(found[:, columns:])
     assert np.all(found[:rows, :columns] > 0)
     if rows >= size[0] and columns >= size[1]:  # Pillow filters when it makes smaller
         expected = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
         np.testing.assert_allclose(found[:rows, :columns], np.array(expected), atol=1.01)
+
+
+@pytest.mark.parametrize(
+    'options, contents, shapes',
+    [
+        ({'base_size': (32, 128)}, [(32, 63)], [(32, 64)]),
+        ({'base_size': (32, 50), 'scales': (0.5, 1.0)}, [(13, 25), (25, 50)], [(32, 32), (32, 64)]),
+        ({'base_size': (32, 128), 'window': (32, 32), 'stride': (32, 32)}, [(32, 63)], [(32, 64)]),
+        ({'base_size': (32, 128), 'window': (32, 32), 'stride': (8, 20)}, [(32, 63)], [(32, 72)]),
+        ({'base_size': (20, 80), 'window': (32, 48), 'stride': (32, 48)}, [(20, 40)], [(32, 48)]),
+        ({'size': (40, 40), 'scales': (1.0, 1.5)}, [(20, 40), (30, 60)], [(40, 40), (60, 60)]),
+        ({'size': (40, 40), 'window': (16, 16), 'stride': (16, 16)}, [(20, 40)], [(32, 48)]),
+    ],
+)
+def test_eval_views_of_free_size(options, contents, shapes):
+    config = common.get_config()
+    config.eval.update(options)
+    image = np.random.default_rng(0).integers(0, 256, (51, 101, 3)).astype(np.uint8)
+    views = transforms.eval_views(image, config)
+    assert [tuple(view['content'].numpy()) for view in views] == contents
+    assert [view['image'].shape[:2] for view in views] == shapes

@@ -196,8 +196,8 @@ def eval_batches(source, config):
       config: the run's config; reads `eval` and `data`.
 
     Returns:
-      An iterator of {'image': float32 [B, h, w, 3] fitted into `eval.size`, 'content': int32
-      [B, 2] rows and columns of it that hold the picture, 'label': int32 [B, Hc, Wc] at original
+      An iterator of {'views': for each of `eval.scales` {'image': float32 [B, h, w, 3], 'content':
+      int32 [B, 2] rows and columns of it that hold the picture}, 'label': int32 [B, Hc, Wc] at original
       size, padded with IGNORE_LABEL to a multiple of 64, 'size': int32 [B, 2] original rows and
       columns, 'index': int32 [B] position in the source, 'mask': bool [B]}. Where mask is False,
       an all-ignored pixel stands in for a corrupt example, or, with index -1, fills up the batch.
@@ -216,10 +216,9 @@ def eval_batches(source, config):
 
     def transform(index):
         picture, label, valid = loader.tensors(index)
-        image, content = transforms.eval_transform(picture, config)
+        views = transforms.eval_views(picture, config)
         return {
-            'image': tf.where(valid, image, 0.0),
-            'content': content,
+            'views': tuple(view | {'image': tf.where(valid, view['image'], 0.0)} for view in views),
             'label': label,
             'size': tf.shape(label),
             'index': tf.cast(index, tf.int32),
@@ -229,21 +228,29 @@ def eval_batches(source, config):
     dataset = loader.indices(indices).map(
         transform, num_parallel_calls=_parallel_calls(config), deterministic=True
     )
-    padding = dict.fromkeys(dataset.element_spec)
-    padding['label'] = IGNORE_LABEL
+    padding = tf.nest.map_structure(lambda _: None, dataset.element_spec) | {'label': IGNORE_LABEL}
     dataset = dataset.padded_batch(stop - start, padding_values=padding).prefetch(2)
     return map(_pad_to_canvas, loader.batches(dataset))
 
 
 def _pad_to_canvas(batch):
-    size = _max_over_hosts(batch['size'].max(axis=0))  # [2]
-    canvas = -(-size // CANVAS_MULTIPLE) * CANVAS_MULTIPLE
-    rows, columns = canvas - batch['label'].shape[1:]
-    label = np.pad(
-        batch['label'], [(0, 0), (0, rows), (0, columns)], constant_values=IGNORE_LABEL
-    )
-    return {**batch, 'label': label}  # [B, Hc, Wc]
+    canvas = -(-_max_over_hosts(batch['size'].max(axis=0)) // CANVAS_MULTIPLE) * CANVAS_MULTIPLE
+    views = [
+        view | {'image': _pad(view['image'], _max_over_hosts(view['image'].shape[1:3]), 0)}
+        for view in batch['views']
+    ]
+    return batch | {'views': tuple(views), 'label': _pad(batch['label'], canvas, IGNORE_LABEL)}
+
+
+def _pad(x, size, value):
+    """[B, h, w, …] -> [B, *size, …], padded below and to the right."""
+    missing = np.subtract(size, x.shape[1:3])
+    if not missing.any():
+        return x
+    width = [(0, 0), *((0, n) for n in missing), *[(0, 0)] * (x.ndim - 3)]
+    return np.pad(x, width, constant_values=value)
 
 
 def _max_over_hosts(size):
-    return np.max(multihost_utils.process_allgather(size, tiled=False).reshape(-1, 2), axis=0)
+    sizes = multihost_utils.process_allgather(np.array(size), tiled=False)
+    return np.max(sizes.reshape(-1, 2), axis=0)

@@ -13,6 +13,7 @@ MAX_BRIGHTNESS = 32.0  # of 255
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 MAX_HUE = 18 / 180  # of the full circle
+WHOLE_MULTIPLE = 32  # of the sides of a whole image, the stride of the coarsest features
 
 
 def resize_image(image, size):
@@ -171,23 +172,36 @@ def train_transform(image, label, seed, config):
     return pad(normalize(image, config.data.mean, config.data.std), label, augment.crop_size)
 
 
-def eval_transform(image, config):
-    """Fits an image into `eval.size`, its ratio kept, up or down.
+def eval_views(image, config):
+    """What evaluation sees of one image: a view for each of `eval.scales`.
 
     Args:
       image: uint8 [H, W, 3].
-      config: the run's config; reads `eval.size`, `data.mean` and `data.std`.
+      config: the run's config; reads `eval`, `data.mean` and `data.std`.
 
     Returns:
-      Normalised float32 [h, w, 3], zero at the bottom or right of the picture, and int32 [2], the
-      rows and columns that hold it.
+      A tuple of {'image': normalised float32 [h, w, 3], zero below and right of the picture, 'content': int32 [2], the rows
+      and columns that hold it}. With `eval.base_size` (h, w) is the image's own, rounded up; otherwise `eval.size` × scale.
+      Windows, if any, end where it ends.
     """
-    target = tf.constant(config.eval.size, tf.int32)
-    rows_columns = tf.cast(tf.shape(image)[:2], tf.float32)
-    factor = tf.reduce_min(tf.cast(target, tf.float32) / rows_columns)
-    content = tf.cast(tf.round(rows_columns * factor), tf.int32)
-    content = tf.clip_by_value(content, 1, target)
-    image = normalize(resize_image(image, content), config.data.mean, config.data.std)
-    rows, columns = tf.unstack(target - content)
-    image = tf.pad(image, [[0, rows], [0, columns], [0, 0]])
-    return tf.ensure_shape(image, [*config.eval.size, 3]), content
+    evaluation = config.eval
+    size = tf.shape(image)[:2]
+
+    def view(scale):
+        if any(evaluation.base_size):
+            content = scaled_size(size, evaluation.base_size, scale)
+            padded = -(-content // WHOLE_MULTIPLE) * WHOLE_MULTIPLE
+        else:
+            padded = tf.maximum(tf.constant([round(side * scale) for side in evaluation.size]), 1)
+            rows_columns = tf.cast(size, tf.float32)
+            factor = tf.reduce_min(tf.cast(padded, tf.float32) / rows_columns)
+            content = tf.clip_by_value(tf.cast(tf.round(rows_columns * factor), tf.int32), 1, padded)
+        if any(evaluation.window):
+            window, stride = tf.constant(evaluation.window), tf.constant(evaluation.stride)
+            padded = window + stride * -(-tf.maximum(content - window, 0) // stride)
+        picture = normalize(resize_image(image, content), config.data.mean, config.data.std)
+        below, right = tf.unstack(padded - content)
+        picture = tf.pad(picture, [[0, below], [0, right], [0, 0]])
+        return {'image': picture, 'content': content}
+
+    return tuple(view(scale) for scale in evaluation.scales)

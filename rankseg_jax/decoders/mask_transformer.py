@@ -10,7 +10,7 @@ from ml_collections import FrozenConfigDict
 from rankseg_jax.decoders.pixel_classifier import PixelOutput, RankScale, choose
 from rankseg_jax.layers import Block
 from rankseg_jax.multilabel import ClassWiseLinear, as_tokens, build_head, class_init
-from rankseg_jax.ranking import RankTemperature, gather
+from rankseg_jax.ranking import RankTemperature, Selection, gather
 
 TAU = 0.07  # cosines lie within ±1: what a temperature over them starts from
 
@@ -39,7 +39,8 @@ class MaskTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, classes=None, *, train: bool, presence=None, all_classes: bool = False) -> PixelOutput:
+    def __call__(self, features, classes=None, *, train: bool, presence=None, selection: Selection | None = None,
+                 all_classes: bool = False) -> PixelOutput:
         """Features [B, h, w, C], optionally class embeddings [B, K, D] from the backbone; the rest as for `PixelClassifier`."""
         options = self.rankseg
         blocks = [Block(self.num_heads, self.mlp_dim, self.dropout, dtype=self.dtype, name=f'block{i}')
@@ -49,8 +50,8 @@ class MaskTransformer(nn.Module):
         embedding = None
         if classes is None:
             embedding = self.param('class_embedding', class_init, (self.num_classes, self.channels))
-            classes = jnp.broadcast_to(embedding.astype(self.dtype), (len(patches), *embedding.shape))  # [B, K, D]
-        class_logits = selection = None
+            classes = jnp.broadcast_to(embedding.astype(self.dtype), (patches.shape[0], *embedding.shape))  # [B, K, D]
+        class_logits = None
         if options is not None:
             if options.head == 'first_block':
                 coarse = project(as_tokens(features, options.pool)) if options.pool else patches  # [B, n, D]
@@ -64,7 +65,8 @@ class MaskTransformer(nn.Module):
                 shared = {'class_embedding': embedding} if options.share_embedding else {}
                 class_logits = build_head(options, self.num_classes, self.dtype)(features, **shared, train=train)
             if options.select and not all_classes:
-                selection = choose(options, class_logits, presence, train=train)
+                if selection is None:
+                    selection = choose(options, class_logits, presence, train=train)
                 classes = gather(classes, selection, 1)  # [B, κ, D]
         x = jnp.concatenate([patches, classes], 1)  # [B, N + κ, D]
         for block in blocks:

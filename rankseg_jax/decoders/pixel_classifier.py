@@ -104,13 +104,15 @@ class PixelClassifier(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels, features, auxiliary=None, *, train: bool, presence=None, all_classes: bool = False):
+    def __call__(self, pixels, features, auxiliary=None, *, train: bool, presence=None, selection: Selection | None = None,
+                 all_classes: bool = False):
         """Pixel embeddings [B, h, w, D] -> PixelOutput.
 
         Args:
           features: {stride: [B, h', w', C]}, of which the multi-label head sees the map of stride `rankseg.stride`.
           auxiliary: pixel embeddings [B, h'', w'', D''] of an auxiliary head, classified over the same categories.
           presence: see `choose`.
+          selection: classify over these categories, chosen elsewhere, instead of the image's own.
           all_classes: leave the selection out this time (the warm-up); static.
 
         Raises:
@@ -118,14 +120,14 @@ class PixelClassifier(nn.Module):
         """
         options = self.rankseg
         classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
-        class_logits = selection = None
+        class_logits = None
         if options is not None:
             if options.stride not in features:
                 raise ValueError(f'config.rankseg.stride = {options.stride} must be one of {sorted(features)}')
             head = build_head(options, self.num_classes, self.dtype)
             shared = {'class_embedding': classes.embedding} if options.share_embedding else {}
             class_logits = head(features[options.stride], **shared, train=train)  # [B, K]
-            if options.select and not all_classes:
+            if options.select and not all_classes and selection is None:
                 selection = choose(options, class_logits, presence, train=train)
         logits = classes(pixels, selection)
         if selection is not None:

@@ -28,8 +28,8 @@ class DeepLabV3(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool, presence=None, all_classes: bool = False) -> PixelOutput:
-        """Normalised images [B, H, W, 3]; `presence` and `all_classes` as for `PixelClassifier`."""
+    def __call__(self, images, *, train: bool, **choice) -> PixelOutput:
+        """Normalised images [B, H, W, 3]; `choice`: what `PixelClassifier` takes by name."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         features = self.backbone(images, train=train)  # {stride: [B, h, w, C]}
         pixels = ASPP(self.channels, self.dilations, dtype=self.dtype, name='decoder')(features[32], train=train)  # [B, h, w, D]
@@ -38,7 +38,7 @@ class DeepLabV3(nn.Module):
             auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(features[16], train=train)  # [B, h, w, 256]
             auxiliary = drop(auxiliary)
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
-            drop(pixels), features, auxiliary, train=train, presence=presence, all_classes=all_classes)
+            drop(pixels), features, auxiliary, train=train, **choice)
 
 
 def build(config, num_classes: int) -> DeepLabV3:

@@ -23,15 +23,14 @@ class Segmenter(nn.Module):
     decoder: nn.Module
 
     @nn.compact
-    def __call__(self, images, *, train: bool, presence=None, all_classes: bool = False) -> PixelOutput:
-        """Normalised images [B, H, W, 3]; `presence` and `all_classes` as for `PixelClassifier`."""
+    def __call__(self, images, *, train: bool, **choice) -> PixelOutput:
+        """Normalised images [B, H, W, 3]; `choice`: what `PixelClassifier` takes by name."""
         features = dict(self.backbone(images, train=train))  # {patch: [B, h, w, C]}, and perhaps 'classes' [B, K, C]
         classes = features.pop('classes', None)
         (patches,) = features.values()
-        options = dict(train=train, presence=presence, all_classes=all_classes)
         if isinstance(self.decoder, PixelClassifier):
-            return self.decoder(patches, features, **options)
-        return self.decoder(patches, classes, **options)
+            return self.decoder(patches, features, train=train, **choice)
+        return self.decoder(patches, classes, train=train, **choice)
 
 
 def build(config, num_classes: int) -> Segmenter:

@@ -1,16 +1,11 @@
-"""Image semantic segmentation from per-pixel outputs: losses, label maps, statistics. Works in rank space to the last step."""
-
-import jax
-import jax.numpy as jnp
+"""Image semantic segmentation from per-pixel outputs: losses in rank space, statistics of label maps."""
 
 from rankseg_jax import losses
 from rankseg_jax.data import IGNORE_LABEL
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.metrics.semantic import SemanticMetric
 from rankseg_jax.multilabel import pixel_counts
-from rankseg_jax.ranking import from_ranks, to_ranks
-
-ROWS = 64  # of the label map are upsampled at once, so that memory stays at κ × these
+from rankseg_jax.ranking import to_ranks
 
 
 def loss(output, batch, presence, config, num_classes: int):
@@ -48,56 +43,16 @@ def loss(output, batch, presence, config, num_classes: int):
     return sum(parts.values()), parts
 
 
-def label_map(output, content, size, *, image_shape, canvas):
-    """The predicted class of every pixel of the original images.
-
-    The logits are resized bilinearly (half-pixel centres) to the original size, the best rank is taken there, and only its
-    number is mapped to a class id.
+def statistics(labels, predictions, class_logits, mask, *, num_classes: int, recall_at: tuple[int, ...]):
+    """The sums that the metrics of an evaluation batch need: (SemanticMetric, MultilabelMetric or None).
 
     Args:
-      output: PixelOutput with logits [B, h, w, κ].
-      content: [B, 2] rows and columns of the network's input that hold the picture; the rest is padding.
-      size: [B, 2] rows and columns of the original images.
-      image_shape: (H, W) of the network's input, static.
-      canvas: (rows, columns) of the result, static, at least `size`.
-
-    Returns:
-      [B, *canvas] int32 class ids; IGNORE_LABEL outside the original image.
+      labels: [B, H, W] int32 class ids or IGNORE_LABEL; `predictions` likewise.
+      class_logits: [B, K] of the multi-label head; None for the baseline.
+      mask: [B] bool, False: the image counts nowhere.
     """
-    logits = output.logits  # [B, h, w, κ]
-    rows, columns = (
-        interpolation(canvas[i], size[:, i], logits.shape[1 + i], content[:, i] * logits.shape[1 + i] / image_shape[i])
-        for i in (0, 1))  # [B, rows, h], [B, columns, w]
-    blocks = -(-canvas[0] // ROWS)
-    rows = jnp.pad(rows, ((0, 0), (0, blocks * ROWS - canvas[0]), (0, 0)))
-    rows = rows.reshape(len(rows), blocks, ROWS, -1).swapaxes(0, 1)  # [blocks, B, ROWS, h]
-
-    def best_rank(rows):
-        upsampled = jnp.einsum('brh,bhwk->brwk', rows, logits, precision='highest')
-        upsampled = jnp.einsum('bcw,brwk->brck', columns, upsampled, precision='highest')  # [B, ROWS, columns, κ]
-        return upsampled.argmax(-1).astype(jnp.int32)
-
-    ranks = jax.lax.map(best_rank, rows)  # [blocks, B, ROWS, columns]
-    ranks = ranks.swapaxes(0, 1).reshape(len(logits), -1, canvas[1])[:, :canvas[0]]  # [B, *canvas]
-    inside = ((jnp.arange(canvas[0]) < size[:, :1])[:, :, None] & (jnp.arange(canvas[1]) < size[:, 1:])[:, None])
-    labels = ranks if output.selection is None else from_ranks(ranks, output.selection)
-    return jnp.where(inside, labels, IGNORE_LABEL)
-
-
-def interpolation(length: int, size, num_cells: int, extent):
-    """Bilinear weights [B, length, num_cells] of output position p < `size` over the first `extent` of the input's cells."""
-    position = (jnp.arange(length) + 0.5) * (extent / size)[:, None] - 0.5  # [B, length]
-    last = jnp.ceil(extent)[:, None] - 1
-    position = jnp.clip(position, 0, last)[:, :, None]
-    return jnp.maximum(0.0, 1.0 - jnp.abs(position - jnp.arange(num_cells)))
-
-
-def statistics(output, batch, *, num_classes: int, recall_at: tuple[int, ...]):
-    """The sums that the metrics of an evaluation batch need: (SemanticMetric, MultilabelMetric or None)."""
-    predictions = label_map(
-        output, batch['content'], batch['size'], image_shape=batch['image'].shape[1:3], canvas=batch['label'].shape[1:])
-    semantic = SemanticMetric.from_batch(batch['label'], predictions, num_classes)
-    if output.class_logits is None:
+    semantic = SemanticMetric.from_batch(labels, predictions, num_classes)
+    if class_logits is None:
         return semantic, None
-    counts = pixel_counts(batch['label'], num_classes)  # [B, K]
-    return semantic, MultilabelMetric.from_batch(output.class_logits, counts, recall_at, batch['mask'])
+    counts = pixel_counts(labels, num_classes)  # [B, K]
+    return semantic, MultilabelMetric.from_batch(class_logits, counts, recall_at, mask)

@@ -1,0 +1,99 @@
+"""A trained model as files that serve it without this package.
+
+    <output>/
+      model.jax_export   compiled for CPU, TPU and GPU when loaded, any batch size, see `serve`
+      params/            its parameters, an orbax checkpoint
+      labels.json        category names in label order, input size, κ
+      example.py         loads these and segments one image
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax import export
+
+from rankseg_jax import checkpoint, inference, models, sharding
+
+PLATFORMS = ('cpu', 'tpu', 'cuda')
+
+EXAMPLE = '''"""Segments one image: python example.py photo.jpg. Needs jax, orbax-checkpoint, numpy and pillow."""
+import json, sys
+from pathlib import Path
+import jax, jax.export, numpy as np, orbax.checkpoint as ocp
+from PIL import Image, ImageOps
+
+folder = Path(__file__).absolute().parent
+about = json.loads((folder / 'labels.json').read_text())
+params = ocp.StandardCheckpointer().restore(folder / 'params')
+segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
+picture = np.asarray(ImageOps.contain(Image.open(sys.argv[1]).convert('RGB'), about['size'][::-1]))
+images = np.zeros((1, *about['size'], 3), np.uint8)
+images[0, :picture.shape[0], :picture.shape[1]] = picture
+found = segment(params, images, np.array([picture.shape[:2]], np.int32))
+labels = np.asarray(found['labels'])[0, :picture.shape[0], :picture.shape[1]]
+for label, count in zip(*np.unique(labels, return_counts=True)):
+    print(f'{about["labels"][label]}: {count / labels.size:.1%} of the pixels')
+Image.fromarray(labels.astype(np.uint16)).save('labels.png')
+'''
+
+
+def serve(model, config):
+    """The function that is exported: (variables, images, sizes) -> dict.
+
+    Args of it:
+      images: uint8 [b, *eval.size, 3], RGB, pictures at the top left.
+      sizes: int32 [b, 2], rows and columns that they fill.
+
+    It returns 'labels' int32 [b, *eval.size], -1 beyond the picture, and, with RankSeg, 'categories' int32 [b, κ], best first,
+    and their 'confidences' float32 [b, κ].
+    """
+    def segment(variables, images, sizes):
+        height, width = config.eval.size
+        inside = ((jnp.arange(height) < sizes[:, :1])[:, :, None] & (jnp.arange(width) < sizes[:, 1:])[:, None])  # [b, H, W]
+        mean, std = (jnp.array(x, jnp.float32) for x in (config.data.mean, config.data.std))
+        pixels = jnp.where(inside[..., None], (images.astype(jnp.float32) - mean) / std, 0.0)  # [b, H, W, 3]
+        views = ({'image': pixels, 'content': sizes},)
+        labels, selection, _ = inference.segment(model, variables, views, sizes, config, canvas=config.eval.size)
+        if selection is None:
+            return {'labels': labels}
+        return {'labels': labels, 'categories': selection.labels, 'confidences': jax.nn.sigmoid(selection.scores)}
+
+    return segment
+
+
+def run(config, workdir, output) -> Path:
+    """--mode=export: writes the files above for checkpoint `config.eval.checkpoint` of `workdir`; returns the folder.
+
+    Raises:
+      ValueError: the config asks for what has no meaning without labels or at one size.
+    """
+    if config.rankseg and config.rankseg.oracle:
+        raise ValueError('an oracle selects by the ground truth, which is not there when a model serves: '
+                         'export with --config.rankseg.oracle=False')
+    if tuple(config.eval.scales) != (1.0,):
+        raise ValueError(f'config.eval.scales = {config.eval.scales}: a model is exported for one size, config.eval.size; '
+                         "set --config.eval.scales='(1.0,)'")
+    output = Path(output).absolute()
+    manager = checkpoint.open_checkpoints(workdir)
+    step = checkpoint.find(manager, config.eval.checkpoint)
+    class_names = checkpoint.restore_run(manager, step)['class_names']
+    model = models.build(config, len(class_names))
+    variables = models.restore(manager, step, model, config, len(class_names), sharding.copied(sharding.make_mesh(1)))
+    variables = {'params': variables.get('ema', variables['params']), 'batch_stats': variables['batch_stats']}
+
+    size = tuple(config.eval.size)
+    (b,) = export.symbolic_shape('b')
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    artifact = export.export(jax.jit(serve(model, config)), platforms=PLATFORMS)(
+        shapes, jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8), jax.ShapeDtypeStruct((b, 2), jnp.int32))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / 'model.jax_export').write_bytes(artifact.serialize())
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(output / 'params', variables, force=True)
+    about = {'labels': class_names, 'size': size, 'num_selected': config.rankseg.num_selected if config.rankseg else None}
+    (output / 'labels.json').write_text(json.dumps(about, indent=1))
+    (output / 'example.py').write_text(EXAMPLE)
+    return output
