@@ -14,7 +14,7 @@ import pytest
 from flax import traverse_util
 
 from configs import common, deeplabv3, segmenter
-from rankseg_jax import export, models, optimizers, train
+from rankseg_jax import inference, models, optimizers, train
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
 
 ROOT = Path(__file__).parents[1]
@@ -91,10 +91,12 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
              'label': rng.integers(-1, num_classes, (2, 64, 64)).astype(np.int32), 'mask': np.ones(2, bool)}
     after, metrics = step(state, batch, jax.random.key(0))
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
-    config.eval.size, config.eval.window = (64, 64), (0, 0)
-    images, sizes = jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8), jax.ShapeDtypeStruct((2, 2), np.int32)
-    serve = jax.jit(export.serve(model, config))
-    for function, *args in ((step, state, batch, jax.random.key(0)), (serve, state.model, images, sizes)):
+    size = np.full((2, 2), 64, np.int32)
+    config.eval.window, config.eval.stride = (64, 64), (32, 32)
+    predict = jax.jit(lambda variables, image, presence: inference.segment(
+        model, variables, ({'image': image, 'content': size},), size, config, canvas=(64, 64), presence=presence))
+    for function, *args in ((step, state, batch, jax.random.key(0)),
+                            (predict, state.model, batch['image'], np.ones((2, num_classes), bool))):
         jax.export.export(function, platforms=('tpu', 'cuda'))(*args)
 
 

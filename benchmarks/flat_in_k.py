@@ -1,0 +1,224 @@
+"""What do more categories cost? Segmenter with ViT-B/16 at 512 x 512, κ = 50, one image, K = 150 to 20,000.
+
+    python benchmarks/flat_in_k.py             # about 40 minutes on 2 CPU cores; finished cells are not measured again
+    python benchmarks/flat_in_k.py --table     # prints the tables of benchmarks/results/flat_in_k.json, draws docs/flat_in_k.png
+
+Time is from the normalised image to its label map at full size (predict), or of a whole optimiser step (train): the median of 5.
+`memory` is what XLA's analysis of the compiled program says it needs besides arguments and results; `peak` is what the process
+holds at most while it runs, parameters included. Every cell has a process of its own. A cell whose program needs more memory
+than the machine has free stays empty.
+"""
+
+import functools
+import gc
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+_TABLE = flags.DEFINE_bool('table', False, 'Print and draw what is there, measure nothing.')
+_CELL = flags.DEFINE_list('cell', None, 'Measure one cell in this process: mode,variant,K.')
+
+RESULTS = ROOT / 'benchmarks/results/flat_in_k.json'
+PICTURE = ROOT / 'docs/flat_in_k.png'
+CATEGORIES = (150, 847, 1284, 5000, 20_000)
+VARIANTS = ('RankSeg', 'RankSeg, head as released', 'baseline', 'baseline, PyTorch eager')
+SIDE, RUNS = 512, 5
+
+
+def make_config(variant: str):
+    """Both have two blocks over patches and categories; the released head is one more over all K categories."""
+    from configs import common, segmenter
+    if variant == 'baseline':
+        return segmenter.get_config('ade20k_b16')
+    config = segmenter.get_config('ade20k_b16_rankseg')
+    if variant == 'RankSeg':
+        config.rankseg.update(common.get_config().rankseg, num_selected=50)
+        config.model.decoder_layers = 2
+    return config
+
+
+def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
+    import jax
+    import jax.numpy as jnp
+
+    from rankseg_jax import inference, models, optimizers, train
+
+    config = make_config(variant)
+    model = models.build(config, num_classes)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(1, SIDE, SIDE, 3)), jnp.float32)
+    if mode == 'predict':
+        size = jnp.full((1, 2), SIDE)
+
+        def run(state, image):
+            views = ({'image': image, 'content': size},)
+            return inference.segment(model, state.model, views, size, config, canvas=(SIDE, SIDE))[0]
+
+        donated = ()
+    else:
+        step = train.make_train_step(model, optimizer, config, num_classes)
+
+        def run(state, image):
+            label = jnp.arange(SIDE)[:, None] // 64 * 8 + jnp.arange(SIDE) // 64  # 64 categories
+            batch = {'image': image, 'label': label[None], 'mask': jnp.ones(1, bool)}
+            return step(state, batch, jax.random.key(0))[0]
+
+        donated = (0,)
+
+    state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
+    compiled = jax.jit(run, donate_argnums=donated).lower(state, image).compile()
+    row = {'memory': compiled.memory_analysis().temp_size_in_bytes}
+    if row['memory'] > available():
+        return row
+    gc.collect()
+
+    def once():
+        nonlocal state
+        result = jax.block_until_ready(compiled(state, image))
+        state = result if donated else state
+
+    return row | measure(once)
+
+
+def torch_cell(mode: str, num_classes: int) -> dict:
+    """The same baseline in PyTorch: timm's ViT, Segmenter's mask transformer, the logits resized, argmax or cross-entropy."""
+    import timm
+    import torch
+    from timm.models.vision_transformer import Block
+
+    class Segmenter(torch.nn.Module):
+        def __init__(self, width=768):
+            super().__init__()
+            self.vit = timm.create_model('vit_base_patch16_224', img_size=SIDE, num_classes=0, global_pool='')
+            self.project = torch.nn.Linear(width, width)
+            self.classes = torch.nn.Parameter(torch.randn(1, num_classes, width) * 0.02)
+            self.blocks = torch.nn.Sequential(*(Block(width, 12, qkv_bias=True) for _ in range(2)))
+            self.norm = torch.nn.LayerNorm(width)
+            self.project_patches, self.project_classes = (torch.nn.Linear(width, width, bias=False) for _ in range(2))
+            self.mask_norm = torch.nn.LayerNorm(num_classes)
+
+        def forward(self, x):
+            patches = self.project(self.vit.forward_features(x)[:, 1:])
+            x = self.norm(self.blocks(torch.cat([patches, self.classes], 1)))
+            patches, classes = x.split([patches.shape[1], num_classes], 1)
+            patches = torch.nn.functional.normalize(self.project_patches(patches), dim=-1)
+            classes = torch.nn.functional.normalize(self.project_classes(classes), dim=-1)
+            logits = self.mask_norm(patches @ classes.mT).mT.unflatten(-1, (SIDE // 16, SIDE // 16))
+            return torch.nn.functional.interpolate(logits, (SIDE, SIDE), mode='bilinear', align_corners=False)
+
+    if 3 * 4 * (SIDE**2 * num_classes + 12 * (SIDE**2 // 256 + num_classes) ** 2) > available():
+        return {}
+    model = Segmenter().train(mode == 'train')
+    image = torch.randn(1, 3, SIDE, SIDE)
+    if mode == 'predict':
+        with torch.inference_mode():
+            return measure(lambda: model(image).argmax(1))
+    label = torch.arange(SIDE).div(64, rounding_mode='floor')
+    label = (label[:, None] * 8 + label)[None]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(image), label).backward()
+        optimizer.step()
+
+    return measure(step)
+
+
+def available() -> int:
+    """Bytes of memory that this machine has free."""
+    return 1024 * int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1])
+
+
+def measure(once) -> dict:
+    """Median seconds of `once()` and the process's peak memory in bytes meanwhile."""
+    once()
+    Path('/proc/self/clear_refs').write_text('5')  # the peak from here on
+    seconds = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - start)
+    peak = 1024 * int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])
+    return {'seconds': float(np.median(seconds)), 'spread': max(seconds) - min(seconds), 'peak': peak}
+
+
+def table(mode: str, results: dict) -> str:
+    """Markdown: a row for each variant and K."""
+    lines = ['| K | ' + ' | '.join(VARIANTS) + ' |', '|---|' + '---|' * len(VARIANTS)]
+
+    def cell(row):
+        if 'seconds' not in row:
+            return f'needs {row["memory"] / 1e9:.0f} GB' if 'memory' in row else '–'
+        memory = f', {row["memory"] / 1e6:.0f} MB' if 'memory' in row else ''
+        return f'{row["seconds"]:.2f} s{memory}, peak {row["peak"] / 1e9:.1f} GB'
+
+    for num_classes in CATEGORIES:
+        rows = [results.get(f'{mode},{variant},{num_classes}', {}) for variant in VARIANTS]
+        lines.append(f'| {num_classes:,} | ' + ' | '.join(map(cell, rows)) + ' |')
+    return '\n'.join(lines)
+
+
+def bars(mode: str, results: dict) -> str:
+    """The ratios that should stay small."""
+    def get(variant, num_classes, key):
+        return results.get(f'{mode},{variant},{num_classes}', {}).get(key, float('nan'))
+
+    own, baseline = functools.partial(get, 'RankSeg'), functools.partial(get, 'baseline')
+    return (f'{mode}: RankSeg at K = 1,284 takes {own(1284, "seconds") / own(150, "seconds"):.2f} x its time and '
+            f'{own(1284, "memory") / own(150, "memory"):.2f} x its memory at K = 150, and '
+            f'{own(1284, "seconds") / baseline(1284, "seconds"):.2f} x the time of the baseline')
+
+
+def draw(results: dict):
+    """Time over K, a curve for each variant."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
+    for ax, mode, title in zip(axes, ('predict', 'train'), ('Prediction', 'Train step'), strict=True):
+        for variant, style in zip(VARIANTS, ('o-', 'o:', 's-', 's--'), strict=True):
+            rows = [(k, results[f'{mode},{variant},{k}']['seconds']) for k in CATEGORIES
+                    if 'seconds' in results.get(f'{mode},{variant},{k}', {})]
+            ax.plot(*zip(*rows, strict=True), style, label=variant)
+        ax.set(xscale='log', xlabel='categories K', ylabel='seconds an image', title=title, ylim=(0, None))
+        ax.set_xticks(CATEGORIES, [f'{k:,}' for k in CATEGORIES], minor=False)
+        ax.minorticks_off()
+        ax.spines[['top', 'right']].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(PICTURE, dpi=110)
+
+
+def main(_):
+    if _CELL.value:
+        mode, *variant, num_classes = _CELL.value
+        variant = ','.join(variant)
+        row = torch_cell(mode, int(num_classes)) if 'PyTorch' in variant else jax_cell(mode, variant, int(num_classes))
+        print(json.dumps(row))
+        return
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    keys = [f'{mode},{variant},{k}' for mode in ('predict', 'train') for k in CATEGORIES for variant in VARIANTS]
+    for key in [] if _TABLE.value else keys:
+        if key not in results:
+            done = subprocess.run([sys.executable, __file__, f'--cell={key}'], capture_output=True, text=True)
+            # A program that does not fit ends in an error, or is ended by the system.
+            results[key] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+            print(key, results[key], done.stderr.splitlines()[-1:] if done.returncode else '', flush=True)
+            RESULTS.write_text(json.dumps(results, indent=1))
+    for mode in ('predict', 'train'):
+        print(f'\n{table(mode, results)}\n\n{bars(mode, results)}')
+    draw(results)
+
+
+if __name__ == '__main__':
+    app.run(main)
