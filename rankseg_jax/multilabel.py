@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankseg_jax.layers import Block, Mlp, adaptive_average_pool, sine_positions
+from rankseg_jax.layers import Block, Mlp, adaptive_average_pool, attend, sine_positions
 
 class_init = nn.initializers.truncated_normal(0.02)
 
@@ -79,7 +79,7 @@ class CrossLayer(nn.Module):
     @nn.compact
     def __call__(self, x, memory, query_position, memory_position, *, train: bool):
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        attended = nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype, name='attention')(
+        attended = nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention')(
             x + query_position, memory + memory_position, inputs_v=memory, deterministic=not train)  # [B, K, D]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + drop(attended))
         y = Mlp(self.mlp_dim, self.dropout, nn.relu, self.dtype, name='mlp')(x, train=train)

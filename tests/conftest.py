@@ -14,15 +14,6 @@ os.environ['XLA_FLAGS'] = (
 )
 
 if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision'):
-    import torch
+    from tests.helpers import mend_torchvision
 
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:  # without its compiled operators it only needs these two declared
-        torchvision_operators = torch.library.Library('torchvision', 'DEF')
-        torchvision_operators.define(
-            'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
-        )
-        torchvision_operators.define(
-            'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
-        )
+    mend_torchvision()

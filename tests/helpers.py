@@ -1,5 +1,7 @@
 """What several test modules need."""
 
+from functools import cache
+
 import jax
 import numpy as np
 
@@ -37,3 +39,17 @@ def random_batch_norms(torch, model):
 def numpy_state(model):
     """The state dict of a PyTorch model as arrays."""
     return {key: value.numpy() for key, value in model.state_dict().items()}
+
+
+@cache  # the declarations last as long as the object that is returned
+def mend_torchvision():
+    """Lets a torchvision without its compiled operators be imported, and timm with it: it only needs these two declared."""
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        operators = torch.library.Library('torchvision', 'DEF')
+        operators.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        operators.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        return operators

@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rankseg_jax.layers import ConvNorm, adaptive_average_pool, resize
+from rankseg_jax.layers import ConvNorm, adaptive_average_pool, attend, resize
 from tests.helpers import random_variables
 
 SIZES = [
@@ -111,3 +112,21 @@ def test_statistics_and_gradients_are_of_the_global_batch_on_eight_devices():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), ours, expected
     )
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_attention_is_flaxs_for_any_lengths(backend, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    query, key, value = (np.random.default_rng(i).normal(size=(2, n, 3, 8)).astype(np.float32) for i, n in enumerate((5, 9, 9)))
+    ours = attend.__wrapped__(query, key, value)
+    np.testing.assert_allclose(ours, nn.dot_product_attention(query, key, value), rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_attention_has_a_full_softmax():
+    """Scores of 72 ± 4, which bfloat16 would round to multiples of 0.5."""
+    query, key, value = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 100, 2, 64)), jnp.bfloat16)
+    query, key = query + 3, key + 3
+    exact = nn.dot_product_attention(*(x.astype(jnp.float32) for x in (query, key, value)))
+    ours = attend(query, key, value)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=0.02)

@@ -1,0 +1,73 @@
+"""How long does ViT-B/16 take on one image of 512 x 512, beside timm's in PyTorch? CPU, float32, the same weights.
+
+    python benchmarks/vit_forward.py --out=benchmarks/results/vit_forward.json
+
+The two take turns. Ours is jitted, timm's runs eagerly in inference mode; both use all cores, as they do by default.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from rankseg_jax import backbones
+from rankseg_jax.backbones import vit
+from rankseg_jax.pretrained.vit import from_torch
+from tests.helpers import mend_torchvision, numpy_state
+
+mend_torchvision()
+import timm
+
+_OUT = flags.DEFINE_string('out', 'benchmarks/results/vit_forward.json', 'The figures.')
+_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Turns of each.')
+SIZE = (512, 512)
+
+
+def make_forwards():
+    """Name -> a function that takes no arguments and returns features [1, N, D]."""
+    torch.manual_seed(0)
+    theirs = timm.create_model('vit_base_patch16_224', img_size=SIZE, num_classes=0).eval()
+    params = jax.device_put({'params': from_torch(numpy_state(theirs))})
+    images = np.random.default_rng(0).normal(size=(1, *SIZE, 3)).astype(np.float32)
+    tensor = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+    model = backbones.build('vit_b16', family=vit, image_size=SIZE)
+    forward = jax.jit(lambda params, images: model.apply(params, images, train=False)[16].reshape(1, -1, model.width))
+
+    def timms():
+        with torch.inference_mode():
+            return theirs.forward_features(tensor)[:, 1:].numpy()
+
+    return {'timm, PyTorch eager': timms, 'RankSeg-JAX, jitted': lambda: np.asarray(forward(params, images))}
+
+
+def main(_):
+    forwards = make_forwards()
+    theirs, ours = (forward() for forward in forwards.values())  # compiles
+    seconds = {name: [] for name in forwards}
+    for _ in range(_ROUNDS.value):
+        for name, forward in forwards.items():
+            start = time.perf_counter()
+            forward()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    results = {'seconds': seconds, 'median': medians, 'ratio': medians['RankSeg-JAX, jitted'] / medians['timm, PyTorch eager'],
+               'difference': float(np.abs(ours - theirs).max() / np.abs(theirs).max())}
+    out = Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=2))
+    print('| ViT-B/16, 512 x 512 | median seconds |\n|---|---|')
+    for name, median in medians.items():
+        print(f'| {name} | {median:.3f} |')
+    print(f'\nratio {results["ratio"]:.2f}, greatest difference {results["difference"]:.1e} of the greatest feature')
+
+
+if __name__ == '__main__':
+    app.run(main)
