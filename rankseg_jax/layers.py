@@ -97,7 +97,8 @@ def attend(query, key, value):
         return jnp.einsum('bnm,bmd->bnd', nn.softmax(scores).astype(v.dtype), v)
 
     heads = [x.transpose(2, 0, 1, 3) for x in (query, key, value)]  # [H, B, N or M, d]
-    out = jax.lax.map(one_head, heads) if jax.default_backend() == 'cpu' else jax.vmap(one_head)(heads)
+    out = jax.lax.platform_dependent(
+        heads, cpu=lambda heads: jax.lax.map(one_head, heads), default=jax.vmap(one_head))
     return out.transpose(1, 2, 0, 3)
 
 
