@@ -17,6 +17,7 @@ ALLOWED = {
     'sharding': set(),
     'checkpoint': set(),
     'visualize': set(),
+    'charts': {'metrics'},
     'metrics': {'ranking'},
     'backbones': {'layers', 'backbones'},
     'decoders': {'decoders', 'layers', 'ranking', 'multilabel'},
@@ -28,6 +29,7 @@ ALLOWED = {
     'evaluate': {'checkpoint', 'data', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
     'predict': {'checkpoint', 'data', 'models', 'multilabel', 'ranking', 'sharding', 'tasks', 'visualize'},
     'train': {'checkpoint', 'data', 'evaluate', 'models', 'multilabel', 'optimizers', 'pretrained', 'sharding', 'tasks'},
+    'analyze': {'charts', 'checkpoint', 'data', 'evaluate', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
     '__init__': set(),
 }
 
