@@ -148,6 +148,7 @@ def run(config, workdir) -> dict:
         report['kappa'] = kappa = {'config': config.rankseg.num_selected}
         kappa |= {f'{100 * share:g}%': int(np.searchsorted(curves['pixel_recall'], share)) + 1 for share in SHARES}
         between = np.geomspace(min(2, num_classes), num_classes, 4).round().astype(int).tolist()
+        report['device'] = jax.devices()[0].device_kind  # that the costs are of
         report['costs'] = [
             cost(config, num_classes, k) | {name: values[k - 1] for name, values in curves.items()}
             for k in sorted({*kappa.values(), *between})]
@@ -172,7 +173,7 @@ def summary(report: dict) -> list[str]:
         rows = [(row['num_selected'], f'{row["pixel_recall"]:.2%}', f'{row["category_recall"]:.2%}',
                  f'{row["milliseconds"]:.1f} ms', f'{row["temporary_bytes"] / 2**20:.1f} MiB', marks.get(row['num_selected'], ''))
                 for row in report['costs']]
-        blocks.append(table(('κ', 'pixels kept', 'categories kept', 'time', 'memory', ''), rows, 0))
+        blocks.append(table(('κ', 'pixels kept', 'categories kept', 'time/image', 'memory', ''), rows, 0))
         names = list(kappa)[1:]
         blocks.append(f'Recommended: κ = {kappa[names[-1]]}, the smallest that keeps {names[-1]} of the labelled pixels '
                       f'({names[0]}: κ = {kappa[names[0]]}).')
@@ -187,8 +188,7 @@ def summary(report: dict) -> list[str]:
     rows = [(row['true'], row['predicted'], f'{row["pixels"] / wrong:.1%}',
              '–' if row['not_selected'] is None else f'{row["not_selected"] / row["pixels"]:.1%}')
             for row in errors['pairs'][:ROWS]]
-    blocks.append(table(('true', 'predicted', 'of all wrong', 'not selected'), rows, 2))
-    return blocks
+    return [*blocks, table(('true', 'predicted', 'of all wrong', 'not selected'), rows, 2)] if rows else blocks
 
 
 def per_image_line(numbers: dict) -> str:

@@ -27,7 +27,8 @@ def draw(report: dict, confusion, class_names, folder):
     if 'by_rank' in report:
         draw_ranks(report['by_rank'], folder / 'ranks.png')
     draw_confusion(confusion, class_names, folder / 'confusion.png')
-    draw_pairs(report['errors'], folder / 'errors.png')
+    if report['errors']['pairs']:
+        draw_pairs(report['errors'], folder / 'errors.png')
     draw_categories_per_image({report['split']: report['categories_per_image']}, folder / 'categories_per_image.png')
 
 
@@ -195,7 +196,7 @@ def draw_confusion(confusion, class_names, path):
 def draw_pairs(errors, path):
     """The pairs of classes with the most wrong pixels; what the selection missed in another colour."""
     rows = errors['pairs'][:MOST]
-    place, total = np.arange(len(rows)), max(errors['wrong_pixels'], 1)
+    place, total = np.arange(len(rows)), errors['wrong_pixels']
     pixels = np.array([row['pixels'] for row in rows]) / total
     missed = np.array([row['not_selected'] or 0 for row in rows]) / total
     figure, (axis,) = subplots(6.4, 0.9 + 0.19 * len(rows), 1)

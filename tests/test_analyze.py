@@ -294,6 +294,12 @@ def test_data_alone_from_the_command_line(folder, tmp_path, capsys, monkeypatch,
         assert min(Image.open(tmp_path / f'analysis_data/{name}.png').size) > 200
 
 
+def test_several_hosts_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(ValueError, match='one host'):
+        analyze.run(tiny.config(''), tmp_path)
+
+
 def test_data_of_which_nothing_can_be_read(folder, tmp_path, capsys):
     for kind in ('images', 'labels'):
         (tmp_path / kind / 'validation').mkdir(parents=True)
