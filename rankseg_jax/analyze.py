@@ -170,7 +170,7 @@ def summary(report: dict) -> list[str]:
         kappa = report['kappa']
         marks = {k: ', '.join(name if name == 'config' else f'keeps {name}' for name in kappa if kappa[name] == k)
                  for k in kappa.values()}
-        rows = [(row['num_selected'], f'{row["pixel_recall"]:.2%}', f'{row["category_recall"]:.2%}',
+        rows = [(row['num_selected'], f'{row["pixel_recall"]:.3%}', f'{row["category_recall"]:.3%}',
                  f'{row["milliseconds"]:.1f} ms', f'{row["temporary_bytes"] / 2**20:.1f} MiB', marks.get(row['num_selected'], ''))
                 for row in report['costs']]
         blocks.append(table(('κ', 'pixels kept', 'categories kept', 'time/image', 'memory', ''), rows, 0))

@@ -72,7 +72,7 @@ def draw_kappa(report, path):
         axis.plot(number, values(curves['category_recall']), color=ORANGE, label="an image's categories, mean")
         axis.plot(number, values(pixels), color=BLUE, label='labelled pixels')
         for (name, k), marker in zip(report['kappa'].items(), 'osD', strict=True):
-            label = f'κ = {k}, of this run, keeps {pixels[k - 1]:.2%}' if name == 'config' else f'κ = {k} keeps {name}'
+            label = f'κ = {k}, of this run, keeps {pixels[k - 1]:.3%}' if name == 'config' else f'κ = {k} keeps {name}'
             axis.plot(k, values(pixels[k - 1]), marker, color=BLUE if name == 'config' else 'white', markeredgecolor=BLUE,
                       markersize=6, label=label, clip_on=False, zorder=3)
         if len(number) > 30:
