@@ -3,10 +3,13 @@
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
     python main.py --workdir=runs/quickstart --mode=evaluate
     python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,folder/,list.txt
+    python main.py --workdir=runs/quickstart --mode=analyze
     python main.py --workdir=runs/quickstart --mode=export
 
 `train` trains (or resumes), evaluates, and draws predictions on the evaluation split. Any key of configs/common.py can be set:
---config.rankseg.num_selected=25. Without --config, the other modes use the one that `workdir` was trained with.
+--config.rankseg.num_selected=25. Without --config, the other modes use the one that `workdir` was trained with. `analyze` tells
+which κ to use and what the model gets wrong; before training, with --config, what the data hold. `export` writes files that serve
+the model without this package.
 """
 
 import os
@@ -21,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/, see configs/common.py for its keys.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.', required=True)
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'export'], 'What to do.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'analyze', 'export'], 'What to do.')
 _INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/predictions or export.')
 
@@ -49,8 +52,8 @@ def run(config, workdir: Path):
     sharding.start_distributed()
     if config is not None:
         common.check(config)
-    elif _MODE.value == 'train':
-        raise ValueError('--mode=train needs --config, such as --config=configs/quickstart.py')
+    elif _MODE.value == 'train' or _MODE.value == 'analyze' and not (workdir / 'checkpoints').is_dir():
+        raise ValueError(f'--mode={_MODE.value} without checkpoints needs --config, such as --config=configs/quickstart.py')
     else:
         manager = checkpoint.open_checkpoints(workdir)
         config = ConfigDict(checkpoint.restore_run(manager, checkpoint.find(manager, 'last'))['config'])
@@ -62,6 +65,11 @@ def run(config, workdir: Path):
         print(evaluate.table(scores))
     elif _MODE.value == 'evaluate':
         evaluate.run(config, workdir)
+        return
+    elif _MODE.value == 'analyze':
+        from rankseg_jax import analyze  # the only mode that draws with matplotlib
+
+        analyze.run(config, workdir)
         return
     elif _MODE.value == 'export':
         print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')

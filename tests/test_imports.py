@@ -17,6 +17,7 @@ ALLOWED = {
     'sharding': set(),
     'checkpoint': set(),
     'visualize': set(),
+    'charts': {'metrics'},
     'metrics': {'ranking'},
     'backbones': {'layers', 'backbones'},
     'decoders': {'decoders', 'layers', 'ranking', 'multilabel'},
@@ -30,6 +31,7 @@ ALLOWED = {
     'evaluate': {'checkpoint', 'data', 'inference', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
     'predict': {'checkpoint', 'data', 'inference', 'models', 'multilabel', 'ranking', 'sharding', 'visualize'},
     'train': {'checkpoint', 'data', 'evaluate', 'models', 'multilabel', 'optimizers', 'pretrained', 'sharding', 'tasks'},
+    'analyze': {'charts', 'checkpoint', 'data', 'evaluate', 'inference', 'metrics', 'models', 'multilabel', 'sharding'},
     '__init__': set(),
 }
 

@@ -59,7 +59,10 @@ def test_bad_arrays_are_refused(predictor, image):
         predictor(image)
 
 
-@pytest.mark.parametrize('options', [{}, {'base_size': (24, 64), 'window': (16, 16), 'stride': (12, 12), 'flip': True, 'batch_size': 16}])
+WINDOWS = {'base_size': (24, 64), 'window': (16, 16), 'stride': (12, 12), 'flip': True, 'batch_size': 16}
+
+
+@pytest.mark.parametrize('options', [{}, WINDOWS])
 def test_predictor_agrees_with_the_evaluation(trained, options):
     """mIoU counted by hand from predicted maps is what evaluation says of the same checkpoint."""
     config, workdir = trained
