@@ -41,6 +41,13 @@ def numpy_state(model):
     return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
+def relative_error(ours, expected):
+    """The greatest difference, as a share of the greatest expected value."""
+    ours, expected = np.asarray(ours), np.asarray(expected)
+    assert ours.shape == expected.shape
+    return np.abs(ours - expected).max() / np.abs(expected).max()
+
+
 @cache  # the declarations last as long as the object that is returned
 def mend_torchvision():
     """Lets a torchvision without its compiled operators be imported, and timm with it: it only needs these two declared."""

@@ -1,16 +1,21 @@
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from rankseg_jax import backbones, models
 from rankseg_jax.decoders.aspp import ASPP
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
+from rankseg_jax.frameworks import deeplabv3
+from rankseg_jax.layers import resize
 from rankseg_jax.pretrained import released, torch_layers
 from rankseg_jax.pretrained.resnet import from_timm
 from rankseg_jax.ranking import full_logits
 from tests import golden as golden_files
 from tests import tiny
-from tests.helpers import numpy_state, random_batch_norms, random_variables
+from tests.helpers import numpy_state, random_batch_norms, random_variables, relative_error
 
 
 def test_golden_deeplabv3():
@@ -33,18 +38,54 @@ def test_golden_deeplabv3():
     golden_files.check_loss(g, output)
 
 
-@pytest.mark.parametrize('output_stride', [8, 16])
-def test_dilated_backbone_is_torchvisions(output_stride):
+def test_baseline_is_torchvisions(monkeypatch):
+    """The whole model at full width, with the second convolution that torchvision's head has after the fused branches."""
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
-    model = random_batch_norms(torch, torchvision.models.resnet50(replace_stride_with_dilation=[False, output_stride == 8, True]))
-    variables = from_timm(numpy_state(model))
+    theirs = random_batch_norms(torch, torchvision.models.segmentation.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=True))
+    state = numpy_state(theirs)
+    images = np.random.default_rng(0).normal(size=(1, 313, 25, 3)).astype(np.float32)  # 40 rows at stride 8, for a dilation of 36
+    monkeypatch.setattr(deeplabv3, 'ASPP', partial(ASPP, fuse_kernels=(1, 3)))
+    ours = deeplabv3.DeepLabV3(21, backbones.build('resnet50', output_stride=8), channels=256)
+    output = ours.apply(from_torchvision(state), images, train=False)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(images).permute(0, 3, 1, 2))
+    for logits, name in ((output.logits, 'out'), (output.auxiliary_logits, 'aux')):
+        assert relative_error(resize(logits, images.shape[1:3]), expected[name].permute(0, 2, 3, 1)) <= 1e-4
+
+
+def from_torchvision(state):
+    """Variables of DeepLabV3 from those of torchvision's."""
+    head = 'classifier.0'
+    names = {('decoder', f'branch{i}'): (f'{head}.convs.{i}.0', f'{head}.convs.{i}.1') for i in range(4)} | {
+        ('decoder', 'pool'): (f'{head}.convs.4.1', f'{head}.convs.4.2'),
+        ('decoder', 'fuse0'): (f'{head}.project.0', f'{head}.project.1'),
+        ('decoder', 'fuse1'): ('classifier.1', 'classifier.2'),
+        ('auxiliary',): ('aux_classifier.0', 'aux_classifier.1'),
+    }
+    flat = {}
+    for path, (conv, norm) in names.items():
+        flat['params', *path], flat['batch_stats', *path] = torch_layers.conv_norm(state, conv, norm)
+    kernel = flat['params', 'decoder', 'fuse0']['conv']['kernel']  # over the branches, the pooled one last: ours has it first
+    flat['params', 'decoder', 'fuse0']['conv']['kernel'] = np.roll(kernel, 256, 2)
+    for name, theirs in (('classes', 'classifier'), ('auxiliary_classes', 'aux_classifier')):
+        flat['params', 'classifier', name] = {
+            'embedding': state[f'{theirs}.4.weight'][:, :, 0, 0], 'bias': state[f'{theirs}.4.bias']}
+    backbone = from_timm({key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')})
+    flat |= {(collection, 'backbone'): tree for collection, tree in backbone.items()}
+    return traverse_util.unflatten_dict(flat)
+
+
+def test_output_stride_16_is_torchvisions():
+    torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
+    model = random_batch_norms(torch, torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]))
     images = np.random.default_rng(0).normal(size=(2, 65, 49, 3)).astype(np.float32)
-    features = backbones.build('resnet50', output_stride=output_stride).apply(variables, images, train=False)
+    features = backbones.build('resnet50', output_stride=16).apply(from_timm(numpy_state(model)), images, train=False)
     body = torchvision.models._utils.IntermediateLayerGetter(model, {f'layer{i}': str(i) for i in range(1, 5)})
     with torch.no_grad():
         theirs = body(torch.tensor(images).permute(0, 3, 1, 2))
     for ours, expected in zip(features.values(), theirs.values(), strict=True):
-        close(ours, expected.permute(0, 2, 3, 1).numpy())
+        assert relative_error(ours, expected.permute(0, 2, 3, 1)) <= 1e-4
 
 
 def test_deep_stem_is_timms():
@@ -53,27 +94,8 @@ def test_deep_stem_is_timms():
     images = np.random.default_rng(0).normal(size=(1, 65, 49, 3)).astype(np.float32)
     ours = backbones.build('resnet50_v1c').apply(from_timm(numpy_state(model)), images, train=False)[32]
     with torch.no_grad():
-        close(ours, model.forward_features(torch.tensor(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy())
-
-
-def test_decoder_is_torchvisions():
-    torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
-    head = random_batch_norms(torch, torchvision.models.segmentation.deeplabv3.DeepLabHead(24, 21))
-    state = numpy_state(head)
-    names = {'branch0': '0.convs.0.{}', 'branch1': '0.convs.1.{}', 'branch2': '0.convs.2.{}', 'branch3': '0.convs.3.{}',
-             'pool': '0.convs.4.{}', 'fuse0': '0.project.{}', 'fuse1': '{}'}
-    layers = {}
-    for name, theirs in names.items():
-        first = {'pool': 1, 'fuse1': 1}.get(name, 0)
-        layers[name] = torch_layers.conv_norm(state, theirs.format(first), theirs.format(first + 1))
-    kernel = layers['fuse0'][0]['conv']['kernel']  # over the branches, the pooled one last: ours has it first
-    layers['fuse0'][0]['conv']['kernel'] = np.concatenate([kernel[:, :, 4 * 256:], kernel[:, :, :4 * 256]], 2)
-    variables = {'params': {k: v[0] for k, v in layers.items()}, 'batch_stats': {k: v[1] for k, v in layers.items()}}
-    features = np.random.default_rng(0).normal(size=(2, 9, 14, 24)).astype(np.float32)
-    pixels = ASPP(256, fuse_kernels=(1, 3)).apply(variables, features, train=False)
-    logits = pixels @ state['4.weight'][:, :, 0, 0].T + state['4.bias']
-    with torch.no_grad():
-        close(logits, head(torch.tensor(features).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy())
+        expected = model.forward_features(torch.tensor(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    assert relative_error(ours, expected) <= 1e-4
 
 
 def test_model_runs_at_odd_sizes_and_hands_every_image_its_own():
@@ -93,7 +115,3 @@ def test_model_runs_at_odd_sizes_and_hands_every_image_its_own():
 def test_dilations_follow_the_output_stride(output_stride, dilations):
     config = tiny.config('', model__framework='deeplabv3', model__output_stride=output_stride)
     assert models.build(config, 8).dilations == dilations
-
-
-def close(ours, theirs):
-    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()

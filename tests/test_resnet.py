@@ -6,7 +6,7 @@ import pytest
 from rankseg_jax import backbones
 from rankseg_jax.backbones.resnet import VARIANTS, ResNet
 from rankseg_jax.pretrained.resnet import from_timm
-from tests.helpers import random_batch_norms, random_variables
+from tests.helpers import random_batch_norms, random_variables, relative_error
 
 TIMM = ['resnet18', 'resnet34', 'resnet50', 'resnet101']
 
@@ -28,11 +28,6 @@ def forward(model, images):
     torch = pytest.importorskip('torch')
     with torch.no_grad():
         return [f.permute(0, 2, 3, 1) for f in model(torch.tensor(images).permute(0, 3, 1, 2))]
-
-
-def relative_error(ours, expected):
-    expected = np.asarray(expected)
-    return np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max()
 
 
 def apply(model, variables, images, train=False):
