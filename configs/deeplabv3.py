@@ -2,8 +2,9 @@
 
     python main.py --config=configs/deeplabv3.py:coco_stuff10k_rankseg --workdir=runs/deeplab --config.data.dir=<folder>
 
-The data are a folder data set with the labels of COCO-Stuff or ADE20K (see README, "Your own data"). Published mIoU in percent,
-single scale / multi-scale and flip; no score of our own yet:
+The data are a folder data set with the labels of COCO-Stuff or ADE20K (see README, "Your own data"). Evaluation takes images
+whole, as published; `--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True` adds scales and mirror images.
+Published mIoU in percent, single scale / multi-scale and flip; no score of our own yet:
 
     coco_stuff10k           37.3 / 38.4     ade20k           44.1 / 45.2
     coco_stuff10k_rankseg   38.4 / 39.8     ade20k_rankseg   45.5 / 46.6

@@ -3,8 +3,9 @@
     python main.py --config=configs/segmenter.py:ade20k_b16_rankseg --workdir=runs/ade20k --config.data.dir=<folder> \\
         --config.model.pretrained=<B_16-i21k-300ep-…-res_384.npz>
 
-The data are a folder data set with the labels of ADE20K, COCO-Stuff or PASCAL-Context (see README, "Your own data"). Published mIoU
-in percent, single scale / multi-scale and flip; no score of our own yet:
+The data are a folder data set with the labels of ADE20K, COCO-Stuff or PASCAL-Context (see README, "Your own data"). Evaluation
+slides a window, as published; `--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True` adds scales and mirror
+images. Published mIoU in percent, single scale / multi-scale and flip; no score of our own yet:
 
     ade20k_b16              48.8 / 50.7     coco_stuff10k_b16                41.9 / 43.8
     ade20k_b16_rankseg      49.7 / 51.4     coco_stuff10k_b16_rankseg        44.9 / 46.2

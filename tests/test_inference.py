@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from rankseg_jax import inference, models
+from rankseg_jax import inference, models, sharding
 from rankseg_jax.data import IGNORE_LABEL, pipeline, transforms
 from rankseg_jax.decoders.pixel_classifier import PixelOutput
 from rankseg_jax.ranking import Selection, full_logits, select
@@ -146,6 +146,22 @@ def test_selecting_once_for_all_windows_computes_the_backbone_once():
     upsampling = flops(lambda x: inference.best_rank([(x, jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))]),
                        jnp.zeros((1, 4, 12, 3)))
     assert whole - upsampling < 1.3 * windows
+
+
+def test_windows_over_eight_devices_give_what_one_gives():
+    model, variables, config = segmenter(eval__base_size=(40, 100), eval__window=(32, 32), eval__stride=(24, 32), eval__flip=True)
+    config.eval.batch_size = 8
+    (batch,) = pipeline.eval_batches(Sizes(*[(20 + 9 * i, 70 - 5 * i) for i in range(7)]), config)  # and one that fills up
+    results = []
+    for num_devices in (1, 8):
+        mesh = sharding.make_mesh(num_devices)
+        segment = jax.jit(lambda v, b: inference.segment(model, v, b['views'], b['size'], config, canvas=b['label'].shape[1:]),
+                          in_shardings=(sharding.copied(mesh), sharding.split(mesh)), out_shardings=sharding.split(mesh))
+        results.append(jax.device_get(segment(variables, sharding.shard_batch(batch, mesh))))
+    (labels, selection, class_logits), (others, other_selection, other_logits) = results
+    np.testing.assert_allclose(class_logits, other_logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(selection.labels, other_selection.labels)
+    assert (labels == others).mean() > 0.999
 
 
 def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
