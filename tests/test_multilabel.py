@@ -6,6 +6,7 @@ import pytest
 from rankseg_jax import multilabel
 from rankseg_jax.pretrained import released
 from tests import golden as golden_files
+from tests.helpers import random_variables
 
 HEADS = {
     'encoder': lambda: multilabel.EncoderHead(11, hidden=16, num_heads=2, mlp_dim=32),
@@ -46,7 +47,7 @@ def test_golden_decoder_head():
 def test_each_image_gives_what_it_gives_alone(name):
     head = HEADS[name]()
     features = jax.random.normal(jax.random.key(0), (3, 5, 7, 12))
-    variables = head.init(jax.random.key(1), features, train=False)
+    variables = random_variables(head, features)
     together = head.apply(variables, features, train=False)
     assert together.shape == (3, 11) and together.dtype == jnp.float32
     for i in range(3):
@@ -57,7 +58,7 @@ def test_each_image_gives_what_it_gives_alone(name):
 def test_bfloat16_heads_give_float32_logits(name):
     head = HEADS[name]()
     features = jax.random.normal(jax.random.key(0), (2, 4, 4, 12))
-    variables = head.init(jax.random.key(1), features, train=False)
+    variables = random_variables(head, features)
     logits = head.clone(dtype=jnp.bfloat16).apply(variables, features, train=False)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, head.apply(variables, features, train=False), atol=0.1)
@@ -75,7 +76,7 @@ def test_log_sum_exp_against_numpy():
 def test_dropout_only_in_training():
     head = HEADS['encoder']()
     features = jax.random.normal(jax.random.key(0), (1, 4, 4, 12))
-    variables = head.init(jax.random.key(1), features, train=False)
+    variables = random_variables(head, features)
     draws = [head.apply(variables, features, train=True, rngs={'dropout': jax.random.key(i)}) for i in range(2)]
     assert np.abs(draws[0] - draws[1]).max() > 1e-4
 

@@ -7,6 +7,7 @@ from absl import logging as absl_logging
 
 from rankseg_jax import models, pretrained
 from tests import tiny
+from tests.helpers import random_variables
 
 
 def segmenter_config(method='rankseg', num_classes=8, side=32):
@@ -21,7 +22,8 @@ def segmenter_config(method='rankseg', num_classes=8, side=32):
 
 
 def fresh(config, num_classes=8):
-    return jax.device_get(models.init(models.build(config, num_classes), num_classes, 0, config.augment.crop_size))
+    images = np.zeros((1, *config.augment.crop_size, 3), np.float32)
+    return {'batch_stats': {}} | random_variables(models.build(config, num_classes), images)
 
 
 def released_state(num_classes, num_selected, method='rankseg', grid=2):

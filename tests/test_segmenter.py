@@ -29,7 +29,7 @@ def test_golden_segmenter():
     g = golden_files.load('segmenter_rankseg')
     decoder, variables = golden_decoder(g)
     features = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
-    output = decoder.apply(variables, features, train=False)
+    output = jax.jit(lambda *inputs: decoder.apply(*inputs, train=False))(variables, features)
     np.testing.assert_allclose(output.class_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(output.selection.labels, g['selected'])
     np.testing.assert_allclose(output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5)
@@ -148,7 +148,7 @@ def test_gradients_reach_class_embeddings_of_selected_categories_alone():
         output = model.apply({'params': params}, images, train=False)
         return jnp.square(output.logits).sum(), output.selection.labels
 
-    grads, labels = jax.grad(total, has_aux=True)(variables['params'])
+    grads, labels = jax.jit(jax.grad(total, has_aux=True))(variables['params'])
     touched = np.abs(grads['decoder']['class_embedding']).sum(-1) > 0
     assert set(np.flatnonzero(touched)) == set(np.asarray(labels[0]))
 
@@ -157,7 +157,7 @@ def test_embeddings_of_length_zero_give_finite_gradients():
     decoder = MaskTransformer(5, 8, 1, 2, 16)
     features = np.zeros((1, 2, 2, 4), np.float32)
     params = jax.tree.map(np.zeros_like, random_variables(decoder, features)['params'])
-    grads = jax.grad(lambda p: decoder.apply({'params': p}, features, train=False).logits.sum())(params)
+    grads = jax.jit(jax.grad(lambda p: decoder.apply({'params': p}, features, train=False).logits.sum()))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 

@@ -90,7 +90,7 @@ def test_bicubic_is_torchs(shape, new_shape):
 @pytest.mark.parametrize('size', [(48, 80), (50, 33), (8, 8)])
 def test_any_input_size(size):
     model = tiny()
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 48, 80, 3)), train=False)
+    variables = random_variables(model, IMAGES)
     features = model.apply(variables, jnp.zeros((2, *size, 3)), train=False)
     assert features[16].shape == (2, -(-size[0] // 16), -(-size[1] // 16), 128)
 
@@ -112,7 +112,7 @@ def test_late_classes_change_the_last_block_alone():
 def test_drop_path_leaves_whole_branches_out():
     model = tiny(drop_path=0.9)
     images = np.repeat(IMAGES[:1], 16, 0)
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = random_variables(model, images)
     out = model.apply(variables, images, train=True, rngs={'dropout': jax.random.key(1)})[16]
     assert len(np.unique(np.asarray(out).round(4), axis=0)) > 1  # the images of a batch draw apart
     np.testing.assert_allclose(*(model.apply(variables, images, train=False)[16] for _ in range(2)))
