@@ -119,7 +119,8 @@ def interpolation(length: int, size, content, starts, window: int, stride: int, 
     before = jnp.floor(place)
     used = jnp.arange(starts.shape[1]) * stride < content[:, None] - window + stride  # [B, n], the rest repeat the last
     used = used.at[:, 0].set(True)
-    last = jnp.ceil(jnp.clip(content[:, None] - starts, 1, window) * (cells / window)) - 1  # [B, n]
+    # In integers: 70 * (18 / 70) is above 18 in float32, and would count a cell that is not there.
+    last = (jnp.clip(content[:, None] - starts, 1, window) * cells - 1) // window  # [B, n]
 
     def of_pixel(pixel):  # [B, length] -> [B, length, n, cells]
         local = pixel[:, :, None] - starts[:, None]  # [B, length, n]

@@ -196,6 +196,16 @@ def test_padding_of_the_input_does_not_leak_into_the_picture():
     np.testing.assert_array_equal(whole, alone)
 
 
+@pytest.mark.parametrize('content, window, cells', [(70, 70, 18), (35, 70, 18), (21, 21, 6)])
+def test_weights_sum_to_one_over_the_cells_that_hold_the_picture(content, window, cells):
+    """Where rounding cells / window up to float32 would count one cell too many."""
+    size = jnp.array([content])
+    weights = inference.interpolation(content, size, size, jnp.array([[0]]), window, window, cells, False)[0]  # [content, cells]
+    held = -(-content * cells // window)
+    np.testing.assert_allclose(weights[:, :held].sum(1), 1, rtol=1e-6)
+    assert not weights[:, held:].any()
+
+
 def test_canvas_beyond_the_image_is_ignored():
     logits = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
     labels = best_rank(logits, (30, 70), canvas=(64, 128))
