@@ -241,7 +241,7 @@ def draw_long_tail(reports, path):
             shares = values / (report['images'] if key == 'images' else values.sum())
             axis.plot(range(1, len(values) + 1), shares, color=colour, marker='o' if len(rows) <= 60 else None, markersize=3,
                       label=f'{split}: {report["images"]} images, {len(values)} of {len(rows)} classes seen')
-            least = min(least, *shares)
+            least = min([least, *shares])  # a split may hold no labelled pixel
         axis.set_yscale('log')
         axis.set_ylim(10 ** np.floor(np.log10(0.9 * least)), 1.2)
         axis.yaxis.set_major_formatter(percent)
