@@ -156,6 +156,9 @@ def check(config):
     for key, size in (('augment.crop_size', config.augment.crop_size), ('eval.size', config.eval.size)):
         if min(size) < 1:
             raise ValueError(f'config.{key} = {size} must be at least 1 × 1')
+    for key, size in (('augment.base_size', config.augment.base_size), ('eval.base_size', config.eval.base_size)):
+        if any(size) and min(size) < 1:
+            raise ValueError(f'config.{key} = {size} must be (0, 0), or a short and a long side of at least 1')
     scales, window, stride = config.eval.scales, config.eval.window, config.eval.stride
     if not scales or not all(isinstance(scale, (int, float)) and scale > 0 for scale in scales):
         raise ValueError(f'config.eval.scales = {scales} must hold at least one number, all above 0')

@@ -150,6 +150,8 @@ def test_unknown_keys_and_types_are_refused():
     ('eval', 'size', (32,), r'eval.size = \(32,\) must hold 2 numbers'),
     ('eval', 'size', ('a', 'b'), 'must hold 2 numbers'),
     ('augment', 'crop_size', (0, 32), 'augment.crop_size'),
+    ('augment', 'base_size', (-1, -1), 'augment.base_size'),
+    ('eval', 'base_size', (512, 0), r'eval.base_size = \(512, 0\) must'),
     ('augment', 'scale_range', (2.0, 0.5), 'scale_range'),
     ('data', 'std', (0.0, 1.0, 1.0), 'data.std'),
     ('data', 'num_workers', -1, 'num_workers'),
