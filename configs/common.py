@@ -11,6 +11,7 @@ On the command line any leaf can be set: `--config.rankseg.num_selected=25`. Tup
 """
 
 import difflib
+import math
 
 from ml_collections import ConfigDict
 
@@ -108,14 +109,15 @@ def get_config() -> ConfigDict:
 
     config.eval = evaluation = ConfigDict()
     evaluation.size = (512, 512)    # (height, width) an image is fitted into, its ratio kept, and padded to
-    evaluation.base_size = (0, 0)   # instead: (short, long) side it is fitted to; (0, 0): `size` holds
+    evaluation.base_size = (0, 0)   # instead: (short, long) side it is fitted to; (0, 0): `size` holds. Without windows,
+    #                                 images are padded to the largest of their batch
     evaluation.window = (0, 0)      # (height, width) of sliding windows; (0, 0): the whole image at once
     evaluation.stride = (0, 0)      # from one window to the next; the window's size: without overlap
     evaluation.scales = (1.0,)      # probabilities are averaged over these multiples of the size, …
     evaluation.flip = False         # … and over the mirrored image
     evaluation.batch_size = 16
     evaluation.recall_at = ()       # further values of κ for recall@κ and precision@κ
-    evaluation.checkpoint = 'last'  # what --mode=evaluate and --mode=predict load: 'last', 'best' (by mIoU) or '1200'
+    evaluation.checkpoint = 'last'  # what every mode but train loads: 'last', 'best' (by mIoU) or '1200'
 
     config.log_every = 50           # steps; likewise below
     config.eval_every = 4_000
@@ -144,8 +146,10 @@ def check(config):
             elif not isinstance(value, kind) and (prefix, key, value) != ('config', 'rankseg', None):
                 raise ValueError(f'{prefix}.{key} = {value!r} must be of type {type(default).__name__}, like {default!r}')
             elif default and isinstance(default, tuple) and key not in ('groups', 'scales'):
-                if [isinstance(x, (int, float)) for x in value] != [True] * len(default):
-                    raise ValueError(f'{prefix}.{key} = {value!r} must hold {len(default)} numbers, like {default!r}')
+                whole = all(isinstance(x, int) for x in default)
+                if [isinstance(x, int if whole else (int, float)) for x in value] != [True] * len(default):
+                    kind = 'whole numbers' if whole else 'numbers'
+                    raise ValueError(f'{prefix}.{key} = {value!r} must hold {len(default)} {kind}, like {default!r}')
 
     compare(config, get_config(), 'config')
     low, high = config.augment.scale_range
@@ -160,11 +164,14 @@ def check(config):
         if any(size) and min(size) < 1:
             raise ValueError(f'config.{key} = {size} must be (0, 0), or a short and a long side of at least 1')
     scales, window, stride = config.eval.scales, config.eval.window, config.eval.stride
-    if not scales or not all(isinstance(scale, (int, float)) and scale > 0 for scale in scales):
+    if not scales or not all(isinstance(scale, (int, float)) and 0 < scale < math.inf for scale in scales):
         raise ValueError(f'config.eval.scales = {scales} must hold at least one number, all above 0')
+    if not all(isinstance(k, int) and k > 0 for k in config.eval.recall_at):
+        raise ValueError(f'config.eval.recall_at = {config.eval.recall_at} must hold whole numbers above 0')
     if any(window) and min(window) < 1:
         raise ValueError(f'config.eval.window = {window} must be (0, 0), or a height and a width above 0')
     if any(window + stride) and not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):
-        raise ValueError(f'config.eval.stride = {stride} must be at least 1 and at most config.eval.window = {window}')
+        raise ValueError(f'config.eval.stride = {stride} must be at least 1 and at most config.eval.window = {window}; set it to '
+                         'the window to have no overlap')
     if config.data.num_workers < 0:
         raise ValueError(f'config.data.num_workers = {config.data.num_workers} must be at least 0')

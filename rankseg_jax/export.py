@@ -16,7 +16,9 @@ import orbax.checkpoint as ocp
 from jax import export
 
 from rankseg_jax import checkpoint, inference, models, sharding
+from rankseg_jax.ranking import select
 
+ARTIFACT = 'model.jax_export'
 PLATFORMS = ('cpu', 'tpu', 'cuda')
 
 EXAMPLE = '''"""Segments one image: python example.py photo.jpg. Needs jax, orbax-checkpoint, numpy and pillow."""
@@ -29,7 +31,12 @@ folder = Path(__file__).absolute().parent
 about = json.loads((folder / 'labels.json').read_text())
 params = ocp.StandardCheckpointer().restore(folder / 'params')
 segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
-picture = np.asarray(ImageOps.contain(Image.open(sys.argv[1]).convert('RGB'), about['size'][::-1]))
+photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB')
+scale = min(about['size'][0] / photo.height, about['size'][1] / photo.width)
+width, height = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
+# Bilinear without smoothing, as the model was trained; resize() would smooth.
+picture = np.asarray(photo.transform((width, height), Image.Transform.AFFINE, (
+    photo.width / width, 0, 0, 0, photo.height / height, 0), Image.Resampling.BILINEAR))
 images = np.zeros((1, *about['size'], 3), np.uint8)
 images[0, :picture.shape[0], :picture.shape[1]] = picture
 found = segment(params, images, np.array([picture.shape[:2]], np.int32))
@@ -47,8 +54,8 @@ def serve(model, config):
       images: uint8 [b, *eval.size, 3], RGB, pictures at the top left.
       sizes: int32 [b, 2], rows and columns that they fill.
 
-    It returns 'labels' int32 [b, *eval.size], -1 beyond the picture, and, with RankSeg, 'categories' int32 [b, κ], best first,
-    and their 'confidences' float32 [b, κ].
+    It returns 'labels' int32 [b, *eval.size], -1 beyond the picture, and, of a multi-label head, the best 'categories' int32
+    [b, κ] and their 'confidences' float32 [b, κ].
     """
     def segment(variables, images, sizes):
         height, width = config.eval.size
@@ -56,9 +63,10 @@ def serve(model, config):
         mean, std = (jnp.array(x, jnp.float32) for x in (config.data.mean, config.data.std))
         pixels = jnp.where(inside[..., None], (images.astype(jnp.float32) - mean) / std, 0.0)  # [b, H, W, 3]
         views = ({'image': pixels, 'content': sizes},)
-        labels, selection, _ = inference.segment(model, variables, views, sizes, config, canvas=config.eval.size)
-        if selection is None:
+        labels, _, class_logits = inference.segment(model, variables, views, sizes, config, canvas=config.eval.size)
+        if class_logits is None:
             return {'labels': labels}
+        selection = select(class_logits, config.rankseg.num_selected)
         return {'labels': labels, 'categories': selection.labels, 'confidences': jax.nn.sigmoid(selection.scores)}
 
     return segment
@@ -68,7 +76,7 @@ def run(config, workdir, output) -> Path:
     """--mode=export: writes the files above for checkpoint `config.eval.checkpoint` of `workdir`; returns the folder.
 
     Raises:
-      ValueError: the config asks for what has no meaning without labels or at one size.
+      ValueError: the config asks for what has no meaning without labels or at one size, or `output` holds other files.
     """
     if config.rankseg and config.rankseg.oracle:
         raise ValueError('an oracle selects by the ground truth, which is not there when a model serves: '
@@ -77,6 +85,8 @@ def run(config, workdir, output) -> Path:
         raise ValueError(f'config.eval.scales = {config.eval.scales}: a model is exported for one size, config.eval.size; '
                          "set --config.eval.scales='(1.0,)'")
     output = Path(output).absolute()
+    if output.is_dir() and any(output.iterdir()) and not (output / ARTIFACT).is_file():
+        raise ValueError(f'--output={output} holds other files than an exported model; choose another folder')
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, config.eval.checkpoint)
     class_names = checkpoint.restore_run(manager, step)['class_names']
@@ -90,7 +100,7 @@ def run(config, workdir, output) -> Path:
     artifact = export.export(jax.jit(serve(model, config)), platforms=PLATFORMS)(
         shapes, jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8), jax.ShapeDtypeStruct((b, 2), jnp.int32))
     output.mkdir(parents=True, exist_ok=True)
-    (output / 'model.jax_export').write_bytes(artifact.serialize())
+    (output / ARTIFACT).write_bytes(artifact.serialize())
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(output / 'params', variables, force=True)
     about = {'labels': class_names, 'size': size, 'num_selected': config.rankseg.num_selected if config.rankseg else None}

@@ -17,9 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
+from PIL import Image
 
-from rankseg_jax import checkpoint, data, inference, models, sharding, visualize
+from rankseg_jax import checkpoint, data, export, inference, models, sharding, visualize
 from rankseg_jax.data import CorruptExample, folder, transforms
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.ranking import select
@@ -114,17 +114,17 @@ def from_model(model, variables, config):
 def from_artifact(folder: Path, size):
     """The function `Predictor.segment` of files that `export` wrote, for inputs of `size` (rows, columns).
 
-    Label maps come at that size and are enlarged, each pixel taking its nearest one's label.
+    Label maps come at that size and are resized, each pixel taking its nearest one's label.
     """
-    call = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
+    call = jax.jit(jax.export.deserialize((folder / export.ARTIFACT).read_bytes()).call)
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
 
     def segment(image, presence):
-        fitted = ImageOps.contain(Image.fromarray(image), size[::-1], Image.Resampling.BILINEAR)
+        rows, columns = transforms.fitted_size(image.shape[:2], size).numpy()
         images = np.zeros((1, *size, 3), np.uint8)
-        images[0, :fitted.height, :fitted.width] = fitted
-        found = jax.device_get(call(variables, images, np.array([[fitted.height, fitted.width]], np.int32)))
-        labels = Image.fromarray(found['labels'][0, :fitted.height, :fitted.width])
+        images[0, :rows, :columns] = transforms.resize_image(image, (rows, columns)).numpy().round()
+        found = jax.device_get(call(variables, images, np.array([[rows, columns]], np.int32)))
+        labels = Image.fromarray(found['labels'][0, :rows, :columns])
         labels = labels.resize(image.shape[1::-1], Image.Resampling.NEAREST)
         return np.array(labels), *(found[key][0] if key in found else () for key in ('categories', 'confidences'))
 
@@ -143,7 +143,7 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
       ValueError: `config` describes another model.
     """
     workdir = Path(workdir)
-    if (workdir / 'labels.json').is_file():
+    if (workdir / export.ARTIFACT).is_file():
         about = json.loads((workdir / 'labels.json').read_text())
         return Predictor(from_artifact(workdir, tuple(about['size'])), about['labels'])
     manager = checkpoint.open_checkpoints(workdir)

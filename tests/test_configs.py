@@ -147,14 +147,17 @@ def test_unknown_keys_and_types_are_refused():
 
 
 @pytest.mark.parametrize('group, key, value, message', [
-    ('eval', 'size', (32,), r'eval.size = \(32,\) must hold 2 numbers'),
-    ('eval', 'size', ('a', 'b'), 'must hold 2 numbers'),
+    ('eval', 'size', (32,), r'eval.size = \(32,\) must hold 2 whole numbers'),
+    ('eval', 'size', ('a', 'b'), 'must hold 2 whole numbers'),
     ('augment', 'crop_size', (0, 32), 'augment.crop_size'),
     ('augment', 'base_size', (-1, -1), 'augment.base_size'),
     ('eval', 'base_size', (512, 0), r'eval.base_size = \(512, 0\) must'),
     ('augment', 'scale_range', (2.0, 0.5), 'scale_range'),
     ('data', 'std', (0.0, 1.0, 1.0), 'data.std'),
     ('data', 'num_workers', -1, 'num_workers'),
+    ('eval', 'size', (32.0, 32.0), 'eval.size .* 2 whole numbers'),
+    ('eval', 'recall_at', (0,), 'eval.recall_at'),
+    ('eval', 'scales', (float('inf'),), 'eval.scales'),
     ('eval', 'scales', (), 'eval.scales'),
     ('eval', 'scales', (1.0, 0), 'eval.scales'),
     ('eval', 'window', (0, 32), 'eval.window'),

@@ -168,13 +168,41 @@ def test_exported_model_ignores_what_is_beyond_the_picture(exported, predictor):
         assert loaded(np.zeros((*shape, 3), np.uint8)).labels.shape == shape
 
 
+def test_photos_are_shrunk_as_in_evaluation(exported, predictor, tmp_path):
+    """Five times too large, so that smoothing would show, and turned by its EXIF orientation."""
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (160, 100, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / 'photo.png', exif=exif)
+    shrunk = np.asarray(photo.rotate(-90, expand=True))[2::5, 2::5]  # [20, 32]: the middle ones of 5 × 5 pixels
+    expected = predictor(shrunk).labels
+    loaded = predict.load(exported)(tmp_path / 'photo.png').labels
+    np.testing.assert_array_equal(loaded[2::5, 2::5], expected)
+    run_example(exported, tmp_path)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
+
+
+def test_export_leaves_other_files_alone(trained, tmp_path):
+    (tmp_path / 'thesis.tex').write_text('…')
+    with pytest.raises(ValueError, match='holds other files'):
+        export.run(*trained, tmp_path)
+    with pytest.raises(ValueError, match='holds other files'):
+        export.run(*trained, trained[1])
+
+
+def run_example(exported, folder):
+    """Runs example.py on photo.png in `folder`; returns what it prints."""
+    result = subprocess.run([sys.executable, exported / 'example.py', 'photo.png'], cwd=folder, capture_output=True, text=True,
+                            env={k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'XLA_FLAGS')}, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def test_example_runs_without_this_package(exported, predictor, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / 'photo.png')
-    result = subprocess.run([sys.executable, exported / 'example.py', 'photo.png'], cwd=tmp_path, capture_output=True, text=True,
-                            env={k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'XLA_FLAGS')}, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert 'rankseg' not in (exported / 'example.py').read_text() and '% of the pixels' in result.stdout
+    assert '% of the pixels' in run_example(exported, tmp_path)
+    assert 'rankseg' not in (exported / 'example.py').read_text()
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), predictor(image).labels)
 
 

@@ -172,6 +172,13 @@ def train_transform(image, label, seed, config):
     return pad(normalize(image, config.data.mean, config.data.std), label, augment.crop_size)
 
 
+def fitted_size(size, target):
+    """The largest int32 [2] with the ratio of `size` [2] that fits into `target` [2]; never below 1."""
+    size, target = tf.cast(size, tf.float32), tf.cast(target, tf.float32)
+    fitted = tf.round(size * tf.reduce_min(target / size))
+    return tf.cast(tf.clip_by_value(fitted, 1, target), tf.int32)
+
+
 def eval_views(image, config):
     """What evaluation sees of one image: a view for each of `eval.scales`.
 
@@ -193,9 +200,7 @@ def eval_views(image, config):
             padded = -(-content // WHOLE_MULTIPLE) * WHOLE_MULTIPLE
         else:
             padded = tf.maximum(tf.constant([round(side * scale) for side in evaluation.size]), 1)
-            rows_columns = tf.cast(size, tf.float32)
-            factor = tf.reduce_min(tf.cast(padded, tf.float32) / rows_columns)
-            content = tf.clip_by_value(tf.cast(tf.round(rows_columns * factor), tf.int32), 1, padded)
+            content = fitted_size(size, padded)
         if any(evaluation.window):
             window, stride = tf.constant(evaluation.window), tf.constant(evaluation.stride)
             padded = window + stride * -(-tf.maximum(content - window, 0) // stride)
