@@ -1,6 +1,6 @@
 """What do more categories cost? Segmenter with ViT-B/16 at 512 x 512, κ = 50, one image, K = 150 to 20,000.
 
-    python benchmarks/flat_in_k.py             # about 40 minutes on 2 CPU cores; finished cells are not measured again
+    python benchmarks/flat_in_k.py             # an hour on 2 CPU cores; finished cells are not measured again
     python benchmarks/flat_in_k.py --table     # prints the tables of benchmarks/results/flat_in_k.json, draws docs/flat_in_k.png
 
 Time is from the normalised image to its label map at full size (predict), or of a whole optimiser step (train): the median of 5.
@@ -198,7 +198,7 @@ def draw(results: dict):
                     if 'seconds' in results.get(f'{mode},{variant},{k}', {})]
             ax.plot(*zip(*rows, strict=True), style, label=variant)
         ax.set(xscale='log', xlabel='categories K', ylabel='seconds an image', title=title, ylim=(0, None))
-        ax.set_xticks(CATEGORIES, [f'{k:,}' for k in CATEGORIES], minor=False)
+        ax.set_xticks(CATEGORIES, [f'{k:,}' for k in CATEGORIES], rotation=35)
         ax.minorticks_off()
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].legend(frameon=False)
