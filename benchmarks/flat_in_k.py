@@ -201,7 +201,7 @@ def draw(results: dict):
         ax.set_xticks(CATEGORIES, [f'{k:,}' for k in CATEGORIES], rotation=35)
         ax.minorticks_off()
         ax.spines[['top', 'right']].set_visible(False)
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
     figure.savefig(PICTURE, dpi=110)
 
 
