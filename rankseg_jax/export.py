@@ -58,8 +58,7 @@ def serve(model, config):
     [b, κ] and their 'confidences' float32 [b, κ].
     """
     def segment(variables, images, sizes):
-        height, width = config.eval.size
-        inside = ((jnp.arange(height) < sizes[:, :1])[:, :, None] & (jnp.arange(width) < sizes[:, 1:])[:, None])  # [b, H, W]
+        inside = inference.covered(sizes, config.eval.size)  # [b, H, W]
         mean, std = (jnp.array(x, jnp.float32) for x in (config.data.mean, config.data.std))
         pixels = jnp.where(inside[..., None], (images.astype(jnp.float32) - mean) / std, 0.0)  # [b, H, W, 3]
         views = ({'image': pixels, 'content': sizes},)
@@ -76,6 +75,7 @@ def run(config, workdir, output) -> Path:
     """--mode=export: writes the files above for checkpoint `config.eval.checkpoint` of `workdir`; returns the folder.
 
     Raises:
+      FileNotFoundError: there is no such checkpoint.
       ValueError: the config asks for what has no meaning without labels or at one size, or `output` holds other files.
     """
     if config.rankseg and config.rankseg.oracle:

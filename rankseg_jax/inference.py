@@ -28,6 +28,9 @@ def segment(model, variables, views, size, config, *, canvas, presence=None):
     Returns:
       labels [B, *canvas] int32, IGNORE_LABEL outside the original image; their Selection, None for the baseline;
       class_logits [B, K], the best over windows, averaged over scales and mirror images, or None.
+
+    Raises:
+      ValueError: the oracle without `presence`.
     """
     batch_size = size.shape[0]
     windows, layouts = zip(*(cut(view, config.eval) for view in views), strict=True)  # [B, n, h, w, 3] each
@@ -54,9 +57,14 @@ def segment(model, variables, views, size, config, *, canvas, presence=None):
     for output, layout in zip(outputs, layouts, strict=True):
         mosaics += layout(output.logits, size, canvas)
     ranks = best_rank(mosaics)
-    inside = ((jnp.arange(canvas[0]) < size[:, :1])[:, :, None] & (jnp.arange(canvas[1]) < size[:, 1:])[:, None])
-    labels = ranks if selection is None else from_ranks(ranks, selection)
-    return jnp.where(inside, labels, IGNORE_LABEL), selection, class_logits
+    labels = ranks if selection is None else from_ranks(ranks, selection)  # [B, *canvas]
+    return jnp.where(covered(size, canvas), labels, IGNORE_LABEL), selection, class_logits
+
+
+def covered(size, canvas):
+    """bool [B, *canvas]: is it one of the first `size` [B, 2] rows and columns?"""
+    rows, columns = (jnp.arange(canvas[axis]) < size[:, axis, None] for axis in (0, 1))  # [B, rows], [B, columns]
+    return rows[:, :, None] & columns[:, None]
 
 
 def cut(view, evaluation):
@@ -124,10 +132,10 @@ def interpolation(length: int, size, content, starts, window: int, stride: int, 
 
     def of_pixel(pixel):  # [B, length] -> [B, length, n, cells]
         local = pixel[:, :, None] - starts[:, None]  # [B, length, n]
-        covered = used[:, None] & (local >= 0) & (local < window)
+        seen = used[:, None] & (local >= 0) & (local < window)
         position = jnp.clip((local + 0.5) * (cells / window) - 0.5, 0, last[:, None])
         weight = jnp.maximum(0.0, 1.0 - jnp.abs(position[..., None] - jnp.arange(cells)))
-        return weight * (covered / jnp.maximum(covered.sum(-1, keepdims=True), 1))[..., None]
+        return weight * (seen / jnp.maximum(seen.sum(-1, keepdims=True), 1))[..., None]
 
     after = jnp.minimum(before + 1, content[:, None] - 1)
     share = (place - before)[..., None, None]
