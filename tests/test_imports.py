@@ -12,6 +12,7 @@ ALLOWED = {
     'ranking': set(),
     'layers': set(),
     'losses': {'layers'},
+    'matching': set(),
     'multilabel': {'layers'},
     'optimizers': set(),
     'sharding': set(),
