@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / 'rankseg_jax'
 ALLOWED = {
     'ranking': set(),
     'layers': set(),
-    'losses': {'layers'},
+    'losses': {'layers', 'matching'},
     'matching': set(),
     'multilabel': {'layers'},
     'optimizers': set(),
