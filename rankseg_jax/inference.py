@@ -120,6 +120,7 @@ def interpolation(length: int, size, content, starts, window: int, stride: int, 
     used = jnp.arange(starts.shape[1]) * stride < content[:, None] - window + stride  # [B, n], the rest repeat the last
     used = used.at[:, 0].set(True)
     last = jnp.ceil(jnp.clip(content[:, None] - starts, 1, window) * (cells / window)) - 1  # [B, n]
+    last = jnp.minimum(last, cells - 1)  # 90 · (7 / 90) is more than 7
 
     def of_pixel(pixel):  # [B, length] -> [B, length, n, cells]
         local = pixel[:, :, None] - starts[:, None]  # [B, length, n]

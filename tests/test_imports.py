@@ -15,6 +15,7 @@ ALLOWED = {
     'matching': set(),
     'multilabel': {'layers'},
     'optimizers': set(),
+    'postprocessing': set(),
     'sharding': set(),
     'checkpoint': set(),
     'visualize': set(),
