@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rankseg_jax.data import IGNORE_LABEL
+
 
 def ids_to_rgb(ids) -> np.ndarray:
     """[H, W] ids below 2 ** 24 -> uint8 [H, W, 3]."""
@@ -19,6 +21,28 @@ def ids_to_rgb(ids) -> np.ndarray:
 def rgb_to_ids(rgb) -> np.ndarray:
     """uint8 [H, W, 3] -> int32 [H, W]."""
     return rgb.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def targets(ids, segments, max_targets: int):
+    """What queries learn from an image: its segments but for crowds, the largest if there are more than `max_targets`.
+
+    Args:
+      ids: [H, W] integers.
+      segments: dicts with 'id', 'category_id' in 0..K-1, perhaps 'iscrowd'; an id that none has is void.
+
+    Returns:
+      labels [max_targets] int32, IGNORE_LABEL after the last, [H, W] int32 places in them, IGNORE_LABEL for void and crowds, and
+      the number of segments that found no place.
+    """
+    values, index, areas = np.unique(ids, return_inverse=True, return_counts=True)
+    area = dict(zip(values.tolist(), areas.tolist(), strict=True))
+    held = [segment for segment in segments if segment['id'] in area and not segment.get('iscrowd')]
+    chosen = sorted(held, key=lambda segment: -area[segment['id']])[:max_targets]
+    labels = np.full(max_targets, IGNORE_LABEL, np.int32)
+    labels[:len(chosen)] = [segment['category_id'] for segment in chosen]
+    places = np.full(len(values), IGNORE_LABEL, np.int32)
+    places[np.searchsorted(values, [segment['id'] for segment in chosen])] = np.arange(len(chosen))
+    return labels, places[index.reshape(ids.shape)], len(held) - len(chosen)
 
 
 def segments_info(ids, labels, category_ids) -> list[dict]:
