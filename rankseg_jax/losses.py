@@ -72,7 +72,7 @@ def subsample(labels, shape):
     return labels[:, rows[:, None], columns[None]]
 
 
-def query_losses(key, outputs, labels, masks, *, weights=(2.0, 5.0, 5.0), num_points=12_544, no_object_weight=0.1, mask=None):
+def query_losses(key, outputs, labels, segments, *, weights=(2.0, 5.0, 5.0), num_points=12_544, no_object_weight=0.1, mask=None):
     """Losses of a per-query output, each the sum over its layers (Cheng et al., CVPR 2022).
 
     Each layer's queries are matched to the targets of its image. Masks are compared at `num_points` points: mostly those, out of
@@ -83,7 +83,7 @@ def query_losses(key, outputs, labels, masks, *, weights=(2.0, 5.0, 5.0), num_po
       key: for the points.
       outputs: for each layer (class_logits [B, Q, κ + 1] with no-object last, mask_logits [B, Q, h, w]).
       labels: [B, T] int32 ranks (classes for the baseline) of the targets; negative: padding, or a category not selected.
-      masks: [B, T, H, W] bool. Under jit `segments[:, None] == arange(T)[:, None, None]`, of a map [B, H, W], needs no memory.
+      segments: [B, H, W] int32, the place of each pixel's target in `labels`; negative: none.
       weights: of the class, pixel and dice parts, in the matching and in the result.
       num_points: static.
       no_object_weight: of the queries without a target in the class part.
@@ -95,7 +95,7 @@ def query_losses(key, outputs, labels, masks, *, weights=(2.0, 5.0, 5.0), num_po
     num_certain = int(IMPORTANCE * num_points)
     num_candidates = OVERSAMPLE * num_points
     points = jax.random.uniform(key, (num_candidates + num_points - num_certain, 2))  # [P, 2]
-    truth = sample(masks, points)  # [B, T, P]
+    truth = sample_segments(segments, labels.shape[1], points)  # [B, T, P]
     valid = labels >= 0 if mask is None else (labels >= 0) & mask[:, None]  # [B, T]
     layers = jax.tree.map(lambda *x: jnp.stack(x), *outputs)  # [layers, B, Q, κ + 1], [layers, B, Q, h, w]
     costs = lax.map(lambda layer: matching.costs(
@@ -172,12 +172,29 @@ def sample(maps, points):
     """
     height, width = maps.shape[-2:]
     rows = jnp.moveaxis(maps.reshape(*maps.shape[:-2], height * width), -1, 0)  # [h w, ...]: a row holds all maps at a pixel
-    x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5  # [P]
-    total = 0.0
-    for row in (jnp.floor(y), jnp.floor(y) + 1):
-        for column in (jnp.floor(x), jnp.floor(x) + 1):
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            weight = jnp.where(inside, (1 - jnp.abs(y - row)) * (1 - jnp.abs(x - column)), 0)
-            value = jnp.take(rows, (row * width + column).astype(jnp.int32), axis=0, mode='clip').astype(jnp.float32)
-            total = total + value * weight.reshape(-1, *(1,) * (maps.ndim - 2))
+
+    # A loop, so that the rows are in memory: XLA would gather out of the maps instead, which takes four times as long on a CPU.
+    def add(total, corner):
+        index, weight = corner  # [P] each
+        values = jnp.take(rows, index, axis=0, mode='clip').astype(jnp.float32)  # [P, ...]
+        return total + values * weight.reshape(-1, *(1,) * (maps.ndim - 2)), None
+
+    total, _ = lax.scan(add, jnp.zeros((len(points), *rows.shape[1:])), corners(points, height, width))
     return jnp.moveaxis(total, 0, -1)
+
+
+def sample_segments(segments, num_targets: int, points):
+    """`sample` of the mask of each place 0..T-1 in a map, without these masks: [B, H, W] and [P, 2] -> [B, T, P] float32."""
+    index, weight = corners(points, *segments.shape[1:])  # [4, P] each
+    places = segments.reshape(len(segments), -1)[:, index]  # [B, 4, P]
+    return jnp.where(places[:, None] == jnp.arange(num_targets)[:, None, None], weight, 0).sum(2)
+
+
+def corners(points, height: int, width: int):
+    """The four pixels around each of [P, 2] points: their numbers, row by row, and weights, 0 beyond the edge: [4, P] each."""
+    x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5  # [P]
+    rows = jnp.floor(y) + jnp.array([0, 0, 1, 1])[:, None]  # [4, P]
+    columns = jnp.floor(x) + jnp.array([0, 1, 0, 1])[:, None]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    weights = jnp.where(inside, (1 - jnp.abs(y - rows)) * (1 - jnp.abs(x - columns)), 0)
+    return jnp.clip(rows * width + columns, 0, height * width - 1).astype(jnp.int32), weights

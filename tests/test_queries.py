@@ -80,6 +80,5 @@ def test_the_loss_in_rank_space(selected):
         labels = np.array([[row.tolist().index(c) if c in row else -1 for c in image]
                            for row, image in zip(chosen, labels, strict=True)])
         assert (labels < 0).sum() > (targets.labels < 0).sum()
-    masks = np.stack([[segments == place for place in range(6)] for segments in np.asarray(targets.segments)])
-    expected = losses.query_losses(jax.random.key(0), outputs, labels, masks, num_points=40)
+    expected = losses.query_losses(jax.random.key(0), outputs, labels, targets.segments, num_points=40)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)

@@ -16,10 +16,10 @@ query_losses = jax.jit(functools.partial(losses.query_losses, num_points=POINTS)
 
 
 @jax.jit
-def losses_and_slopes(key, outputs, labels, masks):
+def losses_and_slopes(key, outputs, labels, segments):
     """The parts, and the gradient of their sum with respect to the outputs."""
     def total(outputs):
-        parts = losses.query_losses(key, outputs, labels, masks, num_points=POINTS)
+        parts = losses.query_losses(key, outputs, labels, segments, num_points=POINTS)
         return sum(parts.values()), parts
 
     slopes, parts = jax.grad(total, has_aux=True)(outputs)
@@ -27,17 +27,17 @@ def losses_and_slopes(key, outputs, labels, masks):
 
 
 def random_case(batch=2, num_queries=9, num_targets=5, num_classes=6, layers=2, seed=0):
-    """Outputs of some layers, labels with padding, and masks at four times the size."""
+    """Outputs of some layers, labels with padding, and a map of segments at four times the size."""
     rng = np.random.default_rng(seed)
     outputs = tuple((rng.normal(size=(batch, num_queries, num_classes + 1)).astype(np.float32),
                      3 * rng.normal(size=(batch, num_queries, 8, 10)).astype(np.float32)) for _ in range(layers))
     labels = rng.integers(0, num_classes, (batch, num_targets)).astype(np.int32)
     labels[0, -2:] = -1
     segments = np.kron(rng.integers(-1, num_targets, (batch, 8, 10)), np.ones((4, 4), int))
-    return outputs, labels, segments[:, None] == np.arange(num_targets)[:, None, None]
+    return outputs, labels, segments
 
 
-def hf_losses(outputs, labels, masks, points):
+def hf_losses(outputs, labels, segments, points):
     """The same from `Mask2FormerLoss`, given our points where it draws its own."""
     torch = pytest.importorskip('torch')
     modeling = pytest.importorskip('transformers.models.mask2former.modeling_mask2former')
@@ -50,7 +50,8 @@ def hf_losses(outputs, labels, masks, points):
         predictions = [{'class_queries_logits': torch.from_numpy(c).requires_grad_(),
                         'masks_queries_logits': torch.from_numpy(m).requires_grad_()} for c, m in outputs]
         losses = criterion(**predictions[-1], auxiliary_predictions=predictions[:-1],
-                           mask_labels=[torch.from_numpy(m[i >= 0]).float() for m, i in zip(masks, labels, strict=True)],
+                           mask_labels=[torch.from_numpy(s == np.flatnonzero(i >= 0)[:, None, None]).float()
+                                        for s, i in zip(segments, labels, strict=True)],
                            class_labels=[torch.from_numpy(i[i >= 0]).long() for i in labels])
     names = {'loss_class': ('loss_cross_entropy', 2), 'loss_mask': ('loss_mask', 5), 'loss_dice': ('loss_dice', 5)}
     parts = {ours: weight * sum(value for name, value in losses.items() if name.startswith(theirs))
@@ -62,11 +63,11 @@ def hf_losses(outputs, labels, masks, points):
 
 @pytest.mark.parametrize('case', [{}, {'num_targets': 12, 'layers': 3, 'seed': 2}])
 def test_losses_and_gradients_equal_transformers(case):
-    outputs, labels, masks = random_case(**case)
+    outputs, labels, segments = random_case(**case)
     key = jax.random.key(3)
     points = jax.random.uniform(key, (3 * POINTS + POINTS // 4, 2))
-    expected, slopes = hf_losses(outputs, labels, masks, points)
-    parts, ours = losses_and_slopes(key, outputs, labels, masks)
+    expected, slopes = hf_losses(outputs, labels, segments, points)
+    parts, ours = losses_and_slopes(key, outputs, labels, segments)
     assert parts.keys() == expected.keys()
     for name, value in parts.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, err_msg=name)
@@ -93,61 +94,65 @@ def test_golden_ranks_and_cross_entropy():
 
 
 def test_a_category_that_is_not_selected_is_no_target():
-    outputs, labels, masks = random_case()
-    dropped, without, others = labels.copy(), labels.copy(), masks.copy()
+    outputs, labels, segments = random_case()
+    dropped, without, others = labels.copy(), labels.copy(), segments.copy()
     dropped[1, 1:3] = -1
-    without[1], others[1] = np.roll(dropped[1], 2), np.roll(masks[1] * (dropped[1] >= 0)[:, None, None], 2, 0)
-    parts = query_losses(jax.random.key(0), outputs, dropped, masks)
+    without[1], others[1] = np.roll(dropped[1], 2), np.where(segments[1] < 0, -1, (segments[1] + 2) % 5)
+    others[1][(segments[1] == 1) | (segments[1] == 2)] = -1
+    parts = query_losses(jax.random.key(0), outputs, dropped, segments)
     expected = query_losses(jax.random.key(0), outputs, without, others)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)
 
 
 @pytest.mark.parametrize('what', ['no target', 'empty masks', 'bfloat16', 'huge', 'constant'])
 def test_losses_and_gradients_stay_finite(what):
-    outputs, labels, masks = random_case()
+    outputs, labels, segments = random_case()
     if what == 'no target':
         labels = np.full_like(labels, -1)
     elif what == 'empty masks':
-        masks = np.zeros_like(masks)
+        segments = np.full_like(segments, -1)
     else:
         change = {'bfloat16': jnp.bfloat16, 'huge': lambda x: 1e30 * x, 'constant': jnp.zeros_like}[what]
         outputs = jax.tree.map(change, outputs)
-    parts, slopes = losses_and_slopes(jax.random.key(0), outputs, labels, masks)
+    parts, slopes = losses_and_slopes(jax.random.key(0), outputs, labels, segments)
     assert np.isfinite(jax.tree.leaves(parts)).all()
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(slopes))
     if what == 'no target':
         assert parts['loss_mask'] == parts['loss_dice'] == 0 < parts['loss_class']
     if what == 'bfloat16':
-        exact = query_losses(jax.random.key(0), random_case()[0], labels, masks)
+        exact = query_losses(jax.random.key(0), random_case()[0], labels, segments)
         assert float(sum(parts.values())) == pytest.approx(float(sum(exact.values())), rel=0.05)
 
 
 def test_images_that_do_not_count():
-    outputs, labels, masks = random_case(batch=3)
-    expected = query_losses(jax.random.key(0), jax.tree.map(lambda x: x[:2], outputs), labels[:2], masks[:2])
-    parts = query_losses(jax.random.key(0), outputs, labels, masks, mask=np.array([True, True, False]))
+    outputs, labels, segments = random_case(batch=3)
+    expected = query_losses(jax.random.key(0), jax.tree.map(lambda x: x[:2], outputs), labels[:2], segments[:2])
+    parts = query_losses(jax.random.key(0), outputs, labels, segments, mask=np.array([True, True, False]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)
-    nothing = query_losses(jax.random.key(0), outputs, labels, masks, mask=np.zeros(3, bool))
+    nothing = query_losses(jax.random.key(0), outputs, labels, segments, mask=np.zeros(3, bool))
     assert max(nothing.values()) == 0
 
 
 def test_targets_are_counted_over_all_devices():
     """One image holds all targets: the mean over devices of their own means would be another number."""
-    outputs, labels, masks = random_case(batch=8, layers=1)
+    outputs, labels, segments = random_case(batch=8, layers=1)
     labels[:7] = -1
     mesh = sharding.make_mesh(8)
-    arguments = sharding.shard_batch((outputs, labels, masks), mesh)
-    parts, alone = query_losses(jax.random.key(0), *arguments), query_losses(jax.random.key(0), outputs, labels, masks)
+    arguments = sharding.shard_batch((outputs, labels, segments), mesh)
+    parts, alone = query_losses(jax.random.key(0), *arguments), query_losses(jax.random.key(0), outputs, labels, segments)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, alone)
     assert alone['loss_mask'] > 0
 
 
-def test_masks_from_a_map_of_segments_need_no_memory():
+def test_the_masks_of_segments_are_not_built():
     def build(segments):
-        return losses.sample(segments[:, None] == jnp.arange(50)[:, None, None], jnp.ones((100, 2)) / 3)
+        return losses.sample_segments(segments, 50, jnp.ones((100, 2)) / 3)
 
     memory = jax.jit(build).lower(jax.ShapeDtypeStruct((1, 256, 256), jnp.int32)).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 256 * 256
+    assert memory.temp_size_in_bytes < 4 * 256 * 256  # bytes of the map; 50 masks of a byte have 12 times as many
+    segments, points = np.random.default_rng(0).integers(-1, 4, (2, 5, 7)), jax.random.uniform(jax.random.key(0), (30, 2))
+    masks = segments[:, None] == np.arange(4)[:, None, None]
+    np.testing.assert_allclose(losses.sample_segments(segments, 4, points), losses.sample(masks, points), rtol=1e-5, atol=1e-6)
 
 
 def test_samples_equal_grid_sample():

@@ -54,5 +54,4 @@ def loss(key, outputs, targets: Targets, selection: Selection | None, num_classe
     labels = targets.labels
     if selection is not None:
         labels = to_ranks(labels, selection, num_classes=num_classes, ignore_label=IGNORE_LABEL)
-    masks = targets.segments[:, None] == jnp.arange(labels.shape[1])[:, None, None]  # [B, T, H, W]
-    return losses.query_losses(key, outputs, labels, masks, **options)
+    return losses.query_losses(key, outputs, labels, targets.segments, **options)
