@@ -190,6 +190,11 @@ def test_source_equals_direct_generation(few_examples, tmp_path, capsys):
         assert np.array_equal(got['image'], want['image'])
         assert np.array_equal(got['label'], want['label'])
         assert np.array_equal(source.panoptic(index), want['panoptic'])
+        ids, segments = source.segments(index)
+        labels = np.zeros(ids.max() + 1, int)
+        labels[[segment['id'] for segment in segments]] = [segment['category_id'] for segment in segments]
+        assert np.array_equal(ids, want['panoptic'] + 1) and np.array_equal(labels[ids], want['label'])
+        assert len(segments) == len(np.unique(ids)) and source.things == (False, *[True] * (len(source.class_names) - 1))
     with ThreadPoolExecutor(4) as threads:
         for index, got in enumerate(threads.map(source.load, list(range(6)) * 20)):
             assert np.array_equal(got['label'], source.load(index % 6)['label'])

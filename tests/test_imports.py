@@ -11,9 +11,11 @@ PACKAGE = Path(__file__).parents[1] / 'rankseg_jax'
 ALLOWED = {
     'ranking': set(),
     'layers': set(),
-    'losses': {'layers'},
+    'losses': {'layers', 'matching'},
+    'matching': set(),
     'multilabel': {'layers'},
     'optimizers': set(),
+    'postprocessing': set(),
     'sharding': set(),
     'checkpoint': set(),
     'visualize': set(),

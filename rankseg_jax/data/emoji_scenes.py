@@ -99,6 +99,7 @@ class EmojiScenesSource:
         config = builder.builder_config
         skip = tfds.decode.SkipDecoding()
         self.class_names = scenes.class_names(config.num_classes)
+        self.things = tuple(name != 'background' for name in self.class_names)
         self.ids = [f'{split}/{index:05d}' for index in range(config.examples[split])]
         self._files = f'{builder.data_path} ({split})'
         self._records = builder.as_data_source(
@@ -125,6 +126,13 @@ class EmojiScenesSource:
     def panoptic(self, index: int) -> np.ndarray:
         """Object numbers int32 [S, S] from 1 in painting order, 0 for background."""
         return self._read(index, 'panoptic')[0].astype(np.int32)
+
+    def segments(self, index: int) -> tuple[np.ndarray, list[dict]]:
+        """Ids int32 [S, S] and, in COCO's format, the segments seen: each object, and the background as stuff; no void."""
+        label, numbers = self._read(index, 'label', 'panoptic')
+        ids = numbers.astype(np.int32) + 1
+        values, first = np.unique(ids, return_index=True)
+        return ids, [{'id': i, 'category_id': int(label.flat[place])} for i, place in zip(values.tolist(), first, strict=True)]
 
 
 def _prepare(builder: EmojiScenes) -> None:

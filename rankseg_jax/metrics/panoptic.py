@@ -1,0 +1,123 @@
+"""Panoptic quality (Kirillov et al., CVPR 2019), counted as panopticapi counts it."""
+
+import dataclasses
+
+import numpy as np
+
+VOID = 0  # id of pixels that belong to no segment
+
+
+@dataclasses.dataclass
+class PanopticMetric:
+    """Counts per category, on the host. Additive: over several hosts, the sum of each field is that of the whole data set.
+
+    Attributes:
+      iou: float64 [K], the sum over the matched pairs.
+      matched: int64 [K] pairs (true positives).
+      wrong: int64 [K] predicted segments without a partner (false positives).
+      missed: int64 [K] true segments without a partner (false negatives).
+    """
+
+    iou: np.ndarray
+    matched: np.ndarray
+    wrong: np.ndarray
+    missed: np.ndarray
+
+    @classmethod
+    def empty(cls, num_classes: int):
+        return cls(np.zeros(num_classes), *(np.zeros(num_classes, np.int64) for _ in range(3)))
+
+    @classmethod
+    def from_image(cls, ids, segments, predicted_ids, predicted_segments, num_classes: int):
+        """Counts one image; an image that was not predicted has a map of 0 and no segments.
+
+        Segments match if they are of one category and overlap by more than half of their union, in which pixels of the prediction
+        that are void in truth do not count. Crowds match nothing, and a prediction that lies by more than half in void or in a
+        crowd of its category (the last one listed, if there are several) is not counted as wrong.
+
+        Args:
+          ids: [H, W] integers, `predicted_ids` likewise: ids of segments, 0 for void.
+          segments: of the truth, in COCO's format: dicts with 'id', 'category_id' in 0..K-1, and perhaps 'iscrowd' (default 0) and
+            'area' (default: its pixels in `ids`).
+          predicted_segments: dicts with 'id' and 'category_id'.
+
+        Raises:
+          ValueError: the maps differ in size, the ids in `predicted_ids` are not those listed, or a category is not in 0..K-1.
+        """
+        if ids.shape != predicted_ids.shape:
+            raise ValueError(f'the truth is {ids.shape}, but the prediction is {predicted_ids.shape}')
+        category = {segment['id']: segment['category_id'] for segment in segments}
+        predicted = {segment['id']: segment['category_id'] for segment in predicted_segments}
+        unknown = {c for c in (*category.values(), *predicted.values()) if not 0 <= c < num_classes}
+        if unknown:
+            raise ValueError(f'categories {sorted(unknown)} are not in 0..{num_classes - 1}')
+
+        values, places = np.unique(ids, return_inverse=True)
+        others, other_places = np.unique(predicted_ids, return_inverse=True)
+        table = np.bincount(places.ravel() * len(others) + other_places.ravel(), minlength=len(values) * len(others))
+        table = table.reshape(len(values), len(others))
+        areas = dict(zip(values.tolist(), table.sum(1).tolist(), strict=True))
+        predicted_areas = dict(zip(others.tolist(), table.sum(0).tolist(), strict=True))
+        if wrong := predicted.keys() ^ (predicted_areas.keys() - ({VOID} - predicted.keys())):
+            raise ValueError(f'segments {sorted(wrong)} of the prediction are either in its map or in its list, but not in both')
+        overlap = {(values[i].item(), others[j].item()): table[i, j].item() for i, j in zip(*table.nonzero(), strict=True)}
+        areas |= {segment['id']: segment['area'] for segment in segments if 'area' in segment}
+        crowds = {segment['id'] for segment in segments if segment.get('iscrowd')}
+
+        metric = cls.empty(num_classes)
+        done, predicted_done = set(), set()
+        for (a, b), pixels in overlap.items():
+            if a in category and category[a] == predicted.get(b) and a not in crowds:
+                iou = pixels / (areas[a] + predicted_areas[b] - pixels - overlap.get((VOID, b), 0))
+                if iou > 0.5:
+                    metric.iou[category[a]] += iou
+                    metric.matched[category[a]] += 1
+                    done.add(a)
+                    predicted_done.add(b)
+        for a in category.keys() - crowds - done:
+            metric.missed[category[a]] += 1
+        crowd_of = {category[segment['id']]: segment['id'] for segment in segments if segment['id'] in crowds}
+        for b in predicted.keys() - predicted_done:
+            excused = overlap.get((VOID, b), 0) + overlap.get((crowd_of.get(predicted[b]), b), 0)
+            metric.wrong[predicted[b]] += excused / predicted_areas[b] <= 0.5
+        return metric
+
+    def merge(self, other):
+        """Adds up two states.
+
+        Raises:
+          ValueError: they have different numbers of categories.
+        """
+        if self.iou.shape != other.iou.shape:
+            raise ValueError(f'cannot merge metrics of {self.iou.size} and {other.iou.size} categories')
+        return PanopticMetric(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def compute(self, things, class_names=None) -> dict:
+        """The scores, as fractions.
+
+        Args:
+          things: [K] bool, the other categories are stuff.
+          class_names: K names for the table; without them, the class numbers.
+
+        Returns:
+          PQ, SQ and RQ, means over the categories that are in the truth or in the predictions; PQ_things, PQ_stuff and so on, over
+          those alone; classes: K rows of name, PQ, SQ, RQ and segments (those in the truth that are no crowds). Means and rows
+          without any segment are nan.
+
+        Raises:
+          ValueError: not K things or names.
+        """
+        names = [str(label) for label in range(self.iou.size)] if class_names is None else class_names
+        things = np.asarray(things, bool)
+        if not things.size == len(names) == self.iou.size:
+            raise ValueError(f'{things.size} things and {len(names)} class names for {self.iou.size} categories')
+        pairs = self.matched + self.wrong / 2 + self.missed / 2
+        seen = pairs > 0
+        scores = {'PQ': self.iou / np.where(seen, pairs, 1), 'SQ': self.iou / np.maximum(self.matched, 1),
+                  'RQ': self.matched / np.where(seen, pairs, 1)}  # [K] each
+        result = {}
+        for suffix, group in (('', seen), ('_things', seen & things), ('_stuff', seen & ~things)):
+            result |= {name + suffix: float(x[group].mean()) if group.any() else float('nan') for name, x in scores.items()}
+        rows = [{'name': name} | {key: float(x[i]) if seen[i] else float('nan') for key, x in scores.items()}
+                | {'segments': int(self.matched[i] + self.missed[i])} for i, name in enumerate(names)]
+        return result | {'classes': rows}

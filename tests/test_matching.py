@@ -1,0 +1,86 @@
+"""Matching against scipy's, with padding, without targets, with more targets than queries, and with costs that are no numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from rankseg_jax import matching
+
+assign = jax.jit(matching.assign)
+WEIGHTS = (2.0, 5.0, 5.0)
+
+
+def random_inputs(batch, num_queries, num_targets, num_points=50, num_classes=7, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(batch, num_queries, num_classes + 1)).astype(np.float32),
+            rng.normal(size=(batch, num_queries, num_points)).astype(np.float32) * 3,
+            rng.integers(0, num_classes, (batch, num_targets)).astype(np.int32),
+            (rng.random((batch, num_targets, num_points)) < 0.3).astype(np.float32))
+
+
+@pytest.mark.parametrize('num_queries, num_targets', [(12, 5), (8, 8), (5, 12), (1, 1), (6, 1), (1, 4)])
+def test_least_cost_of_the_valid_targets(num_queries, num_targets):
+    rng = np.random.default_rng(0)
+    costs = rng.normal(size=(2, 9, num_queries, num_targets)).astype(np.float32) * 10
+    costs[0, 0] += 1000  # whatever the level
+    costs[0, 1] -= 1000
+    valid = rng.random((9, num_targets)) < 0.6
+    valid[2], valid[3] = False, True
+    queries = np.asarray(assign(costs, valid))
+    assert queries.shape == (2, 9, num_targets)
+    for layer in range(2):
+        for i in range(9):
+            rows, columns = linear_sum_assignment(costs[layer, i][:, valid[i]])
+            matched = queries[layer, i] >= 0
+            chosen = queries[layer, i][matched]
+            assert matched.sum() == len(rows) and not matched[~valid[i]].any()
+            assert len(set(chosen.tolist())) == len(chosen)
+            np.testing.assert_allclose(costs[layer, i][chosen, np.flatnonzero(matched)].sum(),
+                                       costs[layer, i][:, valid[i]][rows, columns].sum(), rtol=1e-5)
+
+
+def test_padding_changes_no_match():
+    costs = np.random.default_rng(0).normal(size=(4, 10, 6)).astype(np.float32)
+    alone = assign(costs, np.ones((4, 6), bool))
+    padding = np.full((4, 10, 9), matching.WORST, np.float32)
+    padding[:2] = -matching.WORST
+    padded = assign(np.concatenate([padding, costs], -1), np.arange(15)[None].repeat(4, 0) >= 9)
+    np.testing.assert_array_equal(padded[:, 9:], alone)
+    assert (padded[:, :9] == -1).all()
+
+
+def test_costs_are_those_of_each_pair_in_torch():
+    torch = pytest.importorskip('torch')
+    class_logits, mask_logits, labels, masks = random_inputs(2, 6, 3)
+    costs = matching.costs(class_logits, mask_logits, labels, masks, WEIGHTS)
+    assert costs.shape == (2, 6, 3)
+    for b, q, t in np.ndindex(2, 6, 3):
+        logits, mask = torch.from_numpy(mask_logits[b, q]), torch.from_numpy(masks[b, t])
+        probability = torch.from_numpy(class_logits[b, q]).softmax(0)[labels[b, t]]
+        pixels = torch.nn.functional.binary_cross_entropy_with_logits(logits, mask)
+        inside = logits.sigmoid()
+        dice = 1 - (2 * (inside * mask).sum() + 1) / (inside.sum() + mask.sum() + 1)
+        np.testing.assert_allclose(costs[b, q, t], -2 * probability + 5 * pixels + 5 * dice, rtol=1e-5)
+
+
+def test_costs_are_finite_whatever_is_predicted():
+    class_logits, mask_logits, labels, masks = random_inputs(1, 6, 3)
+    mask_logits[0, 0], mask_logits[0, 1], mask_logits[0, 2] = np.nan, np.inf, -3e38
+    class_logits[0, 3] = np.nan
+    costs = np.asarray(matching.costs(class_logits, mask_logits, labels - 1, masks, WEIGHTS))  # one label is padding
+    assert np.isfinite(costs).all() and (costs[0, [0, 1, 3]] == matching.WORST).all()
+    assert (costs[0, 4:] < 100).all()
+    queries = np.asarray(assign(costs, np.array([[True, False, True]])))
+    assert set(queries[0, [0, 2]].tolist()) == {4, 5}
+    everything = np.full((1, 6, 3), matching.WORST, np.float32)
+    assert (np.sort(assign(everything, np.ones((1, 3), bool))) >= 0).all()
+
+
+def test_bfloat16_costs():
+    inputs = random_inputs(2, 6, 3)
+    exact = matching.costs(*inputs, WEIGHTS)
+    half = matching.costs(jnp.bfloat16(inputs[0]), jnp.bfloat16(inputs[1]), *inputs[2:], WEIGHTS)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, exact, rtol=0.02)

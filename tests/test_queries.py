@@ -1,0 +1,84 @@
+"""Targets of queries against sets of masks, one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rankseg_jax import losses
+from rankseg_jax.data import coco
+from rankseg_jax.ranking import Selection
+from rankseg_jax.tasks import queries
+
+K = 9
+
+
+def as_masks(labels, segments):
+    """The targets of an image as a set of (class, mask)."""
+    return {(int(label), (np.asarray(segments) == place).tobytes()) for place, label in enumerate(labels) if label >= 0}
+
+
+def random_segments(rng, crowds=True):
+    """COCO's ids [12, 16], some void, and their segments; one is not in the map, one id in no list."""
+    ids = rng.choice([0, 7, 9, 300, 301, 70_000, 80_000], (12, 16))
+    segments = [{'id': i, 'category_id': int(rng.integers(0, K)), 'iscrowd': int(crowds and i == 9)}
+                for i in (80_000, 9, 300, 301, 7, 55)]
+    return ids, segments
+
+
+def test_categories_of_a_label_map():
+    labels = np.random.default_rng(0).integers(-1, K, (4, 10, 12)).astype(np.int32)
+    labels[0] = -1
+    labels[1, labels[1] > 3] = 2
+    for max_targets in (K + 3, K, 3):
+        targets = jax.jit(queries.from_labels, static_argnums=(1, 2))(labels, K, max_targets)
+        assert targets.labels.shape == (4, min(max_targets, K))
+        for i, label in enumerate(labels):
+            classes, areas = np.unique(label[label >= 0], return_counts=True)
+            largest = classes[np.argsort(-areas, kind='stable')][:max_targets]
+            assert as_masks(targets.labels[i], targets.segments[i]) == {(c, (label == c).tobytes()) for c in largest.tolist()}
+        held = np.stack([[(label == c).any() for c in range(K)] for label in labels])
+        if max_targets >= K:
+            np.testing.assert_array_equal(queries.presence(targets, K), held)
+
+
+def test_segments_without_void_and_crowds():
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        ids, segments = random_segments(rng)
+        expected = {(s['category_id'], (ids == s['id']).tobytes()) for s in segments if s['id'] not in (9, 55)}
+        labels, places, left_out = coco.targets(ids, segments, 6)
+        assert labels.shape == (6,) and left_out == 0 and as_masks(labels, places) == expected
+        labels, places, left_out = coco.targets(ids, segments, 3)
+        assert left_out == 1 and as_masks(labels, places) < expected
+        areas = [(places == place).sum() for place in range(3)]
+        assert min(areas) >= min((ids == s['id']).sum() for s in segments if s['id'] not in (9, 55)) and areas[0] == max(areas)
+    labels, places, left_out = coco.targets(np.zeros((3, 3), int), [], 2)
+    assert (labels == -1).all() and (places == -1).all() and left_out == 0
+
+
+def test_what_a_crop_leaves_nothing_of_is_no_target():
+    labels, places, _ = coco.targets(*random_segments(np.random.default_rng(1)), 6)
+    cropped = np.where(places == 2, -1, places)
+    targets = queries.from_segments(labels[None], cropped[None])
+    assert targets.labels[0, 2] == -1
+    np.testing.assert_array_equal(np.delete(targets.labels[0], 2), np.delete(labels, 2))
+    assert set(np.flatnonzero(queries.presence(targets, K)[0]).tolist()) == set(np.delete(labels, 2).tolist()) - {-1}
+
+
+@pytest.mark.parametrize('selected', [False, True])
+def test_the_loss_in_rank_space(selected):
+    rng = np.random.default_rng(0)
+    pairs = [coco.targets(*random_segments(rng), 6)[:2] for _ in range(3)]
+    targets = queries.from_segments(*(np.stack(x) for x in zip(*pairs, strict=True)))
+    chosen = np.stack([rng.permutation(K)[:4] for _ in range(3)])
+    selection = Selection(jnp.asarray(chosen), jnp.zeros((3, 4))) if selected else None
+    outputs = [(rng.normal(size=(3, 7, (4 if selected else K) + 1)), rng.normal(size=(3, 7, 3, 4)))]
+    parts = queries.loss(jax.random.key(0), outputs, targets, selection, K, num_points=40)
+    labels = np.asarray(targets.labels)
+    if selected:
+        labels = np.array([[row.tolist().index(c) if c in row else -1 for c in image]
+                           for row, image in zip(chosen, labels, strict=True)])
+        assert (labels < 0).sum() > (targets.labels < 0).sum()
+    expected = losses.query_losses(jax.random.key(0), outputs, labels, targets.segments, num_points=40)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)
