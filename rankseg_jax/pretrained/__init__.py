@@ -1,7 +1,8 @@
 """Public weights for the first step of a run: `config.model.pretrained` names a file of
 
 - the original JAX vision transformers (`.npz`),
-- timm, torchvision or mmseg ViTs and ResNets (`.safetensors`, or `.pth` where PyTorch is installed): the backbone, or
+- timm, torchvision or mmseg ViTs and ResNets, timm's or Hugging Face's Swins (`.safetensors`, or `.pth` where PyTorch is
+  installed): the backbone, or
 - the paper's released Segmenter (`.pth`): the whole model.
 """
 
@@ -14,7 +15,7 @@ from flax import traverse_util
 
 from rankseg_jax.backbones.vit import resize_bicubic
 from rankseg_jax.checkpoint import check_same
-from rankseg_jax.pretrained import released, resnet, vit
+from rankseg_jax.pretrained import released, resnet, swin, vit
 
 # Parameters with one row a category or rank: of another number of them, they start afresh.
 CLASS_LAYER = re.compile(r'/(class_embedding|classify/(kernel|bias)|classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$')
@@ -64,9 +65,11 @@ def convert(arrays) -> dict:
         return {'params': released.segmenter(arrays)}
     if any(key in arrays for key in ('cls_token', 'class_token')):
         return {'params': {'backbone': vit.from_torch(arrays)}}
+    if any(key.endswith('relative_position_bias_table') for key in arrays):
+        return {'params': {'backbone': swin.from_torch(arrays)}}
     if 'layer1.0.conv1.weight' in arrays:
         return {collection: {'backbone': tree} for collection, tree in resnet.from_timm(arrays).items()}
-    raise ValueError(f'config.model.pretrained: the names are not those of a ViT, a ResNet or a released Segmenter, but '
+    raise ValueError(f'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet or a released Segmenter, but '
                      f'{sorted(arrays)[:5]} …')
 
 
