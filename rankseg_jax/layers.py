@@ -52,6 +52,11 @@ def resize(x, shape):
     return jax.image.resize(x, (*x.shape[:-3], *shape, x.shape[-1]), 'bilinear', antialias=False)
 
 
+def unit(x):
+    """Vectors [..., D] scaled to length 1; one of length zero stays as it is, with finite gradients."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
+
+
 def adaptive_average_pool(x, shape):
     """Means over a grid of windows, [..., h, w, C] -> [..., *shape, C], for any two sizes.
 

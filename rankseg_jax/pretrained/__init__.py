@@ -4,6 +4,8 @@
 - timm, torchvision or mmseg ViTs and ResNets, timm's or Hugging Face's Swins (`.safetensors`, or `.pth` where PyTorch is
   installed): the backbone, or
 - the paper's released Segmenter (`.pth`): the whole model.
+
+From Python, `load_hf(folder)` gives a Mask2Former of Hugging Face.
 """
 
 import re
@@ -16,6 +18,7 @@ from flax import traverse_util
 from rankseg_jax.backbones.vit import resize_bicubic
 from rankseg_jax.checkpoint import check_same
 from rankseg_jax.pretrained import released, resnet, swin, vit
+from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
 
 # Parameters with one row a category or rank: of another number of them, they start afresh.
 CLASS_LAYER = re.compile(r'/(class_embedding|classify/(kernel|bias)|classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$')
