@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from rankseg_jax import models
+from rankseg_jax import models, pretrained
 from rankseg_jax.pretrained import hf, load_hf
 from tests import tiny  # noqa: F401  (adds the backbones 'tiny' and 'swin_tiny')
-from tests.helpers import random_parameters, relative_error
+from tests.helpers import random_parameters, random_variables, relative_error
 
 # Hugging Face's options of three models, and the size of the images.
 MODELS = {
@@ -122,3 +122,20 @@ def test_other_configs_and_folders_are_refused(tmp_path):
         load_hf(tmp_path / 'nothing')
     with pytest.raises(ValueError, match='channels = 48 must be a multiple of 32 and of'):
         models.build(config(channels=48), 60)
+
+
+def test_rankseg_starts_from_a_baseline_of_other_classes(tmp_path):
+    """Its own parts and the class layer start afresh, all else is the file's."""
+    theirs, _ = hf_model(dict(encoder_feedforward_dim=128, dim_feedforward=256, encoder_layers=1, decoder_layers=4, num_labels=4,
+                              num_queries=5), dict(window_size=3, depths=[1, 1, 2, 1]))
+    theirs.save_pretrained(tmp_path)
+    rankseg = config(backbone='swin_tiny', channels=32, decoder_layers=3, decoder_heads=4, pixel_layers=1, num_queries=5)
+    variables = random_variables(models.build(rankseg, 60), np.zeros((1, 32, 32, 3), np.float32))
+    loaded = pretrained.load(tmp_path, variables | {'batch_stats': {}})['params']
+    for part in ('head', 'rank', 'classes'):
+        jax.tree.map(np.testing.assert_array_equal, loaded['decoder'][part], variables['params']['decoder'][part])
+    expected = load_hf(tmp_path)[1]['params']
+    for part in ('backbone', 'pixel_decoder'):
+        jax.tree.map(np.testing.assert_array_equal, loaded[part], expected[part])
+    for part in expected['decoder'].keys() - {'classes'}:
+        jax.tree.map(np.testing.assert_array_equal, loaded['decoder'][part], expected['decoder'][part])
