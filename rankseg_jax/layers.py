@@ -52,6 +52,11 @@ def resize(x, shape):
     return jax.image.resize(x, (*x.shape[:-3], *shape, x.shape[-1]), 'bilinear', antialias=False)
 
 
+def unit(x):
+    """Vectors [..., D] scaled to length 1; one of length zero stays as it is, with finite gradients."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
+
+
 def adaptive_average_pool(x, shape):
     """Means over a grid of windows, [..., h, w, C] -> [..., *shape, C], for any two sizes.
 
@@ -85,22 +90,29 @@ class Mlp(nn.Module):
 
 
 @jax.jit
-def attend(query, key, value):
-    """Softmax attention for `nn.MultiHeadDotProductAttention`: [B, N, H, d] and [B, M, H, d] twice -> [B, N, H, d].
+def attend(query, key, value, bias=None, mask=None):
+    """Softmax attention for `nn.MultiHeadDotProductAttention`: [..., N, H, d] and [..., M, H, d] twice -> [..., N, H, d].
 
     The softmax is in float32 or finer. A CPU takes one head after another, whose scores stay in its cache: for a ViT-B at
-    512 × 512 all heads' are 50 MB, one's 4 MB. Gradients compute them again instead of keeping them. No mask, no dropout.
+    512 × 512 all heads' are 50 MB, one's 4 MB. Gradients compute them again instead of keeping them. No dropout.
+
+    Args:
+      bias: [H, N, M] added to the scores.
+      mask: [..., N, M] bool, where a query may look, the same for all heads; every query must have such a place.
     """
     @jax.checkpoint
     def one_head(inputs):
-        q, k, v = inputs  # [B, N, d], [B, M, d], [B, M, d]
-        scores = jnp.einsum('bnd,bmd->bnm', q * q.shape[-1]**-0.5, k, preferred_element_type=jnp.promote_types(q.dtype, 'float32'))
-        return jnp.einsum('bnm,bmd->bnd', nn.softmax(scores).astype(v.dtype), v)
+        q, k, v, b = inputs  # [..., N, d], [..., M, d], [..., M, d], [N, M]
+        scores = jnp.einsum('...nd,...md->...nm', q * q.shape[-1]**-0.5, k,
+                            preferred_element_type=jnp.promote_types(q.dtype, 'float32'))
+        scores = scores if b is None else scores + b
+        scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
+        return jnp.einsum('...nm,...md->...nd', nn.softmax(scores).astype(v.dtype), v)
 
-    heads = [x.transpose(2, 0, 1, 3) for x in (query, key, value)]  # [H, B, N or M, d]
+    heads = [jnp.moveaxis(x, -2, 0) for x in (query, key, value)] + [bias]  # [H, ..., N or M, d]
     out = jax.lax.platform_dependent(
         heads, cpu=lambda heads: jax.lax.map(one_head, heads), default=jax.vmap(one_head))
-    return out.transpose(1, 2, 0, 3)
+    return jnp.moveaxis(out, 0, -2)
 
 
 class Block(nn.Module):

@@ -36,6 +36,14 @@ def random_batch_norms(torch, model):
     return model.eval()
 
 
+def random_parameters(torch, model, scale=0.1):
+    """A PyTorch model in evaluation mode, its offsets and scales random too, which start at 0 and 1."""
+    torch.manual_seed(0)
+    for name, value in model.named_parameters():
+        torch.nn.init.normal_(value, 1.0 if 'norm' in name and 'weight' in name else 0.0, scale)
+    return model.eval()
+
+
 def numpy_state(model):
     """The state dict of a PyTorch model as arrays."""
     return {key: value.numpy() for key, value in model.state_dict().items()}

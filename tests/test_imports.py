@@ -24,7 +24,7 @@ ALLOWED = {
     'backbones': {'layers', 'backbones'},
     'decoders': {'decoders', 'layers', 'ranking', 'multilabel'},
     'frameworks': {'backbones', 'decoders', 'layers'},
-    'pretrained': {'backbones', 'checkpoint', 'pretrained'},
+    'pretrained': {'backbones', 'checkpoint', 'decoders', 'frameworks', 'pretrained'},
     'data': {'data'},
     'tasks': {'data', 'losses', 'metrics', 'multilabel', 'ranking'},
     'models': {'checkpoint', 'frameworks'},

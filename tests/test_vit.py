@@ -7,7 +7,7 @@ from rankseg_jax import backbones
 from rankseg_jax.backbones import vit
 from rankseg_jax.pretrained import read
 from rankseg_jax.pretrained.vit import from_augreg, from_torch
-from tests.helpers import numpy_state, random_variables, relative_error
+from tests.helpers import numpy_state, random_parameters, random_variables, relative_error
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 48, 80, 3)).astype(np.float32)
 
@@ -16,20 +16,12 @@ def tiny(**fields):
     return vit.ViT(16, 128, 3, 2, image_size=(48, 80), **fields)
 
 
-def randomise(torch, model, scale=0.1):
-    """Random offsets and scales too, which PyTorch starts at 0 and 1."""
-    torch.manual_seed(0)
-    for name, value in model.named_parameters():
-        torch.nn.init.normal_(value, 1.0 if 'norm' in name and 'weight' in name else 0.0, scale)
-    return model.eval()
-
-
 @pytest.mark.parametrize('name, timms, size', [('vit_b16', 'vit_base_patch16_224', 512), ('vit_ti8', 'vit_base_patch8_224', 48)])
 def test_features_are_timms(name, timms, size):
     """ViT-B/16 as it is used; with patches of 8 a narrow one."""
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
     ours = backbones.build(name, family=vit, image_size=(size, size))
-    theirs = randomise(torch, timm.create_model(
+    theirs = random_parameters(torch, timm.create_model(
         timms, img_size=size, embed_dim=ours.width, num_heads=ours.num_heads, num_classes=0), 0.04)
     images = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
     (features,) = ours.apply({'params': from_torch(numpy_state(theirs))}, images, train=False).values()  # [1, h, w, D]
@@ -41,7 +33,7 @@ def test_features_are_timms(name, timms, size):
 def test_torchvision_and_timm_weights_are_read_alike():
     torch = pytest.importorskip('torch')
     torchvision = pytest.importorskip('torchvision')
-    model = randomise(torch, torchvision.models.VisionTransformer(48, 16, 3, 2, 128, 512, num_classes=5))
+    model = random_parameters(torch, torchvision.models.VisionTransformer(48, 16, 3, 2, 128, 512, num_classes=5))
     params = from_torch(numpy_state(model))
     features = vit.ViT(16, 128, 3, 2, image_size=(48, 48)).apply({'params': params}, IMAGES[:, :, :48], train=False)[16]
     with torch.no_grad():

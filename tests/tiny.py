@@ -3,10 +3,11 @@
 from functools import partial
 
 from configs import common
-from rankseg_jax.backbones import resnet, vit
+from rankseg_jax.backbones import resnet, swin, vit
 
 resnet.VARIANTS['tiny'] = partial(resnet.ResNet, (1, 1, 1, 1), width=4, stem='small')
 vit.VARIANTS['tiny_vit'] = partial(vit.ViT, 8, 16, 2, 2)
+swin.VARIANTS['swin_tiny'] = partial(swin.Swin, 8, (1, 1, 2, 1), (1, 2, 2, 4), 3)
 
 
 def config(data_dir, **overrides):

@@ -4,11 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax.decoders.pixel_classifier import PixelOutput, RankScale, choose
-from rankseg_jax.layers import Block
+from rankseg_jax.layers import Block, unit
 from rankseg_jax.multilabel import ClassWiseLinear, as_tokens, build_head, class_init
 from rankseg_jax.ranking import RankTemperature, Selection, gather
 
@@ -73,14 +72,13 @@ class MaskTransformer(nn.Module):
             x = block(x, train=train)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(x)
 
-        def unit(name, x):
+        def direction(name, x):
             init = nn.initializers.normal(self.channels**-0.5)
             x = nn.Dense(self.channels, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(x)
-            x = x.astype(jnp.float32)
-            return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))  # a zero vector stays one
+            return unit(x.astype(jnp.float32))
 
         end = patches.shape[1]
-        logits = jnp.einsum('bnd,bkd->bnk', unit('project_patches', x[:, :end]), unit('project_classes', x[:, end:]))
+        logits = jnp.einsum('bnd,bkd->bnk', direction('project_patches', x[:, :end]), direction('project_classes', x[:, end:]))
         logits = logits.reshape(*features.shape[:3], -1)  # [B, h, w, κ or K]
         if selection is not None:
             logits = RankScale(options, TAU, name='rank')(logits, selection)

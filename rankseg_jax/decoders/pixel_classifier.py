@@ -51,25 +51,30 @@ def choose(options, class_logits, presence, *, train: bool) -> Selection:
 
 
 class RankScale(nn.Module):
-    """What the rank and the score of a category do to its pixel logits, [B, h, w, κ] -> [B, h, w, κ].
+    """What the rank and the score of a category do to its logits, [B, …, κ] -> [B, …, κ].
 
     Attributes:
       options: the keys of `config.rankseg`.
       tau: what temperatures start from.
+      no_object: there is a last logit after the κ, of no category; it has a temperature but no score.
     """
 
     options: FrozenConfigDict
     tau: float = 1.0
+    no_object: bool = False
 
     @nn.compact
     def __call__(self, logits, selection: Selection):
         shared = self.options.temperature == 'shared'
-        num_ranks, kind = (1, 'temperature') if shared else (self.options.num_selected, self.options.temperature)
+        num_ranks = self.options.num_selected + self.no_object
+        num_ranks, kind = (1, 'temperature') if shared else (num_ranks, self.options.temperature)
         logits = RankTemperature(num_ranks, kind, self.tau, name='temperature')(logits)
+        scores = jnp.pad(selection.scores, ((0, 0), (0, int(self.no_object))), constant_values=jnp.inf)  # certain
+        scores = jnp.expand_dims(scores, range(1, logits.ndim - 1))  # [B, 1, …, κ]
         if self.options.oracle:
-            return jnp.where(selection.scores[:, None, None] > 0, logits, -100.0)  # the absent fill up to κ only
+            return jnp.where(scores > 0, logits, -100.0)  # the absent fill up to κ only
         if self.options.score_prior:
-            return logits + jax.nn.log_sigmoid(selection.scores)[:, None, None]  # + log p(the image holds the category)
+            return logits + jax.nn.log_sigmoid(scores)  # + log p(the image holds the category)
         return logits
 
 
