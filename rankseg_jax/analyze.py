@@ -83,7 +83,8 @@ def by_rank(seen: analysis.Observations, variables) -> dict:
     if 'log_tau' in learned:
         learned = {'tau': np.exp(learned['log_tau'])}
     learned['present'] = seen.held().mean(0)
-    return {name: values.tolist() for name, values in learned.items()}
+    ranks = slice(len(learned['present']))  # without that of no-object, after them
+    return {name: values[ranks].tolist() for name, values in learned.items()}
 
 
 def cost(config, num_classes: int, num_selected: int) -> dict:
