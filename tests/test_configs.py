@@ -170,6 +170,22 @@ def test_values_out_of_range_are_refused(group, key, value, message):
         common.check(config)
 
 
+def test_frozen_norms_must_not_decay():
+    config = deeplabv3.get_config()
+    config.model.frozen_norm = True
+    with pytest.raises(ValueError, match='frozen_norm needs a group .* backbone/stem/norm/scale'):
+        common.check(config)
+    config.optimizer.groups = (('norm/', 1.0, 0.0),)
+    common.check(config)
+
+
+@pytest.mark.parametrize('framework', ['upernet', 'deeplabv3', 'mask2former'])
+def test_frozen_norms_reach_the_backbone(framework):
+    config = common.get_config()
+    config.model.update(framework=framework, frozen_norm=True, decoder_heads=8)
+    assert models.build(config, 60).backbone.frozen_norm
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.rankseg.num_select=3'], 'num_selected'),
     (['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.steps=many'], 'many'),
