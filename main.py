@@ -26,7 +26,8 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of co
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.', required=True)
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'analyze', 'export'], 'What to do.')
 _INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/predictions or export.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/predictions or export. '
+                              'evaluate: for panoptic segments in COCO\'s format.')
 
 
 def main(argv):
@@ -64,7 +65,7 @@ def run(config, workdir: Path):
             return  # SIGTERM ended the run
         print(evaluate.table(scores))
     elif _MODE.value == 'evaluate':
-        evaluate.run(config, workdir)
+        evaluate.run(config, workdir, _OUTPUT.value)
         return
     elif _MODE.value == 'analyze':
         from rankseg_jax import analyze  # the only mode that draws with matplotlib

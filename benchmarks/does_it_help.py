@@ -121,7 +121,7 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
             num_classes = len(source.class_names)
             model = models.build(config, num_classes)
             variables = models.restore(manager, config.steps, model, config, num_classes, sharding.copied(mesh))
-            eval_step = evaluate.make_eval_step(model, config, num_classes, mesh)
+            eval_step = evaluate.make_eval_step(model, config, source, mesh)
             found = evaluate.evaluate(eval_step, variables, source, config, mesh)
             scores[split] = {name: value for name, value in found.items() if np.isscalar(value)}
         log_tau = variables['params']['classifier'].get('rank', {}).get('temperature', {}).get('log_tau')

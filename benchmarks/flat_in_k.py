@@ -61,7 +61,7 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
 
         def run(state, image):
             views = ({'image': image, 'content': size},)
-            return inference.segment(model, state.model, views, size, config, canvas=(SIDE, SIDE))[0]
+            return inference.segment(model, state.model, views, size, config, canvas=(SIDE, SIDE)).labels
 
         donated = ()
     else:

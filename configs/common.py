@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.seed = 0                 # initialisation, data order, augmentation, dropout
     config.batch_size = 16          # images a step, over all devices and hosts
     config.steps = 40_000           # optimiser steps
+    config.task = 'semantic'        # or panoptic: for per-query frameworks and data with segments
     config.accumulate = 1           # a step is computed as this many micro-batches, one after another
     config.mesh_data = -1           # devices along the mesh's `data` axis; -1: all there are
 
@@ -39,13 +40,15 @@ def get_config() -> ConfigDict:
     data.max_corrupt = 10           # unreadable images skipped (each is named in the log) before the run stops
     data.mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     data.std = (58.395, 57.12, 57.375)
+    data.max_targets = 100          # per-query frameworks: masks learned of one image, the largest
     data.num_workers = 0            # images loaded and transformed at once; 0: tf.data decides
 
     config.augment = augment = ConfigDict()
     augment.base_size = (0, 0)      # (short, long) side that an image is fitted to before scaling; (0, 0): its own
     augment.scale_range = (0.5, 2.0)
     augment.crop_size = (512, 512)  # (height, width) of a training crop
-    augment.max_category_ratio = 0.75  # a crop with more than this share of one category is drawn again, 10 times at most
+    augment.max_category_ratio = 0.75  # a crop with more than this share of one category (panoptic: of one segment) is
+    #                                 drawn again, 10 times at most
     augment.flip = 0.5              # probability of a horizontal flip
     augment.photometric = True      # brightness, contrast, saturation, hue
 
@@ -93,6 +96,11 @@ def get_config() -> ConfigDict:
     config.loss = loss = ConfigDict()
     loss.upsample = True            # pixel loss at the labels' size; False: at stride 4, labels subsampled (faster)
     loss.average_all = False        # divide the pixel loss by all pixels (as released), not by those that count
+    loss.class_weight = 2.0         # per-query frameworks: of the classes, of the masks' pixels and of their dice loss
+    loss.mask_weight = 5.0
+    loss.dice_weight = 5.0
+    loss.no_object = 0.1            # weight of queries without a target among the classes
+    loss.num_points = 12_544        # where masks are compared
     loss.multilabel = 'asymmetric'  # or bce
     loss.multilabel_weight = 10.0
     loss.gamma_neg = 2.0
@@ -122,6 +130,8 @@ def get_config() -> ConfigDict:
     evaluation.stride = (0, 0)      # from one window to the next; the window's size: without overlap
     evaluation.scales = (1.0,)      # probabilities are averaged over these multiples of the size, …
     evaluation.flip = False         # … and over the mirrored image
+    evaluation.threshold = 0.8      # panoptic: the least class probability of a segment
+    evaluation.overlap = 0.8        # panoptic: the least share of its mask that a segment keeps
     evaluation.batch_size = 16
     evaluation.recall_at = ()       # further values of κ for recall@κ and precision@κ
     evaluation.checkpoint = 'last'  # what every mode but train loads: 'last', 'best' (by mIoU) or '1200'
@@ -186,5 +196,13 @@ def check(config):
             if factor * config.optimizer.weight_decay:
                 raise ValueError(f'config.model.frozen_norm needs a group in config.optimizer.groups that sets the decay of {name} '
                                  'to 0, or config.optimizer.weight_decay = 0')
+    if config.task not in ('semantic', 'panoptic'):
+        raise ValueError(f"config.task = {config.task!r} is unknown; use 'semantic' or 'panoptic'")
+    for key, value in (('data.max_targets', config.data.max_targets), ('loss.num_points', config.loss.num_points)):
+        if value < 1:
+            raise ValueError(f'config.{key} = {value} must be at least 1')
+    for key in ('threshold', 'overlap'):
+        if not 0 <= config.eval[key] <= 1:
+            raise ValueError(f'config.eval.{key} = {config.eval[key]} must be in 0..1')
     if config.data.num_workers < 0:
         raise ValueError(f'config.data.num_workers = {config.data.num_workers} must be at least 0')

@@ -23,12 +23,12 @@ ROWS = 8  # of a printed table
 
 
 def make_segment(model, config, num_classes: int):
-    """Jitted (variables, batch) -> labels [B, Hc, Wc] int32, selected labels [B, κ] or None, class_logits [B, K] or None."""
+    """Jitted (variables, batch) -> labels [B, Hc, Wc] int32, selected labels [B, κ] or None, presence_logits [B, K] or None."""
     def segment(variables, batch):
-        labels, selection, class_logits = inference.segment(
+        found = inference.segment(
             model, variables, batch['views'], batch['size'], config, canvas=batch['label'].shape[1:],
             presence=pixel_counts(batch['label'], num_classes) > 0)
-        return labels, None if selection is None else selection.labels, class_logits
+        return found.labels, None if found.selection is None else found.selection.labels, found.presence_logits
 
     return jax.jit(segment)
 

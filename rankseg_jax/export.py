@@ -16,7 +16,6 @@ import orbax.checkpoint as ocp
 from jax import export
 
 from rankseg_jax import checkpoint, inference, models, sharding
-from rankseg_jax.ranking import select
 
 ARTIFACT = 'model.jax_export'
 PLATFORMS = ('cpu', 'tpu', 'cuda')
@@ -47,26 +46,23 @@ Image.fromarray(labels.astype(np.uint16)).save('labels.png')
 '''
 
 
-def serve(model, config):
+def serve(model, config, things=None):
     """The function that is exported: (variables, images, sizes) -> dict.
 
     Args of it:
       images: uint8 [b, *eval.size, 3], RGB, pictures at the top left.
       sizes: int32 [b, 2], rows and columns that they fill.
 
-    It returns 'labels' int32 [b, *eval.size], -1 beyond the picture, and, of a multi-label head, the best 'categories' int32
-    [b, κ] and their 'confidences' float32 [b, κ].
+    It returns what `inference.served` says, at eval.size; labels are -1 beyond the picture.
     """
     def segment(variables, images, sizes):
         inside = inference.covered(sizes, config.eval.size)  # [b, H, W]
         mean, std = (jnp.array(x, jnp.float32) for x in (config.data.mean, config.data.std))
         pixels = jnp.where(inside[..., None], (images.astype(jnp.float32) - mean) / std, 0.0)  # [b, H, W, 3]
         views = ({'image': pixels, 'content': sizes},)
-        labels, _, class_logits = inference.segment(model, variables, views, sizes, config, canvas=config.eval.size)
-        if class_logits is None:
-            return {'labels': labels}
-        selection = select(class_logits, config.rankseg.num_selected)
-        return {'labels': labels, 'categories': selection.labels, 'confidences': jax.nn.sigmoid(selection.scores)}
+        prediction = inference.segment(
+            model, variables, views, sizes, config, canvas=config.eval.size, things=things and jnp.array(things))
+        return inference.served(prediction, config)
 
     return segment
 
@@ -89,7 +85,8 @@ def run(config, workdir, output) -> Path:
         raise ValueError(f'--output={output} holds other files than an exported model; choose another folder')
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, config.eval.checkpoint)
-    class_names = checkpoint.restore_run(manager, step)['class_names']
+    run = checkpoint.restore_run(manager, step)
+    class_names = run['class_names']
     model = models.build(config, len(class_names))
     variables = models.restore(manager, step, model, config, len(class_names), sharding.copied(sharding.make_mesh(1)))
     variables = {'params': variables.get('ema', variables['params']), 'batch_stats': variables['batch_stats']}
@@ -97,7 +94,7 @@ def run(config, workdir, output) -> Path:
     size = tuple(config.eval.size)
     (b,) = export.symbolic_shape('b')
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    artifact = export.export(jax.jit(serve(model, config)), platforms=PLATFORMS)(
+    artifact = export.export(jax.jit(serve(model, config, run.get('things'))), platforms=PLATFORMS)(
         shapes, jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8), jax.ShapeDtypeStruct((b, 2), jnp.int32))
     output.mkdir(parents=True, exist_ok=True)
     (output / ARTIFACT).write_bytes(artifact.serialize())

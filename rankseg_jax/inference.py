@@ -3,20 +3,38 @@
 An image's categories are selected once, from all that its windows show, so that ranks mean the same in each of them.
 """
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rankseg_jax import models
+from rankseg_jax import models, postprocessing
 from rankseg_jax.data import IGNORE_LABEL
 from rankseg_jax.decoders.pixel_classifier import choose
-from rankseg_jax.ranking import from_ranks
+from rankseg_jax.decoders.query_decoder import QueryOutput
+from rankseg_jax.postprocessing import Segments
+from rankseg_jax.ranking import Selection, from_ranks, gather, select
 
-ROWS = 64  # of the label map are upsampled at once, so that memory stays at κ × these
+
+@flax.struct.dataclass
+class Prediction:
+    """What a model says of a batch of images.
+
+    Attributes:
+      labels: [B, rows, columns] int32 class ids, IGNORE_LABEL outside the original image.
+      selection: the categories of each image; None for the baseline.
+      presence_logits: [B, K] of the multi-label head, the best over windows, averaged over scales and mirror images; or None.
+      segments: panoptic Segments, whose labels are class ids; None if they were not asked for.
+    """
+
+    labels: jax.Array
+    selection: Selection | None
+    presence_logits: jax.Array | None
+    segments: Segments | None
 
 
-def segment(model, variables, views, size, config, *, canvas, presence=None):
-    """Label maps of a batch at the images' own sizes; made for `jit`.
+def segment(model, variables, views, size, config, *, canvas, presence=None, things=None) -> Prediction:
+    """Segments a batch at the images' own sizes; made for `jit`.
 
     Args:
       views: for each scale {'image': [B, H, W, 3], 'content': [B, 2]}, as of `transforms.eval_views`.
@@ -24,16 +42,14 @@ def segment(model, variables, views, size, config, *, canvas, presence=None):
       config: reads `eval` and `rankseg`.
       canvas: (rows, columns) of the result, static, at least `size`.
       presence: [B, K] bool, the categories of the ground truth; for the oracle.
-
-    Returns:
-      labels [B, *canvas] int32, IGNORE_LABEL outside the original image; their Selection, None for the baseline;
-      class_logits [B, K], the best over windows, averaged over scales and mirror images, or None.
+      things: [K] bool, the categories whose objects are segments of their own; for panoptic segments.
 
     Raises:
-      ValueError: the oracle without `presence`.
+      ValueError: the oracle without `presence`; windows with a per-query model; panoptic segments from one that is none, or from
+        several views.
     """
     batch_size = size.shape[0]
-    windows, layouts = zip(*(cut(view, config.eval) for view in views), strict=True)  # [B, n, h, w, 3] each
+    windows, counts, layouts = zip(*(cut(view, config.eval) for view in views), strict=True)  # [B, n, h, w, 3] each
 
     def forward(windows, selection=None):
         n = windows.shape[1]
@@ -44,21 +60,74 @@ def segment(model, variables, views, size, config, *, canvas, presence=None):
         choice = jax.tree.map(for_each, {'presence': presence, 'selection': selection})
         return models.forward(model, variables, windows.reshape(-1, *windows.shape[2:]), **choice)
 
+    def of_mirrors(x):  # [B · n, …] -> for each mirror image [B, windows, …]
+        x = x.reshape(batch_size, 1 + config.eval.flip, -1, *x.shape[1:])
+        return [x[:, i] for i in range(x.shape[1])]
+
     outputs = [forward(x) for x in windows]
-    class_logits, selection = outputs[0].class_logits, outputs[0].selection
-    if class_logits is not None and sum(x.shape[1] for x in windows) > 1:
-        num_classes = class_logits.shape[-1]
-        seen = [output.class_logits.reshape(batch_size, 1 + config.eval.flip, -1, num_classes).max(2) for output in outputs]
-        class_logits = jnp.concatenate(seen, 1).mean(1)  # [B, K]
+    presence_logits, selection = outputs[0].presence_logits, outputs[0].selection
+    if presence_logits is not None and sum(x.shape[1] for x in windows) > 1:
+        seen = [x.max(1) for output in outputs for x in of_mirrors(output.presence_logits)]  # [B, K] each
+        presence_logits = jnp.stack(seen, 1).mean(1)
         if selection is not None:
-            selection = choose(config.rankseg, class_logits, presence, train=False)
+            selection = choose(config.rankseg, presence_logits, presence, train=False)
             outputs = [forward(x, selection) for x in windows]  # compiled, what both passes share is computed once
-    mosaics = []
-    for output, layout in zip(outputs, layouts, strict=True):
-        mosaics += layout(output.logits, size, canvas)
-    ranks = best_rank(mosaics)
+
+    per_query, segments, seen = isinstance(outputs[0], QueryOutput), None, []
+    check_views(config, per_query, things is not None)
+    for output, count, layout in zip(outputs, counts, layouts, strict=True):
+        if per_query:
+            weights = layout(output.mask_logits.shape[2:], size, canvas)
+            logits = zip(*([x[:, 0] for x in of_mirrors(x)] for x in (output.class_logits, output.mask_logits)), strict=True)
+        else:
+            weights = layout(output.logits.shape[1:3], size, canvas)
+            logits = [(mosaic(x, count),) for x in of_mirrors(output.logits)]
+        seen += [(*x, *w) for x, w in zip(logits, weights, strict=True)]
+    ranks = postprocessing.semantic_ranks(seen) if per_query else postprocessing.best_ranks(seen)
     labels = ranks if selection is None else from_ranks(ranks, selection)  # [B, *canvas]
-    return jnp.where(covered(size, canvas), labels, IGNORE_LABEL), selection, class_logits
+    labels = jnp.where(covered(size, canvas), labels, IGNORE_LABEL)
+    if things is not None:
+        of_ranks = jnp.broadcast_to(things, (batch_size, len(things))) if selection is None else gather(things, selection, 0)
+        segments = postprocessing.panoptic_segments(
+            seen[0], of_ranks, size, threshold=config.eval.threshold, overlap=config.eval.overlap)
+        if selection is not None:
+            segments = segments.replace(labels=from_ranks(segments.labels, selection))
+    return Prediction(labels, selection, presence_logits, segments)
+
+
+def served(prediction: Prediction, config) -> dict:
+    """What a user is told, by name; without what there is none of:
+
+    'labels' int32 [B, rows, columns]; of a multi-label head the best 'categories' int32 [B, κ] and their 'confidences' float32
+    [B, κ]; of panoptic segments 'segment_ids' int32 [B, rows, columns], 'segment_labels' int32 [B, Q] and 'segment_scores' float32
+    [B, Q], see `postprocessing.Segments`.
+    """
+    found = {'labels': prediction.labels}
+    if prediction.presence_logits is not None:
+        selection = select(prediction.presence_logits, config.rankseg.num_selected)
+        found |= {'categories': selection.labels, 'confidences': jax.nn.sigmoid(selection.scores)}
+    if prediction.segments is not None:
+        found |= {f'segment_{name}': getattr(prediction.segments, name) for name in ('ids', 'labels', 'scores')}
+    return found
+
+
+def check_views(config, per_query: bool, panoptic: bool):
+    """Raises a ValueError if `config.eval` asks for what the model cannot give."""
+    options = config.eval
+    if panoptic and not per_query:
+        raise ValueError(f"config.task = 'panoptic' needs a per-query framework such as mask2former, not {config.model.framework}")
+    if per_query and any(options.window):
+        raise ValueError(f'config.eval.window = {options.window}: {config.model.framework} sees images whole, set it to (0, 0)')
+    if panoptic and (options.flip or len(options.scales) > 1):
+        raise ValueError(f'config.eval.scales = {options.scales} and config.eval.flip = {options.flip}: panoptic segments come '
+                         'from one view, set one scale and no flip')
+
+
+def mosaic(logits, counts):
+    """The logits [B, n · m, h, w, κ] of `counts` (n, m) windows, side by side: [B, n h, m w, κ]."""
+    batch_size, _, height, width, num_ranks = logits.shape
+    logits = logits.reshape(batch_size, *counts, height, width, num_ranks).swapaxes(2, 3)
+    return logits.reshape(batch_size, counts[0] * height, counts[1] * width, num_ranks)
 
 
 def covered(size, canvas):
@@ -71,8 +140,8 @@ def cut(view, evaluation):
     """Cuts a batch of images into windows, those of the mirrored images after the others.
 
     Returns:
-      [B, n, h, w, 3], and a function (logits [B · n, h', w', κ], size, canvas) -> mosaics (see `best_rank`), one for each
-      mirror image.
+      [B, n, h, w, 3], how many windows are below and beside each other, and a function that gives, for each mirror image, the
+      weights (of rows, of columns) of the windows' logits in the label map: (their (h', w'), size, canvas) -> see `interpolation`.
     """
     image, content = view['image'], view['content']
     whole = image.shape[1:3]
@@ -91,20 +160,14 @@ def cut(view, evaluation):
         return jnp.stack([lax.dynamic_slice(image, (row, column, 0), (*window, 3))
                           for image in images for row in rows for column in columns])
 
-    def layout(logits, size, canvas):
-        batch_size, num_ranks = size.shape[0], logits.shape[-1]
-        logits = logits.reshape(batch_size, len(mirrored), *counts, *logits.shape[1:])  # [B, mirror, n, m, h', w', κ]
-        cells = logits.shape[4:6]
-        mosaic = logits.swapaxes(3, 4).reshape(
-            batch_size, len(mirrored), counts[0] * cells[0], counts[1] * cells[1], num_ranks)  # [B, mirror, n h', m w', κ]
-
+    def layout(cells, size, canvas):
         def weights(axis, mirror=False):
             return interpolation(canvas[axis], size[:, axis], content[:, axis], starts[axis], window[axis], stride[axis],
                                  cells[axis], mirror)
 
-        return [(mosaic[:, i], weights(0), weights(1, mirror)) for i, mirror in enumerate(mirrored)]
+        return [(weights(0), weights(1, mirror)) for mirror in mirrored]
 
-    return jax.vmap(slices)(image, content, *starts), layout
+    return jax.vmap(slices)(image, content, *starts), counts, layout
 
 
 def interpolation(length: int, size, content, starts, window: int, stride: int, cells: int, mirror: bool):
@@ -141,29 +204,3 @@ def interpolation(length: int, size, content, starts, window: int, stride: int, 
     share = (place - before)[..., None, None]
     weights = (1 - share) * of_pixel(before) + share * of_pixel(after)  # [B, length, n, cells]
     return weights.reshape(*weights.shape[:2], -1)
-
-
-def best_rank(mosaics):
-    """The rank of the highest logit, or mean probability of several views, at every pixel: [B, rows, columns] int32.
-
-    Args:
-      mosaics: for each view (logits [B, h, w, κ], weights of its rows [B, rows, h], of its columns [B, columns, w]).
-    """
-    num_rows = mosaics[0][1].shape[1]
-    blocks = -(-num_rows // ROWS)
-
-    def in_blocks(rows):  # [B, rows, h] -> [blocks, B, ROWS, h]
-        rows = jnp.pad(rows, ((0, 0), (0, blocks * ROWS - num_rows), (0, 0)))
-        return rows.reshape(rows.shape[0], blocks, ROWS, -1).swapaxes(0, 1)
-
-    def upsample(rows, columns, logits):
-        logits = jnp.einsum('brh,bhwk->brwk', rows, logits, precision='highest')
-        return jnp.einsum('bcw,brwk->brck', columns, logits, precision='highest')  # [B, ROWS, columns, κ]
-
-    def of_block(rows_of_views):
-        views = [upsample(rows, columns, logits) for rows, (logits, _, columns) in zip(rows_of_views, mosaics, strict=True)]
-        scores = views[0] if len(views) == 1 else sum(jax.nn.softmax(logits) for logits in views)
-        return scores.argmax(-1).astype(jnp.int32)
-
-    ranks = lax.map(of_block, [in_blocks(rows) for _, rows, _ in mosaics])  # [blocks, B, ROWS, columns]
-    return ranks.swapaxes(0, 1).reshape(ranks.shape[1], blocks * ROWS, -1)[:, :num_rows]  # [B, rows, columns]

@@ -38,6 +38,22 @@ def binary_cross_entropy(class_logits, presence, *, mask=None):
     return image_mean(optax.sigmoid_binary_cross_entropy(class_logits.astype(jnp.float32), presence), mask)
 
 
+def multilabel_loss(presence_logits, presence, mask, options):
+    """The loss of the multi-label head that `config.loss` describes, weighted; arguments as for `asymmetric_loss`.
+
+    Raises:
+      ValueError: there is no such loss.
+    """
+    if options.multilabel == 'bce':
+        value = binary_cross_entropy(presence_logits, presence, mask=mask)
+    elif options.multilabel == 'asymmetric':
+        value = asymmetric_loss(presence_logits, presence, gamma_neg=options.gamma_neg, gamma_pos=options.gamma_pos,
+                                clip=options.clip, mask=mask)
+    else:
+        raise ValueError(f"config.loss.multilabel = {options.multilabel!r} is unknown; use 'asymmetric' or 'bce'")
+    return options.multilabel_weight * value
+
+
 def image_mean(values, mask):
     """[B, K] -> the mean over the images that count and all categories; 0 if none counts."""
     if mask is None:

@@ -1,7 +1,8 @@
-"""From per-query outputs to label maps and panoptic segments (Cheng et al., CVPR 2022), a block of rows at a time.
+"""From a model's outputs to label maps and panoptic segments (Cheng et al., CVPR 2022), a block of rows at a time.
 
-A view is one pass over the images: (class_logits [B, Q, κ + 1] with no-object last, mask_logits [B, Q, h, w], weights of their rows
-[B, rows, h] and columns [B, columns, w] that resize them bilinearly to the result, see `inference.interpolation`).
+A view is one pass over the images: their logits, and the weights of the logits' rows [B, rows, h] and columns [B, columns, w] that
+resize them bilinearly to the result, see `inference.interpolation`. The logits are [B, h, w, κ] of pixels; of queries class_logits
+[B, Q, κ + 1] with no-object last, and mask_logits [B, Q, h, w].
 """
 
 import flax
@@ -9,19 +10,42 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-ROWS = 64  # of the result are upsampled at once, so that memory stays at Q × these
+ROWS = 64  # of the result are upsampled at once, so that memory stays at κ or Q × these
+
+
+def best_ranks(views):
+    """Per pixel: the rank of the highest logit, or mean probability of several views: [B, rows, columns] int32."""
+    def of_block(rows_of_views, _):
+        scores = []
+        for rows, (logits, _, columns) in zip(rows_of_views, views, strict=True):
+            logits = jnp.einsum('brh,bhwk->brwk', rows, logits, precision='highest')
+            scores.append(jnp.einsum('bcw,brwk->brck', columns, logits, precision='highest'))  # [B, ROWS, columns, κ]
+        scores = scores[0] if len(scores) == 1 else sum(map(jax.nn.softmax, scores))
+        return scores.argmax(-1).astype(jnp.int32)
+
+    rows = [rows for _, rows, _ in views]
+    return in_place(blocks(of_block, rows), rows[0].shape[1])
 
 
 def semantic_ranks(views):
     """The rank with the greatest Σ over queries of p(rank | query) · σ(mask), summed over the views: [B, rows, columns] int32."""
     probabilities = [jax.nn.softmax(classes.astype(jnp.float32))[..., :-1] for classes, *_ in views]  # [B, Q, κ] each
 
-    def of_block(masks, _):
+    def of_block(rows_of_views, _):
+        masks = [mask_probabilities(rows, view) for rows, view in zip(rows_of_views, views, strict=True)]
         scores = sum(jnp.einsum('bqrc,bqk->brck', x, p, precision='highest')
                      for x, p in zip(masks, probabilities, strict=True))
         return scores.argmax(-1).astype(jnp.int32)  # [B, ROWS, columns]
 
-    return in_place(blocks(of_block, views), views[0][2].shape[1])
+    rows = [rows for *_, rows, _ in views]
+    return in_place(blocks(of_block, rows), rows[0].shape[1])
+
+
+def mask_probabilities(rows, view):
+    """[B, ROWS, h] weights of rows -> σ of the masks there, [B, Q, ROWS, columns]."""
+    _, mask_logits, _, columns = view
+    logits = jnp.einsum('brh,bqhw->bqrw', rows, mask_logits.astype(jnp.float32), precision='highest')
+    return jax.nn.sigmoid(jnp.einsum('bcw,bqrw->bqrc', columns, logits, precision='highest'))
 
 
 @flax.struct.dataclass
@@ -43,7 +67,7 @@ def panoptic_segments(view, things, size, *, threshold=0.8, overlap=0.8, keep_un
     """Every pixel goes to the query with the greatest p(class) · σ(mask); stuff of one class becomes one segment.
 
     Args:
-      view: see above.
+      view: of queries, see above.
       things: [B, κ] bool, ranks whose queries are segments of their own; with a selection, `ranking.gather` gives them.
       size: [B, 2] int32, rows and columns of the image within the result; the rest is void.
       threshold: queries below this class probability, and those for no-object, count nowhere.
@@ -58,8 +82,8 @@ def panoptic_segments(view, things, size, *, threshold=0.8, overlap=0.8, keep_un
     kept = (labels != no_object) & (scores > threshold)
     inside_columns = jnp.arange(columns.shape[1]) < size[:, 1:]  # [B, columns]
 
-    def of_block(masks, first):
-        masks = masks[0]  # [B, Q, ROWS, columns]
+    def of_block(rows_of_view, first):
+        masks = mask_probabilities(*rows_of_view, view)  # [B, Q, ROWS, columns]
         inside_rows = first + jnp.arange(ROWS) < size[:, :1]  # [B, ROWS]
         inside = inside_rows[:, None, :, None] & inside_columns[:, None, None]  # [B, 1, ROWS, columns]
         weighted = masks * scores[..., None, None]
@@ -70,7 +94,7 @@ def panoptic_segments(view, things, size, *, threshold=0.8, overlap=0.8, keep_un
         areas = [x.sum((2, 3)) for x in (own, sure, shown)]  # [B, Q] each
         return jnp.where(shown.any(1), winner, num_queries), jnp.stack(areas)
 
-    winner, areas = blocks(of_block, [view])
+    winner, areas = blocks(of_block, [rows])
     winner = in_place(winner, rows.shape[1])  # [B, rows, columns], Q: nobody
     own, sure, shown = areas.sum(0)  # [B, Q] each
     exists = kept & (shown > 0) & (sure > 0) & (own / jnp.maximum(sure, 1) >= overlap)
@@ -93,24 +117,20 @@ def panoptic_segments(view, things, size, *, threshold=0.8, overlap=0.8, keep_un
     return jax.vmap(of_image)(winner, ids, slots, labels, scores)
 
 
-def blocks(of_block, views):
-    """Stacks what `of_block` makes of the views' mask probabilities, [B, Q, ROWS, columns] each, and the first row's number."""
-    num_rows = views[0][2].shape[1]
+def blocks(of_block, rows):
+    """Stacks what `of_block` makes of ROWS rows of the result: of their weights in each view, and the first one's number.
+
+    Args:
+      rows: for each view [B, rows, h].
+    """
+    num_rows = rows[0].shape[1]
     count = -(-num_rows // ROWS)
 
     def cut(rows):  # [B, rows, h] -> [count, B, ROWS, h]
         rows = jnp.pad(rows, ((0, 0), (0, count * ROWS - num_rows), (0, 0)))
         return rows.reshape(rows.shape[0], count, ROWS, -1).swapaxes(0, 1)
 
-    def of_rows(block):
-        rows_of_views, first = block
-        masks = []
-        for rows, (_, logits, _, columns) in zip(rows_of_views, views, strict=True):
-            logits = jnp.einsum('brh,bqhw->bqrw', rows, logits.astype(jnp.float32), precision='highest')
-            masks.append(jax.nn.sigmoid(jnp.einsum('bcw,bqrw->bqrc', columns, logits, precision='highest')))
-        return of_block(masks, first)
-
-    return lax.map(of_rows, ([cut(rows) for _, _, rows, _ in views], ROWS * jnp.arange(count)))
+    return lax.map(lambda block: of_block(*block), ([cut(x) for x in rows], ROWS * jnp.arange(count)))
 
 
 def in_place(maps, num_rows: int):

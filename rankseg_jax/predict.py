@@ -1,4 +1,4 @@
-"""Prediction on any image: label map, ranked categories, pictures.
+"""Prediction on any image: label map, panoptic segments, ranked categories, pictures.
 
     predictor = rankseg_jax.predict.load(workdir)
     result = predictor('street.jpg')
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -20,9 +21,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from rankseg_jax import checkpoint, data, export, inference, models, sharding, visualize
-from rankseg_jax.data import CorruptExample, folder, transforms
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, folder, transforms
 from rankseg_jax.multilabel import pixel_counts
-from rankseg_jax.ranking import select
+
+MAPS = {'labels', 'segment_ids'}  # of the size of the image, among what `inference.served` names
 
 
 @dataclasses.dataclass
@@ -34,36 +36,58 @@ class Result:
       labels: int32 [H, W], class ids.
       categories: (name, confidence) of the κ selected categories, best first; empty for the baseline.
       class_names: K names.
+      segment_ids: int32 [H, W], panoptic segments: 1 + place in `segments`, 0 for void; None if the model gives none.
+      segments: (class id, score) of each segment.
     """
 
     image: np.ndarray
     labels: np.ndarray
     categories: list[tuple[str, float]]
     class_names: tuple[str, ...]
+    segment_ids: np.ndarray | None = None
+    segments: list[tuple[int, float]] = ()
 
     def overlay(self) -> Image.Image:
-        """The label map over the image, with a legend of names."""
-        return visualize.overlay(self.image, self.labels, self.class_names)
+        """The label map, or the panoptic segments, over the image, with a legend of names."""
+        labels, ids = self._drawn()
+        return visualize.overlay(self.image, labels, self.class_names, segments=ids)
 
-    def panel(self, label=None) -> Image.Image:
-        """Image · ground truth, if given · prediction · ranked categories."""
-        return visualize.panel(self.image, self.labels, self.categories[:12], self.class_names, label)
+    def panel(self, label=None, segment_ids=None) -> Image.Image:
+        """Image · ground truth, if given · prediction · ranked categories; `segment_ids` [H, W] of the ground truth."""
+        labels, ids = self._drawn()
+        return visualize.panel(
+            self.image, labels, self.categories[:12], self.class_names, label, segments=ids, label_segments=segment_ids)
+
+    def _drawn(self):
+        """The label map and segment ids that pictures show."""
+        if self.segment_ids is None:
+            return self.labels, None
+        table = np.array([IGNORE_LABEL, *(label for label, _ in self.segments)])
+        return table[self.segment_ids], self.segment_ids
 
     def save(self, path):
-        """Writes `<path>.png` (label map, 16-bit if K > 256), `<path>_overlay.png` and `<path>.json`."""
+        """Writes `<path>.png` (label map, 16-bit if K > 256), `<path>_overlay.png` and `<path>.json`.
+
+        Of panoptic segments also `<path>_panoptic.png`, whose colours are ids as in COCO's format; the JSON file lists them.
+        """
         dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
         Image.fromarray(self.labels.astype(dtype)).save(f'{path}.png')
         self.overlay().save(f'{path}_overlay.png')
-        rows = [{'category': name, 'confidence': round(score, 6)} for name, score in self.categories]
-        Path(f'{path}.json').write_text(json.dumps({'categories': rows}, indent=1))
+        content = {'categories': [{'category': name, 'confidence': round(score, 6)} for name, score in self.categories]}
+        if self.segment_ids is not None:
+            Image.fromarray(coco.ids_to_rgb(self.segment_ids)).save(f'{path}_panoptic.png')
+            infos = coco.segments_info(self.segment_ids, [label for label, _ in self.segments], range(len(self.class_names)))
+            content['segments_info'] = [
+                info | {'category': self.class_names[info['category_id']], 'score': round(self.segments[info['id'] - 1][1], 6)}
+                for info in infos]
+        Path(f'{path}.json').write_text(json.dumps(content, indent=1))
 
 
 class Predictor:
     """A trained model, ready for images: calls take uint8 arrays [H, W, 3], PIL images or paths.
 
     Attributes:
-      segment: (image uint8 [H, W, 3], presence [1, K] bool or None) -> (labels int32 [H, W], class ids of the selected
-        categories [κ], their confidences [κ]).
+      segment: (image uint8 [H, W, 3], presence [1, K] bool or None) -> what `inference.served` says of this image.
       class_names: K names.
     """
 
@@ -85,28 +109,29 @@ class Predictor:
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f'an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
         presence = None if label is None else pixel_counts(np.asarray(label)[None], len(self.class_names)) > 0
-        labels, categories, confidences = self.segment(image, presence)
-        found = [(self.class_names[c], float(p)) for c, p in zip(categories, confidences, strict=True)]
-        return Result(image, labels, found, self.class_names)
+        found = self.segment(image, presence)
+        categories, confidences, labels, scores = (
+            found.get(name, np.array([])).tolist() for name in ('categories', 'confidences', 'segment_labels', 'segment_scores'))
+        named = [(self.class_names[c], p) for c, p in zip(categories, confidences, strict=True)]
+        segments = [(label, score) for label, score in zip(labels, scores, strict=True) if label >= 0]
+        return Result(image, found['labels'], named, self.class_names, found.get('segment_ids'), segments)
 
 
-def from_model(model, variables, config):
-    """The function `Predictor.segment` of a Flax model and its variables."""
+def from_model(model, variables, config, things=None):
+    """The function `Predictor.segment` of a Flax model and its variables; with the bools `things` [K], panoptic."""
     @partial(jax.jit, static_argnames='canvas')
     def forward(variables, views, size, presence, canvas):
         views, size = jax.tree.map(lambda x: x[None], (views, size))
-        labels, _, class_logits = inference.segment(model, variables, views, size, config, canvas=canvas, presence=presence)
-        if class_logits is None:
-            return labels[0], (), ()
-        selection = select(class_logits, config.rankseg.num_selected)
-        return labels[0], selection.labels[0], jax.nn.sigmoid(selection.scores[0])
+        prediction = inference.segment(model, variables, views, size, config, canvas=canvas, presence=presence,
+                                       things=things and jnp.array(things))
+        return jax.tree.map(lambda x: x[0], inference.served(prediction, config))
 
     def segment(image, presence):
         height, width = image.shape[:2]
         canvas = (-(-height // 64) * 64, -(-width // 64) * 64)  # few shapes to compile
         views = jax.tree.map(lambda x: x.numpy(), transforms.eval_views(image, config))
-        labels, *categories = jax.device_get(forward(variables, views, np.array([height, width]), presence, canvas))
-        return labels[:height, :width], *categories
+        found = jax.device_get(forward(variables, views, np.array([height, width]), presence, canvas))
+        return {name: x[:height, :width] if name in MAPS else x for name, x in found.items()}
 
     return segment
 
@@ -123,10 +148,12 @@ def from_artifact(folder: Path, size):
         rows, columns = transforms.fitted_size(image.shape[:2], size).numpy()
         images = np.zeros((1, *size, 3), np.uint8)
         images[0, :rows, :columns] = transforms.resize_image(image, (rows, columns)).numpy().round()
-        found = jax.device_get(call(variables, images, np.array([[rows, columns]], np.int32)))
-        labels = Image.fromarray(found['labels'][0, :rows, :columns])
-        labels = labels.resize(image.shape[1::-1], Image.Resampling.NEAREST)
-        return np.array(labels), *(found[key][0] if key in found else () for key in ('categories', 'confidences'))
+        found = {name: x[0] for name, x in jax.device_get(
+            call(variables, images, np.array([[rows, columns]], np.int32))).items()}
+        for name in MAPS & found.keys():
+            picture = Image.fromarray(found[name][:rows, :columns])
+            found[name] = np.array(picture.resize(image.shape[1::-1], Image.Resampling.NEAREST))
+        return found
 
     return segment
 
@@ -153,7 +180,7 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     model = models.build(config, len(run['class_names']))
     mesh = sharding.make_mesh(1)
     variables = models.restore(manager, step, model, config, len(run['class_names']), sharding.copied(mesh))
-    return Predictor(from_model(model, variables, config), run['class_names'])
+    return Predictor(from_model(model, variables, config, run.get('things')), run['class_names'])
 
 
 def find_images(inputs) -> list[Path]:
@@ -200,8 +227,8 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
             failed.append(str(error))
             continue
         candidates = itertools.chain([path.stem, path.name], (f'{path.name}_{i}' for i in itertools.count(2)))
-        name = next(n for n in candidates if not {n, f'{n}_overlay'} & names)
-        names |= {name, f'{name}_overlay'}
+        name = next(n for n in candidates if not {n, f'{n}_overlay', f'{n}_panoptic'} & names)
+        names |= {name, f'{name}_overlay', f'{name}_panoptic'}
         result.save(output / name)
         best = ', '.join(f'{category} {score:.2f}' for category, score in result.categories[:5])
         print(f'{path} -> {output / name}.png  {best}', flush=True)
@@ -231,7 +258,8 @@ def predict_split(predictor: Predictor, config, output) -> Path:
         result = predictor(example['image'], example['label'])
         name = Path(source.ids[index]).stem
         result.save(output / name)
-        panels.append(result.panel(example['label']))
+        segment_ids = source.segments(index)[0] if result.segment_ids is not None else None
+        panels.append(result.panel(example['label'], segment_ids))
         panels[-1].save(output / f'{name}_panel.png')
     if not panels:
         raise CorruptExample(f'not one of the first {config.num_pictures} images of {config.data.eval_split!r} could be read')

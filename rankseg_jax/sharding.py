@@ -40,3 +40,9 @@ def copied(mesh: Mesh) -> NamedSharding:
 def shard_batch(batch, mesh: Mesh):
     """Puts this host's part of a batch (arrays [b, …]) on its devices, as part of the global [B, …] arrays."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), batch)
+
+
+def local_part(x):
+    """This host's part, NumPy [b, …], of an array [B, …] whose first axis is split over the mesh: what `shard_batch` put there."""
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([shard.data for shard in shards])

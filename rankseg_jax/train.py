@@ -16,10 +16,11 @@ import optax
 from clu import metric_writers
 from jax.experimental import multihost_utils
 
-from rankseg_jax import checkpoint, data, evaluate, models, optimizers, pretrained, sharding
+from rankseg_jax import checkpoint, data, evaluate, losses, models, optimizers, pretrained, sharding
 from rankseg_jax.data import folder, pipeline
+from rankseg_jax.decoders.query_decoder import QueryOutput
 from rankseg_jax.multilabel import pixel_counts
-from rankseg_jax.tasks import semantic
+from rankseg_jax.tasks import queries, semantic
 
 
 @flax.struct.dataclass
@@ -37,21 +38,46 @@ def create_state(model, optimizer, config, num_classes: int) -> TrainState:
     return TrainState(variables, optimizer.init(variables['params']))
 
 
+def total_loss(output, batch, presence, config, num_classes: int, rng):
+    """The training loss of a batch, and all its parts and further figures by name.
+
+    Args:
+      output: PixelOutput or QueryOutput.
+      batch: as of `pipeline.train_batches`.
+      presence: [B, K] bool, the categories in the labels.
+      rng: key for points in masks.
+
+    Raises:
+      ValueError: unknown multi-label loss, or a task that the model cannot do.
+    """
+    if isinstance(output, QueryOutput):
+        parts, figures = queries.loss(rng, output, batch, config, num_classes)
+    elif config.task == 'panoptic':
+        raise ValueError(f"config.task = 'panoptic' needs a per-query framework such as mask2former, not {config.model.framework}")
+    else:
+        parts, figures = semantic.loss(output, batch, config, num_classes), {}
+    if output.presence_logits is not None:
+        parts['loss_multilabel'] = losses.multilabel_loss(output.presence_logits, presence, batch['mask'], config.loss)
+    loss = sum(parts.values())
+    return loss, parts | figures | {'loss': loss}
+
+
 def make_train_step(model, optimizer, config, num_classes: int, *, all_classes: bool = False):
     """(state, batch, rng) -> (state, metrics), to be jitted.
 
     Args of the step:
       state: TrainState.
-      batch: 'image' float32 [B, H, W, 3], 'label' int32 [B, H, W], 'mask' bool [B].
-      rng: key for dropout.
+      batch: 'image' float32 [B, H, W, 3], 'label' int32 [B, H, W], 'mask' bool [B], and more of panoptic data; see
+        `pipeline.train_batches`.
+      rng: key for dropout and for points in masks.
     """
     def loss_fn(params, batch_stats, batch, rng):
         presence = pixel_counts(batch['label'], num_classes) > 0  # [B, K]
         output, updates = model.apply(
             {'params': params, 'batch_stats': batch_stats}, batch['image'], train=True, presence=presence,
             all_classes=all_classes, rngs={'dropout': rng}, mutable=['batch_stats'])
-        loss, parts = semantic.loss(output, batch, presence, config, num_classes)
-        return loss, (updates.get('batch_stats', {}), parts | {'loss': loss})
+        loss, metrics = total_loss(output, batch, presence, config, num_classes, jax.random.fold_in(rng, 0))
+        return loss, (updates.get('batch_stats', {}), metrics)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
 
@@ -199,7 +225,7 @@ def train(config, workdir) -> dict:
 
     train_step, warmup_step = jit_step(), jit_step(all_classes=True)
     warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
-    eval_step = evaluate.make_eval_step(model, config, num_classes, mesh)
+    eval_step = evaluate.make_eval_step(model, config, eval_source, mesh)
 
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
     make_state = jax.jit(lambda: create_state(model, optimizer, config, num_classes), out_shardings=copied)
@@ -270,6 +296,7 @@ def train(config, workdir) -> dict:
                 print(f'step {done}/{config.steps}  {config.data.eval_split}: {evaluate.one_line(scores)}', flush=True)
             if saving:
                 run = {'config': config.to_dict(), 'class_names': list(source.class_names), 'next_step': done,
+                       'things': data.things(source, config.task),
                        'mIoU': evaluate.without_nan(scores['mIoU']) if evaluating else None}
                 checkpoint.save(manager, done, state.model, state.optimizer, run)
                 saved = done

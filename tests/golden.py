@@ -8,8 +8,8 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from configs import common
+from rankseg_jax import train
 from rankseg_jax.multilabel import pixel_counts
-from rankseg_jax.tasks import semantic
 
 FOLDER = Path(os.environ.get('RANKSEG_GOLDEN') or Path(__file__).parents[1] / '../shared/golden')
 
@@ -44,6 +44,6 @@ def check_loss(golden, output):
     num_classes = int(golden['hparam/num_classes'])
     labels = jnp.asarray(np.where(golden['labels'] == 255, -1, golden['labels']))
     batch = {'label': labels, 'mask': jnp.ones(len(labels), bool)}
-    _, parts = semantic.loss(output, batch, pixel_counts(labels, num_classes) > 0, config, num_classes)
+    _, parts = train.total_loss(output, batch, pixel_counts(labels, num_classes) > 0, config, num_classes, None)
     np.testing.assert_allclose(parts['loss_multilabel'], golden['loss/loss_img'], rtol=1e-4)
     np.testing.assert_allclose(parts['loss_pixel'], golden['loss/loss_seg'], rtol=1e-4)

@@ -196,7 +196,7 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
 def test_the_report_agrees_with_the_evaluation(run):
     config, variables, report, output = run
     source, mesh = data.get_source(config.data, 'validation'), sharding.make_mesh(1)
-    step = evaluate.make_eval_step(models.build(config, 8), config, 8, mesh)
+    step = evaluate.make_eval_step(models.build(config, 8), config, source, mesh)
     scores = evaluate.evaluate(step, variables, source, config, mesh)
     assert report['recall']['category_recall'][2] == pytest.approx(scores['category_recall@3'])
     assert report['recall']['image_pixel_recall'][2] == pytest.approx(scores['pixel_recall@3'])

@@ -30,7 +30,7 @@ def test_golden_deeplabv3():
     options = golden_files.rankseg(
         g, head='encoder', share_embedding=True, hidden=dim, num_heads=num_heads, mlp_dim=hidden)
     output = PixelClassifier(num_classes, options).apply({'params': classifier}, pixels, {32: features}, train=False)
-    np.testing.assert_allclose(output.class_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.presence_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(output.selection.labels, g['selected'])
     np.testing.assert_allclose(output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5)
     full = full_logits(output.logits, output.selection, num_classes).transpose(0, 3, 1, 2)

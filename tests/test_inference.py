@@ -7,10 +7,10 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from rankseg_jax import inference, models, sharding
+from rankseg_jax import inference, models, postprocessing, sharding
 from rankseg_jax.data import IGNORE_LABEL, pipeline, transforms
 from rankseg_jax.decoders.pixel_classifier import PixelOutput
-from rankseg_jax.ranking import Selection, full_logits, select
+from rankseg_jax.ranking import Selection, from_ranks, full_logits, select
 from tests import tiny
 from tests.helpers import random_variables
 
@@ -84,11 +84,11 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
     source = Sizes((48, 90), (61, 50), (20, 77))
     (batch,) = pipeline.eval_batches(source, config)
     canvas = batch['label'].shape[1:]
-    labels, selection, class_logits = jax.jit(lambda v, b: inference.segment(
-        model, v, b['views'], b['size'], config, canvas=canvas))(variables, batch)
+    found = jax.jit(lambda v, b: inference.segment(model, v, b['views'], b['size'], config, canvas=canvas))(variables, batch)
+    labels, selection, class_logits = found.labels, found.selection, found.presence_logits
 
     forward = jax.jit(lambda x, s: models.forward(model, variables, x, selection=s).logits)
-    head = jax.jit(lambda x: models.forward(model, variables, x).class_logits)
+    head = jax.jit(lambda x: models.forward(model, variables, x).presence_logits)
     for i, size in enumerate(source.sizes):
         views = []
         for view in transforms.eval_views(source.load(i)['image'], config):
@@ -118,7 +118,7 @@ def test_a_category_of_one_window_is_selected_for_all():
     class Halves(nn.Module):
         @nn.compact
         def __call__(self, x, *, train, presence=None, selection=None):
-            left = x[:, :1, :1, 0] > 0  # [B, 1]
+            left = x[:, 0, :1, 0] > 0  # [B, 1]
             class_logits = jnp.where(left, jnp.eye(8)[2], jnp.eye(8)[5]) * 9 + jnp.arange(8) / 10
             chosen = selection or select(class_logits, 2)
             return PixelOutput(jnp.stack([x[..., 0], -x[..., 0]], -1) * (1 - 2 * (chosen.labels[:, None, None, :1] == 5)),
@@ -127,9 +127,9 @@ def test_a_category_of_one_window_is_selected_for_all():
     config = tiny.config('', eval__size=(16, 32), eval__window=(16, 16), eval__stride=(16, 16), rankseg__num_selected=2)
     image = np.ones((1, 16, 32, 3), np.float32) * np.where(np.arange(32) < 16, 1, -1)[:, None]
     views = ({'image': jnp.asarray(image), 'content': jnp.array([[16, 32]])},)
-    labels, selection, _ = inference.segment(
-        Halves(), {'params': {}, 'batch_stats': {}}, views, jnp.array([[16, 32]]), config, canvas=(16, 32))
-    assert set(np.asarray(selection.labels[0]).tolist()) == {2, 5}
+    found = inference.segment(Halves(), {'params': {}, 'batch_stats': {}}, views, jnp.array([[16, 32]]), config, canvas=(16, 32))
+    labels = found.labels
+    assert set(np.asarray(found.selection.labels[0]).tolist()) == {2, 5}
     assert (labels[0, :, :14] == 2).all() and (labels[0, :, 18:] == 5).all()
 
 
@@ -142,8 +142,8 @@ def test_selecting_once_for_all_windows_computes_the_backbone_once():
         return jax.jit(function).lower(*args).compile().cost_analysis()['flops']
 
     windows = flops(lambda v: models.forward(model, v, jnp.zeros((3, 32, 32, 3)) + images.sum()).logits, variables)
-    whole = flops(lambda v: inference.segment(model, v, views, size, config, canvas=(64, 128))[0], variables)
-    upsampling = flops(lambda x: inference.best_rank([(x, jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))]),
+    whole = flops(lambda v: inference.segment(model, v, views, size, config, canvas=(64, 128)).labels, variables)
+    upsampling = flops(lambda x: postprocessing.best_ranks([(x, jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))]),
                        jnp.zeros((1, 4, 12, 3)))
     assert whole - upsampling < 1.3 * windows
 
@@ -158,10 +158,10 @@ def test_windows_over_eight_devices_give_what_one_gives():
         segment = jax.jit(lambda v, b: inference.segment(model, v, b['views'], b['size'], config, canvas=b['label'].shape[1:]),
                           in_shardings=(sharding.copied(mesh), sharding.split(mesh)), out_shardings=sharding.split(mesh))
         results.append(jax.device_get(segment(variables, sharding.shard_batch(batch, mesh))))
-    (labels, selection, class_logits), (others, other_selection, other_logits) = results
-    np.testing.assert_allclose(class_logits, other_logits, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(selection.labels, other_selection.labels)
-    assert (labels == others).mean() > 0.999
+    one, eight = results
+    np.testing.assert_allclose(one.presence_logits, eight.presence_logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(one.selection.labels, eight.selection.labels)
+    assert (one.labels == eight.labels).mean() > 0.999
 
 
 def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
@@ -174,8 +174,9 @@ def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
             return PixelOutput(jnp.asarray(logits))
 
     views = ({'image': jnp.zeros((batch, *image_shape, 3)), 'content': jnp.array([content or image_shape] * batch)},)
+    given = {'params': {}, 'batch_stats': {}}
     return np.asarray(jax.jit(lambda: inference.segment(
-        Given(), {'params': {}, 'batch_stats': {}}, views, jnp.array([size] * batch), tiny.config(''), canvas=canvas or size)[0])())
+        Given(), given, views, jnp.array([size] * batch), tiny.config(''), canvas=canvas or size).labels)())
 
 
 @pytest.mark.parametrize('size', [(16, 20), (33, 17), (8, 100), (130, 5), (1, 1)])
@@ -218,9 +219,9 @@ def test_ranks_become_class_ids():
     rng = np.random.default_rng(0)
     selection = select(jnp.asarray(rng.normal(size=(3, 300)), jnp.float32), 7)
     logits = rng.normal(size=(3, 4, 4, 7)).astype(np.float32)
-    ranks = inference.best_rank([(logits, np.eye(4)[None].repeat(3, 0), np.eye(4)[None].repeat(3, 0))])
+    ranks = postprocessing.best_ranks([(logits, np.eye(4)[None].repeat(3, 0), np.eye(4)[None].repeat(3, 0))])
     full = np.asarray(full_logits(logits, selection, 300))
-    np.testing.assert_array_equal(inference.from_ranks(ranks, selection), full.argmax(-1))
+    np.testing.assert_array_equal(from_ranks(ranks, selection), full.argmax(-1))
 
 
 def test_no_tensor_of_all_pixels_and_ranks_is_built():
@@ -234,7 +235,7 @@ def test_no_tensor_of_all_pixels_and_ranks_is_built():
     def build(image):
         views = ({'image': image, 'content': jnp.full((2, 2), 64)},)
         return inference.segment(Given(), {'params': {}, 'batch_stats': {}}, views, jnp.full((2, 2), 512), tiny.config(''),
-                                 canvas=(512, 512))[0]
+                                 canvas=(512, 512)).labels
 
     temporary = jax.jit(build).lower(jnp.zeros((2, 64, 64, 3))).compile().memory_analysis().temp_size_in_bytes
-    assert temporary < 2 * inference.ROWS * 512 * 8 * 4 * 4 < 2 * 512 * 512 * 8 * 4  # four times those rows
+    assert temporary < 2 * postprocessing.ROWS * 512 * 8 * 4 * 4 < 2 * 512 * 512 * 8 * 4  # four times those rows

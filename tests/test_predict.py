@@ -73,7 +73,7 @@ def test_predictor_agrees_with_the_evaluation(trained, options):
     model = models.build(config, 8)
     variables = models.restore(checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh))
     source = data.get_source(config.data, 'validation')
-    scores = evaluate.evaluate(evaluate.make_eval_step(model, config, 8, mesh), variables, source, config, mesh)
+    scores = evaluate.evaluate(evaluate.make_eval_step(model, config, source, mesh), variables, source, config, mesh)
     right = total = 0
     for i in range(len(source)):
         example = source.load(i)

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common
 from rankseg_jax import losses
 from rankseg_jax.data import coco
+from rankseg_jax.decoders.query_decoder import QueryOutput
 from rankseg_jax.ranking import Selection
 from rankseg_jax.tasks import queries
 
@@ -37,9 +39,8 @@ def test_categories_of_a_label_map():
             classes, areas = np.unique(label[label >= 0], return_counts=True)
             largest = classes[np.argsort(-areas, kind='stable')][:max_targets]
             assert as_masks(targets.labels[i], targets.segments[i]) == {(c, (label == c).tobytes()) for c in largest.tolist()}
-        held = np.stack([[(label == c).any() for c in range(K)] for label in labels])
-        if max_targets >= K:
-            np.testing.assert_array_equal(queries.presence(targets, K), held)
+        held = [len(np.unique(label[label >= 0])) for label in labels]
+        np.testing.assert_array_equal(targets.left_out, np.maximum(np.array(held) - max_targets, 0))
 
 
 def test_segments_without_void_and_crowds():
@@ -60,25 +61,33 @@ def test_segments_without_void_and_crowds():
 def test_what_a_crop_leaves_nothing_of_is_no_target():
     labels, places, _ = coco.targets(*random_segments(np.random.default_rng(1)), 6)
     cropped = np.where(places == 2, -1, places)
-    targets = queries.from_segments(labels[None], cropped[None])
+    targets = queries.from_segments(labels[None], cropped[None], np.zeros(1, int))
     assert targets.labels[0, 2] == -1
     np.testing.assert_array_equal(np.delete(targets.labels[0], 2), np.delete(labels, 2))
-    assert set(np.flatnonzero(queries.presence(targets, K)[0]).tolist()) == set(np.delete(labels, 2).tolist()) - {-1}
 
 
 @pytest.mark.parametrize('selected', [False, True])
 def test_the_loss_in_rank_space(selected):
     rng = np.random.default_rng(0)
-    pairs = [coco.targets(*random_segments(rng), 6)[:2] for _ in range(3)]
-    targets = queries.from_segments(*(np.stack(x) for x in zip(*pairs, strict=True)))
+    found = [coco.targets(*random_segments(rng), 6) for _ in range(3)]
+    segment_labels, segments, left_out = (np.stack(x) for x in zip(*found, strict=True))
+    targets = queries.from_segments(segment_labels, segments, left_out)
     chosen = np.stack([rng.permutation(K)[:4] for _ in range(3)])
     selection = Selection(jnp.asarray(chosen), jnp.zeros((3, 4))) if selected else None
-    outputs = [(rng.normal(size=(3, 7, (4 if selected else K) + 1)), rng.normal(size=(3, 7, 3, 4)))]
-    parts = queries.loss(jax.random.key(0), outputs, targets, selection, K, num_points=40)
+    outputs = [(rng.normal(size=(3, 7, (4 if selected else K) + 1)), rng.normal(size=(3, 7, 3, 4))) for _ in range(2)]
+    config = common.get_config()
+    config.loss.num_points, config.loss.no_object = 40, 0.3
+    config.loss.class_weight, config.loss.mask_weight, config.loss.dice_weight = 1.5, 3.0, 4.0
+    first, last = outputs
+    batch = {'mask': np.ones(3, bool), 'segments': segments, 'segment_labels': segment_labels, 'left_out': np.array([0, 3, 0])}
+    parts, figures = queries.loss(
+        jax.random.key(0), QueryOutput(*last, selection, auxiliary=(first,)), batch, config, K)
+    assert figures['targets_left_out'] == 1
     labels = np.asarray(targets.labels)
     if selected:
         labels = np.array([[row.tolist().index(c) if c in row else -1 for c in image]
                            for row, image in zip(chosen, labels, strict=True)])
         assert (labels < 0).sum() > (targets.labels < 0).sum()
-    expected = losses.query_losses(jax.random.key(0), outputs, labels, targets.segments, num_points=40)
+    expected = losses.query_losses(
+        jax.random.key(0), outputs, labels, targets.segments, weights=(1.5, 3.0, 4.0), num_points=40, no_object_weight=0.3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)

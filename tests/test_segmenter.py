@@ -30,7 +30,7 @@ def test_golden_segmenter():
     decoder, variables = golden_decoder(g)
     features = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
     output = jax.jit(lambda *inputs: decoder.apply(*inputs, train=False))(variables, features)
-    np.testing.assert_allclose(output.class_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.presence_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(output.selection.labels, g['selected'])
     np.testing.assert_allclose(output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5)
     full = full_logits(output.logits, output.selection, int(g['hparam/num_classes'])).transpose(0, 3, 1, 2)

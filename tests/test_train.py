@@ -14,7 +14,6 @@ import pytest
 from rankseg_jax import checkpoint, data, models, optimizers, sharding, train
 from rankseg_jax.data import pipeline
 from rankseg_jax.multilabel import pixel_counts
-from rankseg_jax.tasks import semantic
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -181,7 +180,7 @@ def test_masked_images_count_for_nothing():
     @jax.jit
     def loss(batch):
         output = model.apply(variables, batch['image'], train=False)
-        return semantic.loss(output, batch, pixel_counts(batch['label'], 8) > 0, config, 8)[0]
+        return train.total_loss(output, batch, pixel_counts(batch['label'], 8) > 0, config, 8, None)[0]
 
     np.testing.assert_allclose(loss(batch), loss(jax.tree.map(lambda x: x[:3], batch)), rtol=1e-5)
 

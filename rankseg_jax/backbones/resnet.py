@@ -87,5 +87,6 @@ VARIANTS = {
     'resnet101': partial(ResNet, (3, 4, 23, 3), bottleneck=True),
     'resnet50_v1c': partial(ResNet, (3, 4, 6, 3), bottleneck=True, stem='deep'),
     'resnet101_v1c': partial(ResNet, (3, 4, 23, 3), bottleneck=True, stem='deep'),
+    'tiny': partial(ResNet, (1, 1, 1, 1), width=16, stem='small'),
     'narrow': partial(ResNet, (2, 2, 2, 2), width=32, stem='small'),
 }

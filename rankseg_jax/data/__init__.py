@@ -15,7 +15,9 @@ def get_source(data_config, split):
 
     Returns a source: `class_names` (K names in label order), `ids` (N names that a human can
     find), `len()` and `load(index)` -> {'image': uint8 [H, W, 3], 'label': int32 [H, W] in
-    0..K-1 or IGNORE_LABEL}, which raises `CorruptExample`.
+    0..K-1 or IGNORE_LABEL}, which raises `CorruptExample`. Of panoptic data also `things`, K bools
+    (the other categories are stuff), and `segments(index)` -> (ids [H, W] int32, dicts with 'id',
+    'category_id' in 0..K-1 and perhaps 'iscrowd' and 'area', as in COCO's format).
 
     Raises:
       ValueError: no data set has this name.
@@ -31,3 +33,16 @@ def get_source(data_config, split):
             f'config.data.name = {name!r} is not a data set; set it to one of {", ".join(modules)}'
         )
     return importlib.import_module(f'{__name__}.{name}').get_source(data_config, split)
+
+
+def things(source, task):
+    """For the task 'panoptic' the source's `things` as a list, else None.
+
+    Raises:
+      ValueError: the source has no segments.
+    """
+    if task != 'panoptic':
+        return None
+    if not hasattr(source, 'segments'):
+        raise ValueError("config.task = 'panoptic' needs data with segments, which this data set has not")
+    return list(source.things)

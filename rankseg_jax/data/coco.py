@@ -45,6 +45,12 @@ def targets(ids, segments, max_targets: int):
     return labels, places[index.reshape(ids.shape)], len(held) - len(chosen)
 
 
+def categories(source) -> list[dict]:
+    """The categories of a source as COCO's files list them; their ids are 0..K-1."""
+    return [{'id': i, 'name': name, 'isthing': int(thing)}
+            for i, (name, thing) in enumerate(zip(source.class_names, source.things, strict=True))]
+
+
 def segments_info(ids, labels, category_ids) -> list[dict]:
     """The segments of a map [H, W] that are in it.
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 from jax.experimental import multihost_utils
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, transforms
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, things, transforms
 
 CANVAS_MULTIPLE = 64  # of evaluation labels, so that few shapes are compiled
 
@@ -45,18 +45,26 @@ def example_indices(num_examples, seed, step, batch_size):
 
 
 class _Loader:
-    """Loads examples in tf.data's threads and keeps what went wrong for the main thread."""
+    """Loads examples in tf.data's threads and keeps what went wrong for the main thread.
 
-    def __init__(self, source, max_corrupt):
+    With `max_targets` the label map is one of segments instead, so many at most.
+    """
+
+    def __init__(self, source, max_corrupt, max_targets=None):
         self.source = source
         self.max_corrupt = max_corrupt
+        self.max_targets = max_targets
         self.corrupt = {}  # index -> message
         self.failure = None
         self.closed = False
         self.lock = threading.Lock()
 
     def __call__(self, index):
-        """index -> image uint8 [H, W, 3], label int32 [H, W], valid bool; index -1 stands in."""
+        """index -> image uint8 [H, W, 3], label int32 [H, W], valid bool; index -1 stands in.
+
+        Of segments also their labels int32 [max_targets] and the number left out int32; see `coco.targets`.
+        """
+        num_targets = self.max_targets or 0
         if index >= 0 and not self.closed:
             try:
                 example = self.source.load(int(index))
@@ -66,12 +74,18 @@ class _Loader:
                         f'{self.source.ids[index]}: image {image.shape} and label {label.shape} '
                         'differ in size'
                     )
-                return image.astype(np.uint8), label.astype(np.int32), True
+                image, segments = image.astype(np.uint8), ()
+                if self.max_targets:
+                    labels, label, left_out = coco.targets(*self.source.segments(int(index)), num_targets)
+                    segments = labels, np.int32(left_out)
+                return image, label.astype(np.int32), True, *segments
             except CorruptExample as error:
                 self._count(int(index), str(error))
             except Exception as error:  # an exception must not cross tf.data, which buries it
                 self.failure = error
-        return np.zeros([1, 1, 3], np.uint8), np.full([1, 1], IGNORE_LABEL, np.int32), False
+        nothing = np.full([num_targets], IGNORE_LABEL, np.int32), np.int32(0)
+        image, label = np.zeros([1, 1, 3], np.uint8), np.full([1, 1], IGNORE_LABEL, np.int32)
+        return image, label, False, *(nothing if self.max_targets else ())
 
     def _count(self, index, message):
         with self.lock:
@@ -87,9 +101,16 @@ class _Loader:
                 )
 
     def tensors(self, index):
-        image, label, valid = tf.numpy_function(self, [index], [tf.uint8, tf.int32, tf.bool])
-        image = tf.ensure_shape(image, [None, None, 3])
-        return image, tf.ensure_shape(label, [None, None]), tf.ensure_shape(valid, [])
+        shapes = {'image': [None, None, 3], 'label': [None, None], 'mask': []}
+        types = [tf.uint8, tf.int32, tf.bool]
+        if self.max_targets:
+            shapes |= {'segment_labels': [self.max_targets], 'left_out': []}
+            types += [tf.int32, tf.int32]
+        tensors = tf.numpy_function(self, [index], types)
+        return {
+            name: tf.ensure_shape(tensor, shape)
+            for tensor, (name, shape) in zip(tensors, shapes.items(), strict=True)
+        }
 
     def indices(self, rows):
         """A tf.data.Dataset of the entries, one by one, of the int64 [n] rows."""
@@ -153,16 +174,19 @@ def train_batches(source, config, *, start_step):
 
     Returns:
       An iterator of {'image': float32 [B, h, w, 3] normalised, 'label': int32 [B, h, w], 'mask':
-      bool [B]}. A corrupt example is named in the log, and stands there as zeros, all ignored,
-      with mask False.
+      bool [B]}; for the task 'panoptic' also 'segments' int32 [B, h, w], 'segment_labels' int32
+      [B, T] and 'left_out' int32 [B], see `coco.targets`. A corrupt example is named in the log,
+      and stands there as zeros, all ignored, with mask False.
 
     Raises:
-      ValueError: nothing in the source; a batch that the hosts cannot share. While iterating:
+      ValueError: nothing in the source; no segments for the task 'panoptic'; a batch that the hosts
+        cannot share. While iterating:
         more than `data.max_corrupt` corrupt examples; whatever else the source raises.
     """
     _check_not_empty(source, config.data.train_split)
     start, stop = _host_slice('config.batch_size', config.batch_size)
-    loader = _Loader(source, config.data.max_corrupt)
+    panoptic = things(source, config.task) is not None
+    loader = _Loader(source, config.data.max_corrupt, config.data.max_targets if panoptic else None)
     local = stop - start
     rows = (
         example_indices(len(source), config.seed, step, config.batch_size)[start:stop]
@@ -172,9 +196,14 @@ def train_batches(source, config, *, start_step):
     def transform(count, index):
         sample = count // local * config.batch_size + start + count % local
         seed = tf.stack([tf.constant(config.seed, tf.int64), sample])
-        image, label, valid = loader.tensors(index)
-        image, label = transforms.train_transform(image, label, seed, config)
-        return {'image': tf.where(valid, image, 0.0), 'label': label, 'mask': valid}
+        example = loader.tensors(index)
+        image, label = transforms.train_transform(example['image'], example['label'], seed, config)
+        example |= {'image': tf.where(example['mask'], image, 0.0), 'label': label}
+        if panoptic:
+            labels = tf.concat([example['segment_labels'], [IGNORE_LABEL]], 0)  # [T + 1]
+            places = tf.where(label < 0, config.data.max_targets, label)
+            example |= {'segments': label, 'label': tf.gather(labels, places)}
+        return example
 
     dataset = (
         loader.indices(rows)
@@ -215,8 +244,9 @@ def eval_batches(source, config):
     loader = _Loader(source, config.data.max_corrupt)
 
     def transform(index):
-        picture, label, valid = loader.tensors(index)
-        views = transforms.eval_views(picture, config)
+        example = loader.tensors(index)
+        label, valid = example['label'], example['mask']
+        views = transforms.eval_views(example['image'], config)
         return {
             'views': tuple(view | {'image': tf.where(valid, view['image'], 0.0)} for view in views),
             'label': label,

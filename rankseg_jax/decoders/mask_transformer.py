@@ -50,7 +50,7 @@ class MaskTransformer(nn.Module):
         if classes is None:
             embedding = self.param('class_embedding', class_init, (self.num_classes, self.channels))
             classes = jnp.broadcast_to(embedding.astype(self.dtype), (patches.shape[0], *embedding.shape))  # [B, K, D]
-        class_logits = None
+        presence_logits = None
         if options is not None:
             if options.head == 'first_block':
                 coarse = project(as_tokens(features, options.pool)) if options.pool else patches  # [B, n, D]
@@ -59,13 +59,13 @@ class MaskTransformer(nn.Module):
                 if not options.pool:
                     patches = x[:, :-self.num_classes]
                 classes = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='class_norm')(x[:, -self.num_classes:])
-                class_logits = ClassWiseLinear(name='classify')(classes)  # [B, K]
+                presence_logits = ClassWiseLinear(name='classify')(classes)  # [B, K]
             else:
                 shared = {'class_embedding': embedding} if options.share_embedding else {}
-                class_logits = build_head(options, self.num_classes, self.dtype)(features, **shared, train=train)
+                presence_logits = build_head(options, self.num_classes, self.dtype)(features, **shared, train=train)
             if options.select and not all_classes:
                 if selection is None:
-                    selection = choose(options, class_logits, presence, train=train)
+                    selection = choose(options, presence_logits, presence, train=train)
                 classes = gather(classes, selection, 1)  # [B, κ, D]
         x = jnp.concatenate([patches, classes], 1)  # [B, N + κ, D]
         for block in blocks:
@@ -86,4 +86,4 @@ class MaskTransformer(nn.Module):
             logits = logits / TAU  # the warm-up, whose scale has no parameters of its own
         else:
             logits = RankTemperature(self.num_classes, 'layer_norm', name='classes')(logits)
-        return PixelOutput(logits, selection, class_logits)
+        return PixelOutput(logits, selection, presence_logits)

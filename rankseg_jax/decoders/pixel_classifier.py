@@ -19,22 +19,22 @@ class PixelOutput:
     Attributes:
       logits: [B, h, w, κ] in rank order; [B, h, w, K] if there is no selection.
       selection: the categories that the ranks stand for; None for the baseline.
-      class_logits: [B, K] of the multi-label head; None for the baseline.
+      presence_logits: [B, K] of the multi-label head; None for the baseline.
       auxiliary_logits: [B, h', w', κ or K] of the auxiliary head, which only training uses; None where there is none.
     """
 
     logits: jax.Array
     selection: Selection | None = None
-    class_logits: jax.Array | None = None
+    presence_logits: jax.Array | None = None
     auxiliary_logits: jax.Array | None = None
 
 
-def choose(options, class_logits, presence, *, train: bool) -> Selection:
+def choose(options, presence_logits, presence, *, train: bool) -> Selection:
     """The categories that pixels are classified over.
 
     Args:
       options: the keys of `config.rankseg`, see configs/common.py.
-      class_logits: [B, K] of the multi-label head.
+      presence_logits: [B, K] of the multi-label head.
       presence: [B, K] bool, the categories of the ground truth; for training with `missed='force'`, and for the oracle.
 
     Raises:
@@ -47,7 +47,7 @@ def choose(options, class_logits, presence, *, train: bool) -> Selection:
     if options.missed not in ('force', 'ignore'):
         raise ValueError(f"config.rankseg.missed = {options.missed!r} is unknown; use 'force' or 'ignore'")
     forced = presence if train and options.missed == 'force' else None
-    return select(class_logits, options.num_selected, must_include=forced)
+    return select(presence_logits, options.num_selected, must_include=forced)
 
 
 class RankScale(nn.Module):
@@ -125,19 +125,19 @@ class PixelClassifier(nn.Module):
         """
         options = self.rankseg
         classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
-        class_logits = None
+        presence_logits = None
         if options is not None:
             if options.stride not in features:
                 raise ValueError(f'config.rankseg.stride = {options.stride} must be one of {sorted(features)}')
             head = build_head(options, self.num_classes, self.dtype)
             shared = {'class_embedding': classes.embedding} if options.share_embedding else {}
-            class_logits = head(features[options.stride], **shared, train=train)  # [B, K]
+            presence_logits = head(features[options.stride], **shared, train=train)  # [B, K]
             if options.select and not all_classes and selection is None:
-                selection = choose(options, class_logits, presence, train=train)
+                selection = choose(options, presence_logits, presence, train=train)
         logits = classes(pixels, selection)
         if selection is not None:
             logits = RankScale(options, name='rank')(logits, selection)
         if auxiliary is not None:
             classes = ClassEmbedding(self.num_classes, auxiliary.shape[-1], name='auxiliary_classes')
             auxiliary = classes(auxiliary, selection)
-        return PixelOutput(logits, selection, class_logits, auxiliary)
+        return PixelOutput(logits, selection, presence_logits, auxiliary)

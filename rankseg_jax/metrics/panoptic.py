@@ -3,11 +3,12 @@
 import dataclasses
 
 import numpy as np
+from flax import struct
 
 VOID = 0  # id of pixels that belong to no segment
 
 
-@dataclasses.dataclass
+@struct.dataclass
 class PanopticMetric:
     """Counts per category, on the host. Additive: over several hosts, the sum of each field is that of the whole data set.
 

@@ -1,4 +1,4 @@
-"""What queries are trained on: targets from label maps or panoptic segments, into rank space, and the loss."""
+"""Image semantic and panoptic segmentation from per-query outputs: targets, into rank space, and the loss."""
 
 import flax
 import jax
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from rankseg_jax import losses
 from rankseg_jax.data import IGNORE_LABEL
 from rankseg_jax.multilabel import pixel_counts
-from rankseg_jax.ranking import Selection, select, to_ranks
+from rankseg_jax.ranking import select, to_ranks
 
 
 @flax.struct.dataclass
@@ -17,10 +17,12 @@ class Targets:
     Attributes:
       labels: [B, T] int32 class ids; IGNORE_LABEL: no target.
       segments: [B, H, W] int32, the place of each pixel's target in `labels`; negative: none.
+      left_out: [B] int32, how many found no place.
     """
 
     labels: jax.Array
     segments: jax.Array
+    left_out: jax.Array
 
 
 def from_labels(labels, num_classes: int, max_targets: int) -> Targets:
@@ -28,30 +30,37 @@ def from_labels(labels, num_classes: int, max_targets: int) -> Targets:
     counts = pixel_counts(labels, num_classes)  # [B, K]
     held = select(counts, min(max_targets, num_classes))
     segments = to_ranks(labels, held, num_classes=num_classes, ignore_label=IGNORE_LABEL)
-    return Targets(jnp.where(held.scores > 0, held.labels, IGNORE_LABEL), segments)
+    left_out = (counts > 0).sum(-1) - (held.scores > 0).sum(-1)
+    return Targets(jnp.where(held.scores > 0, held.labels, IGNORE_LABEL), segments, left_out)
 
 
-def from_segments(labels, segments) -> Targets:
+def from_segments(labels, segments, left_out) -> Targets:
     """The targets of panoptic maps as `data.coco.targets` gives them, without those of which a crop has left nothing."""
     counts = pixel_counts(segments, labels.shape[1])  # [B, T]
-    return Targets(jnp.where(counts > 0, labels, IGNORE_LABEL), segments)
+    return Targets(jnp.where(counts > 0, labels, IGNORE_LABEL), segments, left_out)
 
 
-def presence(targets: Targets, num_classes: int):
-    """The categories of the targets, [B, K] bool."""
-    return pixel_counts(targets.labels, num_classes) > 0
+def loss(key, output, batch, config, num_classes: int) -> tuple[dict, dict]:
+    """What queries add to the training loss in rank space, by name, and further figures for the log.
 
-
-def loss(key, outputs, targets: Targets, selection: Selection | None, num_classes: int, **options):
-    """The losses of `losses.query_losses` in rank space; targets of categories that were not selected do not count.
+    All predictions of the decoder count. Targets of categories that were not selected do not.
 
     Args:
-      key: for the points.
-      outputs: for each layer (class_logits [B, Q, κ + 1], mask_logits [B, Q, h, w]).
-      selection: the categories that the ranks stand for; None for the baseline.
-      options: of `losses.query_losses`.
+      key: for the points where masks are compared.
+      output: decoders.query_decoder.QueryOutput.
+      batch: 'mask' [B] bool and 'label' [B, H, W] int32 class ids or IGNORE_LABEL; of panoptic data also 'segments' [B, H, W],
+        'segment_labels' [B, T] and 'left_out' [B], as of `data.coco.targets`.
     """
-    labels = targets.labels
-    if selection is not None:
-        labels = to_ranks(labels, selection, num_classes=num_classes, ignore_label=IGNORE_LABEL)
-    return losses.query_losses(key, outputs, labels, targets.segments, **options)
+    if 'segments' in batch:
+        targets = from_segments(batch['segment_labels'], batch['segments'], batch['left_out'])
+    else:
+        targets = from_labels(batch['label'], num_classes, config.data.max_targets)
+    labels = targets.labels  # [B, T]
+    if output.selection is not None:
+        labels = to_ranks(labels, output.selection, num_classes=num_classes, ignore_label=IGNORE_LABEL)
+    options = config.loss
+    predictions = [*output.auxiliary, (output.class_logits, output.mask_logits)]
+    parts = losses.query_losses(
+        key, predictions, labels, targets.segments, weights=(options.class_weight, options.mask_weight, options.dice_weight),
+        num_points=options.num_points, no_object_weight=options.no_object, mask=batch['mask'])
+    return parts, {'targets_left_out': targets.left_out.mean()}
