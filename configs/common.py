@@ -113,9 +113,10 @@ def get_config() -> ConfigDict:
     optimizer.momentum = 0.9        # sgd
     optimizer.b2 = 0.999            # adamw
     optimizer.weight_decay = 0.01
-    optimizer.schedule = 'cosine'   # or poly
+    optimizer.schedule = 'cosine'   # or poly, step
     optimizer.power = 0.9           # poly
-    optimizer.end_factor = 0.0      # the last learning rate as a share of the first
+    optimizer.milestones = ()       # step: the steps from which on the learning rate is a tenth of what it was
+    optimizer.end_factor = 0.0      # poly, cosine: the last learning rate as a share of the first
     optimizer.warmup_steps = 0      # linear, from 0
     optimizer.clip_norm = 0.0       # of the global gradient; 0: off
     optimizer.groups = (('(bias|scale|log_tau)$', 1.0, 0.0),)  # (pattern, × learning rate, × decay): a parameter
