@@ -12,6 +12,7 @@ On the command line any leaf can be set: `--config.rankseg.num_selected=25`. Tup
 
 import difflib
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -56,6 +57,7 @@ def get_config() -> ConfigDict:
     model.backbone = 'resnet50'     # upernet, deeplabv3: narrow, resnet{18,34,50,101}, resnet{50,101}_v1c;
     #                                 segmenter: vit_{ti,s,b,l}{8,16,32}; mask2former: swin_{t,s,b,l}{7,12} or a resnet
     model.pretrained = ''           # file of public weights to start from, see rankseg_jax/pretrained/__init__.py
+    model.frozen_norm = False       # ResNets: batch norm keeps its statistics, scale and bias
     model.channels = 512            # of the decoder and the class embeddings
     model.dropout = 0.1             # before the pixel classifier; in the mask transformer's blocks
     model.output_stride = 8         # deeplabv3: of the dilated backbone; 8 or 16
@@ -111,9 +113,10 @@ def get_config() -> ConfigDict:
     optimizer.momentum = 0.9        # sgd
     optimizer.b2 = 0.999            # adamw
     optimizer.weight_decay = 0.01
-    optimizer.schedule = 'cosine'   # or poly
+    optimizer.schedule = 'cosine'   # or poly, step
     optimizer.power = 0.9           # poly
-    optimizer.end_factor = 0.0      # the last learning rate as a share of the first
+    optimizer.milestones = ()       # step: the steps from which on the learning rate is a tenth of what it was
+    optimizer.end_factor = 0.0      # poly, cosine: the last learning rate as a share of the first
     optimizer.warmup_steps = 0      # linear, from 0
     optimizer.clip_norm = 0.0       # of the global gradient; 0: off
     optimizer.groups = (('(bias|scale|log_tau)$', 1.0, 0.0),)  # (pattern, × learning rate, × decay): a parameter
@@ -188,6 +191,12 @@ def check(config):
     if any(window + stride) and not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):
         raise ValueError(f'config.eval.stride = {stride} must be at least 1 and at most config.eval.window = {window}; set it to '
                          'the window to have no overlap')
+    if config.model.frozen_norm:
+        for name in ('backbone/stem/norm/scale', 'backbone/stem/norm/bias'):
+            factor = next((decay for pattern, _, decay in config.optimizer.groups if re.search(pattern, name)), 1.0)
+            if factor * config.optimizer.weight_decay:
+                raise ValueError(f'config.model.frozen_norm needs a group in config.optimizer.groups that sets the decay of {name} '
+                                 'to 0, or config.optimizer.weight_decay = 0')
     if config.task not in ('semantic', 'panoptic'):
         raise ValueError(f"config.task = {config.task!r} is unknown; use 'semantic' or 'panoptic'")
     for key, value in (('data.max_targets', config.data.max_targets), ('loss.num_points', config.loss.num_points)):

@@ -18,7 +18,7 @@ class ConvNorm(nn.Module):
     Padding is dilation · (kernel // 2) on every side, as in PyTorch, whatever the input's size. Parameters and
     statistics are float32; `dtype` is what is computed in. Under jit a batch axis sharded over a
     mesh is still one batch, so the statistics are those of the global batch. As everywhere in Flax
-    the running variance is the biased one.
+    the running variance is the biased one. A `frozen` norm keeps its statistics, scale and bias in training too.
     """
 
     features: int
@@ -26,6 +26,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     dilation: int = 1
     relu: bool = True
+    frozen: bool = False
     scale_init: Any = nn.initializers.ones
     dtype: Any = jnp.float32
 
@@ -37,8 +38,11 @@ class ConvNorm(nn.Module):
             padding=((pad, pad), (pad, pad)), kernel_dilation=self.dilation, use_bias=False, kernel_init=he_normal,
             dtype=self.dtype, name='conv',
         )(x)
-        x = nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5,
+        batch_norm = nn.BatchNorm
+        if self.frozen:
+            batch_norm = nn.map_variables(batch_norm, 'params', jax.lax.stop_gradient, init=self.is_initializing())
+        x = batch_norm(
+            use_running_average=self.frozen or not train, momentum=0.9, epsilon=1e-5,
             scale_init=self.scale_init, dtype=self.dtype, name='norm',
         )(x)
         return nn.relu(x) if self.relu else x

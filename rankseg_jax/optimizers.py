@@ -7,20 +7,25 @@ import optax
 
 
 def make_schedule(options, steps: int) -> optax.Schedule:
-    """Step number -> learning rate: linear warm-up from 0, then poly or cosine down to `end_factor` × the first rate.
+    """Step number -> learning rate: linear warm-up from 0, then poly or cosine down to `end_factor` × the first rate, or in steps.
 
     Raises:
-      ValueError: unknown schedule, or a warm-up as long as the run.
+      ValueError: unknown schedule, a warm-up as long as the run, or milestones outside what is left of it.
     """
-    rate, warmup = options.learning_rate, options.warmup_steps
+    rate, warmup, milestones = options.learning_rate, options.warmup_steps, options.milestones
     if not 0 <= warmup < steps:
         raise ValueError(f'config.optimizer.warmup_steps = {warmup} must be less than config.steps = {steps}')
     if options.schedule == 'poly':
         decay = optax.polynomial_schedule(rate, rate * options.end_factor, options.power, steps - warmup)
     elif options.schedule == 'cosine':
         decay = optax.cosine_decay_schedule(rate, steps - warmup, options.end_factor)
+    elif options.schedule == 'step':
+        if not all(warmup < milestone < steps for milestone in milestones) or list(milestones) != sorted(set(milestones)):
+            raise ValueError(f'config.optimizer.milestones = {milestones} must rise, from above config.optimizer.warmup_steps = '
+                             f'{warmup} to below config.steps = {steps}')
+        decay = optax.piecewise_constant_schedule(rate, {milestone - warmup: 0.1 for milestone in milestones})
     else:
-        raise ValueError(f"config.optimizer.schedule = {options.schedule!r} is unknown; use 'poly' or 'cosine'")
+        raise ValueError(f"config.optimizer.schedule = {options.schedule!r} is unknown; use 'poly', 'cosine' or 'step'")
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup]) if warmup else decay
 
 

@@ -1,4 +1,4 @@
-"""Pictures of label maps: colours, overlays with a legend, panels of a whole prediction."""
+"""Pictures of label maps and segments: colours, overlays with a legend, panels of a whole prediction."""
 
 import unicodedata
 
@@ -36,7 +36,7 @@ def colorize(labels, palette) -> np.ndarray:
     return colours[np.where(known, labels, len(palette))]
 
 
-def overlay(image, labels, class_names, alpha: float = 0.5, legend: bool = True) -> Image.Image:
+def overlay(image, labels, class_names, alpha: float = 0.5, legend: bool = True, segments=None) -> Image.Image:
     """Paints a label map over its image, with outlines and the names of what is in it.
 
     Args:
@@ -44,26 +44,28 @@ def overlay(image, labels, class_names, alpha: float = 0.5, legend: bool = True)
       labels: [H, W] integers; where they are outside 0..K-1 the image shows through.
       class_names: K names in label order.
       alpha: weight of the colours, 0 to 1.
-      legend: names below the picture, largest area first.
+      legend: names below the picture, largest area first, with the number of segments of each class that has several.
+      segments: [H, W] integers of a panoptic prediction, one for each segment, 0 for void, where the image shows through. Each
+        segment gets an outline, and several of one class get shades of its colour.
 
     Returns:
       The picture, RGB; an image smaller than 384 pixels is enlarged by a whole factor.
 
     Raises:
-      ValueError: image is not uint8 [H, W, 3], or labels have another size.
+      ValueError: image is not uint8 [H, W, 3], or labels or segments have another size.
     """
-    image, labels = _checked(image, labels)
-    factor = -(-CELL // max(labels.shape))
-    size = (labels.shape[1] * factor, labels.shape[0] * factor)
-    picture = _paint(image, labels, class_names, alpha, size)
+    image, regions = _checked(image, labels, segments)
+    factor = -(-CELL // max(image.shape[:2]))
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    picture = _paint(image, *regions, class_names, alpha, size, segments is not None)
     if not legend:
         return picture
     text = max(TEXT, max(size) // 40)
-    names = _legend(labels, class_names, max(size[0], CELL) - 2 * (text // 2), text)
+    names = _legend(*regions, class_names, max(size[0], CELL) - 2 * (text // 2), text)
     return _column([picture, ImageOps.expand(names, text // 2, PAPER)], gap=0)
 
 
-def panel(image, prediction, categories, class_names, label=None) -> Image.Image:
+def panel(image, prediction, categories, class_names, label=None, segments=None, label_segments=None) -> Image.Image:
     """Shows image · ground truth · prediction · ranked categories, side by side.
 
     Args:
@@ -73,6 +75,8 @@ def panel(image, prediction, categories, class_names, label=None) -> Image.Image
         for a model without a multi-label head, which leaves the chart out.
       class_names: K names in label order.
       label: [H, W] integers, ground truth if there is any; categories in it get a tick.
+      segments: [H, W] integers, predicted segments, as for `overlay`.
+      label_segments: those of the ground truth.
 
     Raises:
       ValueError: an image or a label map of another shape or type, or a score outside 0..1.
@@ -81,20 +85,20 @@ def panel(image, prediction, categories, class_names, label=None) -> Image.Image
         if not 0 <= score <= 1:
             raise ValueError(f'score of category {name!r} is {score}, not a confidence in 0..1; '
                              'apply a sigmoid to the class logits first')
-    maps = {'Prediction': prediction}
+    maps = {'Prediction': (prediction, segments)}
     if label is not None:
-        maps = {'Ground truth': label} | maps
-    image, prediction = _checked(image, prediction)
-    height, width = prediction.shape
+        maps = {'Ground truth': (label, label_segments)} | maps
+    image = _checked(image, prediction, segments)[0]
+    height, width = image.shape[:2]
     scale = CELL / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     cell = max(size[0], CELL // 2)  # room for the legend of a narrow image
 
     cells = [_column([_title('Image', cell), Image.fromarray(image).resize(size, Image.LANCZOS)])]
-    for title, labels in maps.items():
-        labels = _checked(image, labels)[1]
-        picture = _paint(image, labels, class_names, 0.6, size)
-        names = _legend(labels, class_names, cell, TEXT)
+    for title, (labels, segments) in maps.items():
+        regions = _checked(image, labels, segments)[1]
+        picture = _paint(image, *regions, class_names, 0.6, size, segments is not None)
+        names = _legend(*regions, class_names, cell, TEXT)
         cells.append(_column([_title(title, cell), picture, names]))
     height = max(cell.height for cell in cells)
     if categories:
@@ -123,60 +127,94 @@ def grid(panels) -> Image.Image:
     return board
 
 
-def _checked(image, labels):
+def _checked(image, labels, segments):
+    """The image as an array, and its regions."""
     image, labels = np.asarray(image), np.asarray(labels)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f'image is {image.dtype} {image.shape}, not uint8 [H, W, 3]')
-    if labels.shape != image.shape[:2]:
-        raise ValueError(f'label map is {labels.shape}, but its image is {image.shape[:2]}; '
-                         'resize it (nearest) to the size of the image')
-    return image, labels
+    segments = np.ones_like(labels) if segments is None else np.asarray(segments)
+    for name, array in (('label map', labels), ('map of segments', segments)):
+        if array.shape != image.shape[:2]:
+            raise ValueError(f'{name} is {array.shape}, but its image is {image.shape[:2]}; '
+                             'resize it (nearest) to the size of the image')
+    return image, _regions(labels, segments)
 
 
-def _paint(image, labels, class_names, alpha, size):
-    """Image and colours blended at `size` (width, height), classes outlined."""
+def _regions(labels, segments):
+    """Numbers the regions, N: a region is what one class has of one segment; all that is ignored is one.
+
+    Returns:
+      regions: [H, W], the number of each pixel's region.
+      classes: [N], sorted; -1 where there is no segment.
+      places: [N], each region's number among those of its class.
+    """
+    labels = np.where(segments > 0, labels, -1).astype(np.int64)
+    pairs, regions = np.unique(labels << 32 | np.where(labels < 0, 0, segments), return_inverse=True)
+    classes = pairs >> 32
+    return regions.reshape(labels.shape), classes, np.arange(len(pairs)) - np.searchsorted(classes, classes)
+
+
+def _paint(image, regions, classes, places, class_names, alpha, size, bold):
+    """Image and colours blended at `size` (width, height), regions outlined; `bold`: on any background."""
     width, height = size
-    rows = np.arange(height) * labels.shape[0] // height
-    columns = np.arange(width) * labels.shape[1] // width
-    labels = labels[rows[:, None], columns]  # [height, width]
+    rows = np.arange(height) * regions.shape[0] // height
+    columns = np.arange(width) * regions.shape[1] // width
+    regions = regions[rows[:, None], columns]  # [height, width]
     picture = np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS), np.float32)
-    known = (labels >= 0) & (labels < len(class_names))
-    weight = (alpha * known)[..., None]  # [height, width, 1]
-    picture = picture * (1 - weight) + weight * colorize(labels, palette(len(class_names)))
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
+    known = (classes >= 0) & (classes < len(class_names))
+    weight = (alpha * known)[regions][..., None]  # [height, width, 1]
+    colours = _shades(colorize(classes, palette(len(class_names))), places)  # [N, 3]
+    picture = picture * (1 - weight) + weight * colours[regions]
+    edge = np.zeros(regions.shape, bool)
+    edge[:, 1:] |= regions[:, 1:] != regions[:, :-1]
+    edge[1:] |= regions[1:] != regions[:-1]
+    if bold:
+        picture[_grown(edge)] *= 0.35
     picture[edge] = 0.3 * picture[edge] + 0.7 * 255
     return Image.fromarray(picture.round().astype(np.uint8))
 
 
-def _legend(labels, class_names, width, text):
-    """Colour and name of each class in the label map, in rows of at most `width` pixels."""
-    classes, areas = np.unique(labels, return_counts=True)
-    present = [(-area, c) for c, area in zip(classes, areas, strict=True)
-               if 0 <= c < len(class_names)]
-    classes = [c for _, c in sorted(present)]
-    colours, font = palette(len(class_names)), ImageFont.load_default(text)
-    entries = [(class_names[c], tuple(colours[c].tolist())) for c in classes[:LEGEND_NAMES]]
-    if len(classes) > LEGEND_NAMES:
-        entries.append((f'+{len(classes) - LEGEND_NAMES} more', None))
+def _shades(colours, places):
+    """Colours [N, 3] lighter or darker by place: the first stays, any two differ, successive ones much."""
+    shift = 0.9 * ((0.61803399 * places[:, None] + 0.5) % 1 - 0.5)  # [N, 1]
+    return colours + np.abs(shift) * (np.where(shift > 0, 255.0, 0.0) - colours)
 
-    left, top, row, places = 0, 0, round(text * 1.5), []
-    for name, colour in entries:
+
+def _grown(mask):
+    """A mask [H, W] and the pixels that touch it."""
+    padded = np.pad(mask, 1)
+    wide = padded[:, :-2] | padded[:, 1:-1] | padded[:, 2:]
+    return wide[:-2] | wide[1:-1] | wide[2:]
+
+
+def _legend(regions, classes, places, class_names, width, text):
+    """Colour, name and number of segments of each class there is, in rows of at most `width` pixels."""
+    areas = np.bincount(regions.ravel())  # [N]
+    present = [(-areas[classes == c].sum(), c, places[classes == c].max() + 1)
+               for c in np.unique(classes) if 0 <= c < len(class_names)]
+    colours, font = palette(len(class_names)), ImageFont.load_default(text)
+    entries = [(class_names[c], f'  x {count}' if count > 1 else '', tuple(colours[c].tolist()))
+               for _, c, count in sorted(present)[:LEGEND_NAMES]]
+    if len(present) > LEGEND_NAMES:
+        entries.append(('', f'+{len(present) - LEGEND_NAMES} more', None))
+
+    left, top, row, spots = 0, 0, round(text * 1.5), []
+    for name, note, colour in entries:
         chip = round(text * 1.3) if colour else 0
-        name = _fit(name, font, width - chip)
-        right = left + chip + font.getlength(name)
+        name = _fit(name, font, width - chip - font.getlength(note))
+        right = left + chip + font.getlength(name + note)
         if left and right > width:
             left, top, right = 0, top + row, right - left
-        places.append((left, top, chip, name, colour))
+        spots.append((left, top, chip, name, note, colour))
         left = right + text
-    board = Image.new('RGB', (width, top + row if places else 1), PAPER)
+    board = Image.new('RGB', (width, top + row if spots else 1), PAPER)
     draw = ImageDraw.Draw(board)
-    for left, top, chip, name, colour in places:
+    for left, top, chip, name, note, colour in spots:
         middle = top + row // 2
         if colour:
             draw.rectangle([left, middle - text // 2, left + text - 1, middle + text // 2], colour)
-        draw.text((left + chip, middle), name, INK if colour else FAINT, font, anchor='lm')
+        draw.text((left + chip, middle), name, INK, font, anchor='lm')
+        draw.text((left + chip + font.getlength(name), middle), note, FAINT, font, anchor='lm')
     return board
 
 

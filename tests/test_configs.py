@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import common, deeplabv3, segmenter
+from configs import common, deeplabv3, mask2former, segmenter
 from rankseg_jax import inference, models, optimizers, train
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
 
@@ -42,6 +42,16 @@ CONFIGS = [
     ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
     ('deeplabv3', 'ade20k', 150, 87_206_028),
     ('deeplabv3', 'ade20k_rankseg', 150, 91_485_574),
+    *[('mask2former', recipe, num_classes, num_parameters) for recipe, num_classes, num_parameters in [
+        ('ade20k_r50', 150, 44_041_367), ('ade20k_swin_t', 150, 47_439_633), ('ade20k_swin_s', 150, 68_757_537),
+        ('ade20k_swin_b', 150, 106_922_191), ('ade20k_swin_b_rankseg', 150, 110_361_084),
+        ('ade20k_swin_b_oracle', 150, 106_960_741), ('ade20k_swin_l', 150, 215_488_779),
+        ('ade20k_swin_l_rankseg', 150, 218_927_672), ('ade20k_swin_l_oracle', 150, 215_527_329),
+        ('ade20k_panoptic_r50', 150, 44_041_367), ('ade20k_panoptic_swin_l', 150, 215_539_979),
+        ('ade20k_panoptic_swin_l_rankseg', 150, 218_978_872), ('ade20k_panoptic_swin_l_oracle', 150, 215_578_529),
+        ('coco_panoptic_r50', 133, 44_036_998), ('coco_panoptic_swin_b', 133, 106_917_822),
+        ('coco_panoptic_swin_b_rankseg', 133, 110_339_273), ('coco_panoptic_swin_b_oracle', 133, 106_952_003),
+        ('coco_panoptic_swin_l', 133, 215_535_610), ('coco_panoptic_swin_l_oracle', 133, 215_569_791)]],
 ]
 
 
@@ -53,12 +63,13 @@ def load(name, argument):
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
-    for module in (segmenter, deeplabv3):
+    for module in (segmenter, deeplabv3, mask2former):
         assert sorted(module.RECIPES) == sorted(recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1])
 
 
 # At reduced size these would be the same as another of their family.
-SIBLINGS = re.compile('^150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$')
+SIBLINGS = re.compile('^150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$'
+                      '|swin_[tsl]|panoptic_r50|ade20k_swin_b|panoptic_swin_b(_oracle)?$')
 
 
 @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
@@ -77,10 +88,14 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     config.model.channels = config.model.decoder_heads = 16
     if config.model.framework == 'segmenter':
         config.model.backbone = 'tiny_vit'
+    elif config.model.framework == 'mask2former':
+        config.model.update(backbone='swin_tiny' if 'swin' in config.model.backbone else 'tiny', channels=32, decoder_heads=4,
+                            pixel_layers=1, decoder_layers=1, num_queries=5)
+        config.data.max_targets, config.loss.num_points, config.optimizer.milestones = 4, 16, ()
     elif config.model.backbone != 'narrow':
         config.model.backbone = 'resnet18'
     if config.rankseg:
-        config.rankseg.update(hidden=16, mlp_dim=32)
+        config.rankseg.update(hidden=16, mlp_dim=32, layer=1)
     config.steps = config.optimizer.warmup_steps + 1
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
@@ -89,32 +104,66 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     rng = np.random.default_rng(0)
     batch = {'image': rng.normal(size=(2, 64, 64, 3)).astype(np.float32),
              'label': rng.integers(-1, num_classes, (2, 64, 64)).astype(np.int32), 'mask': np.ones(2, bool)}
+    things = np.arange(num_classes) % 2 == 0 if config.task == 'panoptic' else None
+    if things is not None:
+        batch |= {'segments': rng.integers(-1, 4, (2, 64, 64)).astype(np.int32), 'left_out': np.zeros(2, np.int32),
+                  'segment_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32)}
     after, metrics = step(state, batch, jax.random.key(0))
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
-    config.eval.window, config.eval.stride = (64, 64), (32, 32)
+    if config.model.framework != 'mask2former':
+        config.eval.window, config.eval.stride = (64, 64), (32, 32)
     predict = jax.jit(lambda variables, image, presence: inference.segment(
-        model, variables, ({'image': image, 'content': size},), size, config, canvas=(64, 64), presence=presence))
+        model, variables, ({'image': image, 'content': size},), size, config, canvas=(64, 64), presence=presence, things=things))
     for function, *args in ((step, state, batch, jax.random.key(0)),
                             (predict, state.model, batch['image'], np.ones((2, num_classes), bool))):
         jax.export.export(function, platforms=('tpu', 'cuda'))(*args)
 
 
-@pytest.mark.parametrize('recipe, expected', [
-    ('ade20k_b16_rankseg', {'decoder/block0/LayerNorm_0/scale': 1e-4, 'decoder/classify/kernel': 1e-4, 'decoder/norm/scale': 0,
-                            'decoder/block1/LayerNorm_1/bias': 0, 'decoder/rank/temperature/norm/scale': 0,
-                            'backbone/position': 0, 'backbone/class_token': 0, 'backbone/class_position': 0,
-                            'backbone/block3/LayerNorm_0/scale': 1e-6, 'decoder/project/kernel': 1e-6}),
-    ('ade20k_b16', {'decoder/block0/LayerNorm_0/scale': 0, 'decoder/project/kernel': 0}),
+@pytest.mark.parametrize('recipe, width, depths, window, num_queries', [
+    ('ade20k_r50', 0, (), 0, 100), ('ade20k_swin_t', 96, (2, 2, 6, 2), 7, 100), ('ade20k_swin_s', 96, (2, 2, 18, 2), 7, 100),
+    ('ade20k_swin_b', 128, (2, 2, 18, 2), 12, 100), ('ade20k_panoptic_swin_l', 192, (2, 2, 18, 2), 12, 200)])
+def test_mask2formers_have_hugging_faces_parameters(recipe, width, depths, window, num_queries):
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    stages = [f'stage{i}' for i in range(1, 5)]
+    backbone = transformers.SwinConfig(
+        embed_dim=width, depths=depths, num_heads=[width // 32 * 2**i for i in range(4)], window_size=window, out_features=stages,
+    ) if width else transformers.ResNetConfig(out_features=stages)
+    with torch.device('meta'):
+        theirs = transformers.Mask2FormerForUniversalSegmentation(transformers.Mask2FormerConfig(
+            backbone_config=backbone, num_labels=150, num_queries=num_queries))
+    expected = sum(value.numel() for name, value in theirs.named_parameters() if 'encoder.swin.layernorm' not in name)  # unused
+    assert [count for name, argument, _, count in CONFIGS if (name, argument) == ('mask2former', recipe)] == [expected]
+
+
+@pytest.mark.parametrize('module, recipe, expected', [
+    (segmenter, 'ade20k_b16_rankseg', {
+        (1.0, 1e-4): ['decoder/block0/LayerNorm_0/scale', 'decoder/classify/kernel'],
+        (1.0, 0.0): ['decoder/norm/scale', 'decoder/block1/LayerNorm_1/bias', 'decoder/rank/temperature/norm/scale',
+                     'backbone/position', 'backbone/class_token', 'backbone/class_position'],
+        (1.0, 1e-6): ['backbone/block3/LayerNorm_0/scale', 'decoder/project/kernel']}),
+    (segmenter, 'ade20k_b16', {(1.0, 0.0): ['decoder/block0/LayerNorm_0/scale', 'decoder/project/kernel']}),
+    (mask2former, 'ade20k_swin_b_rankseg', {
+        (0.1, 0.0): ['backbone/norm4/scale', 'backbone/stage1_block1/LayerNorm_0/scale', 'backbone/stage3_block5/position_bias',
+                     'decoder/head/class_embedding', 'decoder/head/block/LayerNorm_0/bias', 'decoder/head/norm/scale'],
+        (0.1, 0.05): ['backbone/patches/kernel', 'backbone/stage1_block1/Mlp_0/Dense_0/bias', 'decoder/head/classify/kernel'],
+        (1.0, 0.0): ['pixel_decoder/level_embedding', 'pixel_decoder/fuse4_norm/bias', 'decoder/level_embedding', 'decoder/queries',
+                     'decoder/query_position', 'decoder/layer8/norm3/scale', 'decoder/rank/temperature/norm/scale'],
+        (1.0, 0.05): ['decoder/classes/embedding', 'decoder/layer0/self/query/bias', 'pixel_decoder/fuse4_conv/kernel']}),
+    (mask2former, 'ade20k_r50', {
+        (0.1, 0.0): ['backbone/stem/norm/scale', 'backbone/stage4_block3_conv3/norm/bias'],
+        (0.1, 0.05): ['backbone/stem/conv/kernel'], (1.0, 0.05): ['decoder/classes/bias']}),
 ])
-def test_weight_decay_of_a_released_recipe(recipe, expected):
-    config = segmenter.get_config(recipe)
+def test_rates_and_decays_of_a_released_recipe(module, recipe, expected):
+    config = module.get_config(recipe)
     model = models.build(config, 150)
     params = jax.eval_shape(lambda: models.init(model, 150, 0, config.augment.crop_size))['params']
     groups = [*config.optimizer.groups, ('', 1.0, 1.0)]
     numbers = traverse_util.flatten_dict(optimizers.group_numbers(params, [pattern for pattern, *_ in groups]), sep='/')
-    for name, decay in expected.items():
-        assert config.optimizer.weight_decay * groups[numbers[name]][2] == pytest.approx(decay), name
+    for (rate, decay), names in expected.items():
+        for name in names:
+            factors = groups[numbers[name]][1:]
+            assert factors[0] == rate and config.optimizer.weight_decay * factors[1] == pytest.approx(decay), name
 
 
 def test_every_key_of_common_is_read_somewhere():
@@ -168,6 +217,22 @@ def test_values_out_of_range_are_refused(group, key, value, message):
     config[group][key] = value
     with pytest.raises(ValueError, match=message):
         common.check(config)
+
+
+def test_frozen_norms_must_not_decay():
+    config = deeplabv3.get_config()
+    config.model.frozen_norm = True
+    with pytest.raises(ValueError, match='frozen_norm needs a group .* backbone/stem/norm/scale'):
+        common.check(config)
+    config.optimizer.groups = (('norm/', 1.0, 0.0),)
+    common.check(config)
+
+
+@pytest.mark.parametrize('framework', ['upernet', 'deeplabv3', 'mask2former'])
+def test_frozen_norms_reach_the_backbone(framework):
+    config = common.get_config()
+    config.model.update(framework=framework, frozen_norm=True, decoder_heads=8)
+    assert models.build(config, 60).backbone.frozen_norm
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,5 +56,15 @@ def test_schedules_at_their_corners():
     poly = optimizers.make_schedule(options(learning_rate=2.0, schedule='poly', end_factor=0.1, warmup_steps=4), 14)
     np.testing.assert_allclose([poly(0), poly(2), poly(4), poly(14)], [0, 1, 2, 0.2], rtol=1e-6)
     np.testing.assert_allclose(poly(9), 0.2 + 1.8 * 0.5 ** 0.9, rtol=1e-6)
+    step = optimizers.make_schedule(options(learning_rate=2.0, schedule='step', milestones=(3, 6), warmup_steps=2), 8)
+    np.testing.assert_allclose([step(i) for i in range(8)], [0, 1, 2, 0.2, 0.2, 0.2, 0.02, 0.02], rtol=1e-6)
+    step = optimizers.make_schedule(options(learning_rate=2.0, schedule='step'), 8)
+    np.testing.assert_allclose([step(0), step(7)], [2, 2])
     cosine = optimizers.make_schedule(options(learning_rate=2.0, schedule='cosine'), 10)
     np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [2, 1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize('milestones', [(6, 3), (3, 3), (2, 5), (3, 8)])
+def test_milestones_lie_in_the_run_and_rise(milestones):
+    with pytest.raises(ValueError, match=re.escape(f'milestones = {milestones} must rise')):
+        optimizers.make_schedule(options(schedule='step', milestones=milestones, warmup_steps=2), 8)

@@ -6,7 +6,7 @@ import pytest
 from rankseg_jax.decoders.pixel_decoder import DeformableAttention, PixelDecoder, centres, sample
 from tests.helpers import random_variables
 
-SHAPES = [(2, 3), (4, 5), (7, 9)]
+SHAPES = (2, 3), (4, 5), (7, 9)
 
 
 def random_inputs(scale=2.0):
@@ -48,7 +48,7 @@ def test_points_in_the_middle_of_cells():
     value = jnp.arange(6.0).reshape(1, 6, 1, 1)**2  # rows 0, 1, 4 and 9, 16, 25
 
     def at(point):
-        return sample(value, point.reshape(1, 1, 1, 1, 1, 2), jnp.ones((1, 1, 1, 1, 1)), [(2, 3)]).sum()
+        return sample(value, point.reshape(1, 1, 1, 1, 1, 2), jnp.ones((1, 1, 1, 1, 1)), ((2, 3),)).sum()
 
     taken, slope = jax.value_and_grad(at)(jnp.array([1.0, 0.0]))
     assert taken == 1
@@ -65,7 +65,7 @@ def test_bfloat16_sample_stays_near_float32():
 def test_attention_starts_as_published():
     """Heads look into eight directions, one to four cells away, at every point alike."""
     x = jnp.ones((1, 6, 16))
-    params = DeformableAttention(8).init(jax.random.key(0), x, jnp.zeros((6, 16)), [(2, 3)])['params']
+    params = DeformableAttention(8).init(jax.random.key(0), x, jnp.zeros((6, 16)), ((2, 3),))['params']
     offsets = params['offsets']['bias']  # [H, L, P, 2]
     np.testing.assert_allclose(offsets[1, 0], [(1, 1), (2, 2), (3, 3), (4, 4)], atol=1e-5)
     np.testing.assert_allclose(offsets[4, 0], [(-1, 0), (-2, 0), (-3, 0), (-4, 0)], atol=1e-5)

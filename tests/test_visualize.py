@@ -98,6 +98,71 @@ def test_legend_is_limited_to_twelve():
     assert sum(has_colour(below, colour) for colour in palette(40)) == 12
 
 
+def stripes(*ids):
+    """Ids [400, 400] in vertical stripes of the same width."""
+    return np.repeat(np.array(ids)[np.arange(400) * len(ids) // 400][None], 400, 0)
+
+
+@pytest.mark.parametrize('background', [0, 255])
+def test_segments_of_a_class_that_touch_are_outlined(background):
+    image, labels = np.full((400, 400, 3), background, np.uint8), np.ones((400, 400), int)
+    plain = np.asarray(overlay(image, labels, NAMES, 0, legend=False))
+    assert (plain == background).all()
+    picture = np.asarray(overlay(image, labels, NAMES, 0, legend=False, segments=stripes(3, 70_000)))
+    seam = picture[:, 195:205].astype(int)
+    assert (seam.max(1) > 170).all() and (seam.min(1) < 90).all()  # a light and a dark line
+    assert (picture[:, :195] == background).all() and (picture[:, 205:] == background).all()
+
+
+def test_outlines_are_thin_however_much_the_picture_is_enlarged():
+    image, labels = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4), int)
+    picture = np.asarray(overlay(image, labels, NAMES, 0, legend=False, segments=np.arange(16).reshape(4, 4) + 1))
+    assert picture.shape == (384, 384, 3)
+    assert (picture > 0).any(-1).mean() < 0.02
+
+
+def test_segments_have_shades_of_their_class_and_void_shows_the_image():
+    image = np.full((400, 400, 3), 7, np.uint8)
+    labels = np.ones((400, 400), int)
+    labels[200:] = 2
+    ids = stripes(*range(1, 31))
+    ids[200:] = 99
+    ids[:100] = 0
+    picture = np.asarray(overlay(image, labels, NAMES, 1, legend=False, segments=ids)).astype(int)
+    assert (picture[:98] == 7).all()
+    assert (picture[203:] == palette(4)[2]).all()  # the only segment of its class
+    shades = picture[150, np.arange(30) * 400 // 30 + 6]
+    np.testing.assert_array_equal(shades[0], palette(4)[1])
+    distance = np.abs(shades[:, None] - shades).max(-1) + 1000 * np.eye(30)
+    assert distance.min() >= 2 and np.diagonal(distance, 1).min() > 30
+
+
+def test_legend_counts_segments():
+    image, labels = np.zeros((400, 400, 3), np.uint8), np.full((400, 400), 2)
+
+    def legend(ids, labels=labels):
+        return overlay(image, labels, NAMES, segments=ids).crop((0, 400, 400, 500))
+
+    legends = [legend(stripes(*range(1, n + 1))) for n in range(1, 6)]  # the name is longer than the row
+    assert all(a != b for i, a in enumerate(legends) for b in legends[:i])
+    assert legends[0] == legend(None) == legend(stripes(7, 0, 7))
+    assert legends[2] == legend(stripes(9, 70_000, 1, 9, 0))
+    half_ignored = np.where(stripes(0, 1), labels, -1)
+    assert legend(stripes(1, 2, 3, 3), half_ignored) == legends[0]
+    assert not has_colour(legend(stripes(0)), palette(4)[2])
+
+
+def test_panel_shows_the_segments_of_each_map():
+    image, labels = np.zeros((384, 384, 3), np.uint8), np.ones((384, 384), int)
+    ids = stripes(1, 2)[:384, :384]
+    plain = panel(image, labels, [], NAMES, labels)
+    one, other, both = (panel(image, labels, [], NAMES, labels, *given) for given in ((ids, None), (None, ids), (ids, ids)))
+    truth, prediction = (404, 0, 808, plain.height), (808, 0, plain.width, plain.height)
+    assert one.crop(truth) == plain.crop(truth) != both.crop(truth)
+    assert other.crop(prediction) == plain.crop(prediction) != both.crop(prediction)
+    assert (both.crop(truth), both.crop(prediction)) == (other.crop(truth), one.crop(prediction))
+
+
 @pytest.mark.parametrize('height, width', [(1, 1), (1, 300), (300, 1), (50, 80), (600, 800)])
 def test_panel_sizes(height, width):
     image, labels = example(height, width)
@@ -166,6 +231,10 @@ def test_errors_name_the_problem():
         panel(image, labels, [('sky', float('nan'))], NAMES)
     with pytest.raises(ValueError, match=r'\(4, 8\)'):
         panel(image, labels, [], NAMES, labels[::2])
+    with pytest.raises(ValueError, match=r'map of segments is \(4, 8\)'):
+        overlay(image, labels, NAMES, segments=labels[::2])
+    with pytest.raises(ValueError, match=r'map of segments is \(8, 4\)'):
+        panel(image, labels, [], NAMES, labels, labels, labels[:, ::2])
 
 
 def test_pictures_are_ordinary_images(tmp_path):

@@ -16,7 +16,7 @@ class ResNet(nn.Module):
     `stem` is 'imagenet' (7 x 7 convolution and max pooling, each of stride 2), 'deep' (v1c: three 3 x 3 convolutions instead of
     the one of 7 x 7) or 'small' (two 3 x 3 convolutions of stride 2, cheap on small images). Stages beyond `output_stride`
     (8, 16 or 32) keep that stride and dilate their convolutions instead, as DeepLab's; the first block of such a stage still has
-    the dilation of the stage before. Normalisation is explained at `ConvNorm`.
+    the dilation of the stage before. Normalisation, and what `frozen_norm` freezes of it, is explained at `ConvNorm`.
     """
 
     stage_sizes: Sequence[int]
@@ -24,6 +24,7 @@ class ResNet(nn.Module):
     width: int = 64
     stem: str = 'imagenet'
     output_stride: int = 32
+    frozen_norm: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -34,7 +35,7 @@ class ResNet(nn.Module):
         """
         def conv(name, x, features, kernel, stride=1, **options):
             return ConvNorm(
-                features, kernel, stride, dtype=self.dtype, name=name, **options
+                features, kernel, stride, frozen=self.frozen_norm, dtype=self.dtype, name=name, **options
             )(x, train=train)
 
         def block(name, x, width, stride, dilation):

@@ -38,7 +38,7 @@ class PixelDecoder(nn.Module):
                         kernel_init=linear_init, dtype=self.dtype, name=f'{name}_conv')(x)
             return nn.GroupNorm(32, epsilon=1e-5, dtype=self.dtype, name=f'{name}_norm')(x)
 
-        shapes = [features[stride].shape[1:3] for stride in STRIDES]
+        shapes = tuple(features[stride].shape[1:3] for stride in STRIDES)
         levels = self.param('level_embedding', nn.initializers.normal(1.0), (len(STRIDES), self.channels))
         position = jnp.concatenate([
             sine_positions(*shape, self.channels).reshape(-1, self.channels) + level
@@ -114,6 +114,7 @@ def centres(shapes):
     return jnp.asarray(share * np.array(shapes)[:, ::-1] - 0.5, jnp.float32)
 
 
+@partial(jax.jit, static_argnames='shapes')
 def sample(value, points, weights, shapes):
     """Weighted sums of what lies at points between cells, bilinearly interpolated, zero outside.
 
@@ -121,7 +122,7 @@ def sample(value, points, weights, shapes):
       value: [B, N, H, d], cells of all levels, one level after another.
       points: [B, M, H, L, P, 2], (column, row) in cells of level L; the centre of its first cell is (0, 0).
       weights: [B, M, H, L, P].
-      shapes: (height, width) of the levels.
+      shapes: (height, width) of the levels, a tuple.
 
     Returns:
       [B, M, H, d] of `value`'s dtype.

@@ -47,7 +47,8 @@ def build(config, num_classes: int) -> DeepLabV3:
     rate = 96 // config.model.output_stride  # 12 at stride 8, 6 at stride 16: the same span of the image
     return DeepLabV3(
         num_classes=num_classes,
-        backbone=backbones.build(config.model.backbone, dtype, output_stride=config.model.output_stride),
+        backbone=backbones.build(config.model.backbone, dtype, output_stride=config.model.output_stride,
+                                 frozen_norm=config.model.frozen_norm),
         channels=config.model.channels,
         dilations=(1, rate, 2 * rate, 3 * rate),
         dropout=config.model.dropout,

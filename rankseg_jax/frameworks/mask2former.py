@@ -44,7 +44,7 @@ def build(config, num_classes: int) -> Mask2Former:
     if options.backbone.startswith('swin'):
         backbone = backbones.build(options.backbone, dtype, family=swin, drop_path=options.drop_path, remat=options.remat)
     else:
-        backbone = backbones.build(options.backbone, dtype, family=resnet)
+        backbone = backbones.build(options.backbone, dtype, family=resnet, frozen_norm=options.frozen_norm)
     return Mask2Former(
         backbone,
         PixelDecoder(options.channels, options.pixel_layers, options.decoder_heads, 4 * options.channels, dtype),

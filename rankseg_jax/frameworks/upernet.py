@@ -52,7 +52,7 @@ def build(config, num_classes: int) -> UPerNet:
     dtype = jnp.dtype(config.model.dtype)
     return UPerNet(
         num_classes=num_classes,
-        backbone=backbones.build(config.model.backbone, dtype),
+        backbone=backbones.build(config.model.backbone, dtype, frozen_norm=config.model.frozen_norm),
         channels=config.model.channels,
         dropout=config.model.dropout,
         auxiliary=config.model.auxiliary_weight > 0,

@@ -1,0 +1,90 @@
+"""Mask2Former, with and without RankSeg: the released recipes (arXiv 2112.01527, 2203.04187).
+
+    python main.py --config=configs/mask2former.py:ade20k_swin_b_rankseg --workdir=runs/ade20k --config.data.dir=<folder> \\
+        --config.model.pretrained=<swin_base_patch4_window12_384_22k.pth>
+
+The data are a folder data set with the labels of ADE20K (see README, "Your own data"); `panoptic` recipes need a data set with
+segments instead, as `--config.data.name`. Images are taken whole. The released code draws the short side in training from 16
+lengths, ours from all between the least and the greatest; it computes in half precision, `--config.model.dtype=bfloat16` here.
+
+Published mIoU in percent, single scale / multi-scale and flip (`--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)'
+--config.eval.flip=True`); no score of our own yet:
+
+    ade20k_r50              47.2 / 49.2     ade20k_swin_b_oracle    68.0
+    ade20k_swin_t           47.7 / 49.6     ade20k_swin_l           56.1 / 57.3
+    ade20k_swin_s           51.3 / 52.4     ade20k_swin_l_rankseg   56.5 / 58.0
+    ade20k_swin_b           53.9 / 55.1     ade20k_swin_l_oracle    —
+    ade20k_swin_b_rankseg   54.9 / 55.6
+
+Published PQ in percent:
+
+    ade20k_panoptic_r50             39.7    coco_panoptic_r50             51.9
+    ade20k_panoptic_swin_l          48.1    coco_panoptic_swin_b          56.4, from weights of ImageNet-1k 55.1
+    ade20k_panoptic_swin_l_rankseg  48.9    coco_panoptic_swin_b_rankseg  —
+    ade20k_panoptic_swin_l_oracle   —       coco_panoptic_swin_b_oracle   —
+                                            coco_panoptic_swin_l          57.8
+                                            coco_panoptic_swin_l_oracle   —
+
+κ is K, as released: categories are ranked, none is left out (released for COCO: 150, which crashes). `oracle`: only categories of
+the ground truth can win; as released without cosines and a temperature, and its multi-label head learns nothing.
+"""
+
+import re
+
+from configs import common
+
+RECIPES = re.findall(r' {4}((?:ade20k|coco)_\w+)', __doc__)
+
+
+def get_config(recipe='ade20k_swin_b_rankseg'):
+    if recipe not in RECIPES:
+        raise ValueError(f'configs/mask2former.py:{recipe} is unknown; use one of {", ".join(RECIPES)}')
+    backbone = re.search('r50|swin_.', recipe)[0]
+    coco, panoptic, large = 'coco' in recipe, 'panoptic' in recipe, backbone == 'swin_l'
+    config = common.get_config()
+    config.task = 'panoptic' if panoptic else 'semantic'
+    config.batch_size = 16
+    config.steps = 160_000 if not coco else 737_500 if large else 368_750
+    config.eval_every = config.steps // 10
+
+    config.data.name = 'folder'
+    config.data.num_classes = 133 if coco else 150
+    config.data.reduce_zero_label = not coco
+    side = 1024 if coco else 640 if panoptic or backbone in ('swin_b', 'swin_l') else 512
+    config.augment.crop_size = config.eval.size = (side, side)
+    config.augment.base_size = (1024, 1024) if coco else (side, 4 * side)
+    config.augment.scale_range = (0.1, 2.0) if coco else (0.5, 2.0)
+    config.augment.max_category_ratio = 1.0
+    config.augment.photometric = not coco
+    config.eval.base_size = (800, 1333) if coco else (side, 4 * side)
+
+    config.model.framework = 'mask2former'
+    config.model.backbone = {'r50': 'resnet50', 'swin_t': 'swin_t7', 'swin_s': 'swin_s7'}.get(backbone, f'{backbone}12')
+    config.model.frozen_norm = True
+    config.model.drop_path = 0.3
+    config.model.channels = 256
+    config.model.decoder_layers = 9
+    config.model.decoder_heads = 8
+    config.model.num_queries = 200 if large and panoptic else 100
+
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.schedule = 'step' if coco else 'poly'
+    config.optimizer.milestones = () if not coco else (655_556, 710_184) if large else (327_778, 355_092)
+    config.optimizer.clip_norm = 0.01
+    undecayed = r'[nN]orm|(_embedding|queries|position|position_bias)$'
+    config.optimizer.groups = ((rf'^(backbone|decoder/head)/.*({undecayed})', 0.1, 0.0), (r'^(backbone|decoder/head)/', 0.1, 1.0),
+                               (undecayed, 1.0, 0.0))
+    if not recipe.endswith(('_rankseg', '_oracle')):
+        config.rankseg = None
+        return config
+
+    config.rankseg.update(num_selected=config.data.num_classes, temperature='layer_norm', score_prior=False, missed='ignore',
+                          head='encoder', hidden=512, mlp_dim=2048)
+    config.loss.multilabel_weight = 100.0 if coco else 10.0
+    config.model.cosine = True
+    if recipe.endswith('_oracle'):
+        config.rankseg.update(oracle=True, temperature='none', head='log_sum_exp')
+        config.loss.multilabel_weight = 0.0
+        config.model.cosine = False
+    return config
