@@ -39,6 +39,7 @@ def test_every_output_is_hugging_faces(name, tmp_path):
     options, backbone, size = MODELS[name]
     theirs, options = hf_model(options, backbone)
     theirs.save_pretrained(tmp_path, max_shard_size='20KB' if name == 'wide' else '1GB')
+    assert (tmp_path / 'model.safetensors.index.json').exists() == (name == 'wide')
     model, variables = load_hf(tmp_path)
     images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     output, state = jax.jit(lambda variables, images: model.apply(
@@ -88,7 +89,7 @@ def test_published_sizes_have_hugging_faces_parameters(backbone, embed_dim, dept
     baseline = config(backbone=backbone)
     baseline.rankseg = None
     ours = jax.eval_shape(lambda: models.init(models.build(baseline, 133), 133, 0, (64, 64)))
-    shapes = jax.tree.map(np.shape, hf.parameters(state))
+    shapes = jax.tree.map(np.shape, hf.variables(theirs.config.to_dict(), state)['params'])
     assert shapes == jax.tree.map(np.shape, ours['params'])
 
 
@@ -113,7 +114,8 @@ def test_other_configs_and_folders_are_refused(tmp_path):
     path = tmp_path / 'config.json'
     original = json.loads(path.read_text())
     for change, message in [({'pre_norm': True}, 'pre_norm = True is not supported, only False'),
-                            ({'backbone_config': {'model_type': 'resnet'}}, "backbone_config: model_type = 'resnet'"),
+                            ({'backbone_config': {'model_type': 'vit'}}, "backbone_config: model_type = 'vit'"),
+                            ({'model_type': 'detr'}, "model_type = 'detr' is not supported, only mask2former"),
                             ({'hidden_dim': 64}, 'must be the same')]:
         path.write_text(json.dumps(original | change))
         with pytest.raises(ValueError, match=message):
