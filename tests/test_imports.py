@@ -30,6 +30,7 @@ ALLOWED = {
     'models': {'checkpoint', 'frameworks'},
     'inference': {'data', 'decoders', 'models', 'ranking'},
     'export': {'checkpoint', 'inference', 'models', 'ranking', 'sharding'},
+    'convert': {'backbones', 'checkpoint', 'data', 'models', 'pretrained'},
     'evaluate': {'checkpoint', 'data', 'inference', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
     'predict': {'checkpoint', 'data', 'export', 'inference', 'models', 'multilabel', 'ranking', 'sharding', 'visualize'},
     'train': {'checkpoint', 'data', 'evaluate', 'models', 'multilabel', 'optimizers', 'pretrained', 'sharding', 'tasks'},

@@ -38,8 +38,8 @@ def locate(source) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))
     except (OSError, ValueError) as error:
-        raise OSError(f'{name} is no file or folder, and it cannot be downloaded from the Hugging Face hub: {error}. Check the '
-                      'name and the connection, or download the folder elsewhere and give its path') from error
+        raise OSError(f'{name} is no file or folder, and it cannot be downloaded from the Hugging Face hub. Check the name '
+                      f'and the connection, or download the folder elsewhere and give its path. The reason: {error}') from error
 
 
 def load_hf(source) -> tuple[nn.Module, dict]:
