@@ -7,6 +7,7 @@ import jax
 
 from rankseg_jax import checkpoint, data, models, pretrained
 from rankseg_jax.backbones import resnet, swin
+from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.pretrained import hf
 
 # What the preprocessor of a checkpoint may say only this way, its values by key.
@@ -64,11 +65,12 @@ def describe(folder: Path, model, config) -> list[str]:
     """Sets the keys of `config` that tell a model of Hugging Face and its input; returns the names of its categories."""
     theirs = json.loads((folder / 'config.json').read_text())
     decoder, num_classes = model.decoder, model.decoder.num_classes
+    own = {'pixel_layers': model.pixel_decoder.num_layers} if isinstance(model, Mask2Former) else {'dropout': decoder.dropout}
     config.rankseg = None
     config.model.update(
         framework=theirs['model_type'], backbone=backbone_name(model.backbone), channels=decoder.channels,
         decoder_layers=decoder.num_layers, decoder_heads=decoder.num_heads, num_queries=decoder.num_queries, cosine=False,
-        pixel_layers=model.pixel_decoder.num_layers, drop_path=getattr(model.backbone, 'drop_path', 0.0))
+        drop_path=getattr(model.backbone, 'drop_path', 0.0), **own)
     config.data.update(name='folder', num_classes=num_classes)
     config.eval.batch_size = 1
     if (folder / 'preprocessor_config.json').is_file():
@@ -86,10 +88,9 @@ def describe_input(processor, config):
     for key in ('mean', 'std'):
         config.data[key] = tuple(255 * float(value) for value in processor[f'image_{key}'])
     size = processor['size']
-    if isinstance(size, int):  # as older versions wrote it
-        size = {'shortest_edge': size, 'longest_edge': processor['max_size']}
-    if 'shortest_edge' in size:
-        config.eval.base_size = (size['shortest_edge'], size['longest_edge'])
+    size = {'shortest_edge': size} if isinstance(size, int) else size
+    if 'shortest_edge' in size:  # `max_size`: as older versions wrote it
+        config.eval.base_size = (size['shortest_edge'], size.get('longest_edge') or processor['max_size'])
     else:
         config.eval.size = (size['height'], size['width'])
 

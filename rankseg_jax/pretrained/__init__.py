@@ -1,6 +1,6 @@
 """Public weights for the first step of a run: `config.model.pretrained` names one of
 
-- a Mask2Former of Hugging Face: a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic,
+- a Mask2Former or MaskFormer of Hugging Face: a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic,
 - a run of this library: its workdir, of which the newest checkpoint is taken, or
 - a file: the original JAX vision transformers (`.npz`); timm, torchvision or mmseg ViTs and ResNets, timm's or Hugging Face's
   Swins (`.safetensors`, or `.pth` where PyTorch is installed), all of which are backbones; or the paper's released Segmenter

@@ -9,10 +9,10 @@ from flax import linen as nn
 
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
-from rankseg_jax.pretrained import mask2former, resnet, swin
+from rankseg_jax.pretrained import mask2former, maskformer, resnet, swin
 from rankseg_jax.pretrained.torch_layers import part
 
-FRAMEWORKS = {'mask2former': mask2former}  # by `model_type`
+FRAMEWORKS = {'mask2former': mask2former, 'maskformer': maskformer}  # by `model_type`
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
 # What the config of a backbone may say only this way, its values by key.
 SWIN = {'patch_size': 4, 'mlp_ratio': 4.0, 'qkv_bias': True, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-5}
