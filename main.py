@@ -5,11 +5,13 @@
     python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,folder/,list.txt
     python main.py --workdir=runs/quickstart --mode=analyze
     python main.py --workdir=runs/quickstart --mode=export
+    python main.py --workdir=runs/public --mode=convert --input=facebook/mask2former-swin-tiny-ade-semantic
 
 `train` trains (or resumes), evaluates, and draws predictions on the evaluation split. Any key of configs/common.py can be set:
 --config.rankseg.num_selected=25. Without --config, the other modes use the one that `workdir` was trained with. `analyze` tells
 which κ to use and what the model gets wrong; before training, with --config, what the data hold. `export` writes files that serve
-the model without this package.
+the model without this package. `convert` makes public weights a run: a Hugging Face folder or name on the hub as it is, or, with
+--config, whatever rankseg_jax/pretrained reads as the start of that config's model.
 """
 
 import os
@@ -24,8 +26,9 @@ from ml_collections import ConfigDict, config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/, see configs/common.py for its keys.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.', required=True)
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'analyze', 'export'], 'What to do.')
-_INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'analyze', 'export', 'convert'], 'What to do.')
+_INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split. '
+                           'convert: a folder, a file, or a name on the Hugging Face hub.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/predictions or export. '
                               'evaluate: for panoptic segments in COCO\'s format.')
 
@@ -46,16 +49,21 @@ def main(argv):
 
 def run(config, workdir: Path):
     from configs import common  # here and below: --help and bad flags answer at once
-    from rankseg_jax import checkpoint, evaluate, export, predict, sharding, train
+    from rankseg_jax import checkpoint, convert, evaluate, export, predict, sharding, train
 
     if '://' in _WORKDIR.value:
         raise ValueError(f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same place on every host')
     sharding.start_distributed()
     if config is not None:
         common.check(config)
-    elif _MODE.value == 'train' or _MODE.value == 'analyze' and not (workdir / 'checkpoints').is_dir():
-        raise ValueError(f'--mode={_MODE.value} without checkpoints needs --config, such as --config=configs/quickstart.py')
-    else:
+    if _MODE.value == 'convert':
+        if len(_INPUT.value or ()) != 1:
+            raise ValueError('--mode=convert needs --input: one folder, one file or one name on the Hugging Face hub')
+        print(f'Converted: {convert.run(_INPUT.value[0], workdir, config or common.get_config(), as_is=config is None)}')
+        return
+    if config is None:
+        if _MODE.value == 'train' or _MODE.value == 'analyze' and not (workdir / 'checkpoints').is_dir():
+            raise ValueError(f'--mode={_MODE.value} without checkpoints needs --config, such as --config=configs/quickstart.py')
         manager = checkpoint.open_checkpoints(workdir)
         config = ConfigDict(checkpoint.restore_run(manager, checkpoint.find(manager, 'last'))['config'])
 

@@ -55,20 +55,21 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.framework = 'upernet'     # a module of rankseg_jax/frameworks
     model.backbone = 'resnet50'     # upernet, deeplabv3: narrow, resnet{18,34,50,101}, resnet{50,101}_v1c;
-    #                                 segmenter: vit_{ti,s,b,l}{8,16,32}; mask2former: swin_{t,s,b,l}{7,12} or a resnet
-    model.pretrained = ''           # file of public weights to start from, see rankseg_jax/pretrained/__init__.py
+    #                                 segmenter: vit_{ti,s,b,l}{8,16,32}; mask2former, maskformer: swin_{t,s,b,l}{7,12} or a resnet
+    model.pretrained = ''           # weights to start from: a file, a run, a name on the Hugging Face hub, …, see
+    #                                 rankseg_jax/pretrained/__init__.py
     model.frozen_norm = False       # ResNets: batch norm keeps its statistics, scale and bias
     model.channels = 512            # of the decoder and the class embeddings
-    model.dropout = 0.1             # before the pixel classifier; in the mask transformer's blocks
+    model.dropout = 0.1             # before the pixel classifier; in the blocks of mask transformer and maskformer
     model.output_stride = 8         # deeplabv3: of the dilated backbone; 8 or 16
     model.drop_path = 0.0           # ViT, Swin: of the backbone's last block, see backbones/vit.py
     model.remat = False             # Swin: compute blocks again in the backward pass, for less memory
     model.decoder = 'mask_transformer'  # segmenter: or linear
-    model.decoder_layers = 2        # segmenter: blocks of the mask transformer; mask2former: layers of masked attention
-    model.decoder_heads = 12        # segmenter: attention heads of its blocks; mask2former: of both decoders' layers
+    model.decoder_layers = 2        # segmenter: blocks of the mask transformer; mask2former, maskformer: of the queries
+    model.decoder_heads = 12        # segmenter, maskformer: attention heads of these; mask2former: of both decoders
     model.pixel_layers = 6          # mask2former: layers of deformable attention in the pixel decoder
-    model.num_queries = 100         # mask2former
-    model.cosine = False            # mask2former: class logits are cosines (as released with RankSeg), not linear products
+    model.num_queries = 100         # mask2former, maskformer
+    model.cosine = False            # mask2former, maskformer: class logits are cosines (as released with RankSeg), not products
     model.late_classes = False      # segmenter: class embeddings join before the backbone's last block (OCE)
     model.auxiliary_weight = 0.4    # of the auxiliary head's pixel loss; 0: no such head
     model.dtype = 'float32'         # of the computation, or 'bfloat16'; parameters and losses stay float32
@@ -85,7 +86,7 @@ def get_config() -> ConfigDict:
     rankseg.oracle = False          # select by the ground truth: the upper bound, needs labels to predict
     rankseg.head = 'log_sum_exp'    # multi-label head: encoder (as released), decoder, global_pool, log_sum_exp;
     #                                 segmenter also first_block (as released)
-    rankseg.layer = 3               # mask2former: the head sees the queries after this layer; 0: the pixel decoder's map
+    rankseg.layer = 3               # mask2former, maskformer: the head sees queries after this layer; 0: the pixel decoder's map
     rankseg.stride = 32             # of the map that the head sees: 4, 8, 16, 32; linear segmenter: the patch size
     rankseg.pool = 0                # encoder, decoder and first_block see that map pooled to pool × pool; 0: as it is
     rankseg.hidden = 256            # width of the encoder and decoder heads

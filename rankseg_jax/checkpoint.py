@@ -1,12 +1,13 @@
 """Checkpoints of a run under `<workdir>/checkpoints`, through orbax.
 
-Each holds three items: `model` (params, batch_stats and, if there is one, ema), `optimizer` (its state), and `run` (JSON: config,
-class names, the next step, from which the data position follows, and mIoU if it was evaluated).
+Each holds three items: `model` (params, batch_stats and, if there is one, ema), `optimizer` (its state, unless it is of a converted
+model), and `run` (JSON: config, class names, the next step, from which the data position follows, and mIoU if it was evaluated).
 """
 
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import args, checkpoint_managers
 
@@ -34,8 +35,10 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
 
 def save(manager, step: int, model, optimizer, run: dict):
     """Starts saving in the background; if `run['mIoU']` is a number, the checkpoint may be kept as the best."""
-    manager.save(step, metrics=None if run['mIoU'] is None else {'mIoU': run['mIoU']}, args=args.Composite(
-        model=args.StandardSave(model), optimizer=args.StandardSave(optimizer), run=args.JsonSave(run)))
+    items = {'model': args.StandardSave(model), 'run': args.JsonSave(run)}
+    if optimizer is not None:
+        items['optimizer'] = args.StandardSave(optimizer)
+    manager.save(step, metrics=None if run['mIoU'] is None else {'mIoU': run['mIoU']}, args=args.Composite(**items))
 
 
 def find(manager, which) -> int:
@@ -71,6 +74,18 @@ def restore(manager, step: int, **items):
         check_same(manager.item_metadata(step)[name], expected, f'{name} of checkpoint {manager.directory}/{step}',
                    'Use the config of that run, or another --workdir.')
     return manager.restore(step, args=args.Composite(**{name: args.StandardRestore(x) for name, x in items.items()}))
+
+
+def read_model(workdir) -> dict:
+    """The item `model` of a run's newest checkpoint as arrays, whatever its names and shapes.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+    """
+    manager = open_checkpoints(workdir)
+    step = find(manager, 'last')
+    shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), manager.item_metadata(step)['model'])
+    return manager.restore(step, args=args.Composite(model=args.StandardRestore(shapes))).model
 
 
 def check_same(found, expected, where: str, advice: str):

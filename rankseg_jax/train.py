@@ -230,6 +230,8 @@ def train(config, workdir) -> dict:
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
     make_state = jax.jit(lambda: create_state(model, optimizer, config, num_classes), out_shardings=copied)
     start = manager.latest_step() or 0
+    if manager.all_steps() and not start:
+        raise ValueError(f'{workdir} holds converted weights: train in another --workdir, with --config.model.pretrained={workdir}')
     if start:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied), jax.eval_shape(make_state))
         restored = checkpoint.restore(manager, start, model=shapes.model, optimizer=shapes.optimizer)

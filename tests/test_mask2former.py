@@ -9,15 +9,17 @@ from configs import common
 from rankseg_jax import models, pretrained
 from rankseg_jax.pretrained import hf, load_hf
 from tests import tiny  # noqa: F401  (adds the backbones 'tiny' and 'swin_tiny')
-from tests.helpers import random_parameters, random_variables, relative_error
+from tests.helpers import random_batch_norms, random_parameters, random_variables, relative_error
 
-# Hugging Face's options of three models, and the size of the images.
+# Hugging Face's options of four models, and the size of the images.
 MODELS = {
     'plain': (dict(num_queries=5, num_labels=4), dict(window_size=4), (64, 96)),
     'wide': (dict(num_queries=12, num_labels=7, hidden_dim=64, feature_size=64, mask_feature_size=64, num_attention_heads=8,
                   encoder_layers=1, decoder_layers=3), dict(window_size=7, embed_dim=12, num_heads=[1, 2, 3, 4]), (75, 49)),
     'absolute': (dict(num_queries=3, num_labels=1, dim_feedforward=48, decoder_layers=2), dict(
         window_size=3, use_absolute_embeddings=True, image_size=64), (64, 64)),
+    'resnet': (dict(num_queries=3, num_labels=2, encoder_layers=1, decoder_layers=2), dict(
+        embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1], layer_type='basic'), (53, 70)),
 }
 
 
@@ -25,12 +27,16 @@ def hf_model(options, backbone):
     """A small random Mask2Former of Hugging Face."""
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     stages = [f'stage{i}' for i in range(1, 5)]
-    backbone = dict(embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], out_features=stages) | backbone
+    if 'hidden_sizes' in backbone:
+        backbone = transformers.ResNetConfig(**backbone, out_features=stages)
+    else:
+        backbone = transformers.SwinConfig(
+            **dict(embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], out_features=stages) | backbone)
     options = dict(hidden_dim=32, feature_size=32, mask_feature_size=32, num_attention_heads=4, encoder_feedforward_dim=40,
                    dim_feedforward=24, encoder_layers=2, decoder_layers=5) | options
-    config = transformers.Mask2FormerConfig(backbone_config=transformers.SwinConfig(**backbone), **options)
-    model = random_parameters(torch, transformers.Mask2FormerForUniversalSegmentation(config), 0.15)
-    return model, options
+    config = transformers.Mask2FormerConfig(backbone_config=backbone, **options)
+    model = random_batch_norms(torch, transformers.Mask2FormerForUniversalSegmentation(config))
+    return random_parameters(torch, model, 0.15), options
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -39,6 +45,7 @@ def test_every_output_is_hugging_faces(name, tmp_path):
     options, backbone, size = MODELS[name]
     theirs, options = hf_model(options, backbone)
     theirs.save_pretrained(tmp_path, max_shard_size='20KB' if name == 'wide' else '1GB')
+    assert (tmp_path / 'model.safetensors.index.json').exists() == (name == 'wide')
     model, variables = load_hf(tmp_path)
     images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     output, state = jax.jit(lambda variables, images: model.apply(
@@ -88,7 +95,7 @@ def test_published_sizes_have_hugging_faces_parameters(backbone, embed_dim, dept
     baseline = config(backbone=backbone)
     baseline.rankseg = None
     ours = jax.eval_shape(lambda: models.init(models.build(baseline, 133), 133, 0, (64, 64)))
-    shapes = jax.tree.map(np.shape, hf.parameters(state))
+    shapes = jax.tree.map(np.shape, hf.variables(theirs.config.to_dict(), state)['params'])
     assert shapes == jax.tree.map(np.shape, ours['params'])
 
 
@@ -113,7 +120,8 @@ def test_other_configs_and_folders_are_refused(tmp_path):
     path = tmp_path / 'config.json'
     original = json.loads(path.read_text())
     for change, message in [({'pre_norm': True}, 'pre_norm = True is not supported, only False'),
-                            ({'backbone_config': {'model_type': 'resnet'}}, "backbone_config: model_type = 'resnet'"),
+                            ({'backbone_config': {'model_type': 'vit'}}, "backbone_config: model_type = 'vit'"),
+                            ({'model_type': 'detr'}, "model_type = 'detr' is not supported, only mask2former"),
                             ({'hidden_dim': 64}, 'must be the same')]:
         path.write_text(json.dumps(original | change))
         with pytest.raises(ValueError, match=message):

@@ -1,11 +1,16 @@
+import fnmatch
 import logging
+import shutil
+import sys
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 from absl import logging as absl_logging
 
-from rankseg_jax import models, pretrained
+from rankseg_jax import checkpoint, models, pretrained
+from rankseg_jax.pretrained import hf
 from tests import tiny
 from tests.helpers import random_variables
 
@@ -85,7 +90,7 @@ def test_another_number_of_classes_starts_afresh_and_says_so(tmp_path):
         loaded = pretrained.load(path, variables)
     finally:
         absl_logging.get_absl_logger().removeHandler(handler)
-    assert any('decoder/class_embedding starts afresh, it has 20 rows and the model 8' in line for line in lines)
+    assert any('decoder/class_embedding starts afresh, its shape is (20, 64) and in the model (8, 64)' in line for line in lines)
     decoder = loaded['params']['decoder']
     np.testing.assert_array_equal(decoder['class_embedding'], variables['params']['decoder']['class_embedding'])
     np.testing.assert_array_equal(decoder['project']['bias'], state['decode_head.proj_dec.bias'])
@@ -120,3 +125,79 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
         pretrained.load(tmp_path / 'notes.txt', variables)
     with pytest.raises(ValueError, match="not those of a ViT.*'a'"):
         pretrained.load(tmp_path / 'other.npz', variables)
+
+
+HUB_NAME = 'somebody/mask2former-tiny.v2'
+
+
+def downloading(monkeypatch, download):
+    """Replaces the hub's `snapshot_download`, and returns what records its calls."""
+    hub = pytest.importorskip('huggingface_hub')
+    monkeypatch.setattr(hub, 'snapshot_download', mock.create_autospec(hub.snapshot_download, side_effect=download))
+    return hub.snapshot_download
+
+
+def test_a_name_on_the_hub_is_downloaded_but_for_what_is_not_read(tmp_path, monkeypatch):
+    files = ['config.json', 'preprocessor_config.json', 'model-00001-of-00002.safetensors', 'model.safetensors.index.json']
+    (tmp_path / 'hub').mkdir()
+    for name in [*files, 'pytorch_model.bin', 'README.md']:
+        (tmp_path / 'hub' / name).write_text(name)
+
+    def download(name, allow_patterns):
+        def others(_, names):
+            return [file for file in names if not any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)]
+
+        return shutil.copytree(tmp_path / 'hub', tmp_path / 'cache' / name, ignore=others)
+
+    calls = downloading(monkeypatch, download)
+    assert sorted(path.name for path in hf.locate(HUB_NAME).iterdir()) == sorted(files)
+    assert calls.call_count == 1
+    monkeypatch.chdir(tmp_path / 'cache')
+    for path in (HUB_NAME, 'weights/backbone.pth', tmp_path / 'nothing', 'nothing', 'a/b/c'):  # the first is there now
+        assert hf.locate(path) == type(tmp_path)(path)
+    assert calls.call_count == 1
+
+
+def test_a_name_that_cannot_be_downloaded_is_named_with_the_fix(monkeypatch):
+    hub = pytest.importorskip('huggingface_hub')
+    downloading(monkeypatch, hub.errors.LocalEntryNotFoundError('cannot reach the host'))
+    for load in (pretrained.load_hf, pretrained.read_variables):
+        with pytest.raises(OSError, match=rf'{HUB_NAME} is no file or folder.*Check the name.*cannot reach the host'):
+            load(HUB_NAME)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(ImportError, match=rf'{HUB_NAME} is no file.*pip install huggingface_hub'):
+        pretrained.load_hf(HUB_NAME)
+
+
+@pytest.mark.parametrize('averaged', [False, True])
+def test_a_run_is_read_with_other_classes_and_ranks(tmp_path, averaged):
+    """From 8 categories to 5, and from 3 ranks to 2: everything else is the run's, the averaged parameters if it has some."""
+    config = tiny.config('', rankseg__temperature='temperature')
+    variables = fresh(config)
+    saved = variables | ({'ema': jax.tree.map(lambda x: x + 1, variables['params'])} if averaged else {})
+    with checkpoint.open_checkpoints(tmp_path, 1) as manager:
+        checkpoint.save(manager, 3, saved, None, {'config': config.to_dict(), 'class_names': [], 'next_step': 3, 'mIoU': None})
+    config.rankseg.num_selected = 2
+    model = random_variables(models.build(config, 5), np.zeros((1, 32, 32, 3), np.float32), seed=1)
+    loaded = pretrained.load(tmp_path, model)
+    assert jax.tree.structure(loaded) == jax.tree.structure(model)
+    found = set()
+
+    def compare(path, ours, run, fresh):
+        same = ours.shape == run.shape
+        found.update(() if same else [jax.tree_util.keystr(path, simple=True, separator='/')])
+        np.testing.assert_array_equal(ours, run if same else fresh)
+
+    run = {'params': saved.get('ema', saved['params']), 'batch_stats': saved['batch_stats']}
+    jax.tree.map_with_path(compare, loaded, run, model)
+    assert found == {f'params/classifier/{name}' for name in (
+        'auxiliary_classes/bias', 'auxiliary_classes/embedding', 'classes/bias', 'classes/embedding', 'head/classify/bias',
+        'head/classify/kernel', 'rank/temperature/log_tau')}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds neither config.json nor checkpoints'):
+        pretrained.load(tmp_path, {})
+    (tmp_path / 'checkpoints').mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'last'"):
+        pretrained.load(tmp_path, {})

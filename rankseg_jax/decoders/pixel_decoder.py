@@ -32,12 +32,7 @@ class PixelDecoder(nn.Module):
     @nn.compact
     def __call__(self, features, *, train: bool):
         """{s: [B, h_s, w_s, C_s]} -> ({s: [B, h_s, w_s, D]} for s = 32, 16 and 8, pixel embeddings [B, h_4, w_4, D])."""
-        def conv_norm(name, x, kernel=1, use_bias=False):
-            pad = kernel // 2
-            x = nn.Conv(self.channels, (kernel, kernel), padding=((pad, pad), (pad, pad)), use_bias=use_bias,
-                        kernel_init=linear_init, dtype=self.dtype, name=f'{name}_conv')(x)
-            return nn.GroupNorm(32, epsilon=1e-5, dtype=self.dtype, name=f'{name}_norm')(x)
-
+        conv_norm = partial(group_norm_conv, channels=self.channels, dtype=self.dtype)
         shapes = tuple(features[stride].shape[1:3] for stride in STRIDES)
         levels = self.param('level_embedding', nn.initializers.normal(1.0), (len(STRIDES), self.channels))
         position = jnp.concatenate([
@@ -53,6 +48,14 @@ class PixelDecoder(nn.Module):
         lateral = conv_norm('lateral4', features[4])  # [B, h4, w4, D]
         x = nn.relu(conv_norm('fuse4', lateral + resize(maps[8], lateral.shape[1:3]), 3))
         return maps, nn.Conv(self.channels, (1, 1), dtype=self.dtype, name='mask_features')(x)
+
+
+def group_norm_conv(name, x, kernel=1, *, channels, dtype, use_bias=False):
+    """Convolution and group norm, called `<name>_conv` and `<name>_norm` in the module that calls: -> [B, h, w, channels]."""
+    pad = kernel // 2
+    x = nn.Conv(channels, (kernel, kernel), padding=((pad, pad), (pad, pad)), use_bias=use_bias, kernel_init=linear_init,
+                dtype=dtype, name=f'{name}_conv')(x)
+    return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, name=f'{name}_norm')(x)
 
 
 class DeformableLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""Mask2Former's transformer decoder (Cheng et al., 2022) with RankSeg: queries, each of which predicts a category and a mask."""
+"""Transformer decoders with RankSeg: queries, each of which predicts a category and a mask."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ class QueryOutput:
 
 
 class QueryDecoder(nn.Module):
-    """Maps of three strides and pixel embeddings -> QueryOutput.
+    """Mask2Former's (Cheng et al., 2022): maps of three strides and pixel embeddings -> QueryOutput.
 
     Attributes:
       num_classes: K.
@@ -61,14 +61,8 @@ class QueryDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, maps, pixels, *, train: bool, presence=None, selection: Selection | None = None,
-                 all_classes: bool = False) -> QueryOutput:
-        """{s: [B, h_s, w_s, D]} of three strides and pixel embeddings [B, h, w, D]; the rest as for `PixelClassifier`.
-
-        Raises:
-          ValueError: the multi-label head's input does not exist or does not suit it, or as `choose`.
-        """
-        options = self.rankseg
+    def __call__(self, maps, pixels, *, train: bool, **choice) -> QueryOutput:
+        """{s: [B, h_s, w_s, D]} of three strides and pixel embeddings [B, h, w, D]; `choice`: as `predict`, as are its errors."""
         strides = sorted(maps, reverse=True)
         levels = self.param('level_embedding', embedding_init, (len(strides), self.channels)).astype(self.dtype)
         shapes = [maps[stride].shape[1:3] for stride in strides]
@@ -94,6 +88,23 @@ class QueryDecoder(nn.Module):
             queries.append(norm(x))
             embeddings.append(embed(queries[-1]))
 
+        return self.predict(states, queries, embeddings, maps, pixels, train=train, **choice)
+
+    def predict(self, states, queries, embeddings, maps, pixels, *, train: bool, presence=None,
+                selection: Selection | None = None, all_classes: bool = False) -> QueryOutput:
+        """The end of `__call__`, where its layers have been: -> QueryOutput.
+
+        Args:
+          states: [B, Q, D] before the first layer and after each, one of which the multi-label head may see.
+          queries: [B, Q, D] of each prediction, to be classified.
+          embeddings: [B, Q, D] of each prediction, whose masks are their products with `pixels` [B, h, w, D].
+          maps: {stride: [B, h, w, D]}, one of which the multi-label head may see instead.
+          presence, selection, all_classes: as for `PixelClassifier`.
+
+        Raises:
+          ValueError: the multi-label head's input does not exist or does not suit it, or as `choose`.
+        """
+        options = self.rankseg
         classes = QueryClasses(self.num_classes, self.channels, self.cosine, name='classes')
         presence_logits = None
         if options is not None:
@@ -113,6 +124,33 @@ class QueryDecoder(nn.Module):
         return QueryOutput(class_logits, mask_logits, selection, presence_logits, tuple(auxiliary))
 
 
+class DetrDecoder(QueryDecoder):
+    """MaskFormer's (Cheng et al., 2021), which is DETR's (Carion et al., 2020): queries look at all of one map.
+
+    Attributes: as `QueryDecoder`'s, and
+      dropout: as `QueryLayer`'s.
+    """
+
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, memory, maps, pixels, *, train: bool, **choice) -> QueryOutput:
+        """The map to look at [B, h', w', C], {s: [B, h_s, w_s, D]} and pixel embeddings [B, h, w, D]; `choice`: as `predict`."""
+        position = sine_positions(*memory.shape[1:3], self.channels).reshape(-1, self.channels).astype(self.dtype)  # [N, D]
+        memory = as_tokens(memory)  # [B, N, C]
+        if memory.shape[-1] != self.channels:
+            memory = nn.Dense(self.channels, kernel_init=linear_init, dtype=self.dtype, name='project')(memory)  # [B, N, D]
+        query_position = self.param('query_position', embedding_init, (self.num_queries, self.channels)).astype(self.dtype)
+        states = [jnp.zeros((memory.shape[0], *query_position.shape), self.dtype)]  # [B, Q, D]
+        for i in range(self.num_layers):
+            states.append(QueryLayer(self.num_heads, self.mlp_dim, self.dtype, self.dropout, self_first=True, name=f'layer{i}')(
+                states[-1], query_position, memory, position, train=train))
+        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')
+        embed = MaskEmbedding(self.channels, self.dtype, name='mask')
+        queries = [norm(x) for x in states[1:]]
+        return self.predict(states, queries, [embed(x) for x in queries], maps, pixels, train=train, **choice)
+
+
 def head_input(options, states, maps):
     """What the multi-label head sees: queries [B, Q, D] after layer `rankseg.layer`, or the map of stride `rankseg.stride`."""
     if not 0 <= options.layer < len(states):
@@ -127,26 +165,40 @@ def head_input(options, states, maps):
 
 
 class QueryLayer(nn.Module):
-    """Post-norm masked cross-attention, self-attention and MLP: [B, Q, D] -> [B, Q, D]."""
+    """Post-norm cross-attention, self-attention and MLP: [B, Q, D] -> [B, Q, D].
+
+    Attributes:
+      dropout: share dropped in training, within the MLP and after each of the three.
+      self_first: self-attention comes before cross-attention.
+    """
 
     num_heads: int
     mlp_dim: int
     dtype: Any = jnp.float32
+    dropout: float = 0.0
+    self_first: bool = False
 
     @nn.compact
-    def __call__(self, x, query_position, memory, position, mask, *, train: bool):
-        """Queries [B, Q, D] and their codes [Q, D], cells [B, N, D] and theirs [N, D], where queries look [B, Q, N]."""
+    def __call__(self, x, query_position, memory, position, mask=None, *, train: bool):
+        """Queries [B, Q, D] and their codes [Q, D], cells [B, N, D] and theirs [N, D], where queries look [B, Q, N] or None."""
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+
         def attention(name, *inputs, mask=None):
             return nn.MultiHeadDotProductAttention(
                 self.num_heads, kernel_init=linear_init, dtype=self.dtype, attention_fn=attend, name=name)(*inputs, mask=mask)
 
-        def norm(name, x):
-            return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
+        def cross(x):
+            return attention('cross', x + query_position, memory + position, memory, mask=mask)
 
-        x = norm('norm1', x + attention('cross', x + query_position, memory + position, memory, mask=mask))
-        placed = x + query_position
-        x = norm('norm2', x + attention('self', placed, placed, x))
-        return norm('norm3', x + Mlp(self.mlp_dim, activation=nn.relu, dtype=self.dtype, name='mlp')(x, train=train))
+        def own(x):
+            return attention('self', x + query_position, x + query_position, x)
+
+        def mlp(x):
+            return Mlp(self.mlp_dim, self.dropout, nn.relu, self.dtype, name='mlp')(x, train=train)
+
+        for i, part in enumerate((own, cross, mlp) if self.self_first else (cross, own, mlp), 1):
+            x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f'norm{i}')(x + drop(part(x)))
+        return x
 
 
 class MaskEmbedding(nn.Module):

@@ -35,18 +35,26 @@ def build(config, num_classes: int) -> Mask2Former:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
-      ValueError: unknown backbone, or a width that group norms or heads do not divide.
+      ValueError: as `build_backbone`.
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
-    if options.channels % 32 or options.channels % options.decoder_heads:
-        raise ValueError(f'config.model.channels = {options.channels} must be a multiple of 32 and of '
-                         f'config.model.decoder_heads = {options.decoder_heads}')
-    if options.backbone.startswith('swin'):
-        backbone = backbones.build(options.backbone, dtype, family=swin, drop_path=options.drop_path, remat=options.remat)
-    else:
-        backbone = backbones.build(options.backbone, dtype, family=resnet, frozen_norm=options.frozen_norm)
     return Mask2Former(
-        backbone,
+        build_backbone(options),
         PixelDecoder(options.channels, options.pixel_layers, options.decoder_heads, 4 * options.channels, dtype),
         QueryDecoder(num_classes, options.num_queries, options.channels, options.decoder_layers, options.decoder_heads,
                      8 * options.channels, options.cosine, config.rankseg and FrozenConfigDict(config.rankseg), dtype))
+
+
+def build_backbone(options) -> nn.Module:
+    """The Swin or ResNet that `options`, `config.model`, names for queries of `options.channels`.
+
+    Raises:
+      ValueError: unknown backbone, or a width that group norms or heads do not divide.
+    """
+    if options.channels % 32 or options.channels % options.decoder_heads:
+        raise ValueError(f'config.model.channels = {options.channels} must be a multiple of 32 and of '
+                         f'config.model.decoder_heads = {options.decoder_heads}')
+    dtype = jnp.dtype(options.dtype)
+    if options.backbone.startswith('swin'):
+        return backbones.build(options.backbone, dtype, family=swin, drop_path=options.drop_path, remat=options.remat)
+    return backbones.build(options.backbone, dtype, family=resnet, frozen_norm=options.frozen_norm)

@@ -1,13 +1,15 @@
-"""Public weights for the first step of a run: `config.model.pretrained` names a Mask2Former folder of Hugging Face, or a file of
+"""Public weights for the first step of a run: `config.model.pretrained` names one of
 
-- the original JAX vision transformers (`.npz`),
-- timm, torchvision or mmseg ViTs and ResNets, timm's or Hugging Face's Swins (`.safetensors`, or `.pth` where PyTorch is
-  installed): the backbone, or
-- the paper's released Segmenter (`.pth`): the whole model.
+- a Mask2Former or MaskFormer of Hugging Face: a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic,
+- a run of this library: its workdir, of which the newest checkpoint is taken, or
+- a file: the original JAX vision transformers (`.npz`); timm, torchvision or mmseg ViTs and ResNets, timm's or Hugging Face's
+  Swins (`.safetensors`, or `.pth` where PyTorch is installed), all of which are backbones; or the paper's released Segmenter
+  (`.pth`), the whole model.
 
-From Python, `load_hf(folder)` gives a Mask2Former of Hugging Face.
+From Python, `load_hf` gives the model of Hugging Face itself.
 """
 
+import operator
 import re
 from pathlib import Path
 
@@ -15,18 +17,19 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
+from rankseg_jax import checkpoint
 from rankseg_jax.backbones.vit import resize_bicubic
-from rankseg_jax.checkpoint import check_same
 from rankseg_jax.pretrained import hf, released, resnet, swin, vit
 from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
 
-# Parameters with one row a category or rank: of another number of them, they start afresh.
-HEAD = re.compile(r'/decoder/(head|rank)/')  # what RankSeg adds to a baseline
-CLASS_LAYER = re.compile(r'/(class_embedding|classify/(kernel|bias)|classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$')
+HEAD = re.compile(r'/(decoder|classifier)/(head|rank)/')  # what RankSeg adds to a baseline
+# Parameters with an axis of categories or ranks: of another number of them, they start afresh.
+CLASS_LAYER = re.compile(
+    r'/(class_embedding|classify/(kernel|bias)|(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$')
 
 
 def read(path) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz`, `.safetensors`, `.pth` or `.pt` file, or of Hugging Face's folder, by name.
+    """The arrays of a `.npz`, `.safetensors`, `.pth` or `.pt` file, by name.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -34,8 +37,8 @@ def read(path) -> dict[str, np.ndarray]:
       ValueError: another kind of file, or it holds no arrays.
     """
     path = Path(path)
-    if (path / 'config.json').is_file():
-        return hf.read_folder(path)
+    if path.is_dir():
+        raise FileNotFoundError(f'config.model.pretrained = {path} holds neither config.json nor checkpoints')
     if not path.is_file():
         raise FileNotFoundError(f'config.model.pretrained = {path} is no file')
     if path.suffix == '.npz':
@@ -69,28 +72,44 @@ def convert(arrays) -> dict:
         return {'params': {'backbone': vit.from_augreg(arrays)}}
     if 'decode_head.proj_patch' in arrays:
         return {'params': released.segmenter(arrays)}
-    if 'class_predictor.weight' in arrays:
-        return {'params': hf.parameters(arrays)}
     if any(key in arrays for key in ('cls_token', 'class_token')):
         return {'params': {'backbone': vit.from_torch(arrays)}}
     if any(key.endswith('relative_position_bias_table') for key in arrays):
         return {'params': {'backbone': swin.from_torch(arrays)}}
     if 'layer1.0.conv1.weight' in arrays:
         return {collection: {'backbone': tree} for collection, tree in resnet.from_timm(arrays).items()}
-    raise ValueError(f'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet, a Mask2Former or a '
-                     f'released Segmenter, but {sorted(arrays)[:5]} …')
+    raise ValueError(f'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet or a released Segmenter, '
+                     f'but {sorted(arrays)[:5]} …')
 
 
-def load(path, variables) -> dict:
-    """A model's variables with those of a file in their place.
+def read_variables(source) -> dict:
+    """Variables {'params'[, 'batch_stats']}, of a 'backbone' or of a whole model, from what `config.model.pretrained` may name.
+
+    Of a run they are those of its newest checkpoint, the averaged parameters where there are some.
+
+    Raises:
+      FileNotFoundError, ImportError, OSError, ValueError: as `hf.locate`, `hf.read_folder`, `read` and `convert`.
+    """
+    path = hf.locate(source)
+    if (path / 'checkpoints').is_dir():
+        model = checkpoint.read_model(path)
+        return {'params': model.get('ema', model['params']), 'batch_stats': model['batch_stats']}
+    if (path / 'config.json').is_file():
+        return hf.variables(*hf.read_folder(path))
+    return convert(read(path))
+
+
+def load(source, variables) -> dict:
+    """A model's variables with those of `source` (see `read_variables`) in their place.
 
     Position codes are resampled to the model's grid. Class layers of another number of categories keep their fresh values, as do
     the parts of a model that a backbone's file has nothing for, and RankSeg's parts where a file has none; the first are logged.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
+      FileNotFoundError, ImportError, OSError: as `read_variables`.
     """
-    found = traverse_util.flatten_dict(convert(read(path)), sep='/')
+    found = traverse_util.flatten_dict(read_variables(source), sep='/')
     model = traverse_util.flatten_dict({key: variables[key] for key in ('params', 'batch_stats')}, sep='/')
     parts = {key.split('/')[1] for key in found}
     expected = {key: value for key, value in model.items() if key.split('/')[1] in parts}
@@ -98,11 +117,13 @@ def load(path, variables) -> dict:
         expected = {key: value for key, value in expected.items() if not HEAD.search(key)}
     for key, value in expected.items():
         if key in found and found[key].shape != value.shape:
+            other_axes = sum(map(operator.ne, found[key].shape, value.shape))
             if key.endswith('backbone/position'):
                 found[key] = np.asarray(resize_bicubic(found[key], value.shape[:2]))
-            elif CLASS_LAYER.search(key) and found[key].shape[1:] == value.shape[1:]:
-                logging.warning('%s: %s starts afresh, it has %d rows and the model %d', path, key, len(found[key]), len(value))
+            elif CLASS_LAYER.search(key) and other_axes == 1:
+                logging.warning('%s: %s starts afresh, its shape is %s and in the model %s', source, key, found[key].shape,
+                                value.shape)
                 found[key] = value
-    check_same(found, expected, f'config.model.pretrained = {path}', 'Choose the model that the weights are of.')
+    checkpoint.check_same(found, expected, f'config.model.pretrained = {source}', 'Choose the model that the weights are of.')
     loaded = {'batch_stats': {}} | traverse_util.unflatten_dict(model | found, sep='/')
     return loaded | ({'ema': loaded['params']} if 'ema' in variables else {})

@@ -1,16 +1,14 @@
 """Checkpoints of the paper's released code for Segmenter: names of mmseg's `backbone.*` and `decode_head.*`."""
 
 from rankseg_jax.pretrained import torch_layers, vit
-from rankseg_jax.pretrained.torch_layers import dense, norm
+from rankseg_jax.pretrained.torch_layers import dense, norm, part
 
 
 def segmenter(state) -> dict:
     """Parameters of `frameworks.segmenter.Segmenter` with a mask transformer."""
-    def part(prefix):
-        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-    head = part('decode_head.')
-    return {'backbone': vit.from_torch(part('backbone.')), 'decoder': mask_transformer(head, head['proj_patch'].shape[0] // 64)}
+    head = part(state, 'decode_head.')
+    decoder = mask_transformer(head, head['proj_patch'].shape[0] // 64)
+    return {'backbone': vit.from_torch(part(state, 'backbone.')), 'decoder': decoder}
 
 
 def mask_transformer(state, num_heads: int) -> dict:

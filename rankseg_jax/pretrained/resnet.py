@@ -1,4 +1,4 @@
-"""ResNet weights of timm and torchvision, which name them alike, and of mmcv's v1c."""
+"""ResNet weights of timm and torchvision, which name them alike, of Hugging Face, and of mmcv's v1c."""
 
 import re
 
@@ -11,7 +11,14 @@ NORM = {
     'running_mean': ('batch_stats', 'mean'), 'running_var': ('batch_stats', 'var'),
 }
 
-
+# Hugging Face's names, as patterns, to timm's, which count from 1.
+TO_TIMM = [
+    (r'^embedder\.embedder\.convolution\.', 'conv1.'), (r'^embedder\.embedder\.normalization\.', 'bn1.'),
+    (r'\.shortcut\.convolution\.', '.downsample.0.'), (r'\.shortcut\.normalization\.', '.downsample.1.'),
+    (r'^encoder\.stages\.(\d)\.layers\.', lambda m: f'layer{int(m[1]) + 1}.'),
+    (r'\.layer\.(\d)\.convolution\.', lambda m: f'.conv{int(m[1]) + 1}.'),
+    (r'\.layer\.(\d)\.normalization\.', lambda m: f'.bn{int(m[1]) + 1}.'),
+]
 # Deep stems: timm's and mmcv's names to ours.
 DEEP_STEM = {'conv1.0': 'stem1.conv', 'conv1.1': 'stem1.norm', 'conv1.3': 'stem2.conv', 'conv1.4': 'stem2.norm',
              'conv1.6': 'stem3.conv', 'bn1': 'stem3.norm',
@@ -25,6 +32,8 @@ def from_timm(state_dict) -> dict:
     `state_dict` maps names to tensors or arrays, such as that of timm's resnet50; its classifier is
     left out. Raises ValueError on a name that a plain ResNet does not have (a ResNet-D, say).
     """
+    for pattern, replacement in TO_TIMM:
+        state_dict = {re.sub(pattern, replacement, key): value for key, value in state_dict.items()}
     variables = {}
     deep = any(key.startswith(('conv1.0.', 'stem.0.')) for key in state_dict)
     for key, value in state_dict.items():
@@ -41,7 +50,7 @@ def from_timm(state_dict) -> dict:
             if stage:
                 layer = f'stage{stage}_block{int(block) + 1}_' + ('shortcut' if shortcut else f'conv{number}')
         else:
-            raise ValueError(f'{key!r} is no weight of a ResNet of timm, torchvision or mmcv (plain or v1c)')
+            raise ValueError(f'{key!r} is no weight of a ResNet of timm, torchvision, Hugging Face or mmcv (plain or v1c)')
         value = np.asarray(value)
         if kind == 'conv':
             variables['params', layer, 'conv', 'kernel'] = value.transpose(2, 3, 1, 0)  # [h, w, C, D]

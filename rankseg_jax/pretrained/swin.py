@@ -8,7 +8,8 @@ from rankseg_jax.pretrained import torch_layers
 
 # Hugging Face's names, older and newer, as patterns, to timm's.
 TO_TIMM = [
-    (r'^(swin\.)?(encoder|embeddings)\.', r'\2.'), (r'^encoder\.', ''), (r'^(swin\.)?layernorm\.', 'norm.'),
+    (r'^(swin\.|model\.)?(encoder|embeddings)\.', r'\2.'), (r'^encoder\.', ''), (r'^(swin\.|model\.)?layernorm\.', 'norm.'),
+    (r'^hidden_states_norms\.(\d)\.', lambda m: f'hidden_states_norms.stage{int(m[1]) + 1}.'),
     (r'^embeddings\.norm\.', 'patch_embed.norm.'), (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
     (r'^embeddings\.position_embeddings$', 'absolute_pos_embed'), (r'\.layernorm_before\.', '.norm1.'),
     (r'\.layernorm_after\.', '.norm2.'), (r'\.attention\.(self\.)?([qkv])\w+\.', r'.attn.\2.'),

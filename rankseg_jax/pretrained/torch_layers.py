@@ -3,10 +3,24 @@
 import numpy as np
 
 
+def part(state, prefix):
+    """The entries whose names start with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def numbered(state, prefix):
+    """The numbers of the layers whose names start with `prefix`."""
+    return sorted({int(key.split('.')[0]) for key in part(state, prefix)})
+
+
 def dense(state, name):
     """A Linear layer or a 1 × 1 convolution."""
     weight = state[f'{name}.weight']
     return {'kernel': weight.reshape(weight.shape[:2]).T, 'bias': state[f'{name}.bias']}
+
+
+def mlp(state, name):
+    return {'Dense_0': dense(state, f'{name}.fc1'), 'Dense_1': dense(state, f'{name}.fc2')}
 
 
 def norm(state, name):
@@ -38,11 +52,18 @@ def attention(state, packed, out, num_heads):
     return heads | {'out': {'kernel': out['kernel'].reshape(num_heads, -1, dim), 'bias': out['bias']}}
 
 
+def split_attention(state, name, num_heads):
+    """The same from the name of a layer that has `q_proj`, `k_proj`, `v_proj` and `out_proj`."""
+    packed = {f'in_proj_{leaf}': np.concatenate([state[f'{name}.{part}_proj.{leaf}'] for part in 'qkv'])
+              for leaf in ('weight', 'bias')}
+    return attention(state | packed, 'in_proj', f'{name}.out_proj', num_heads)
+
+
 def block(state, name, num_heads):
     """layers.Block, from timm's names."""
     return {
         'LayerNorm_0': norm(state, f'{name}.norm1'),
         'MultiHeadDotProductAttention_0': attention(state, f'{name}.attn.qkv', f'{name}.attn.proj', num_heads),
         'LayerNorm_1': norm(state, f'{name}.norm2'),
-        'Mlp_0': {'Dense_0': dense(state, f'{name}.mlp.fc1'), 'Dense_1': dense(state, f'{name}.mlp.fc2')},
+        'Mlp_0': mlp(state, f'{name}.mlp'),
     }

@@ -1,0 +1,118 @@
+"""Mode convert: public weights as a run that the other modes read."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from rankseg_jax import checkpoint, convert, models, pretrained, sharding
+from rankseg_jax.pretrained import load_hf
+from tests import tiny
+from tests.helpers import random_parameters, random_variables
+
+NAMES = {'0': 'wall', '1': 'tree', '2': 'sky'}
+
+
+def save_mask2former(path, **options):
+    """A Mask2Former of Hugging Face with its preprocessor, of the sizes of `swin_tiny`; returns `path`."""
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    backbone = transformers.SwinConfig(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4], window_size=3,
+                                       out_features=[f'stage{i}' for i in range(1, 5)])
+    options = dict(hidden_dim=32, feature_size=32, mask_feature_size=32, num_attention_heads=4, encoder_layers=1, decoder_layers=3,
+                   encoder_feedforward_dim=128, dim_feedforward=256, num_queries=5, id2label=NAMES) | options
+    config = transformers.Mask2FormerConfig(backbone_config=backbone, **options)
+    random_parameters(torch, transformers.Mask2FormerForUniversalSegmentation(config)).save_pretrained(path)
+    transformers.Mask2FormerImageProcessor(
+        size={'shortest_edge': 64, 'longest_edge': 128}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6],
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return save_mask2former(tmp_path_factory.mktemp('hf'))
+
+
+def read(workdir):
+    """(run, model, variables) of its newest checkpoint, as the other modes read them."""
+    manager = checkpoint.open_checkpoints(workdir)
+    step = checkpoint.find(manager, 'last')
+    run = checkpoint.restore_run(manager, step)
+    config, num_classes = ConfigDict(run['config']), len(run['class_names'])
+    model = models.build(config, num_classes)
+    return run, model, models.restore(manager, step, model, config, num_classes, sharding.copied(sharding.make_mesh(1)))
+
+
+def test_a_checkpoint_of_hugging_face_is_a_run(folder, tmp_path):
+    config = common.get_config()
+    path = convert.run(folder, tmp_path / 'new' / 'run', config, as_is=True)
+    common.check(config)
+    assert path == tmp_path / 'new' / 'run' / 'checkpoints' / '0' and path.is_dir()
+    run, model, variables = read(tmp_path / 'new' / 'run')
+    assert run['config'] == json.loads(config.to_json())
+    assert run['class_names'] == list(NAMES.values()) and run['next_step'] == 0 and run['mIoU'] is None
+    assert config.rankseg is None and config.data.num_classes == 3
+    np.testing.assert_allclose([config.data.mean, config.data.std], 255 * np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]))
+    assert tuple(config.eval.base_size) == (64, 128) and config.eval.batch_size == 1
+    theirs, expected = load_hf(folder)
+    assert model == theirs
+    for found in (variables, pretrained.read_variables(tmp_path / 'new' / 'run')):  # the second: what a later run starts from
+        jax.tree.map(np.testing.assert_array_equal, found, {'batch_stats': {}} | expected)
+
+
+def test_any_weights_become_a_run_of_a_config(tmp_path, monkeypatch):
+    """Of another number of categories: class layers as training would start, all else the file's."""
+    def init(model, num_classes, seed, image_shape):
+        return {'batch_stats': {}} | random_variables(model, np.zeros((1, *image_shape, 3), np.float32), seed=seed)
+
+    monkeypatch.setattr(models, 'init', init)
+    config = tiny.config(tmp_path, data__name='folder', data__num_classes=0, ema=0.9)
+    old = init(models.build(config, 5), 5, 1, (32, 32))
+    with checkpoint.open_checkpoints(tmp_path / 'old', 1) as manager:
+        checkpoint.save(manager, 7, old, None, {'mIoU': None})
+    for kind in ('images', 'labels'):
+        (tmp_path / kind / 'train').mkdir(parents=True)
+    (tmp_path / 'classes.txt').write_text('\n'.join('abcdefgh'))
+    convert.run(tmp_path / 'old', tmp_path / 'new', config, as_is=False)
+    run, model, variables = read(tmp_path / 'new')
+    assert run['class_names'] == list('abcdefgh') and set(variables) == {'params', 'batch_stats', 'ema'}
+    jax.tree.map(np.testing.assert_array_equal, variables['ema'], variables['params'])
+    fresh = init(model, 8, config.seed, (32, 32))['params']
+    for name in fresh.keys() - {'classifier'}:
+        jax.tree.map(np.testing.assert_array_equal, variables['params'][name], old['params'][name])
+    jax.tree.map(np.testing.assert_array_equal, variables['params']['classifier']['classes'], fresh['classifier']['classes'])
+
+
+@pytest.mark.parametrize('size, expected', [
+    ({'size': 640, 'max_size': 2560}, {'base_size': (640, 2560)}), ({'size': {'height': 384, 'width': 256}}, {'size': (384, 256)})])
+def test_other_ways_to_tell_the_size(size, expected):
+    config = common.get_config()
+    convert.describe_input({'image_mean': [0, 0, 0], 'image_std': [1, 1, 1]} | size, config)
+    assert config.eval.to_dict() == common.get_config().eval.to_dict() | expected
+    common.check(config)
+
+
+def test_what_no_config_describes_is_refused(folder, tmp_path):
+    target = tmp_path / 'run'
+    backbone = json.loads((folder / 'config.json').read_text())['backbone_config']
+    for name, change, message in [
+            ('config.json', {'backbone_config': backbone | {'window_size': 5}}, r'(?s)no config.model.backbone.*window = 5'),
+            ('config.json', {'id2label': {'0': 'a', '1': 'b'}}, 'id2label must name the 3 categories .* names 2'),
+            ('preprocessor_config.json', {'do_rescale': False}, 'do_rescale = False is not supported')]:
+        changed = shutil.copytree(folder, tmp_path / 'hf', dirs_exist_ok=True)
+        (changed / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
+        with pytest.raises(ValueError, match=message):
+            convert.run(changed, target, common.get_config(), as_is=True)
+    with pytest.raises(ValueError, match=r'(?s)layer0/mlp/Dense_0/bias: checkpoint \(99,\), model \(256,\).*No config describes'):
+        convert.run(save_mask2former(tmp_path / 'narrow', dim_feedforward=99), target, common.get_config(), as_is=True)
+    with pytest.raises(ValueError, match='does not say what model it is of: give the --config'):
+        convert.run(tmp_path, target, common.get_config(), as_is=True)
+    with pytest.raises(FileNotFoundError, match='nothing holds no config.json'):
+        convert.run(tmp_path / 'nothing', target, common.get_config(), as_is=True)
+    (target / 'checkpoints').mkdir(parents=True)
+    with pytest.raises(ValueError, match='run holds checkpoints already; choose a new folder'):
+        convert.run(folder, target, common.get_config(), as_is=True)
