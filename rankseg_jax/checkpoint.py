@@ -64,6 +64,19 @@ def restore_run(manager, step: int) -> dict:
     return manager.restore(step, args=args.Composite(run=args.JsonRestore())).run
 
 
+def things_of(run: dict, config):
+    """The bools [K] that say which categories are things, for the task 'panoptic'; else None.
+
+    Raises:
+      ValueError: the run does not know them.
+    """
+    if config.task != 'panoptic':
+        return None
+    if not run.get('things'):
+        raise ValueError("config.task = 'panoptic', but the run was not trained for it: set --config.task=semantic")
+    return run['things']
+
+
 def restore(manager, step: int, **items):
     """Restores the named items into arrays shaped and placed like the given trees of `jax.ShapeDtypeStruct`.
 

@@ -13,6 +13,9 @@ from rankseg_jax.pretrained import hf
 # What the preprocessor of a checkpoint may say only this way, its values by key.
 FIXED = {'do_resize': True, 'do_rescale': True, 'do_normalize': True, 'rescale_factor': 1 / 255}
 
+ADE20K_STUFF = (0, 1, 2, 3, 4, 5, 6, 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61, 63, 68, 77, 79,
+                84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131, 140, 141, 145)
+
 
 def run(source, workdir, config, *, as_is: bool) -> Path:
     """Writes a run, whose newest checkpoint is the folder that is returned.
@@ -34,7 +37,8 @@ def run(source, workdir, config, *, as_is: bool) -> Path:
     class_names, variables = (whole_model if as_is else fill)(source, config)
     with checkpoint.open_checkpoints(workdir, keep=1) as manager:
         checkpoint.save(manager, 0, variables, None, {
-            'config': config.to_dict(), 'class_names': list(class_names), 'next_step': 0, 'mIoU': None})
+            'config': config.to_dict(), 'class_names': list(class_names), 'next_step': 0, 'mIoU': None,
+            'things': published_things(source, len(class_names)) if as_is else None})
     return folder / '0'
 
 
@@ -53,7 +57,7 @@ def whole_model(source, config):
     if folder.exists() and not (folder / 'config.json').is_file():
         raise ValueError(f'--input={source} does not say what model it is of: give the --config of one')
     model, variables = pretrained.load_hf(folder)
-    class_names = describe(folder, model, config)
+    class_names = describe(source, folder, model, config)
     built = models.build(config, len(class_names))
     expected = jax.eval_shape(lambda: models.init(built, len(class_names), config.seed, config.augment.crop_size))
     variables = {'batch_stats': {}} | variables
@@ -61,7 +65,7 @@ def whole_model(source, config):
     return class_names, variables
 
 
-def describe(folder: Path, model, config) -> list[str]:
+def describe(source, folder: Path, model, config) -> list[str]:
     """Sets the keys of `config` that tell a model of Hugging Face and its input; returns the names of its categories."""
     theirs = json.loads((folder / 'config.json').read_text())
     decoder, num_classes = model.decoder, model.decoder.num_classes
@@ -71,6 +75,7 @@ def describe(folder: Path, model, config) -> list[str]:
         framework=theirs['model_type'], backbone=backbone_name(model.backbone), channels=decoder.channels,
         decoder_layers=decoder.num_layers, decoder_heads=decoder.num_heads, num_queries=decoder.num_queries, cosine=False,
         drop_path=getattr(model.backbone, 'drop_path', 0.0), **own)
+    config.task = 'panoptic' if published_things(source, num_classes) else 'semantic'
     config.data.update(name='folder', num_classes=num_classes)
     config.eval.batch_size = 1
     if (folder / 'preprocessor_config.json').is_file():
@@ -80,6 +85,15 @@ def describe(folder: Path, model, config) -> list[str]:
         raise ValueError(f'{folder / "config.json"}: id2label must name the {num_classes} categories of the weights, '
                          f'0 to {num_classes - 1}; it names {len(names)}')
     return [names[str(i)] for i in range(num_classes)]
+
+
+def published_things(source, num_classes: int) -> list[bool] | None:
+    """Which categories are things, of a panoptic or instance checkpoint, which its name tells; None: neither, or not known."""
+    name = Path(source).name.lower()
+    if 'instance' in name:
+        return [True] * num_classes
+    stuff = {133: range(80, 133), 150: ADE20K_STUFF}.get(num_classes) if 'panoptic' in name else None  # COCO and ADE20K
+    return stuff and [i not in stuff for i in range(num_classes)]
 
 
 def describe_input(processor, config):

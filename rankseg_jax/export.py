@@ -94,7 +94,7 @@ def run(config, workdir, output) -> Path:
     size = tuple(config.eval.size)
     (b,) = export.symbolic_shape('b')
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    artifact = export.export(jax.jit(serve(model, config, run.get('things'))), platforms=PLATFORMS)(
+    artifact = export.export(jax.jit(serve(model, config, checkpoint.things_of(run, config))), platforms=PLATFORMS)(
         shapes, jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8), jax.ShapeDtypeStruct((b, 2), jnp.int32))
     output.mkdir(parents=True, exist_ok=True)
     (output / ARTIFACT).write_bytes(artifact.serialize())

@@ -180,7 +180,7 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     model = models.build(config, len(run['class_names']))
     mesh = sharding.make_mesh(1)
     variables = models.restore(manager, step, model, config, len(run['class_names']), sharding.copied(mesh))
-    return Predictor(from_model(model, variables, config, run.get('things')), run['class_names'])
+    return Predictor(from_model(model, variables, config, checkpoint.things_of(run, config)), run['class_names'])
 
 
 def find_images(inputs) -> list[Path]:

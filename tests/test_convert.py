@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from rankseg_jax import checkpoint, convert, models, pretrained, sharding
+from rankseg_jax import checkpoint, convert, models, predict, pretrained, sharding
 from rankseg_jax.pretrained import load_hf
 from tests import tiny
 from tests.helpers import random_parameters, random_variables
@@ -62,6 +62,23 @@ def test_a_checkpoint_of_hugging_face_is_a_run(folder, tmp_path):
     assert model == theirs
     for found in (variables, pretrained.read_variables(tmp_path / 'new' / 'run')):  # the second: what a later run starts from
         jax.tree.map(np.testing.assert_array_equal, found, {'batch_stats': {}} | expected)
+
+
+def test_published_panoptic_checkpoints_know_their_things():
+    things = convert.published_things('facebook/mask2former-swin-tiny-coco-panoptic', 133)
+    assert sum(things) == 80 and all(things[:80])
+    things = convert.published_things('facebook/mask2former-swin-large-ade-panoptic', 150)
+    assert sum(things) == 100 and [i for i in range(12) if not things[i]] == [0, 1, 2, 3, 4, 5, 6, 9, 11]
+    assert convert.published_things('/weights/mask2former-swin-small-coco-instance', 80) == [True] * 80
+    assert convert.published_things('facebook/mask2former-swin-base-ade-semantic', 150) is None
+    assert convert.published_things('panoptic/mine', 150) is None
+
+
+def test_a_panoptic_checkpoint_predicts_segments(tmp_path):
+    save_mask2former(tmp_path / 'mine-instance')
+    convert.run(tmp_path / 'mine-instance', tmp_path / 'run', common.get_config(), as_is=True)
+    result = predict.load(tmp_path / 'run')(np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8))
+    assert result.labels.shape == result.segment_ids.shape == (40, 70) and result.segment_ids.max() == len(result.segments)
 
 
 def test_any_weights_become_a_run_of_a_config(tmp_path, monkeypatch):
