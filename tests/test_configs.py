@@ -42,6 +42,10 @@ CONFIGS = [
     ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
     ('deeplabv3', 'ade20k', 150, 87_206_028),
     ('deeplabv3', 'ade20k_rankseg', 150, 91_485_574),
+    ('mask2former_tiny', 'rankseg', 60, 739_507),
+    ('mask2former_tiny', 'baseline', 60, 735_573),
+    ('mask2former_tiny', 'oracle', 60, 739_507),
+    ('mask2former_tiny', 'camvid', 11, 733_127),
     *[('mask2former', recipe, num_classes, num_parameters) for recipe, num_classes, num_parameters in [
         ('ade20k_r50', 150, 44_041_367), ('ade20k_swin_t', 150, 47_439_633), ('ade20k_swin_s', 150, 68_757_537),
         ('ade20k_swin_b', 150, 106_922_191), ('ade20k_swin_b_rankseg', 150, 110_361_084),
@@ -68,8 +72,8 @@ def test_every_config_is_listed():
 
 
 # At reduced size these would be the same as another of their family.
-SIBLINGS = re.compile('^150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$'
-                      '|swin_[tsl]|panoptic_r50|ade20k_swin_b|panoptic_swin_b(_oracle)?$')
+SIBLINGS = re.compile('emoji_scenes:150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$'
+                      '|swin_[tsl]|panoptic_r50|ade20k_swin_b|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)')
 
 
 @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
@@ -81,7 +85,7 @@ def test_config_builds(name, argument, num_classes, num_parameters):
     assert sum(x.size for x in jax.tree.leaves(shapes['params'])) == num_parameters
 
 
-@pytest.mark.parametrize('name, argument, num_classes', [c[:3] for c in CONFIGS if not SIBLINGS.search(c[1] or '')])
+@pytest.mark.parametrize('name, argument, num_classes', [c[:3] for c in CONFIGS if not SIBLINGS.search(f'{c[0]}:{c[1]}')])
 def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     config = load(name, argument)
     config.batch_size, config.augment.crop_size = 2, (64, 64)
