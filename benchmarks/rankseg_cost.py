@@ -113,30 +113,34 @@ def forward(num_classes=150):
     return {'seconds': seconds, 'ratios': ratios}
 
 
-def all_costs(key, outputs, targets):
-    """As in `losses.query_losses`: [predictions, B, Q, T]."""
+def all_costs(key, layers, targets):
+    """As in `losses.query_losses`, [predictions, B, Q, T], of class_logits [predictions, B, Q, K + 1] and mask_logits."""
     points = jax.random.uniform(key, (NUM_POINTS, 2))
-    truth = losses.sample_segments(targets.segments, targets.labels.shape[1], points)
-    layers = jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+    truth = losses.sample_segments(targets.segments, targets.labels.shape[1], points)  # [B, T, P]
     return jax.lax.map(lambda layer: matching.costs(layer[0], losses.sample(layer[1], points), targets.labels, truth, WEIGHTS),
                        layers)
 
 
-def match(key, outputs, targets):
-    return matching.assign(all_costs(key, outputs, targets), targets.labels >= 0)
+def match(key, layers, targets):
+    return matching.assign(all_costs(key, layers, targets), targets.labels >= 0)
 
 
 def matchings(num_classes=150):
     _, model, variables = hugging_face_swin_t(num_classes)
     key, images, optimizer = jax.random.key(0), random_images(1, _SIZE.value), optax.adamw(1e-4)
     arguments = variables['params'], jax.jit(optimizer.init)(variables['params']), key, images
-    outputs = jax.jit(lambda variables, images: predictions(model.apply(variables, images, train=True)))(variables, images)
+
+    @jax.jit
+    def stacked(variables, images):
+        return jax.tree.map(lambda *x: jnp.stack(x), *predictions(model.apply(variables, images, train=True)))
+
+    layers = stacked(variables, images)
     step, runs = jax.jit(make_train_step(model, optimizer, num_classes)), {}
     for num_targets in (10, 40, 100):
         targets = jax.device_put(random_targets(1, _SIZE.value, num_targets, num_classes))
-        costs = jax.jit(all_costs)(key, outputs, targets)
+        costs = jax.jit(all_costs)(key, layers, targets)
         runs |= {f'step {num_targets}': run(step, *arguments, targets),
-                 f'match {num_targets}': run(jax.jit(match), key, outputs, targets),
+                 f'match {num_targets}': run(jax.jit(match), key, layers, targets),
                  f'assign {num_targets}': run(jax.jit(matching.assign), costs, targets.labels >= 0)}
     seconds = take_turns(runs, _ROUNDS.value)
     shares = {name: ratio(seconds, name, f'step {name.split()[1]}') for name in runs}
