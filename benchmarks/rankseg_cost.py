@@ -146,9 +146,9 @@ def matchings(num_classes=150):
     shares = {name: ratio(seconds, name, f'step {name.split()[1]}') for name in runs}
     print('\n| targets | train step s | assignment ms | of the step | with its costs ms | of the step |\n' + '|---' * 6 + '|')
     for num_targets in (10, 40, 100):
-        step, match_ms, assign = (statistics.median(seconds[f'{part} {num_targets}']) for part in ('step', 'match', 'assign'))
-        print(f'| {num_targets} | {step:.2f} | {1e3 * assign:.1f} | {100 * shares[f"assign {num_targets}"]:.2f} % '
-              f'| {1e3 * match_ms:.1f} | {100 * shares[f"match {num_targets}"]:.2f} % |')
+        cells = [f'{1e3 * statistics.median(seconds[name]):.1f} | {100 * shares[name]:.2f} %'
+                 for name in (f'assign {num_targets}', f'match {num_targets}')]
+        print(f'| {num_targets} | {statistics.median(seconds[f"step {num_targets}"]):.2f} | {cells[0]} | {cells[1]} |')
     return {'seconds': seconds, 'shares': shares}
 
 
