@@ -5,10 +5,8 @@
 The two take turns. Ours is jitted, timm's runs eagerly in inference mode; both use all cores, as they do by default.
 """
 
-import json
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,6 +16,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.helpers import save, take_turns
 from rankseg_jax import backbones
 from rankseg_jax.backbones import vit
 from rankseg_jax.pretrained.vit import from_torch
@@ -50,19 +49,12 @@ def make_forwards():
 
 def main(_):
     forwards = make_forwards()
-    theirs, ours = (forward() for forward in forwards.values())  # compiles
-    seconds = {name: [] for name in forwards}
-    for _ in range(_ROUNDS.value):
-        for name, forward in forwards.items():
-            start = time.perf_counter()
-            forward()
-            seconds[name].append(time.perf_counter() - start)
+    theirs, ours = (forward() for forward in forwards.values())
+    seconds = take_turns(forwards, _ROUNDS.value)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     results = {'seconds': seconds, 'median': medians, 'ratio': medians['RankSeg-JAX, jitted'] / medians['timm, PyTorch eager'],
                'difference': float(np.abs(ours - theirs).max() / np.abs(theirs).max())}
-    out = Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2))
+    save(results, _OUT.value)
     print('| ViT-B/16, 512 x 512 | median seconds |\n|---|---|')
     for name, median in medians.items():
         print(f'| {name} | {median:.3f} |')

@@ -1,0 +1,93 @@
+"""What several benchmarks need."""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from rankseg_jax.pretrained import load_hf
+from rankseg_jax.tasks import queries
+from tests.helpers import mend_torchvision
+
+
+def take_turns(runs, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each of `runs`, functions by name that return when they are done. Each runs once before, to compile."""
+    for run in runs.values():
+        run()
+    seconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds, name: str, base: str) -> float:
+    """How many times as long as `base` it took: the median over the rounds, so that a slower minute does not count."""
+    return statistics.median(own / other for own, other in zip(seconds[name], seconds[base], strict=True))
+
+
+def compile_for(function, *arguments, donate_argnums=()):
+    """`function` compiled for these arguments, and the MB that it needs besides them and its results."""
+    compiled = jax.jit(function, donate_argnums=donate_argnums).lower(*arguments).compile()
+    return compiled, compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
+def save(results, out: str):
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1))
+
+
+def hugging_face_swin_t(num_classes: int = 150):
+    """Mask2Former with Swin-T and random weights: Hugging Face's, and ours with its variables."""
+    mend_torchvision()
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    backbone = transformers.SwinConfig(out_features=[f'stage{i}' for i in range(1, 5)], drop_path_rate=0.0)
+    theirs = transformers.Mask2FormerForUniversalSegmentation(
+        transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=num_classes))
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        model, variables = load_hf(folder)
+    return theirs, model, jax.device_put(variables)
+
+
+def random_images(batch: int, size: int):
+    return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(np.float32)
+
+
+def random_targets(batch: int, size: int, num_targets: int, num_classes: int) -> queries.Targets:
+    """Every image holds `num_targets` categories, each in some of 16 x 16 squares."""
+    rng = np.random.default_rng(0)
+    labels = np.stack([rng.permutation(num_classes)[:num_targets] for _ in range(batch)]).astype(np.int32)
+    squares = np.stack([rng.permutation(256).reshape(16, 16) % num_targets for _ in range(batch)]).astype(np.int32)
+    side = -(-size // 16)
+    return queries.Targets(labels, squares.repeat(side, 1).repeat(side, 2)[:, :size, :size])
+
+
+def predictions(output):
+    """(class_logits, mask_logits) before the first layer and after each."""
+    return *output.auxiliary, (output.class_logits, output.mask_logits)
+
+
+def make_train_step(model, optimizer: optax.GradientTransformation, num_classes: int):
+    """(params, optimizer state, key, images, targets) -> the first two after a step, and the loss before it."""
+    def step(params, state, key, images, targets):
+        def total(params):
+            output = model.apply({'params': params}, images, train=True)
+            return sum(queries.loss(key, predictions(output), targets, output.selection, num_classes).values())
+
+        loss, gradient = jax.value_and_grad(total)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    return step

@@ -1,0 +1,196 @@
+"""What does RankSeg cost Mask2Former, and what the matching? Swin-T, 512 x 512, one image, 100 queries, κ = 50, CPU, float32.
+
+    python benchmarks/rankseg_cost.py --out=benchmarks/results/rankseg_cost.json
+
+Three tables, `--parts` measures only some of them:
+  forward     RankSeg's forward pass beside the baseline's at K = 150, and its parts alone. At most 3 % more is asked for.
+  matching    the matching of all ten predictions beside the whole train step that holds it, weights as at the start of training,
+              when targets compete for the same queries. At most 5 % of the step is asked for.
+  categories  from the image to its label map at full size, K = 60 to 1,284, and the label map alone.
+Random weights. What stands in one table takes turns; ratios are medians over the rounds. `memory` is what XLA's analysis of the
+compiled program says it needs besides arguments and results.
+"""
+
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.helpers import (
+    compile_for,
+    hugging_face_swin_t,
+    make_train_step,
+    predictions,
+    random_images,
+    random_targets,
+    ratio,
+    save,
+    take_turns,
+)
+from configs import common
+from rankseg_jax import inference, losses, matching, models, postprocessing
+from rankseg_jax.decoders.pixel_classifier import RankScale, choose
+from rankseg_jax.decoders.query_decoder import TAU, QueryClasses
+from rankseg_jax.multilabel import build_head
+from rankseg_jax.ranking import from_ranks
+from tests.helpers import random_variables
+
+_OUT = flags.DEFINE_string('out', 'benchmarks/results/rankseg_cost.json', 'The figures.')
+_PARTS = flags.DEFINE_multi_enum('parts', ['forward', 'matching', 'categories'], ['forward', 'matching', 'categories'],
+                                 'What to measure.')
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each.')
+_SIZE = flags.DEFINE_integer('size', 512, 'Height and width of the image.')
+
+BASELINE, RELEASED, DEFAULT = 'baseline', 'RankSeg, encoder head as released', 'RankSeg, log-sum-exp head'
+HEADS = {RELEASED: dict(head='encoder', hidden=512, num_heads=8, mlp_dim=2048), DEFAULT: dict(head='log_sum_exp')}
+NUM_POINTS, WEIGHTS = 12_544, (2.0, 5.0, 5.0)
+
+
+def make_model(variant: str, num_classes: int):
+    """The model and its variables."""
+    config = common.get_config()
+    config.model.update(framework='mask2former', backbone='swin_t7', channels=256, decoder_layers=9, decoder_heads=8, cosine=True)
+    if variant == BASELINE:
+        config.rankseg = None
+    else:
+        config.rankseg.update(num_selected=50, layer=3, **HEADS[variant])
+    model = models.build(config, num_classes)
+    return model, jax.device_put(random_variables(model, random_images(1, 64)) | {'batch_stats': {}})
+
+
+def run(function, *arguments):
+    """A function that calls it and waits."""
+    return lambda: jax.block_until_ready(function(*arguments))
+
+
+def prediction(model, variables, images):
+    output = models.forward(model, variables, images)
+    return output.class_logits, output.mask_logits, output.selection
+
+
+def head_alone(decoder, params, tokens):
+    head = build_head(decoder.rankseg, decoder.num_classes, jnp.float32)
+    return head.apply({'params': params['head']}, tokens, train=False)  # [B, K]
+
+
+def class_layer_alone(decoder, params, queries, presence_logits):
+    """As in `QueryDecoder`, which selects first if there is a RankSeg: [B, predictions, Q, κ + 1 or K + 1]."""
+    options, selection = decoder.rankseg, None
+    if options is not None:
+        selection = choose(options, presence_logits, None, train=False)
+    classes = QueryClasses(decoder.num_classes, decoder.channels, decoder.cosine)
+    logits = classes.apply({'params': params['classes']}, queries, selection)
+    if selection is None:
+        return logits / TAU
+    return RankScale(options, TAU, no_object=True).apply({'params': params['rank']}, logits, selection)
+
+
+def forward(num_classes=150):
+    rng, images, runs = np.random.default_rng(0), random_images(1, _SIZE.value), {}
+    queries = rng.normal(size=(1, 10, 100, 256)).astype(np.float32)  # of all ten predictions
+    presence_logits = rng.normal(size=(1, num_classes)).astype(np.float32)
+    for variant in (BASELINE, *HEADS):
+        model, variables = make_model(variant, num_classes)
+        decoder, params = model.decoder, variables['params']['decoder']
+        runs[variant] = run(jax.jit(partial(prediction, model)), variables, images)
+        if variant != BASELINE:
+            runs[f'{variant}: head alone'] = run(jax.jit(partial(head_alone, decoder)), params, queries[:, 3])
+        layer = jax.jit(partial(class_layer_alone, decoder))
+        runs[f'{variant}: class layer alone'] = run(layer, params, queries, presence_logits)
+    seconds = take_turns(runs, _ROUNDS.value)
+    ratios = {name: ratio(seconds, name, BASELINE) for name in runs}
+    print(f'\n| forward, K = {num_classes} | ms | of the baseline |\n|---|---|---|')
+    for name, values in seconds.items():
+        print(f'| {name} | {1e3 * statistics.median(values):.1f} | {100 * ratios[name]:.1f} % |')
+    return {'seconds': seconds, 'ratios': ratios}
+
+
+def all_costs(key, layers, targets):
+    """As in `losses.query_losses`, [predictions, B, Q, T], of class_logits [predictions, B, Q, K + 1] and mask_logits."""
+    points = jax.random.uniform(key, (NUM_POINTS, 2))
+    truth = losses.sample_segments(targets.segments, targets.labels.shape[1], points)  # [B, T, P]
+    return jax.lax.map(lambda layer: matching.costs(layer[0], losses.sample(layer[1], points), targets.labels, truth, WEIGHTS),
+                       layers)
+
+
+def match(key, layers, targets):
+    return matching.assign(all_costs(key, layers, targets), targets.labels >= 0)
+
+
+def matchings(num_classes=150):
+    _, model, variables = hugging_face_swin_t(num_classes)
+    key, images, optimizer = jax.random.key(0), random_images(1, _SIZE.value), optax.adamw(1e-4)
+    arguments = variables['params'], jax.jit(optimizer.init)(variables['params']), key, images
+
+    @jax.jit
+    def stacked(variables, images):
+        return jax.tree.map(lambda *x: jnp.stack(x), *predictions(model.apply(variables, images, train=True)))
+
+    layers = stacked(variables, images)
+    step, runs = jax.jit(make_train_step(model, optimizer, num_classes)), {}
+    for num_targets in (10, 40, 100):
+        targets = jax.device_put(random_targets(1, _SIZE.value, num_targets, num_classes))
+        costs = jax.jit(all_costs)(key, layers, targets)
+        runs |= {f'step {num_targets}': run(step, *arguments, targets),
+                 f'match {num_targets}': run(jax.jit(match), key, layers, targets),
+                 f'assign {num_targets}': run(jax.jit(matching.assign), costs, targets.labels >= 0)}
+    seconds = take_turns(runs, _ROUNDS.value)
+    shares = {name: ratio(seconds, name, f'step {name.split()[1]}') for name in runs}
+    print('\n| targets | train step s | assignment ms | of the step | with its costs ms | of the step |\n' + '|---' * 6 + '|')
+    for num_targets in (10, 40, 100):
+        cells = [f'{1e3 * statistics.median(seconds[name]):.1f} | {100 * shares[name]:.2f} %'
+                 for name in (f'assign {num_targets}', f'match {num_targets}')]
+        print(f'| {num_targets} | {statistics.median(seconds[f"step {num_targets}"]):.2f} | {cells[0]} | {cells[1]} |')
+    return {'seconds': seconds, 'shares': shares}
+
+
+def label_map(outputs):
+    class_logits, mask_logits, selection = outputs
+    batch, _, *cells = mask_logits.shape
+    whole = jnp.full(batch, _SIZE.value)
+    weights = [inference.interpolation(_SIZE.value, whole, whole, jnp.zeros((batch, 1), int), _SIZE.value, _SIZE.value, n, False)
+               for n in cells]
+    ranks = postprocessing.semantic_ranks([(class_logits, mask_logits, *weights)])  # [B, rows, columns]
+    return ranks if selection is None else from_ranks(ranks, selection)
+
+
+def categories(all_num_classes=(60, 150, 847, 1284)):
+    images, runs, memory = random_images(1, _SIZE.value), {}, {}
+    for variant in (BASELINE, *HEADS):
+        for num_classes in all_num_classes:
+            model, variables = make_model(variant, num_classes)
+            forward = partial(prediction, model)
+            whole, memory[f'{variant} {num_classes}'] = compile_for(
+                lambda *x, forward=forward: label_map(forward(*x)), variables, images)
+            runs[f'{variant} {num_classes}'] = run(whole, variables, images)
+            outputs = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), jax.eval_shape(forward, variables, images))
+            alone, memory[f'{variant} {num_classes} label map'] = compile_for(label_map, outputs)
+            runs[f'{variant} {num_classes} label map'] = run(alone, outputs)
+    seconds = take_turns(runs, _ROUNDS.value)
+    print('\n| image to label map: s, MB (label map alone: s, MB) | ' + ' | '.join(map('K = {:,}'.format, all_num_classes)) + ' |')
+    print('|---' * (1 + len(all_num_classes)) + '|')
+
+    def cell(name):
+        return f'{statistics.median(seconds[name]):.2f}, {memory[name]:.0f}'
+
+    for variant in (BASELINE, *HEADS):
+        cells = [f'{cell(f"{variant} {k}")} ({cell(f"{variant} {k} label map")})' for k in all_num_classes]
+        print(f'| {variant} | ' + ' | '.join(cells) + ' |')
+    return {'seconds': seconds, 'memory': memory}
+
+
+def main(_):
+    measure = {'forward': forward, 'matching': matchings, 'categories': categories}
+    save({part: measure[part]() for part in _PARTS.value}, _OUT.value)
+
+
+if __name__ == '__main__':
+    app.run(main)
