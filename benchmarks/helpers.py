@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from configs import common
 from rankseg_jax.pretrained import load_hf
 from rankseg_jax.tasks import queries
 from tests.helpers import mend_torchvision
@@ -71,7 +73,7 @@ def random_targets(batch: int, size: int, num_targets: int, num_classes: int) ->
     labels = np.stack([rng.permutation(num_classes)[:num_targets] for _ in range(batch)]).astype(np.int32)
     squares = np.stack([rng.permutation(256).reshape(16, 16) % num_targets for _ in range(batch)]).astype(np.int32)
     side = -(-size // 16)
-    return queries.Targets(labels, squares.repeat(side, 1).repeat(side, 2)[:, :size, :size])
+    return queries.Targets(labels, squares.repeat(side, 1).repeat(side, 2)[:, :size, :size], np.zeros(batch, np.int32))
 
 
 def predictions(output):
@@ -81,10 +83,16 @@ def predictions(output):
 
 def make_train_step(model, optimizer: optax.GradientTransformation, num_classes: int):
     """(params, optimizer state, key, images, targets) -> the first two after a step, and the loss before it."""
+    config = common.get_config()
+
     def step(params, state, key, images, targets):
+        batch = {'mask': jnp.ones(len(images), bool), 'segments': targets.segments, 'segment_labels': targets.labels,
+                 'left_out': targets.left_out}
+
         def total(params):
             output = model.apply({'params': params}, images, train=True)
-            return sum(queries.loss(key, predictions(output), targets, output.selection, num_classes).values())
+            parts, _ = queries.loss(key, output, batch, config, num_classes)
+            return sum(parts.values())
 
         loss, gradient = jax.value_and_grad(total)(params)
         updates, state = optimizer.update(gradient, state, params)
