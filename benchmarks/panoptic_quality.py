@@ -34,6 +34,8 @@ def run(variant: str, seed: int) -> dict:
     start = time.time()
     with tempfile.TemporaryDirectory() as workdir:
         scores = train.train(config, workdir)
+    if not scores:
+        sys.exit('Stopped; the same command starts this run again.')
     return {'variant': variant, 'seed': seed, 'samples': config.steps * config.batch_size, 'seconds': round(time.time() - start, 1),
             'scores': {name: value for name, value in scores.items() if np.isscalar(value)}}
 

@@ -25,6 +25,7 @@ def get_config(variant='rankseg'):
     config.model.decoder_layers = 3
     config.model.num_queries = 20
     config.rankseg.layer = 0  # the multi-label head sees the pixel decoder's map: it learns sooner from there than from queries
+    config.rankseg.temperature = 'temperature'  # a norm's scale is slow to make scores sharp
     config.loss.num_points = 256
     config.loss.multilabel_weight = 10.0
     config.optimizer.learning_rate = 1.5e-3
