@@ -67,25 +67,28 @@ def segment(model, variables, views, size, config, *, canvas, presence=None, thi
     outputs = [forward(x) for x in windows]
     presence_logits, selection = outputs[0].presence_logits, outputs[0].selection
     if presence_logits is not None and sum(x.shape[1] for x in windows) > 1:
-        seen = [x.max(1) for output in outputs for x in of_mirrors(output.presence_logits)]  # [B, K] each
-        presence_logits = jnp.stack(seen, 1).mean(1)
+        best = [x.max(1) for output in outputs for x in of_mirrors(output.presence_logits)]  # [B, K] each
+        presence_logits = jnp.stack(best, 1).mean(1)
         if selection is not None:
             selection = choose(config.rankseg, presence_logits, presence, train=False)
             outputs = [forward(x, selection) for x in windows]  # compiled, what both passes share is computed once
 
-    per_query, segments, seen = isinstance(outputs[0], QueryOutput), None, []
+    per_query = isinstance(outputs[0], QueryOutput)
     check_views(config, per_query, things is not None)
+    seen = []  # for each scale and mirror image its logits and their places, see `postprocessing`
     for output, count, layout in zip(outputs, counts, layouts, strict=True):
         if per_query:
-            weights = layout(output.mask_logits.shape[2:], size, canvas)
-            logits = zip(*([x[:, 0] for x in of_mirrors(x)] for x in (output.class_logits, output.mask_logits)), strict=True)
+            cells = output.mask_logits.shape[2:]
+            parts = zip(of_mirrors(output.class_logits), of_mirrors(output.mask_logits), strict=True)
+            logits = [(classes[:, 0], masks[:, 0]) for classes, masks in parts]  # there is one window
         else:
-            weights = layout(output.logits.shape[1:3], size, canvas)
+            cells = output.logits.shape[1:3]
             logits = [(mosaic(x, count),) for x in of_mirrors(output.logits)]
-        seen += [(*x, *w) for x, w in zip(logits, weights, strict=True)]
+        seen += [(*x, *weights) for x, weights in zip(logits, layout(cells, size, canvas), strict=True)]
     ranks = postprocessing.semantic_ranks(seen) if per_query else postprocessing.best_ranks(seen)
     labels = ranks if selection is None else from_ranks(ranks, selection)  # [B, *canvas]
     labels = jnp.where(covered(size, canvas), labels, IGNORE_LABEL)
+    segments = None
     if things is not None:
         of_ranks = jnp.broadcast_to(things, (batch_size, len(things))) if selection is None else gather(things, selection, 0)
         segments = postprocessing.panoptic_segments(
