@@ -200,7 +200,8 @@ def check(config):
                                  'to 0, or config.optimizer.weight_decay = 0')
     if config.task not in ('semantic', 'panoptic'):
         raise ValueError(f"config.task = {config.task!r} is unknown; use 'semantic' or 'panoptic'")
-    for key, value in (('data.max_targets', config.data.max_targets), ('loss.num_points', config.loss.num_points)):
+    for key, value in (('data.max_targets', config.data.max_targets), ('loss.num_points', config.loss.num_points),
+                       ('model.num_queries', config.model.num_queries), ('model.decoder_heads', config.model.decoder_heads)):
         if value < 1:
             raise ValueError(f'config.{key} = {value} must be at least 1')
     for key in ('threshold', 'overlap'):

@@ -1,6 +1,5 @@
 """Public weights as a run at step 0, which every other mode reads and a later run can start from (`config.model.pretrained`)."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -67,7 +66,7 @@ def whole_model(source, config):
 
 def describe(source, folder: Path, model, config) -> list[str]:
     """Sets the keys of `config` that tell a model of Hugging Face and its input; returns the names of its categories."""
-    theirs = json.loads((folder / 'config.json').read_text())
+    theirs = hf.read_json(folder / 'config.json')
     decoder, num_classes = model.decoder, model.decoder.num_classes
     own = {'pixel_layers': model.pixel_decoder.num_layers} if isinstance(model, Mask2Former) else {'dropout': decoder.dropout}
     config.rankseg = None
@@ -79,7 +78,7 @@ def describe(source, folder: Path, model, config) -> list[str]:
     config.data.update(name='folder', num_classes=num_classes)
     config.eval.batch_size = 1
     if (folder / 'preprocessor_config.json').is_file():
-        describe_input(json.loads((folder / 'preprocessor_config.json').read_text()), config)
+        describe_input(hf.read_json(folder / 'preprocessor_config.json'), config)
     names = theirs.get('id2label') or {str(i): f'LABEL_{i}' for i in range(num_classes)}
     if sorted(names, key=int) != [str(i) for i in range(num_classes)]:
         raise ValueError(f'{folder / "config.json"}: id2label must name the {num_classes} categories of the weights, '

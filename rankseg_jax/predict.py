@@ -258,7 +258,8 @@ def predict_split(predictor: Predictor, config, output) -> Path:
         result = predictor(example['image'], example['label'])
         name = Path(source.ids[index]).stem
         result.save(output / name)
-        segment_ids = source.segments(index)[0] if result.segment_ids is not None else None
+        panoptic = result.segment_ids is not None and hasattr(source, 'segments')
+        segment_ids = source.segments(index)[0] if panoptic else None
         panels.append(result.panel(example['label'], segment_ids))
         panels[-1].save(output / f'{name}_panel.png')
     if not panels:

@@ -16,7 +16,7 @@ import optax
 from clu import metric_writers
 from jax.experimental import multihost_utils
 
-from rankseg_jax import checkpoint, data, evaluate, losses, models, optimizers, pretrained, sharding
+from rankseg_jax import checkpoint, data, evaluate, inference, losses, models, optimizers, pretrained, sharding
 from rankseg_jax.data import folder, pipeline
 from rankseg_jax.decoders.query_decoder import QueryOutput
 from rankseg_jax.multilabel import pixel_counts
@@ -48,12 +48,12 @@ def total_loss(output, batch, presence, config, num_classes: int, rng):
       rng: key for points in masks.
 
     Raises:
-      ValueError: unknown multi-label loss, or a task that the model cannot do.
+      ValueError: unknown multi-label loss, or a task or an evaluation that the model cannot do.
     """
-    if isinstance(output, QueryOutput):
+    per_query = isinstance(output, QueryOutput)
+    inference.check_views(config, per_query, config.task == 'panoptic')  # before the first step, not at the first evaluation
+    if per_query:
         parts, figures = queries.loss(rng, output, batch, config, num_classes)
-    elif config.task == 'panoptic':
-        raise ValueError(f"config.task = 'panoptic' needs a per-query framework such as mask2former, not {config.model.framework}")
     else:
         parts, figures = semantic.loss(output, batch, config, num_classes), {}
     if output.presence_logits is not None:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from configs import common
 from rankseg_jax import checkpoint, convert, models, predict, pretrained, sharding
@@ -119,13 +120,22 @@ def test_what_no_config_describes_is_refused(folder, tmp_path):
     for name, change, message in [
             ('config.json', {'backbone_config': backbone | {'window_size': 5}}, r'(?s)no config.model.backbone.*window = 5'),
             ('config.json', {'id2label': {'0': 'a', '1': 'b'}}, 'id2label must name the 3 categories .* names 2'),
-            ('preprocessor_config.json', {'do_rescale': False}, 'do_rescale = False is not supported')]:
+            ('config.json', {'backbone_config': None, 'backbone': 'swin_t'}, "backbone = 'swin_t' without a backbone_config"),
+            ('config.json', {'backbone_config': {'model_type': 'swin'}}, 'image_size is missing in config.json'),
+            ('preprocessor_config.json', {'do_rescale': False}, 'do_rescale = False is not supported'),
+            ('preprocessor_config.json', {'size': {'shortest_edge': 64}}, 'max_size is missing')]:
         changed = shutil.copytree(folder, tmp_path / 'hf', dirs_exist_ok=True)
         (changed / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
         with pytest.raises(ValueError, match=message):
             convert.run(changed, target, common.get_config(), as_is=True)
     with pytest.raises(ValueError, match=r'(?s)layer0/mlp/Dense_0/bias: checkpoint \(99,\), model \(256,\).*No config describes'):
         convert.run(save_mask2former(tmp_path / 'narrow', dim_feedforward=99), target, common.get_config(), as_is=True)
+    save_file({'model.a': np.zeros(1, np.float32)}, changed / 'model.safetensors')
+    with pytest.raises(ValueError, match=r"not those of a whole model, but \['model.a'\]"):
+        convert.run(changed, target, common.get_config(), as_is=True)
+    (changed / 'model.safetensors').write_text('version https://git-lfs.github.com/spec/v1\nsize 12\n')
+    with pytest.raises(ValueError, match='model.safetensors is no safetensors file .*git without LFS'):
+        convert.run(changed, target, common.get_config(), as_is=True)
     with pytest.raises(ValueError, match='does not say what model it is of: give the --config'):
         convert.run(tmp_path, target, common.get_config(), as_is=True)
     with pytest.raises(FileNotFoundError, match='nothing holds no config.json'):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from rankseg_jax import checkpoint, data, evaluate, export, inference, models, optimizers, predict, sharding, train
 from rankseg_jax.data import coco, pipeline
+from rankseg_jax.decoders.query_decoder import QueryOutput
 from tests import tiny
 
 NUM_CLASSES = 8
@@ -107,6 +108,34 @@ def test_predictions_of_a_run_and_of_its_export(trained, tmp_path):
     assert Image.open(grid).width > 3 * 384
 
 
+def test_pictures_of_data_without_segments(trained, tmp_path, monkeypatch):
+    config, workdir, source = trained
+
+    class LabelMaps:
+        ids, load = source.ids, staticmethod(source.load)
+
+        def __len__(self):
+            return 1
+
+    monkeypatch.setattr(data, 'get_source', lambda *_: LabelMaps())
+    assert predict.predict_split(predict.load(workdir), config, tmp_path).is_file()
+
+
+def test_segments_of_another_size_than_their_image_are_refused():
+    class Source:
+        ids = ['a']
+
+        def load(self, index):
+            return {'image': np.zeros((4, 6, 3), np.uint8), 'label': np.zeros((4, 6), np.int32)}
+
+        def segments(self, index):
+            return np.ones((6, 4), np.int32), [{'id': 1, 'category_id': 0}]
+
+    loader = pipeline._Loader(Source(), max_corrupt=0, max_targets=2)
+    assert not loader(0)[2]
+    assert 'differ in size' in str(loader.failure)
+
+
 def test_batches_hold_the_segments_of_the_source(trained):
     config, _, source = trained
     config = config.copy_and_resolve_references()
@@ -168,6 +197,8 @@ def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
 
     with pytest.raises(ValueError, match='data with segments'):
         data.things(LabelMaps(), 'panoptic')
+    LabelMaps.segments, LabelMaps.things = None, np.array([0, 1])  # as COCO's files have it
+    assert [*map(type, data.things(LabelMaps(), 'panoptic'))] == [bool, bool]
     model = models.build(config, NUM_CLASSES)
     variables = jax.eval_shape(lambda: models.init(model, NUM_CLASSES, 0, (32, 32)))
     size = jnp.array([[32, 32]])
@@ -183,6 +214,8 @@ def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
         changed.eval.update(change)
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(partial(segment, changed), variables)
+        with pytest.raises(ValueError, match=message):
+            train.total_loss(QueryOutput(None, None), {}, None, changed, NUM_CLASSES, None)
     with pytest.raises(ValueError, match='--output is for panoptic segments'):
         semantic = config.copy_and_resolve_references()
         semantic.task = 'semantic'

@@ -45,4 +45,4 @@ def things(source, task):
         return None
     if not hasattr(source, 'segments'):
         raise ValueError("config.task = 'panoptic' needs data with segments, which this data set has not")
-    return list(source.things)
+    return [bool(thing) for thing in source.things]

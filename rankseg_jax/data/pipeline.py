@@ -68,17 +68,16 @@ class _Loader:
         if index >= 0 and not self.closed:
             try:
                 example = self.source.load(int(index))
-                image, label = example['image'], example['label']
+                image, label, segments = example['image'], example['label'], ()
+                if self.max_targets:
+                    labels, label, left_out = coco.targets(*self.source.segments(int(index)), num_targets)
+                    segments = labels, np.int32(left_out)
                 if image.shape != (*label.shape, 3):
                     raise ValueError(
                         f'{self.source.ids[index]}: image {image.shape} and label {label.shape} '
                         'differ in size'
                     )
-                image, segments = image.astype(np.uint8), ()
-                if self.max_targets:
-                    labels, label, left_out = coco.targets(*self.source.segments(int(index)), num_targets)
-                    segments = labels, np.int32(left_out)
-                return image, label.astype(np.int32), True, *segments
+                return image.astype(np.uint8), label.astype(np.int32), True, *segments
             except CorruptExample as error:
                 self._count(int(index), str(error))
             except Exception as error:  # an exception must not cross tf.data, which buries it

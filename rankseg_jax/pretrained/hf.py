@@ -57,8 +57,25 @@ def load_hf(source) -> tuple[nn.Module, dict]:
     return build(config, state), variables(config, state)
 
 
-def read_folder(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """`config.json` and the arrays of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists."""
+class Keys(dict):
+    """An object of a JSON file of Hugging Face; a key that it lacks is a ValueError."""
+
+    def __missing__(self, key):
+        raise ValueError(f'{key} is missing in config.json or preprocessor_config.json')
+
+
+def read_json(path: Path) -> Keys:
+    return json.loads(path.read_text(), object_hook=Keys)
+
+
+def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
+    """`config.json` and the arrays of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists.
+
+    Raises:
+      FileNotFoundError: a file is not there.
+      ValueError: a file is no safetensors file, or the weights are not those of a whole model.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     for name in ('config.json', 'model.safetensors'):
@@ -66,14 +83,25 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
             raise FileNotFoundError(f'{folder} holds no {name}')
     index = folder / 'model.safetensors.index.json'
     files = sorted(set(json.loads(index.read_text())['weight_map'].values())) if index.is_file() else ['model.safetensors']
-    state = {key: value for file in files for key, value in load_file(folder / file).items()}
-    return json.loads((folder / 'config.json').read_text()), state
+    state = {}
+    for file in files:
+        try:
+            state |= load_file(folder / file)
+        except SafetensorError as error:
+            raise ValueError(f'{folder / file} is no safetensors file ({error}); git without LFS leaves a pointer there') from error
+    config = read_json(folder / 'config.json')
+    framework(config)  # another kind of model is refused as such
+    if 'class_predictor.bias' not in state:
+        raise ValueError(f'{folder}: the weights are not those of a whole model, but {sorted(state)[:5]} …')
+    return config, state
 
 
 def framework(config):
     """The module of this package that knows the framework of a config."""
     if config.get('model_type') not in FRAMEWORKS:
         raise ValueError(f'config.json: model_type = {config.get("model_type")!r} is not supported, only {", ".join(FRAMEWORKS)}')
+    if not config.get('backbone_config'):
+        raise ValueError(f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not supported')
     return FRAMEWORKS[config['model_type']]
 
 
