@@ -33,8 +33,8 @@ ALLOWED = {
     'convert': {'backbones', 'checkpoint', 'data', 'frameworks', 'models', 'pretrained'},
     'evaluate': {'checkpoint', 'data', 'inference', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
     'predict': {'checkpoint', 'data', 'export', 'inference', 'models', 'multilabel', 'sharding', 'visualize'},
-    'train': {'checkpoint', 'data', 'decoders', 'evaluate', 'losses', 'models', 'multilabel', 'optimizers', 'pretrained',
-              'sharding', 'tasks'},
+    'train': {'checkpoint', 'data', 'decoders', 'evaluate', 'inference', 'losses', 'models', 'multilabel', 'optimizers',
+              'pretrained', 'sharding', 'tasks'},
     'analyze': {'charts', 'checkpoint', 'data', 'evaluate', 'inference', 'metrics', 'models', 'multilabel', 'sharding'},
     '__init__': set(),
 }
