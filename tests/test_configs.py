@@ -42,10 +42,10 @@ CONFIGS = [
     ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
     ('deeplabv3', 'ade20k', 150, 87_206_028),
     ('deeplabv3', 'ade20k_rankseg', 150, 91_485_574),
-    ('mask2former_tiny', 'rankseg', 60, 739_507),
+    ('mask2former_tiny', 'rankseg', 60, 739_490),
     ('mask2former_tiny', 'baseline', 60, 735_573),
-    ('mask2former_tiny', 'oracle', 60, 739_507),
-    ('mask2former_tiny', 'camvid', 11, 733_127),
+    ('mask2former_tiny', 'oracle', 60, 739_490),
+    ('mask2former_tiny', 'camvid', 11, 733_115),
     *[('mask2former', recipe, num_classes, num_parameters) for recipe, num_classes, num_parameters in [
         ('ade20k_r50', 150, 44_041_367), ('ade20k_swin_t', 150, 47_439_633), ('ade20k_swin_s', 150, 68_757_537),
         ('ade20k_swin_b', 150, 106_922_191), ('ade20k_swin_b_rankseg', 150, 110_361_084),

@@ -218,7 +218,7 @@ def test_resuming_with_another_model_lists_both_sides(data_dir, tmp_path):
     ('model__framework', 'unet', "'unet'.*upernet"),
     ('data__name', 'imagenet', "'imagenet'.*emoji_scenes"),
     ('optimizer__name', 'lion', "'lion'.*adamw"),
-    ('optimizer__schedule', 'step', "'step'.*cosine"),
+    ('optimizer__schedule', 'linear', "'linear'.*cosine"),
     ('rankseg__head', 'mlp', "'mlp'.*log_sum_exp"),
     ('rankseg__temperature', 'softmax', "'softmax'"),
     ('rankseg__missed', 'drop', "'drop'.*force"),
