@@ -2,8 +2,9 @@
 
     python benchmarks/panoptic_quality.py
 
-Trains configs/mask2former_tiny.py once for each variant and seed, and scores the end of it on validation: five minutes a run on two
-CPU cores. A finished run is a line of JSON in --out, and is not started again; `--table` only prints what is there.
+Trains configs/mask2former_tiny.py once for each variant and seed, and scores the end of it on validation: eight minutes a run, with
+two at once (other --seeds) on two CPU cores. A finished run is a line of JSON in --out, and is not started again; `--table` only
+prints what is there.
 """
 
 import json
