@@ -3,8 +3,8 @@
     python main.py --config=configs/mask2former_tiny.py --workdir=runs/mask2former_tiny
 
 The argument is a variant: `rankseg`, `baseline`, `oracle`; `camvid` needs --config.data.dir=<folder>, see configs/camvid.py.
-PQ 11.0 and mIoU 20.4 after its 16,000 samples, baseline 8.6 and 24.9, oracle 38.1 and 65.3 (benchmarks/panoptic_quality.py): queries
-learn more slowly than pixels.
+PQ 11.0 and mIoU 20.4 after its 16,000 samples, baseline 8.6 and 24.9, oracle 38.1 and 65.3 (benchmarks/panoptic_quality.py):
+queries learn more slowly than pixels.
 """
 
 from configs import camvid, quickstart

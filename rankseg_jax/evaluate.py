@@ -11,7 +11,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from rankseg_jax import checkpoint, data, inference, models, sharding
-from rankseg_jax.data import coco, pipeline
+from rankseg_jax.data import CorruptExample, coco, pipeline
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.metrics.panoptic import PanopticMetric
 from rankseg_jax.metrics.semantic import SemanticMetric
@@ -67,9 +67,14 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
             ids, labels = sharding.local_part(segments.ids), sharding.local_part(segments.labels)
             for i in np.flatnonzero(batch['mask']):
                 index, (height, width) = int(batch['index'][i]), batch['size'][i]
+                try:
+                    truth = source.segments(index)
+                except CorruptExample as error:
+                    logging.error('Not in the panoptic scores: %s', error)
+                    continue
                 image_ids, image_labels = ids[i, :height, :width], labels[i][labels[i] >= 0].tolist()
                 predicted = [{'id': place, 'category_id': label} for place, label in enumerate(image_labels, 1)]
-                panoptic = panoptic.merge(PanopticMetric.from_image(*source.segments(index), image_ids, predicted, num_classes))
+                panoptic = panoptic.merge(PanopticMetric.from_image(*truth, image_ids, predicted, num_classes))
                 if writer is not None:
                     writer.write(index, Path(source.ids[index]).stem, image_ids, image_labels)
         num_images += int(batch['mask'].sum())

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rankseg_jax import checkpoint, data, evaluate, export, inference, models, optimizers, predict, sharding, train
-from rankseg_jax.data import coco, pipeline
+from rankseg_jax.data import CorruptExample, coco, pipeline
 from rankseg_jax.decoders.query_decoder import QueryOutput
 from tests import tiny
 
@@ -80,6 +80,22 @@ def test_eight_devices_score_as_one(trained):
         found.append(evaluate.evaluate(evaluate.make_eval_step(model, config, source, mesh), variables, source, config, mesh))
     for name in ('PQ', 'SQ_stuff', 'mIoU', 'aAcc'):
         assert found[0][name] == pytest.approx(found[1][name], abs=2e-3)
+
+
+def test_segments_that_cannot_be_read_are_not_scored(trained, monkeypatch):
+    config, workdir, source = trained
+    read = type(source).segments
+
+    def segments(self, index):
+        if index == 3:
+            raise CorruptExample('3: no segments')
+        return read(self, index)
+
+    counts = [row['segments'] for row in evaluate.run(config, workdir)['panoptic_classes']]
+    held = np.bincount([segment['category_id'] for segment in source.segments(3)[1]], minlength=NUM_CLASSES)
+    monkeypatch.setattr(type(source), 'segments', segments)
+    fewer = [row['segments'] for row in evaluate.run(config, workdir)['panoptic_classes']]
+    np.testing.assert_array_equal(np.subtract(counts, fewer), held)
 
 
 def test_predictions_of_a_run_and_of_its_export(trained, tmp_path):
