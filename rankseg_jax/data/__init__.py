@@ -1,6 +1,7 @@
 """Data sets: each module here with a `get_source` is one, found by its name."""
 
 import importlib
+import re
 from pathlib import Path
 
 IGNORE_LABEL = -1  # in int32 labels, so that 255 stays a class like any other
@@ -26,7 +27,7 @@ def get_source(data_config, split):
     modules = sorted(
         path.stem
         for path in Path(__file__).parent.glob('[!_]*.py')
-        if 'def get_source(' in path.read_text(encoding='utf-8')
+        if re.search(r'^(def )?get_source\b', path.read_text(encoding='utf-8'), re.M)
     )
     if name not in modules:
         raise ValueError(

@@ -1,0 +1,327 @@
+"""Published data sets, read from the folder of their official download or from records that TFDS prepared of it.
+
+A data set is a TFDS builder in a module of its own. It says where the files of a split lie (`find`) and what one of its
+examples holds (`read`). Training straight from the folder calls these two; preparing writes what they return:
+
+    config.data.dir = '/data/ADEChallengeData2016'                             # straight from the folder, nothing is written
+    tfds build rankseg_jax/data/ade20k.py --manual_dir=/data --data_dir=/records   # then config.data.dir = '/records'
+
+Every example has 'image' (JPEG, as downloaded), 'labels' (uint16 [H, W] in 0..K-1, or IGNORED), 'file_name' and 'original_size'
+(rows, columns before any resizing); see docs/datasets.md for the data sets.
+"""
+
+import io
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, folder, preparation
+
+IGNORED = 65535  # in uint16 labels: pixels that don't count
+LISTED = 5  # files named in a message
+
+
+@cache
+def read_classes(name: str) -> dict:
+    """names, ids (those of the data set's own files) and perhaps isthing, K each, in label order."""
+    return json.loads((Path(__file__).parent / f'classes/{name}.json').read_text(encoding='utf-8'))
+
+
+def to_labels(values, ids, ignored, path) -> np.ndarray:
+    """Values of a label file [H, W] -> uint16 [H, W]: places in `ids`, or IGNORED.
+
+    Args:
+      values: integers, at least 0.
+      ids: K values, those of the classes.
+      ignored: values that don't count; None: all that are not in `ids`.
+      path: named in errors.
+
+    Raises:
+      ValueError: a value is neither a class nor ignored.
+    """
+    unknown = IGNORED if ignored is None else IGNORED - 1
+    table = np.full(max(values.max(initial=0), *ids, *(ignored or ())) + 1, unknown, np.uint16)
+    table[list(ignored or ())] = IGNORED
+    table[list(ids)] = np.arange(len(ids))
+    labels = table[values]
+    if (labels == IGNORED - 1).any():
+        wrong = np.unique(values[labels == IGNORED - 1])[:LISTED].tolist()
+        raise ValueError(f'{path}: label values {wrong} are no class of this data set ({len(ids)} classes, values {min(ids)}..'
+                         f'{max(ids)}) and not among those that do not count ({", ".join(map(str, ignored))}): is it a file of '
+                         'another data set, or one that was converted?')
+    return labels
+
+
+def read_bytes(path) -> bytes:
+    """The content of a file; CorruptExample if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CorruptExample(f'{path}: {error}') from error
+
+
+def decode_image(content: bytes, path) -> np.ndarray:
+    """uint8 [H, W, 3] as stored: the labels of these data sets are not turned by EXIF; CorruptExample if it cannot be read."""
+    try:
+        return folder.to_rgb(Image.open(io.BytesIO(content)))
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
+        raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
+
+
+def decode_map(values) -> np.ndarray:
+    """A map of a record as array: uint16 [H, W] or uint8 [H, W, 3]; one read from the folder is one already."""
+    return np.array(Image.open(io.BytesIO(values))) if isinstance(values, bytes) else values
+
+
+def encode_png(values) -> bytes:
+    """uint8 [H, W, 3] or uint16 [H, W] as PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, 'png', compress_level=3)
+    return stream.getvalue()
+
+
+def listing(path) -> set[str]:
+    """Names in a folder; none if there is no such folder."""
+    return {entry.name for entry in os.scandir(path)} if Path(path).is_dir() else set()
+
+
+class Source:
+    """Random access to a split; see `rankseg_jax.data.get_source`.
+
+    Attributes:
+      class_names, category_ids: K names, and the ids that the classes have in the data set's own files.
+      ids: N file names; image_ids: N ids of the images in the data set's own files.
+      published: how many examples the split should have; None: not stated.
+    """
+
+    def __init__(self, builder, split, examples, ids):
+        classes = read_classes(builder.CLASSES)
+        self.class_names, self.category_ids = tuple(classes['names']), tuple(classes['ids'])
+        self.ids, self.image_ids = ids, [builder.image_id(name) for name in ids]
+        self.published = builder.PUBLISHED[split]
+        self._builder, self._examples = builder, examples
+
+    def __len__(self):
+        return len(self.ids)
+
+    def example(self, index: int) -> dict:
+        """As `Builder.features` says, where images may still be encoded; CorruptExample, ValueError as `Builder.read`."""
+        entry = self._examples[index]
+        return self._builder.read(entry) if isinstance(entry, tuple) else entry
+
+    def load(self, index: int) -> dict:
+        """image uint8 [H, W, 3] and label int32 [H, W] in 0..K-1 or IGNORE_LABEL; CorruptExample, ValueError as `Builder.read`."""
+        example = self.example(index)
+        image = decode_image(example['image'], self.ids[index])  # [H, W, 3]
+        label = decode_map(example['labels']).astype(np.int32)  # [H, W]
+        if image.shape[:2] != label.shape:
+            raise CorruptExample(folder.size_mismatch(self.ids[index], image.shape[:2], label.shape))
+        label[label == IGNORED] = IGNORE_LABEL
+        return {'image': image, 'label': label}
+
+
+class PanopticSource(Source):
+    """Also has `things`, K bools, and the segments of each example."""
+
+    def __init__(self, builder, *arguments):
+        super().__init__(builder, *arguments)
+        self.things = tuple(map(bool, read_classes(builder.CLASSES)['isthing']))
+
+    def segments(self, index: int) -> tuple[np.ndarray, list[dict]]:
+        """ids int32 [H, W], 0 for void, and dicts as of COCO's format but with 'category_id' in 0..K-1."""
+        example = self.example(index)
+        segments = example['segments']
+        if isinstance(segments, dict):  # of a record: for each key the values of all segments
+            rows = zip(*(values.tolist() for values in segments.values()), strict=True)
+            segments = [dict(zip(segments, row, strict=True)) for row in rows]
+        return coco.rgb_to_ids(decode_map(example['panoptic_ids'])), segments
+
+
+class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """What the data sets share; a subclass fills in the attributes, `find` and `read`.
+
+    Attributes:
+      CLASSES: file of data/classes.
+      FOLDER: what the official folder is called.
+      MARKERS: paths in it, one of which at least is there.
+      LAYOUT: the files in it, as messages show them.
+      PUBLISHED: splits and the number of examples that each has, None where it is not stated.
+      HOMEPAGE, LICENSE: of the data.
+      SOURCE: class of what `get_source` returns.
+    """
+
+    VERSION = tfds.core.Version('1.0.0')
+    MANUAL_DOWNLOAD_INSTRUCTIONS = 'See docs/datasets.md: where to get the files, and the folder they must lie in.'
+    CLASSES: str
+    FOLDER: str
+    MARKERS: tuple[str, ...]
+    LAYOUT: str
+    PUBLISHED: dict[str, int | None]
+    HOMEPAGE: str
+    LICENSE: str
+    SOURCE = Source
+
+    def __init__(self, *, file_format='array_record', **kwargs):  # which can be read in any order
+        super().__init__(file_format=file_format, **kwargs)
+
+    @classmethod
+    def find(cls, root: Path, split: str) -> list[tuple]:
+        """The examples of a split in order: (file_name, and what `read` needs).
+
+        Raises:
+          FileNotFoundError: files are missing; they are named.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, entry: tuple) -> dict:
+        """One example: 'image' as encoded bytes, 'labels', 'original_size', and more as `features` says.
+
+        Raises:
+          CorruptExample: a file cannot be read.
+          ValueError: a value in it is out of range.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def splits(cls, root: Path) -> tuple[str, ...]:
+        """What preparing takes of a folder: all splits, unless a subclass says that some may be missing."""
+        return tuple(cls.PUBLISHED)
+
+    @staticmethod
+    def image_id(file_name: str):
+        return file_name
+
+    @classmethod
+    def features(cls) -> dict:
+        return {
+            'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
+            'labels': tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format='png'),
+            'file_name': tfds.features.Text(),
+            'original_size': tfds.features.Tensor(shape=(2,), dtype=np.int32)}
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(self.features()), homepage=self.HOMEPAGE,
+            license=self.LICENSE, metadata=tfds.core.MetadataDict(read_classes(self.CLASSES)))
+
+    @classmethod
+    def find_root(cls, path) -> Path:
+        """The official folder: `path`, or FOLDER in it.
+
+        Raises:
+          FileNotFoundError: it is neither.
+        """
+        for root in (Path(path) / cls.FOLDER, Path(path)):
+            if any((root / marker).exists() for marker in cls.MARKERS):
+                return root
+        raise FileNotFoundError(
+            f'{path} holds no {cls.name}: neither {" nor ".join(cls.MARKERS)} is there, or in {cls.FOLDER} there. '
+            f'Set config.data.dir (TFDS: --manual_dir) to the folder that holds\n{cls.LAYOUT}\nsee docs/datasets.md')
+
+    @classmethod
+    def missing(cls, split: str, files: list, wanted: int) -> FileNotFoundError:
+        """The error that names missing files, of `wanted` that there should be."""
+        names = ', '.join(map(str, files[:LISTED])) + (f', … and {len(files) - LISTED} more' if len(files) > LISTED else '')
+        return FileNotFoundError(f'{cls.name}, split {split!r}: {len(files)} of {wanted} files are missing: {names}. '
+                                 f'There must be\n{cls.LAYOUT}\nsee docs/datasets.md for where to get them')
+
+    @classmethod
+    def pairs(cls, split, image_dir, label_dir, suffix='.png', names=None) -> list[tuple[str, Path, Path]]:
+        """(name, image, label) of the JPEGs of a folder, or of `names`, and the label files that go with them.
+
+        Raises:
+          FileNotFoundError: one of the two is missing for some name, or there is none at all.
+        """
+        images, labels = listing(image_dir), listing(label_dir)
+        if names is None:
+            names = sorted({name.removesuffix('.jpg') for name in images if name.endswith('.jpg')}
+                           | {name.removesuffix(suffix) for name in labels if name.endswith(suffix)})
+        missing = [image_dir / f'{name}.jpg' for name in names if f'{name}.jpg' not in images]
+        missing += [label_dir / f'{name}{suffix}' for name in names if f'{name}{suffix}' not in labels]
+        if missing or not names:
+            raise cls.missing(split, missing or [image_dir / '*.jpg', label_dir / f'*{suffix}'], 2 * len(names))
+        return [(name, image_dir / f'{name}.jpg', label_dir / f'{name}{suffix}') for name in names]
+
+    def _example_writer(self):
+        self._parts = preparation.Parts(self)
+        return self._parts
+
+    def _shard_iterators_per_split(self, dl_manager):
+        root = self.find_root(dl_manager.manual_dir)
+        entries = {split: self.find(root, split) for split in self.splits(root)}
+        self.info.metadata['file_names'] = {split: [entry[0] for entry in found] for split, found in entries.items()}
+        return self._parts.prepare(root, entries)
+
+    def _post_download_and_prepare_hook(self):
+        self._parts.remove()
+
+    @classmethod
+    def record(cls, entry) -> dict:
+        """`read`, checked and with its maps as PNG bytes, for TFDS to write."""
+        example = cls.read(entry)
+        size = decode_image(example['image'], entry[0]).shape[:2]
+        if size != example['labels'].shape:
+            raise CorruptExample(folder.size_mismatch(entry[0], size, example['labels'].shape))
+        maps = {name: encode_png(example[name]) for name in ('labels', 'panoptic_ids') if name in example}
+        return example | maps | {'file_name': entry[0]}
+
+    @classmethod
+    def get_source(cls, data_config, split: str):
+        """Opens a split: of the records in `data_config.dir` if TFDS prepared them there, else of the official folder.
+
+        Raises:
+          FileNotFoundError: it is neither, or files of it are missing.
+          ValueError: no such split, or `num_classes` is another number.
+        """
+        if split not in cls.PUBLISHED:
+            raise ValueError(f'{cls.name} has no split {split!r}; the splits are {", ".join(cls.PUBLISHED)}')
+        folder.check_num_classes(data_config.num_classes, read_classes(cls.CLASSES)['names'], cls.name)
+        path = Path(data_config.dir or tfds.core.constants.DATA_DIR).expanduser()
+        builder = cls(data_dir=path)
+        if not builder.data_path.exists():
+            entries = cls.find(cls.find_root(path), split)
+            return cls.SOURCE(cls, split, entries, [entry[0] for entry in entries])
+        if split not in builder.info.splits:
+            raise ValueError(f'{builder.data_path} was prepared without the split {split!r}')
+        skip = {name: tfds.decode.SkipDecoding() for name, feature in builder.info.features.items()
+                if isinstance(feature, tfds.features.Image)}
+        records = builder.as_data_source(split, decoders=skip)
+        return cls.SOURCE(cls, split, records, builder.info.metadata['file_names'][split])
+
+
+class PanopticBuilder(Builder, skip_registration=True):
+    """Data sets with segments.
+
+    `read` also gives 'panoptic_ids', uint8 [H, W, 3], colours that are ids as in COCO's format, and 'segments', dicts with 'id',
+    'category_id' in 0..K-1, 'iscrowd', 'area' and 'bbox' (left, top, width, height).
+    """
+
+    SOURCE = PanopticSource
+
+    @classmethod
+    def features(cls):
+        number = tfds.features.Scalar(np.int32)
+        segment = {'id': number, 'category_id': number, 'iscrowd': number, 'area': number,
+                   'bbox': tfds.features.Tensor(shape=(4,), dtype=np.int32)}
+        return super().features() | {
+            'panoptic_ids': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+            'segments': tfds.features.Sequence(segment)}
+
+
+def segment_labels(ids, segments, path) -> np.ndarray:
+    """The label map uint16 [H, W] of ids [H, W] and dicts with 'id' and 'category_id' in 0..K-1; IGNORED where the id is 0.
+
+    Raises:
+      ValueError: an id has no segment.
+    """
+    values, places = np.unique(ids, return_inverse=True)
+    label = {0: IGNORED} | {segment['id']: segment['category_id'] for segment in segments}
+    if unknown := set(values.tolist()) - label.keys():
+        raise ValueError(f'{path}: ids {sorted(unknown)[:LISTED]} are in the picture but not among its segments in the JSON file')
+    return np.array([label[value] for value in values.tolist()], np.uint16)[places.reshape(ids.shape)]

@@ -1,0 +1,124 @@
+"""Writes the records of a data set: in parallel, read back and compared, going on where a killed process stopped.
+
+Until all are there, they lie beside the place of the finished data set, each under the name that TFDS will give it:
+
+    <data_dir>/<name>/<version>.parts/plan.json        what they are parts of
+    <data_dir>/<name>/<version>.parts/<name>-train.array_record-00000-of-00040
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from tensorflow_datasets.core import example_serializer, file_adapters
+from tqdm import tqdm
+
+SHARD = 512  # examples of a part
+
+
+class Parts(tfds.core.ExampleWriter):
+    """Stands in for the writer of TFDS: writes the parts itself, and moves each to its place when TFDS asks for it."""
+
+    def __init__(self, builder):
+        super().__init__(file_format=builder.info.file_format)
+        self.builder = builder
+        self.folder = Path(builder.data_path).parent / f'{builder.version}.parts'
+        self.lock = None
+
+    def write(self, path, examples):
+        os.replace(self.folder / Path(path).name, path)
+
+    def remove(self):
+        shutil.rmtree(self.folder)
+        self.lock.close()
+
+    def prepare(self, root: Path, entries: dict[str, list]) -> dict:
+        """Writes all parts that are not there yet.
+
+        Args:
+          root: the official folder.
+          entries: of each split, as of `Builder.find`.
+
+        Returns:
+          For each split, what TFDS iterates over to count the examples of its shards.
+
+        Raises:
+          ValueError: another process is at it; a record reads otherwise than it was written; as `Builder.read`.
+          CorruptExample: as `Builder.read`.
+        """
+        self._take_over(root, entries)
+        parts = {split: list(self._split(split, found)) for split, found in entries.items()}
+        todo = [part for found in parts.values() for part in found if not part[0].exists()]
+        total, left = sum(map(len, entries.values())), sum(len(part) for _, part in todo)
+        with tqdm(total=total, initial=total - left, desc=self.builder.name, unit=' examples') as progress:
+            pool = ThreadPoolExecutor()
+            try:
+                for done in pool.map(partial(self._write_part, progress), todo):
+                    del done
+            finally:  # after an error or Ctrl-C: what has begun ends, the rest is left for the next time
+                pool.shutdown(cancel_futures=True)
+        return {split: [partial(iter, [(entry[0], None) for entry in part]) for _, part in found] for split, found in parts.items()}
+
+    def _split(self, split, entries):
+        """(path, entries) of each part of a split."""
+        template = self.builder._get_filename_template(split_name=split)
+        count = -(-len(entries) // SHARD)
+        for shard in range(count):
+            path = template.sharded_filepath(shard_index=shard, num_shards=count)
+            yield self.folder / Path(path).name, entries[shard * SHARD:(shard + 1) * SHARD]
+
+    def _take_over(self, root, entries):
+        """Locks the folder, and empties it of what killed processes left behind, except for parts of the same."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.folder / 'lock').open('w')  # until it is closed, at the latest by the end of the process
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f'another process is preparing {self.folder}; wait for it, or end it') from None
+        names = {split: [entry[0] for entry in found] for split, found in entries.items()}
+        plan = json.dumps({'folder': str(root.resolve()), 'shard': SHARD, 'format': self.file_format.value,
+                           'examples': hashlib.sha256(json.dumps(names).encode()).hexdigest()})
+        path = self.folder / 'plan.json'
+        same = path.exists() and path.read_text() == plan
+        for file in self.folder.iterdir():
+            if file.name not in ('lock', 'plan.json') and (file.suffix == '.tmp' or not same):
+                file.unlink()
+        path.write_text(plan)
+        unfinished = Path(self.builder.data_path)  # TFDS's temporary folder
+        for other in unfinished.parent.glob(f'{tfds.core.constants.INCOMPLETE_PREFIX}*_{self.builder.version}'):
+            if other != unfinished:
+                shutil.rmtree(other)
+
+    def _write_part(self, progress, part):
+        """Writes one part under another name, reads it back, and gives it its name."""
+        path, entries = part
+        features = self.builder.info.features
+        serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+        written = []  # checksums
+
+        def records():
+            for entry in entries:
+                record = serializer.serialize_example(features.encode_example(self.builder.record(entry)))
+                written.append(zlib.crc32(record))
+                yield entry[0], record
+                progress.update()
+
+        temporary = path.with_name(f'{path.name}.tmp')
+        adapter = file_adapters.ADAPTER_FOR_FORMAT[self.file_format]
+        adapter.write_examples(temporary, records())
+        if self.file_format is file_adapters.FileFormat.ARRAY_RECORD:
+            source = ArrayRecordDataSource([str(temporary)])
+            read = (source[i] for i in range(len(source)))
+        else:
+            read = adapter.make_tf_data(str(temporary)).as_numpy_iterator()
+        if list(map(zlib.crc32, read)) != written:
+            raise ValueError(f'{temporary} does not read as it was written; is the disk full or failing?')
+        temporary.rename(path)

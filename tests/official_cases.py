@@ -1,0 +1,76 @@
+"""What the tests of published data sets share: TFDS's own test case, and pictures and maps to fill folders with."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+SAMPLES = Path(__file__).parents[2] / 'shared/data/samples'  # official annotations; the tests that need them are skipped elsewhere
+
+
+class Case(tfds.testing.DatasetBuilderTestCase):
+    """Prepares DATASET_CLASS from what `fill(root)` writes, reads it back, and compares it with SPLITS; see TFDS."""
+
+    MOCK_OUT_FORBIDDEN_OS_FUNCTIONS = False
+    SKIP_CHECKSUMS = True
+
+    @staticmethod
+    def fill(root):
+        raise NotImplementedError
+
+    @classmethod
+    def setUpClass(cls):
+        root = Path(tfds.testing.make_tmp_dir())
+        cls.fill(root)
+        cls.EXAMPLE_DIR = str(root)
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        tfds.testing.rm_tmp_dir(cls.EXAMPLE_DIR)
+
+    def _make_builder(self, config=None):
+        return self.DATASET_CLASS(data_dir=self.tmp_dir, file_format='tfrecord')  # TFDS's case iterates with tf.data
+
+
+def picture(path, rows, columns, seed=0):
+    """Writes a random JPEG and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blocks = np.random.default_rng(seed).integers(0, 256, (rows, columns, 3), np.uint8)
+    Image.fromarray(blocks).save(path, quality=95)
+
+
+def values(path, values):
+    """Writes a map as PNG and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def config(folder, **others):
+    """The keys of config.data that published data sets read."""
+    return SimpleNamespace(**({'dir': str(folder), 'num_classes': 0} | others))
+
+
+def prepare(builder_class, folder, records):
+    """The builder after plain TFDS's download_and_prepare."""
+    builder = builder_class(data_dir=records)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))
+    return builder
+
+
+def assert_same(get_source, folder, records, split):
+    """A split read straight from the folder and from its records holds the same, example by example."""
+    straight, prepared = get_source(config(folder), split), get_source(config(records), split)
+    assert straight.ids == prepared.ids and straight.class_names == prepared.class_names and len(straight)
+    for index in range(len(straight)):
+        one, other = straight.load(index), prepared.load(index)
+        assert one['image'].dtype == np.uint8 and one['label'].dtype == np.int32
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+        if hasattr(straight, 'segments'):
+            (ids, segments), (other_ids, other_segments) = straight.segments(index), prepared.segments(index)
+            np.testing.assert_array_equal(ids, other_ids)
+            assert segments == other_segments

@@ -1,0 +1,85 @@
+"""ADE20K-150: files in the official format made here, and three real annotations."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, ade20k
+from tests import official_cases
+
+
+def fill(root):
+    """Three training and two validation images; label values 0, 1, 150 and others."""
+    for folder, prefix, count in (('training', 'train', 3), ('validation', 'val', 2)):
+        for i in range(1, count + 1):
+            name = f'{folder}/ADE_{prefix}_{i:08}'
+            official_cases.picture(root / f'ADEChallengeData2016/images/{name}.jpg', 30 + i, 40, seed=i + 10 * count)
+            label = np.random.default_rng(i + 10 * count).choice([0, 1, 2, 77, 150], (30 + i, 40)).astype(np.uint8)
+            official_cases.values(root / f'ADEChallengeData2016/annotations/{name}.png', label)
+
+
+class Ade20kTest(official_cases.Case):
+    DATASET_CLASS = ade20k.Ade20k
+    SPLITS = {'train': 3, 'validation': 2}
+    fill = staticmethod(fill)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    fill(tmp_path / 'data')
+    return tmp_path / 'data'
+
+
+def test_value_0_does_not_count_and_150_is_the_last_class(folder):
+    source = ade20k.get_source(official_cases.config(folder), 'train')
+    values = np.array(Image.open(folder / 'ADEChallengeData2016/annotations/training/ADE_train_00000002.png')).astype(int)
+    label = source.load(1)['label']
+    assert source.ids[1] == 'ADE_train_00000002' and len(source.class_names) == 150
+    assert (label[values == 0] == IGNORE_LABEL).all() and (label[values == 150] == 149).all()
+    assert source.class_names[0] == 'wall' and (label[values == 1] == 0).all()
+    assert source.published == 20_210 and source.category_ids == tuple(range(1, 151))
+
+
+def test_records_hold_what_the_folder_holds(folder, tmp_path):
+    builder = official_cases.prepare(ade20k.Ade20k, folder, tmp_path / 'records')
+    for split in ('train', 'validation'):
+        official_cases.assert_same(ade20k.get_source, folder, tmp_path / 'records', split)
+    record = builder.as_data_source('train')[1]
+    assert record['labels'].dtype == np.uint16 and set(np.unique(record['labels'])) <= {0, 1, 76, 149, 65535}
+    assert record['file_name'] == b'ADE_train_00000002' and record['original_size'].tolist() == [32, 40]
+    assert builder.info.metadata['names'][149] == 'flag' and builder.info.metadata['ids'][149] == 150
+
+
+def test_a_value_above_150_is_refused_by_name(folder):
+    path = folder / 'ADEChallengeData2016/annotations/training/ADE_train_00000001.png'
+    official_cases.values(path, np.full((31, 40), 151, np.uint8))
+    with pytest.raises(ValueError, match=r'ADE_train_00000001.png: label values \[151\]'):
+        ade20k.get_source(official_cases.config(folder), 'train').load(0)
+
+
+def test_a_picture_of_another_size_is_corrupt(folder):
+    official_cases.picture(folder / 'ADEChallengeData2016/images/training/ADE_train_00000001.jpg', 5, 6)
+    with pytest.raises(CorruptExample, match='5 x 6'):
+        ade20k.get_source(official_cases.config(folder), 'train').load(0)
+
+
+@pytest.mark.skipif(not official_cases.SAMPLES.is_dir(), reason='needs the real annotations')
+def test_real_annotations(tmp_path):
+    sample = official_cases.SAMPLES / 'sceneparsing'
+    root = tmp_path / 'ADEChallengeData2016'
+    for kind in ('images', 'annotations'):
+        (root / kind).mkdir(parents=True)
+        (root / kind / 'validation').symlink_to(sample / 'sampleData' / kind)
+    source = ade20k.get_source(official_cases.config(root), 'validation')
+    rows = [line.split('\t') for line in (sample / 'objectInfo150.txt').read_text().splitlines()[1:]]
+    assert [int(row[0]) for row in rows] == list(source.category_ids)
+    # The names of the list are synonyms in their order; two of ours are from a later spelling.
+    ours_in_theirs = [name in row[4] for name, row in zip(source.class_names, rows, strict=True)]
+    assert len(source) == 3 and sum(ours_in_theirs) >= 140
+    for index, name in enumerate(source.ids):
+        values = np.array(Image.open(sample / f'sampleData/annotations/{name}.png'))
+        label = source.load(index)['label']
+        np.testing.assert_array_equal(np.where(label == IGNORE_LABEL, 0, label + 1), values)
+        # As submitted: the same values again.
+        table = np.array([*source.category_ids, 0])
+        np.testing.assert_array_equal(table[label], values)
