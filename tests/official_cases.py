@@ -16,10 +16,6 @@ class Case(tfds.testing.DatasetBuilderTestCase):
     MOCK_OUT_FORBIDDEN_OS_FUNCTIONS = False
     SKIP_CHECKSUMS = True
 
-    @staticmethod
-    def fill(root):
-        raise NotImplementedError
-
     @classmethod
     def setUpClass(cls):
         root = Path(tfds.testing.make_tmp_dir())

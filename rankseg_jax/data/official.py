@@ -10,6 +10,7 @@ Every example has 'image' (JPEG, as downloaded), 'labels' (uint16 [H, W] in 0..K
 (rows, columns before any resizing); see docs/datasets.md for the data sets.
 """
 
+import abc
 import io
 import json
 import os
@@ -170,15 +171,16 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         super().__init__(file_format=file_format, **kwargs)
 
     @classmethod
+    @abc.abstractmethod
     def find(cls, root: Path, split: str) -> list[tuple]:
         """The examples of a split in order: (file_name, and what `read` needs).
 
         Raises:
           FileNotFoundError: files are missing; they are named.
         """
-        raise NotImplementedError
 
     @classmethod
+    @abc.abstractmethod
     def read(cls, entry: tuple) -> dict:
         """One example: 'image' as encoded bytes, 'labels', 'original_size', and more as `features` says.
 
@@ -186,7 +188,6 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
           CorruptExample: a file cannot be read.
           ValueError: a value in it is out of range.
         """
-        raise NotImplementedError
 
     @classmethod
     def splits(cls, root: Path) -> tuple[str, ...]:

@@ -61,10 +61,11 @@ class Parts(tfds.core.ExampleWriter):
         with tqdm(total=total, initial=total - left, desc=self.builder.name, unit=' examples') as progress:
             pool = ThreadPoolExecutor()
             try:
-                for done in pool.map(partial(self._write_part, progress), todo):
-                    del done
-            finally:  # after an error or Ctrl-C: what has begun ends, the rest is left for the next time
+                list(pool.map(partial(self._write_part, progress), todo))
+            except BaseException:  # what has begun ends, the rest is left for the next time
                 pool.shutdown(cancel_futures=True)
+                self.lock.close()
+                raise
         return {split: [partial(iter, [(entry[0], None) for entry in part]) for _, part in found] for split, found in parts.items()}
 
     def _split(self, split, entries):
@@ -82,6 +83,7 @@ class Parts(tfds.core.ExampleWriter):
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self.lock.close()
             raise ValueError(f'another process is preparing {self.folder}; wait for it, or end it') from None
         names = {split: [entry[0] for entry in found] for split, found in entries.items()}
         plan = json.dumps({'folder': str(root.resolve()), 'shard': SHARD, 'format': self.file_format.value,
