@@ -6,12 +6,14 @@
     python main.py --workdir=runs/quickstart --mode=analyze
     python main.py --workdir=runs/quickstart --mode=export
     python main.py --workdir=runs/public --mode=convert --input=facebook/mask2former-swin-tiny-ade-semantic
+    python main.py --config=configs/segmenter.py --mode=prepare --config.data.dir=/data/ADEChallengeData2016 --workdir=/records
 
 `train` trains (or resumes), evaluates, and draws predictions on the evaluation split. Any key of configs/common.py can be set:
 --config.rankseg.num_selected=25. Without --config, the other modes use the one that `workdir` was trained with. `analyze` tells
 which κ to use and what the model gets wrong; before training, with --config, what the data hold. `export` writes files that serve
 the model without this package. `convert` makes public weights a run: a Hugging Face folder or name on the hub as it is, or, with
---config, whatever rankseg_jax/pretrained reads as the start of that config's model.
+--config, whatever rankseg_jax/pretrained reads as the start of that config's model. `prepare` writes a published data set as TFDS
+records into `workdir`, from which --config.data.dir then reads it; from its official folder it can be read without.
 """
 
 import os
@@ -25,8 +27,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/, see configs/common.py for its keys.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures.', required=True)
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'analyze', 'export', 'convert'], 'What to do.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures. prepare: of the records.',
+                               required=True)
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'analyze', 'export', 'convert', 'prepare'],
+                          'What to do.')
 _INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split. '
                            'convert: a folder, a file, or a name on the Hugging Face hub.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/predictions or export. '
@@ -49,13 +53,18 @@ def main(argv):
 
 def run(config, workdir: Path):
     from configs import common  # here and below: --help and bad flags answer at once
-    from rankseg_jax import checkpoint, convert, evaluate, export, predict, sharding, train
+    from rankseg_jax import checkpoint, convert, data, evaluate, export, predict, sharding, train
 
     if '://' in _WORKDIR.value:
         raise ValueError(f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same place on every host')
     sharding.start_distributed()
     if config is not None:
         common.check(config)
+    if _MODE.value == 'prepare':
+        if config is None:
+            raise ValueError('--mode=prepare needs --config, with config.data.name and config.data.dir')
+        print(f'Prepared: {data.prepare(config.data, workdir)}\nTo use it: --config.data.dir={workdir}')
+        return
     if _MODE.value == 'convert':
         if len(_INPUT.value or ()) != 1:
             raise ValueError('--mode=convert needs --input: one folder, one file or one name on the Hugging Face hub')

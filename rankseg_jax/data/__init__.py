@@ -18,12 +18,32 @@ def get_source(data_config, split):
     find), `len()` and `load(index)` -> {'image': uint8 [H, W, 3], 'label': int32 [H, W] in
     0..K-1 or IGNORE_LABEL}, which raises `CorruptExample`. Of panoptic data also `things`, K bools
     (the other categories are stuff), and `segments(index)` -> (ids [H, W] int32, dicts with 'id',
-    'category_id' in 0..K-1 and perhaps 'iscrowd' and 'area', as in COCO's format).
+    'category_id' in 0..K-1 and perhaps 'iscrowd' and 'area', as in COCO's format). Published data
+    sets have more, see `official.Source`.
 
     Raises:
       ValueError: no data set has this name.
     """
+    return _module(data_config.name).get_source(data_config, split)
+
+
+def prepare(data_config, records) -> Path:
+    """Writes the published data set in the official folder `data_config.dir` as TFDS records into the folder `records`.
+
+    Returns:
+      Where they lie. `config.data.dir = records` then reads them.
+
+    Raises:
+      ValueError: no data set has this name, or it is no published one; as `official.Builder.find` and `read`.
+    """
     name = data_config.name
+    builder_class = getattr(_module(name).get_source, '__self__', None)
+    if builder_class is None:
+        raise ValueError(f'config.data.name = {name!r} needs no preparing; --mode=prepare is for the data sets of docs/datasets.md')
+    return builder_class.prepare(Path(data_config.dir).expanduser(), records)
+
+
+def _module(name):
     modules = sorted(
         path.stem
         for path in Path(__file__).parent.glob('[!_]*.py')
@@ -33,7 +53,7 @@ def get_source(data_config, split):
         raise ValueError(
             f'config.data.name = {name!r} is not a data set; set it to one of {", ".join(modules)}'
         )
-    return importlib.import_module(f'{__name__}.{name}').get_source(data_config, split)
+    return importlib.import_module(f'{__name__}.{name}')
 
 
 def things(source, task):

@@ -3,8 +3,8 @@
 A data set is a TFDS builder in a module of its own. It says where the files of a split lie (`find`) and what one of its
 examples holds (`read`). Training straight from the folder calls these two; preparing writes what they return:
 
-    config.data.dir = '/data/ADEChallengeData2016'                             # straight from the folder, nothing is written
-    tfds build rankseg_jax/data/ade20k.py --manual_dir=/data --data_dir=/records   # then config.data.dir = '/records'
+    config.data.dir = '/data/ADEChallengeData2016'    # straight from the folder, nothing is written
+    config.data.dir = '/records'                      # once main.py --mode=prepare, or plain TFDS, has written them there
 
 Every example has 'image' (JPEG, as downloaded), 'labels' (uint16 [H, W] in 0..K-1, or IGNORED), 'file_name' and 'original_size'
 (rows, columns before any resizing); see docs/datasets.md for the data sets.
@@ -271,6 +271,14 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             raise CorruptExample(folder.size_mismatch(entry[0], size, example['labels'].shape))
         maps = {name: encode_png(example[name]) for name in ('labels', 'panoptic_ids') if name in example}
         return example | maps | {'file_name': entry[0]}
+
+    @classmethod
+    def prepare(cls, path: Path, records) -> Path:
+        """Plain TFDS: `download_and_prepare` of the official folder `path` into the folder `records`; returns where they lie."""
+        cls.find_root(path)  # before anything is written
+        builder = cls(data_dir=records)
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=path))
+        return Path(builder.data_path)
 
     @classmethod
     def get_source(cls, data_config, split: str):
