@@ -1,10 +1,10 @@
 """DeepLabV3 with ResNet-101, with and without RankSeg: the released recipes (arXiv 2203.04187).
 
-    python main.py --config=configs/deeplabv3.py:coco_stuff10k_rankseg --workdir=runs/deeplab --config.data.dir=<folder>
+    python main.py --config=configs/deeplabv3.py:coco_stuff10k_rankseg --workdir=runs/deeplab --config.data.dir=<coco_stuff10k>
 
-The data are a folder data set with the labels of COCO-Stuff or ADE20K (see README, "Your own data"). Evaluation takes images
-whole, as published; `--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True` adds scales and mirror images.
-Published mIoU in percent, single scale / multi-scale and flip; no score of our own yet:
+The data are read from the folder of their official download, or from records (docs/datasets.md). Evaluation takes images whole, as
+published; `--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True` adds scales and mirror images. Published
+mIoU in percent, single scale / multi-scale and flip; no score of our own yet:
 
     coco_stuff10k           37.3 / 38.4     ade20k           44.1 / 45.2
     coco_stuff10k_rankseg   38.4 / 39.8     ade20k_rankseg   45.5 / 46.6
@@ -24,9 +24,7 @@ def get_config(recipe='coco_stuff10k_rankseg'):
     config.steps = 80_000 if ade20k else 20_000
     config.eval_every = config.steps // 10
 
-    config.data.name = 'folder'
-    config.data.num_classes = 150 if ade20k else 171
-    config.data.reduce_zero_label = True
+    config.data.name = 'ade20k' if ade20k else 'coco_stuff10k'
     config.augment.base_size = config.eval.base_size = (512, 2048)
 
     config.model.framework = 'deeplabv3'

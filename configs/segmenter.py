@@ -1,11 +1,11 @@
 """Segmenter, with and without RankSeg: the released recipes (arXiv 2203.04187).
 
-    python main.py --config=configs/segmenter.py:ade20k_b16_rankseg --workdir=runs/ade20k --config.data.dir=<folder> \\
-        --config.model.pretrained=<B_16-i21k-300ep-…-res_384.npz>
+    python main.py --config=configs/segmenter.py:ade20k_b16_rankseg --workdir=runs/ade20k \\
+        --config.data.dir=<ADEChallengeData2016> --config.model.pretrained=<B_16-i21k-300ep-…-res_384.npz>
 
-The data are a folder data set with the labels of ADE20K, COCO-Stuff or PASCAL-Context (see README, "Your own data"). Evaluation
-slides a window, as published; `--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True` adds scales and mirror
-images. Published mIoU in percent, single scale / multi-scale and flip; no score of our own yet:
+The data are read from the folder of their official download, or from records (docs/datasets.md). Evaluation slides a window, as
+published; `--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True` adds scales and mirror images. Published
+mIoU in percent, single scale / multi-scale and flip; no score of our own yet:
 
     ade20k_b16              48.8 / 50.7     coco_stuff10k_b16                41.9 / 43.8
     ade20k_b16_rankseg      49.7 / 51.4     coco_stuff10k_b16_rankseg        44.9 / 46.2
@@ -17,17 +17,21 @@ images. Published mIoU in percent, single scale / multi-scale and flip; no score
     pascal60_b16            53.8 / 54.6     coco_stuff10k_b16_80k            43.4 / 45.2
     pascal60_b16_rankseg    54.7 / 55.4     coco_stuff10k_b16_80k_rankseg    45.7 / 46.7
     pascal60_b16_oracle     70.8            coco_stuff10k_l16                45.5 / 47.1
-                                            coco_stuff10k_l16_rankseg        46.7 / 47.9
+    ade20k_full_b16         17.8            coco_stuff10k_l16_rankseg        46.7 / 47.9
+    ade20k_full_b16_rankseg 18.8            coco_lvis_b16                    19.4
+    ade20k_full_b16_oracle  37.0            coco_lvis_b16_rankseg            21.3
+                                            coco_lvis_b16_oracle             46.8
 
-`oce`: class embeddings join before the backbone's last block. `oracle`: selection by the ground truth; the released one has no
-multi-label head at all. `decoder_head`, `pooling_head`: multi-label heads apart from the mask transformer's first block.
+Scores of ADE20K-Full and COCO+LVIS are published without their recipes; these take ADE20K's κ, losses and decay. `oce`: class
+embeddings join before the backbone's last block. `oracle`: selection by the ground truth; the released one has no multi-label head
+at all. `decoder_head`, `pooling_head`: multi-label heads apart from the mask transformer's first block.
 """
 
 import re
 
 from configs import common
 
-RECIPES = re.findall(r' {4}(\w+_[bl]16\w*)  ', __doc__)
+RECIPES = re.findall(r' {4}(\w+_[bl]16\w*) ', __doc__)
 
 
 def get_config(recipe='ade20k_b16_rankseg'):
@@ -37,14 +41,13 @@ def get_config(recipe='ade20k_b16_rankseg'):
     large = '_l16' in recipe
     config = common.get_config()
     config.batch_size = 8
-    config.steps = {'ade20k': 160_000, 'coco_stuff10k': 80_000 if '_80k' in recipe else 40_000, 'pascal60': 80_000}[dataset]
+    config.steps = {'ade20k': 160_000, 'ade20k_full': 160_000, 'coco_lvis': 320_000, 'pascal60': 80_000,
+                    'coco_stuff10k': 80_000 if '_80k' in recipe else 40_000}[dataset]
     config.eval_every = config.steps // 10
 
     side = 640 if large else 480 if dataset == 'pascal60' else 512
-    config.data.name = 'folder'
-    config.data.num_classes = {'ade20k': 150, 'coco_stuff10k': 171, 'pascal60': 60}[dataset]
-    config.data.reduce_zero_label = dataset != 'pascal60'
-    if dataset != 'coco_stuff10k':
+    config.data.name = 'pascal_context60' if dataset == 'pascal60' else dataset
+    if dataset in ('ade20k', 'pascal60'):
         config.data.mean = config.data.std = (127.5, 127.5, 127.5)
     config.augment.crop_size = (side, side)
     config.augment.base_size = (520, 4160) if dataset == 'pascal60' else (side, 4 * side)
@@ -82,7 +85,7 @@ def get_config(recipe='ade20k_b16_rankseg'):
     else:
         config.model.decoder_layers = 3
     config.rankseg.oracle = recipe.endswith('_oracle')
-    if dataset == 'ade20k' or recipe == 'pascal60_b16_rankseg':
+    if dataset in ('ade20k', 'ade20k_full', 'coco_lvis') or recipe == 'pascal60_b16_rankseg':
         config.optimizer.weight_decay = 1e-6
         config.optimizer.groups = ((r'^decoder/(block0|classify)/', 1.0, 100.0), (r'(class_token|position)$', 1.0, 0.0),
                                    (r'^decoder/.*(norm|LayerNorm)', 1.0, 0.0))

@@ -37,7 +37,10 @@ CONFIGS = [
         ('coco_stuff10k_b16_pooling_head', 171, 103_235_599), ('coco_stuff10k_b16_80k', 171, 102_513_750),
         ('coco_stuff10k_b16_80k_rankseg', 171, 109_734_415), ('coco_stuff10k_l16', 171, 333_256_022),
         ('coco_stuff10k_l16_rankseg', 171, 346_029_327), ('pascal60_b16', 60, 102_333_048),
-        ('pascal60_b16_rankseg', 60, 109_468_526), ('pascal60_b16_oracle', 60, 109_468_526)]],
+        ('pascal60_b16_rankseg', 60, 109_468_526), ('pascal60_b16_oracle', 60, 109_468_526),
+        ('ade20k_full_b16', 847, 103_034_270), ('ade20k_full_b16_rankseg', 847, 110_773_427),
+        ('ade20k_full_b16_oracle', 847, 110_773_427), ('coco_lvis_b16', 1284, 103_370_760),
+        ('coco_lvis_b16_rankseg', 1284, 111_445_096), ('coco_lvis_b16_oracle', 1284, 111_445_096)]],
     ('deeplabv3', 'coco_stuff10k', 171, 87_222_198),
     ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
     ('deeplabv3', 'ade20k', 150, 87_206_028),
@@ -73,7 +76,7 @@ def test_every_config_is_listed():
 
 # At reduced size these would be the same as another of their family.
 SIBLINGS = re.compile('emoji_scenes:150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$'
-                      '|swin_[tsl]|panoptic_r50|ade20k_swin_b|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)')
+                      '|ade20k_full|coco_lvis_b16(_oracle)?$|swin_[tsl]|panoptic_r50|ade20k_swin_b|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)')
 
 
 @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
