@@ -215,6 +215,9 @@ class Report:
             )
         lines += [f'PROBLEM: {problem}' for problem in self.problems]
         lines += [f'warning: {warning}' for warning in self.warnings]
+        never = [name for name, n in zip(self.class_names, self.images, strict=True) if not n]
+        if never and len(self.categories):
+            lines.append('warning: ' + _listed(f'{len(never)} classes never seen', never))
         return '\n'.join(lines)
 
 
@@ -265,9 +268,6 @@ def check(source, max_corrupt=None):
             f'{source.class_names[ignored]!r}, whose pixels will not count; if that is not meant, '
             'choose a value that no class has, such as 65535'
         )
-    never = [name for name, n in zip(source.class_names, images, strict=False) if not n]
-    if never and categories:
-        warnings.append(_listed(f'{len(never)} classes never seen', never))
     return Report(
         class_names=source.class_names,
         num_examples=len(source),
