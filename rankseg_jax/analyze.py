@@ -1,20 +1,17 @@
-"""Which κ to use and what the model gets wrong, from one pass over the evaluation split; before training, what the data hold."""
+"""Which κ to use and what the model gets wrong, from one pass over the evaluation split."""
 
 import json
 import math
 import time
-from collections import Counter
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from scipy import sparse
 
-from rankseg_jax import charts, checkpoint, data, evaluate, inference, models, sharding
-from rankseg_jax.data import IGNORE_LABEL, folder, pipeline
+from rankseg_jax import charts, checkpoint, data, describe, evaluate, inference, models, sharding
+from rankseg_jax.data import IGNORE_LABEL, pipeline
 from rankseg_jax.metrics import analysis
 from rankseg_jax.multilabel import pixel_counts
 
@@ -123,7 +120,7 @@ def run(config, workdir) -> dict:
     workdir = Path(workdir)
     manager = checkpoint.open_checkpoints(workdir) if (workdir / 'checkpoints').is_dir() else None
     if manager is None or not manager.all_steps():
-        return analyze_data(config, workdir / 'analysis_data')
+        return describe.run(config, workdir / 'analysis_data')
     step = checkpoint.find(manager, config.eval.checkpoint)
     mesh = sharding.make_mesh(config.mesh_data)
     source = data.get_source(config.data, config.data.eval_split)
@@ -163,7 +160,7 @@ def run(config, workdir) -> dict:
 
 def summary(report: dict) -> list[str]:
     """The essentials of a report, as blocks of text."""
-    blocks = [*report['notes'], per_image_line(report['categories_per_image'])]
+    blocks = [*report['notes'], describe.per_image_line(report['categories_per_image'])]
     errors = report['errors']
     wrong = errors['wrong_pixels']
     if 'recall' in report:
@@ -173,7 +170,7 @@ def summary(report: dict) -> list[str]:
         rows = [(row['num_selected'], f'{row["pixel_recall"]:.3%}', f'{row["category_recall"]:.3%}',
                  f'{row["milliseconds"]:.1f} ms', f'{row["temporary_bytes"] / 2**20:.1f} MiB', marks.get(row['num_selected'], ''))
                 for row in report['costs']]
-        blocks.append(table(('κ', 'pixels kept', 'categories kept', 'time/image', 'memory', ''), rows, 0))
+        blocks.append(describe.table(('κ', 'pixels kept', 'categories kept', 'time/image', 'memory', ''), rows, 0))
         names = list(kappa)[1:]
         blocks.append(f'Recommended: κ = {kappa[names[-1]]}, the smallest that keeps {names[-1]} of the labelled pixels '
                       f'({names[0]}: κ = {kappa[names[0]]}).')
@@ -181,81 +178,11 @@ def summary(report: dict) -> list[str]:
         columns = [name for name in rows[0] if name not in ('name', 'pixels')]
         cells = [(row['name'], row['images'], *('–' if math.isnan(row[name]) else f'{row[name]:.1%}' for name in columns[1:]))
                  for row in rows]
-        blocks.append(table((title, *(name.replace('_', ' ') for name in columns)), cells))
+        blocks.append(describe.table((title, *(name.replace('_', ' ') for name in columns)), cells))
     lost = f', {errors["not_selected_pixels"] / wrong:.1%} of them as their class was not selected' \
         if errors['not_selected_pixels'] else ''
     blocks.append(f'{wrong / errors["labelled_pixels"]:.2%} of the labelled pixels are wrong{lost}.')
     rows = [(row['true'], row['predicted'], f'{row["pixels"] / wrong:.1%}',
              '–' if row['not_selected'] is None else f'{row["not_selected"] / row["pixels"]:.1%}')
             for row in errors['pairs'][:ROWS]]
-    return [*blocks, table(('true', 'predicted', 'of all wrong', 'not selected'), rows, 2)] if rows else blocks
-
-
-def per_image_line(numbers: dict) -> str:
-    return 'categories per image: ' + ', '.join(f'{k} {v:.4g}' for k, v in numbers.items() if k != 'histogram')
-
-
-def table(titles, rows, names: int = 1) -> str:
-    """Columns of text, the first `names` of them to the left, the others, numbers, to the right."""
-    cells = [[str(cell) for cell in row] for row in (titles, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return '\n'.join('  '.join(cell.ljust(width) if i < names else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in cells)
-
-
-def describe(source) -> dict:
-    """What the examples of a source hold; each is read whole, and what cannot be read is named."""
-    num_classes = len(source.class_names)
-
-    def read(index):
-        try:
-            label = source.load(index)['label']
-        except ValueError as error:  # a CorruptExample, or values out of range
-            return str(error)
-        return np.bincount(label.ravel() + 1, minlength=num_classes + 1), label.shape  # [K + 1], the ignored first
-
-    pixels, images = (np.zeros(num_classes + 1, np.int64) for _ in range(2))
-    held, sizes, unread = [], Counter(), []
-    with ThreadPool() as pool:
-        for found in pool.imap(read, range(len(source))):
-            if isinstance(found, str):
-                logging.error('Skipped: %s', found)
-                unread.append(found)
-                continue
-            counts, size = found
-            pixels, images = pixels + counts, images + (counts > 0)
-            held.append(np.count_nonzero(counts[1:]))
-            sizes[size] += 1
-    return {
-        'images': len(held), 'unread': unread, 'ignored': float(pixels[0] / max(pixels.sum(), 1)),
-        'sizes': [{'rows': rows, 'columns': columns, 'images': n} for (rows, columns), n in sizes.most_common()],
-        'categories_per_image': analysis.distribution(held) if held else None,
-        'categories': [{'name': name, 'images': int(i), 'pixels': int(p)}
-                       for name, i, p in zip(source.class_names, images[1:], pixels[1:], strict=True)]}
-
-
-def analyze_data(config, output) -> dict:
-    """Describes both splits, with the check that training starts with for files of one's own; writes as `run`, into `output`."""
-    output.mkdir(parents=True, exist_ok=True)
-    report = {}
-    for split in (config.data.train_split, config.data.eval_split):
-        source = data.get_source(config.data, split)
-        report[split] = found = describe(source)
-        print(f'{split}: {found["images"]} images, {len(source.class_names)} categories, '
-              f'{found["ignored"]:.1%} of the pixels ignored')
-        if found['images']:
-            size = found['sizes'][0]
-            print(f'{size["rows"]} × {size["columns"]} pixels (rows × columns) most often, {len(found["sizes"])} sizes in all\n'
-                  + per_image_line(found['categories_per_image']))
-        if isinstance(source, folder.PairedFiles):
-            check = folder.check(source, config.data.max_corrupt)
-            found |= {'problems': check.problems, 'warnings': check.warnings}
-            print(*(f'PROBLEM: {x}\n' for x in check.problems), *(f'warning: {x}\n' for x in check.warnings), sep='', end='')
-    (output / 'analysis.json').write_text(json.dumps(report, indent=1))
-    read = {split: found for split, found in report.items() if found['images']}
-    if read:
-        charts.draw_data(read, output)
-        p99, high = (max(math.ceil(found['categories_per_image'][key]) for found in read.values()) for key in ('p99', 'max'))
-        print(f'κ: {p99} holds all categories of 99 % of the images, {high} those of every image')
-    print(f'Written to {output}')
-    return report
+    return [*blocks, describe.table(('true', 'predicted', 'of all wrong', 'not selected'), rows, 2)] if rows else blocks

@@ -34,7 +34,7 @@ def draw(report: dict, confusion, class_names, folder):
 
 @matplotlib.rc_context(STYLE)
 def draw_data(reports: dict, folder):
-    """Draws reports of `analyze.describe`, by split."""
+    """Draws reports of `describe.describe`, by split."""
     per_image = {split: report['categories_per_image'] for split, report in reports.items()}
     draw_categories_per_image(per_image, folder / 'categories_per_image.png')
     draw_long_tail(reports, folder / 'long_tail.png')
@@ -171,26 +171,54 @@ def draw_confusion(confusion, class_names, path):
     columns = names
     if seen.sum() > len(top):
         among, columns = np.column_stack([among, labelled[top] - among.sum(1)]), [*names, 'any other']  # [n, n + 1]
-    shares = among / np.maximum(labelled[top], 1)[:, None]
-    diagonal = np.eye(*shares.shape, dtype=bool)
-    figure, (axis,) = subplots(2 + 0.3 * len(columns), 1.6 + 0.26 * len(names), 1)
-    for part, colour in ((diagonal, GREEN), (~diagonal, RED)):
-        colours = LinearSegmentedColormap.from_list('', ['white', colour])
-        axis.imshow(np.where(part, shares, np.nan), colours, vmin=0, vmax=1.2 if colour == GREEN else 0.6, aspect='auto')
-    for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.005:
-            axis.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=6.5)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xticks(range(len(columns)), columns, rotation=50, ha='right', rotation_mode='anchor')
-    axis.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
-    axis.grid(which='minor')
-    axis.tick_params(which='both', length=0)
-    axis.spines[:].set_visible(False)
+    figure, axis = percentages(among / np.maximum(labelled[top], 1)[:, None], names, columns, RED, 0.6)
     axis.set_ylabel('true class')
     axis.set_xlabel('predicted class')
     axis.set_title("Percentage of each true class's pixels")
     figure.savefig(path)
+
+
+@matplotlib.rc_context(STYLE)
+def draw_cooccurrence(together, num_images: int, class_names, path):
+    """Of the most frequent classes: which are in the images of which.
+
+    Args:
+      together: sparse int [K, K], images that hold both; on the diagonal those that hold the one. Nothing is drawn if it is empty.
+      num_images: N, with those that hold no class.
+    """
+    images = together.diagonal()  # [K]
+    top = np.argsort(-images, kind='stable')[:MOST]
+    top = top[images[top] > 0]  # [n]
+    if not len(top):
+        return
+    shares = together[top][:, top].toarray() / images[top][:, None]  # [n, n]
+    np.fill_diagonal(shares, images[top] / num_images)
+    names = [short(class_names[c]) for c in top]
+    figure, axis = percentages(shares, names, names, BLUE, 1.2)
+    axis.set_ylabel('of the images with …')
+    axis.set_xlabel('… this percentage also holds')
+    axis.set_title('Classes of the same image\n(green: percentage of all images)')
+    figure.savefig(path)
+
+
+def percentages(shares, rows, columns, colour, full: float):
+    """A figure and its axis: shares [n, m] as percentages, green on the diagonal, elsewhere in `colour`, deepest at `full`."""
+    diagonal = np.eye(*shares.shape, dtype=bool)
+    figure, (axis,) = subplots(max(2 + 0.3 * len(columns), 4), 2.1 + 0.26 * len(rows), 1)
+    for part, shade, most in ((diagonal, GREEN, 1.2), (~diagonal, colour, full)):
+        colours = LinearSegmentedColormap.from_list('', ['white', shade])
+        axis.imshow(np.where(part, shares, np.nan), colours, vmin=0, vmax=most, aspect='auto')
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.005:
+            axis.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=6.5)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xticks(range(len(columns)), columns, rotation=50, ha='right', rotation_mode='anchor')
+    axis.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axis.grid(which='minor')
+    axis.tick_params(which='both', length=0)
+    axis.spines[:].set_visible(False)
+    return figure, axis
 
 
 def draw_pairs(errors, path):

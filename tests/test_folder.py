@@ -1,5 +1,6 @@
 import os
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -346,3 +347,22 @@ def test_camvid_missing_or_with_other_classes(tmp_path):
         get_source(data_config(tmp_path / 'nowhere', 'camvid'), 'train')
     with pytest.raises(ValueError, match='num_classes = 12, but CamVid names 11'):
         get_source(data_config(miniature_camvid(tmp_path), 'camvid', num_classes=12), 'train')
+
+
+def test_memory_of_the_check_does_not_grow_with_images_times_classes(monkeypatch):
+    number, num_classes = 4000, 2000
+
+    class Sparse(folder.PairedFiles):
+        def read_label(self, path):
+            return np.array([[path % num_classes, path % 7, -1]], np.int32)
+
+    monkeypatch.setattr(folder, '_header_size', lambda path: (1, 3))
+    source = Sparse(tuple(map(str, range(num_classes))), tuple((i, i) for i in range(number)), 255)
+    tracemalloc.start()
+    try:
+        report = folder.check(source)
+        assert tracemalloc.get_traced_memory()[1] < number * num_classes  # bytes: less than a dense mask would take
+    finally:
+        tracemalloc.stop()
+    assert report.images.tolist()[7:] == [2] * (num_classes - 7)
+    assert report.categories.tolist() == [len({i % num_classes, i % 7}) for i in range(number)]

@@ -35,7 +35,8 @@ ALLOWED = {
     'predict': {'checkpoint', 'data', 'export', 'inference', 'models', 'multilabel', 'sharding', 'visualize'},
     'train': {'checkpoint', 'data', 'decoders', 'evaluate', 'inference', 'losses', 'models', 'multilabel', 'optimizers',
               'pretrained', 'sharding', 'tasks'},
-    'analyze': {'charts', 'checkpoint', 'data', 'evaluate', 'inference', 'metrics', 'models', 'multilabel', 'sharding'},
+    'describe': {'charts', 'data', 'metrics'},
+    'analyze': {'charts', 'checkpoint', 'data', 'describe', 'evaluate', 'inference', 'metrics', 'models', 'multilabel', 'sharding'},
     '__init__': set(),
 }
 

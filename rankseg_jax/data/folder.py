@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from tqdm import tqdm
 
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample
 
@@ -214,6 +215,9 @@ class Report:
             )
         lines += [f'PROBLEM: {problem}' for problem in self.problems]
         lines += [f'warning: {warning}' for warning in self.warnings]
+        never = [name for name, n in zip(self.class_names, self.images, strict=True) if not n]
+        if never and len(self.categories):
+            lines.append('warning: ' + _listed(f'{len(never)} classes never seen', never))
         return '\n'.join(lines)
 
 
@@ -227,20 +231,25 @@ def check(source, max_corrupt=None):
     Returns:
       A Report; training should not start if it has `problems`.
     """
+    pixels, images = (np.zeros(len(source.class_names) + 1, np.int64) for _ in range(2))  # [K + 1], the ignored last
+    categories, faults = [], {'wrong': [], 'corrupt': []}
     with ThreadPool() as pool:
-        found = pool.map(lambda pair: _check_pair(source, *pair), source.pairs)
-    counts = np.array([counts for counts, _, _ in found if counts is not None], np.int64)
-    counts = counts.reshape(-1, len(source.class_names) + 1)  # [N', K + 1], the ignored last
-    present = counts[:, :-1] > 0
+        found = pool.imap(lambda pair: _check_pair(source, *pair), source.pairs)
+        for held, counts, fault, message in tqdm(found, 'Checking', len(source), unit=' files', delay=3, mininterval=3):
+            if fault:
+                faults[fault].append(message)
+                continue
+            pixels[held] += counts
+            images[held] += 1
+            categories.append(np.count_nonzero(held < len(source.class_names)))
+    wrong, corrupt = faults.values()
     problems, warnings = [], []
     if not source.pairs:
         problems.append(
             'no picture has a label file of its name' if source.unmatched else 'no pictures'
         )
-    wrong = [message for _, kind, message in found if kind == 'wrong']
     if wrong:
         problems.append(_listed(f'{len(wrong)} label files with wrong values', wrong))
-    corrupt = [message for _, kind, message in found if kind == 'corrupt']
     if corrupt:
         limit = ''
         if len(corrupt) == len(source.pairs):
@@ -259,37 +268,33 @@ def check(source, max_corrupt=None):
             f'{source.class_names[ignored]!r}, whose pixels will not count; if that is not meant, '
             'choose a value that no class has, such as 65535'
         )
-    never = [
-        name for name, seen in zip(source.class_names, present.any(axis=0), strict=True) if not seen
-    ]
-    if never and len(counts):
-        warnings.append(_listed(f'{len(never)} classes never seen', never))
     return Report(
         class_names=source.class_names,
         num_examples=len(source),
         problems=problems,
         warnings=warnings,
-        pixels=counts[:, :-1].sum(axis=0),
-        images=present.sum(axis=0),
-        categories=present.sum(axis=1),
-        ignored=counts[:, -1].sum() / max(counts.sum(), 1),
+        pixels=pixels[:-1],
+        images=images[:-1],
+        categories=np.array(categories, np.int64),
+        ignored=pixels[-1] / max(pixels.sum(), 1),
     )
 
 
 def _check_pair(source, image_path, label_path):
-    """Returns pixel counts [K + 1] or None, the kind of fault or None, and its message."""
+    """Returns the values of a label [n], K for the ignored, their pixels [n], the kind of fault or None, and its message."""
     try:
         label = source.read_label(label_path)
         size = _header_size(image_path)
         if size != label.shape:
             raise CorruptExample(size_mismatch(image_path, size, label.shape))
     except CorruptExample as error:
-        return None, 'corrupt', str(error)
+        return None, None, 'corrupt', str(error)
     except ValueError as error:
-        return None, 'wrong', str(error)
+        return None, None, 'wrong', str(error)
     num_classes = len(source.class_names)
-    label = np.where(label == IGNORE_LABEL, num_classes, label)
-    return np.bincount(label.ravel(), minlength=num_classes + 1), None, ''
+    counts = np.bincount(np.where(label == IGNORE_LABEL, num_classes, label).ravel())
+    held = np.flatnonzero(counts)
+    return held, counts[held], None, ''
 
 
 def _header_size(path):
