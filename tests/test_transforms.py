@@ -226,6 +226,49 @@ def test_shift_colours_against_colorsys(saturation, hue, seed):
         np.testing.assert_allclose(found[index], 255 * np.array(expected), atol=0.05)
 
 
+def convert(x, factor=1.0, offset=0.0):
+    return np.clip(x.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
+
+
+def photometric_distortion(image, brightness, contrast, saturation, hue, contrast_first):
+    """mmsegmentation's algorithm, in 8 bits."""
+    cv2 = pytest.importorskip('cv2')
+    image = convert(image, offset=brightness)
+    image = convert(image, contrast) if contrast_first else image
+    if saturation != 1:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = convert(hsv[..., 1], saturation)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return image if contrast_first else convert(image, contrast)
+
+
+# 8 bits cut off less than a level of the sum and of the product each, the first multiplied by the contrast. Their hue has steps of
+# 2 degrees, of which half a step is 255 / 60 levels of one channel; saturation and result are rounded to a level as well.
+@pytest.mark.parametrize('draws, largest, mean', [
+    ((20.3, 1.0, 1.0, 0, True), 1, 0.5), ((0.0, 1.37, 1.0, 0, True), 1, 0.5), ((-25.5, 1.5, 1.0, 0, False), 2.5, 0.75),
+    ((0.0, 1.0, 1.3, 0, True), 6, 0.75), ((0.0, 1.0, 0.6, 0, True), 6, 0.75), ((0.0, 1.0, 1.0, -18, True), 6, 0.75),
+    ((0.0, 1.0, 1.0, 17, False), 6, 0.75), ((0.0, 1.0, 1.4, -9, True), 6, 0.75), ((12.5, 1.45, 1.4, -9, True), 9, 1.5),
+    ((12.5, 1.45, 0.6, 13, False), 9, 1.5), ((-30.0, 0.55, 1.5, 17, True), 9, 1.5), ((-30.0, 1.5, 1.5, 17, False), 9, 1.5)])
+def test_distortion_against_opencv(draws, largest, mean):
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    *numbers, hue, contrast_first = draws
+    found = transforms.distort_colours(image.astype(np.float32), *numbers, hue / 180, contrast_first).numpy()
+    error = np.abs(found - photometric_distortion(image, *draws))
+    assert error.max() < largest and error.mean() < mean
+
+
+def test_hue_turns_by_whole_steps():
+    red = np.array([[[100, 0, 0]]], np.float32)  # brightness and contrast leave its hue alone
+    out = [transforms.photometric_distortion(red, key).numpy()[0, 0] for key in keys(400)]
+    steps = np.array([180 * colorsys.rgb_to_hsv(*x)[0] for x in out])
+    np.testing.assert_allclose(steps, steps.round(), atol=1e-3)
+    assert set((steps.round() + 90) % 180 - 90) == set(range(-18, 18))
+
+
 def test_distortion_of_grey_is_brightness_and_contrast():
     grey = np.full([1, 1, 3], 100, np.float32)
     out = np.array([transforms.photometric_distortion(grey, key)[0, 0] for key in keys(400)])

@@ -12,7 +12,7 @@ CROP_TRIES = 10
 MAX_BRIGHTNESS = 32.0  # of 255
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
-MAX_HUE = 18 / 180  # of the full circle
+HUE_STEPS = 18  # of OpenCV's 180 around the circle: -18 to 17, of which detectron2 has 18 as well
 WHOLE_MULTIPLE = 32  # of the sides of a whole image, the stride of the coarsest features
 
 
@@ -90,11 +90,7 @@ def random_flip(image, label, seed, *, probability):
 
 
 def photometric_distortion(image, seed):
-    """Brightness, contrast, saturation and hue, each with probability 1/2.
-
-    Contrast comes before the others' colour space or after it, with equal odds. Takes and returns
-    float32 [H, W, 3] in 0..255, clipped after every operation but not rounded.
-    """
+    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast first or last, with equal odds."""
     uniform = tf.random.stateless_uniform([9], seed)
     brightness_on, contrast_on, saturation_on, hue_on, contrast_first = tf.unstack(
         uniform[:5] < 0.5
@@ -105,21 +101,28 @@ def photometric_distortion(image, seed):
     contrast = tf.where(contrast_on, contrast, 1.0)
     saturation = SATURATION[0] + (SATURATION[1] - SATURATION[0]) * saturation
     saturation = tf.where(saturation_on, saturation, 1.0)
-    hue = tf.where(hue_on, MAX_HUE * (2 * hue - 1), 0.0)
+    hue = tf.where(hue_on, tf.floor(2 * HUE_STEPS * hue) - HUE_STEPS, 0.0) / 180
+    return distort_colours(image, brightness, contrast, saturation, hue, contrast_first)
 
+
+def distort_colours(image, brightness, contrast, saturation, hue, contrast_first):
+    """Adds `brightness`, shifts the colours as `shift_colours` and multiplies by `contrast`, right after the first or last.
+
+    Takes and returns float32 [..., 3] in 0..255, clipped after every operation but not rounded. All but the image are scalars:
+    numbers and, `contrast_first`, a bool. mmsegmentation's PhotoMetricDistortion.
+    """
     image = tf.clip_by_value(image + brightness, 0.0, 255.0)
     image = tf.clip_by_value(image * tf.where(contrast_first, contrast, 1.0), 0.0, 255.0)
-    image = tf.cond(
-        saturation_on | hue_on, lambda: shift_colours(image, saturation, hue), lambda: image
-    )
+    shifted = (saturation != 1) | (hue != 0)
+    image = tf.cond(shifted, lambda: shift_colours(image, saturation, hue), lambda: image)
     return tf.clip_by_value(image * tf.where(contrast_first, 1.0, contrast), 0.0, 255.0)
 
 
 def shift_colours(image, saturation, hue):
     """Multiplies the saturation, clipped at full, and turns the hue by a share of the circle."""
-    h, s, v = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)  # each [H, W]
+    h, s, v = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)  # each [..., H, W]
     hsv = tf.stack([(h + hue) % 1.0, tf.minimum(s * saturation, 1.0), v], axis=-1)
-    return tf.image.hsv_to_rgb(hsv) * 255  # [H, W, 3]
+    return tf.image.hsv_to_rgb(hsv) * 255  # [..., H, W, 3]
 
 
 def normalize(image, mean, std):
