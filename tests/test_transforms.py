@@ -144,8 +144,8 @@ def test_no_category_dominates_a_crop():
 
     # 3 of the 25 columns to start at give a share below 0.75, and 7 one below 0.95.
     assert abs((shares(1.0) >= 0.75).mean() - 22 / 25) < 0.1
-    assert abs((shares(0.75) >= 0.75).mean() - (22 / 25) ** 10) < 0.13
-    assert abs((shares(0.95) >= 0.95).mean() - (18 / 25) ** 10) < 0.08
+    assert abs((shares(0.75) >= 0.75).mean() - (22 / 25) ** 11) < 0.13
+    assert abs((shares(0.95) >= 0.95).mean() - (18 / 25) ** 11) < 0.08
 
 
 def test_crop_takes_the_last_window_when_all_are_dominated():

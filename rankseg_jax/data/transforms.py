@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from rankseg_jax.data import IGNORE_LABEL
 
-CROP_TRIES = 10
+CROP_TRIES = 11  # a first window and ten more
 MAX_BRIGHTNESS = 32.0  # of 255
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
@@ -56,9 +56,9 @@ def random_scale(image, label, seed, *, base_size, scale_range):
 def random_crop(image, label, seed, *, crop_size, max_category_ratio):
     """Cuts out a window of at most crop_size that no category dominates.
 
-    Windows are drawn until no category covers `max_category_ratio` or more of the labelled
-    pixels, 10 at most; failing that, the last one is taken. Ignored pixels don't count, and a
-    window of nothing else is drawn again. A ratio of 1 or more accepts any window.
+    A window in which one category covers `max_category_ratio` or more of the labelled pixels is drawn
+    again, 10 times at most; the last one is taken. Ignored pixels don't count, and a window of nothing
+    else is drawn again. A ratio of 1 or more accepts any window.
     """
     size = tf.minimum(tf.shape(label), crop_size)  # [2]
     margin = tf.shape(label) - size
