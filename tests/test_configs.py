@@ -206,6 +206,11 @@ def test_unknown_keys_and_types_are_refused():
     ('augment', 'base_size', (-1, -1), 'augment.base_size'),
     ('eval', 'base_size', (512, 0), r'eval.base_size = \(512, 0\) must'),
     ('augment', 'scale_range', (2.0, 0.5), 'scale_range'),
+    ('augment', 'short_sides', (360, 0), r'short_sides = \(360, 0\) must hold whole numbers above 0'),
+    ('augment', 'short_sides', (0.5, 2.0), r'short_sides = \(0.5, 2.0\) must hold whole numbers'),
+    ('augment', 'short_sides', (360, 480), r'short_sides = \(360, 480\) needs a longest side: set config.augment.base_size'),
+    ('augment', 'pad_value', 256.0, 'pad_value = 256.0 must be in 0..255, or -1'),
+    ('augment', 'pad_value', -0.5, 'pad_value = -0.5 must be'),
     ('data', 'std', (0.0, 1.0, 1.0), 'data.std'),
     ('data', 'num_workers', -1, 'num_workers'),
     ('eval', 'size', (32.0, 32.0), 'eval.size .* 2 whole numbers'),
@@ -220,6 +225,13 @@ def test_values_out_of_range_are_refused(group, key, value, message):
     config = common.get_config()
     config[group][key] = value
     with pytest.raises(ValueError, match=message):
+        common.check(config)
+
+
+def test_large_scale_jitter_excludes_short_sides():
+    config = common.get_config()
+    config.augment.update(base_size=(480, 1333), short_sides=(360, 480), large_scale_jitter=True)
+    with pytest.raises(ValueError, match=r'short_sides = \(360, 480\) must be \(\) with config.augment.large_scale_jitter'):
         common.check(config)
 
 

@@ -81,6 +81,45 @@ def test_resize_label_against_pillow(size):
     assert found.dtype == np.int32
 
 
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('size', [(23, 31), (7, 9), (61, 40), (90, 111), (60, 81)])
+def test_resize_image_against_opencv_and_pillow(antialias, size):
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    pillow = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    expected = np.array(pillow) if antialias else pytest.importorskip('cv2').resize(image, size[::-1])
+    found = transforms.resize_image(image, size, antialias).numpy()
+    np.testing.assert_allclose(found, expected, atol=1.01)  # they round to whole levels, twice
+
+
+def resize_shortest_edge(rows, columns, short, longest):
+    """The arithmetic of detectron2."""
+    scale = short / min(rows, columns)
+    height, width = (short, scale * columns) if rows < columns else (scale * rows, short)
+    if max(height, width) > longest:
+        scale = longest / max(height, width)
+        height, width = height * scale, width * scale
+    return int(height + 0.5), int(width + 0.5)
+
+
+@pytest.mark.parametrize('short_sides, longest', [
+    ((256, 307, 358, 512, 921, 1024), 2048), ((320, 640, 1280), 2560), ((360, 480), 1333), ((800,), 1333)])
+def test_limited_size_is_detectron2s(short_sides, longest):
+    rng = np.random.default_rng(0)
+    for size in [(480, 640), (640, 480), (100, 1000), (1000, 99), *rng.integers(50, 3000, (40, 2))]:
+        for short in short_sides:
+            expected = resize_shortest_edge(*size, short, longest)
+            assert tuple(transforms.limited_size(size, (short, longest)).numpy()) == expected
+            assert tuple(transforms.scaled_size(size, (short, longest), 1.0).numpy()) == expected  # as in evaluation
+
+
+def test_every_short_side_is_as_likely():
+    image, label = coded(20, 30)
+    options = {'base_size': (1, 39), 'scale_range': (0.5, 2.0), 'short_sides': (10, 20, 30)}
+    sizes = [transforms.random_scale(image, label, key, **options)[1].shape for key in keys(150)]
+    assert set(sizes) == {(10, 15), (20, 30), (26, 39)}  # 39 is the longest that the long side may be
+    assert min(sizes.count(size) for size in set(sizes)) > 35
+
+
 def test_scale_keeps_image_and_label_together():
     label = ndimage.zoom(np.arange(6).reshape(2, 3), 16, order=0).astype(np.int32)
     image = np.repeat(40 * label[..., None], 3, axis=-1).astype(np.uint8)
@@ -117,7 +156,7 @@ def test_crop_is_a_window(rows, columns):
             image, label, key, crop_size=(8, 10), max_category_ratio=0.75
         )
         height, width = min(rows, 8), min(columns, 10)
-        row, column = crop[0, 0, :2].numpy().astype(int)
+        row, column = crop[0, 0, :2].astype(int)
         starts.add((row, column))
         np.testing.assert_array_equal(crop, image[row : row + height, column : column + width])
         np.testing.assert_array_equal(labels, label[row : row + height, column : column + width])
@@ -169,7 +208,7 @@ def test_ignored_pixels_do_not_dominate():
         starts[name] = [
             transforms.random_crop(image, label, key, crop_size=(8, 8), max_category_ratio=0.505)[
                 0
-            ][0, 0].numpy()
+            ][0, 0]
             for key in keys(30)
         ]
     np.testing.assert_array_equal(starts['ignored'], starts['balanced'])
@@ -187,7 +226,7 @@ def test_ignored_share_does_not_hide_a_dominant_category():
         _, crop = transforms.random_crop(
             image, label, key, crop_size=(16, 16), max_category_ratio=0.75
         )
-        counted = crop.numpy()[crop.numpy() != IGNORE_LABEL]
+        counted = crop[crop != IGNORE_LABEL]
         shares.append((counted == 0).mean())
     assert np.mean(np.array(shares) < 0.75) > 0.95
 
@@ -200,7 +239,7 @@ def test_all_ignored_windows_are_drawn_again():
         _, crop = transforms.random_crop(
             image, label, key, crop_size=(16, 16), max_category_ratio=0.75
         )
-        assert (crop.numpy() != IGNORE_LABEL).any()
+        assert (crop != IGNORE_LABEL).any()
 
 
 def test_flip_mirrors_both_half_of_the_time():
@@ -301,7 +340,7 @@ def test_normalize_comes_before_padding():
     label = np.ones([2, 3], np.int32)
     image = transforms.normalize(image, (10, 5, 0), (1, 2, 5))
     np.testing.assert_allclose(image[0, 0], [0, 2.5, 2])
-    image, label = transforms.pad(image, label, (4, 4))
+    image, label = transforms.pad(image, label, (4, 4), 0.0)
     np.testing.assert_allclose(image[:2, :3] - [0, 2.5, 2], np.zeros([2, 3, 3]), atol=1e-6)
     assert np.count_nonzero(image) == 2 * 3 * 2
     assert np.count_nonzero(label == 1) == 6 and np.count_nonzero(label == IGNORE_LABEL) == 10
