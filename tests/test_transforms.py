@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from configs import common
+from configs import common, deeplabv3, mask2former, segmenter
 from rankseg_jax.data import IGNORE_LABEL, transforms
 
 SIDES = st.integers(1, 700)
@@ -366,6 +366,194 @@ def test_train_transform_is_a_function_of_its_key():
         assert first[1].shape == (24, 32) and set(np.unique(first[1])) <= set(range(-1, 5))
         outputs.append(first[0].numpy().tobytes())
     assert len(set(outputs)) == 6
+
+
+MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+
+
+def picture(rows, columns, seed=0):
+    """A random image and a label map in which each pixel is another class, but for some that are ignored."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
+    label[rng.random(label.shape) < 0.1] = IGNORE_LABEL
+    return rng.integers(0, 256, (rows, columns, 3)).astype(np.uint8), label
+
+
+def pillow(image, label, size):
+    """Both resized to (rows, columns). From odd sides, so that no label has two nearest ones."""
+    image = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.array(image), np.array(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def windows(image, label, size, starts):
+    return [(image[r : r + size[0], c : c + size[1]], label[r : r + size[0], c : c + size[1]]) for r, c in starts]
+
+
+def mirrored(image, label):
+    return image[:, ::-1], label[:, ::-1]
+
+
+def finished(image, label, size, colour):
+    """Padded to `size`, the image with `colour`, and normalised."""
+    canvas, labels = np.full((*size, 3), colour), np.full(size, IGNORE_LABEL)
+    canvas[: label.shape[0], : label.shape[1]] = image
+    labels[: label.shape[0], : label.shape[1]] = label
+    return (canvas - MEAN) / STD, labels
+
+
+def draws_of(config, image, label, candidates, count):
+    """Which of the candidates each of `count` keys gives; each must give one of them, to a level of 255."""
+    transform = tf.function(lambda key: transforms.train_transform(image, label, key, config))
+    found = []
+    for key in keys(count):
+        pixels, labels = (x.numpy() for x in transform(key))
+        found += [[np.array_equal(labels, y) and np.all(np.abs(pixels - x) * STD < 1.01) for x, y in candidates].index(True)]
+    return np.array(found)
+
+
+@pytest.mark.parametrize('config', [segmenter.get_config('coco_stuff10k_b16'), deeplabv3.get_config('coco_stuff10k')])
+def test_mmsegmentations_training_example(config):
+    cv2 = pytest.importorskip('cv2')
+    config.augment.update(base_size=(10, 40), crop_size=(16, 16), photometric=False)
+    image, label = picture(10, 20)
+    label[:, :12] = 0  # until column 24 of the enlarged image
+    for ratio, margin in ((1, (0, 4)), (2, (4, 24))):
+        config.augment.scale_range = (ratio, ratio)
+        size = (20 * ratio, 10 * ratio)
+        larger = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+        cut = windows(*larger, (16, 16), [(r, c) for r in range(margin[0] + 1) for c in range(margin[1] + 1)])
+        counted = [np.unique(y[y != IGNORE_LABEL], return_counts=True)[1] for _, y in cut]
+        cut = [x for x, n in zip(cut, counted, strict=True) if n.max() / n.sum() < 0.75]
+        candidates = [finished(*x, (16, 16), MEAN) for x in cut] + [finished(*mirrored(*x), (16, 16), MEAN) for x in cut]
+        found = draws_of(config, image, label, candidates, 60)
+        assert 20 < (found < len(cut)).sum() < 40  # not mirrored
+        assert len(set(found)) > 0.5 * min(len(candidates), 60)
+
+
+def test_mask2formers_training_example():
+    config = mask2former.get_config('ade20k_r50')
+    config.augment.update(base_size=(16, 34), crop_size=(16, 16), short_sides=(12, 24), photometric=False)
+    image, label = picture(21, 31)
+    small = windows(*pillow(image, label, (12, 18)), (16, 16), [(0, c) for c in range(3)])
+    large = pillow(image, label, (23, 34))  # 24 × 36, but for the limit
+    large = windows(*large, (16, 16), [(r, c) for r in range(8) for c in range(19)])
+    candidates = [finished(*f(*x), (16, 16), 128.0) for x in small + large for f in (lambda *x: x, mirrored)]
+    found = draws_of(config, image, label, candidates, 80)
+    assert 25 < (found < 6).sum() < 55 and 25 < (found % 2).sum() < 55
+    assert set(range(6)) <= set(found) and len(set(found[found >= 6])) > 20
+
+
+@pytest.mark.parametrize('ratio, size', [(2.0, (27, 32)), (1.1, (15, 18)), (0.45, (6, 7))])
+def test_large_scale_jitters_training_example(ratio, size):
+    config = mask2former.get_config('coco_panoptic_r50')
+    config.augment.update(crop_size=(16, 16), scale_range=(ratio, ratio))
+    image, label = picture(21, 25)
+    margin = np.maximum(np.subtract(size, 16), 0)
+    starts = {tuple(np.round(margin * share).astype(int)) for share in np.linspace(0, 1, 1000)}
+    cut = [window for x in ((image, label), mirrored(image, label))
+           for window in windows(*pillow(*map(np.ascontiguousarray, x), size), (16, 16), starts)]
+    found = draws_of(config, image, label, [finished(*x, (16, 16), 128.0) for x in cut], 60)
+    assert 20 < (found < len(starts)).sum() < 40 and len(set(found)) > 0.5 * len(cut)
+
+
+def test_large_scale_jitter_covers_its_range_evenly():
+    image, label = coded(40, 40)
+    crops = [transforms.large_scale_jitter(image, label, key, crop_size=(30, 30), scale_range=(0.1, 2.0), antialias=False)[1].shape
+             for key in keys(200)]
+    assert crops.count((30, 30)) / 200 == pytest.approx(1 / 1.9, abs=0.1)
+    histogram, _ = np.histogram([shape[0] for shape in crops if shape[0] < 30], bins=3, range=(3, 30))
+    assert histogram.min() > 18
+
+
+def test_a_mirror_image_may_be_cut_out_or_a_window_mirrored():
+    size, window, start = (40, 44), (16, 18), (5, 9)
+
+    def cut(image, label, start):
+        # Twice as large: the weights of pixels are whole quarters.
+        image, label = transforms.resize_image(image, size), transforms.resize_label(label, size)
+        return transforms.crop(image, label, tf.constant(start), tf.constant(window))
+
+    image, label = picture(20, 22)
+    first, last = cut(*mirrored(image, label), start), cut(image, label, (start[0], size[1] - window[1] - start[1]))
+    for x, y in zip(first, mirrored(*last), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def video_config():
+    config = mask2former.get_config('ade20k_r50')
+    config.augment.update(base_size=(18, 44), crop_size=(24, 48), short_sides=(12, 18), photometric=False, pad_value=-1.0)
+    return config
+
+
+def test_videos_training_example():
+    frames = [picture(21, 31, seed) for seed in range(2)]
+    candidates = []
+    for size in ((12, 18), (18, 27)):
+        for f in (lambda *x: x, mirrored):
+            examples = [finished(*f(*pillow(*x, size)), (24, 48), MEAN) for x in frames]
+            candidates.append([np.stack(x) for x in zip(*examples, strict=True)])
+    found = draws_of(video_config(), *map(np.stack, zip(*frames, strict=True)), candidates, 80)
+    assert np.bincount(found).min() > 10 and set(found) == {0, 1, 2, 3}
+
+
+CONFIGS = {'mmsegmentation': segmenter.get_config('ade20k_b16'), 'mask2former': mask2former.get_config('ade20k_r50'),
+           'large_scale_jitter': mask2former.get_config('coco_panoptic_r50'), 'video': video_config()}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_clip_is_transformed_like_its_frames(name):
+    config = CONFIGS[name].copy_and_resolve_references()
+    config.augment.update(base_size=(20, 80), crop_size=(16, 16), photometric=True)
+    config.augment.short_sides = config.augment.short_sides and (12, 24)
+    image, label = picture(21, 31)
+    label = label // 40  # so that categories dominate
+    specs = [([None, None, None, 3], tf.uint8), ([None, None, None], tf.int32), ([2], tf.int64)]
+    of_clip = tf.function(lambda *x: transforms.train_transform(*x, config), [tf.TensorSpec(*spec) for spec in specs])
+    of_image = tf.function(lambda key: transforms.train_transform(image, label, key, config))
+    for key in keys(8):
+        pixels, labels = of_image(key)
+        for length in (1, 2):
+            clip = of_clip(np.stack([image] * length), np.stack([label] * length), key)
+            assert clip[0].shape == (length, 16, 16, 3) and np.array_equal(clip[0][0], clip[0][-1])
+            np.testing.assert_allclose(clip[0][0], pixels, atol=1e-4)
+            np.testing.assert_array_equal(clip[1], np.stack([labels] * length))
+        _, ignored = of_clip(np.stack([image] * 3), np.full([3, 21, 31], IGNORE_LABEL, np.int32), key)
+        assert ignored.shape == (3, 16, 16) and np.all(ignored == IGNORE_LABEL)
+
+
+@pytest.mark.parametrize('name, colour', [
+    ('mmsegmentation', None), ('mask2former', 128), ('large_scale_jitter', 128), ('video', None)])
+def test_what_is_padded_is_not_distorted(name, colour):
+    config = CONFIGS[name].copy_and_resolve_references()
+    config.augment.update(base_size=(20, 80), crop_size=(16, 40), photometric=True, scale_range=(0.4, 0.4))
+    config.augment.short_sides = config.augment.short_sides and (8,)
+    expected = np.zeros(3) if colour is None else (colour - np.array(config.data.mean)) / config.data.std
+    rows = 6 if config.augment.large_scale_jitter else 8
+    for key in keys(10):
+        pixels, labels = transforms.train_transform(*picture(20, 30), key, config)
+        np.testing.assert_allclose(pixels[rows:], np.broadcast_to(expected, (16 - rows, 40, 3)), atol=1e-6 * (colour or 0))
+        assert np.all(labels[rows:] == IGNORE_LABEL) and np.all(pixels[:rows, 0].numpy().std(axis=0) > 0)
+
+
+def test_eval_views_of_a_clip_are_its_frames():
+    config = common.get_config()
+    config.eval.update(base_size=(32, 50), scales=(0.5, 1.0))
+    frames = np.stack([picture(51, 101, seed)[0] for seed in range(2)])
+    for t, frame in enumerate(frames):
+        for view, expected in zip(transforms.eval_views(frames, config), transforms.eval_views(frame, config), strict=True):
+            np.testing.assert_array_equal(view['image'][t], expected['image'])
+            np.testing.assert_array_equal(view['content'], expected['content'])
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+def test_eval_view_is_resized_as_the_config_says(antialias):
+    config = common.get_config()
+    config.eval.base_size, config.data.antialias = (20, 80), antialias
+    image, _ = picture(51, 101)
+    (view,) = transforms.eval_views(image, config)
+    small = Image.fromarray(image).resize((40, 20), Image.Resampling.BILINEAR)
+    expected = np.array(small) if antialias else pytest.importorskip('cv2').resize(image, (40, 20))
+    np.testing.assert_allclose(view['image'][:20, :40] * STD + MEAN, expected, atol=1.01)
 
 
 @pytest.mark.parametrize(
