@@ -40,17 +40,21 @@ def get_config() -> ConfigDict:
     data.max_corrupt = 10           # unreadable images skipped (each is named in the log) before the run stops
     data.mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     data.std = (58.395, 57.12, 57.375)
+    data.antialias = False          # images are resized with a filter that grows as they shrink, like Pillow's, not like OpenCV's
     data.max_targets = 100          # per-query frameworks: masks learned of one image, the largest
     data.num_workers = 0            # images loaded and transformed at once; 0: tf.data decides
 
     config.augment = augment = ConfigDict()
     augment.base_size = (0, 0)      # (short, long) side that an image is fitted to before scaling; (0, 0): its own
     augment.scale_range = (0.5, 2.0)
+    augment.short_sides = ()        # instead: the lengths that the short side is drawn from, the long one at most base_size's
+    augment.large_scale_jitter = False  # instead: detectron2's ResizeScale into crop_size × scale_range and its FixedSizeCrop
     augment.crop_size = (512, 512)  # (height, width) of a training crop
     augment.max_category_ratio = 0.75  # a crop with more than this share of one category (panoptic: of one segment) is
     #                                 drawn again, 10 times at most
     augment.flip = 0.5              # probability of a horizontal flip
     augment.photometric = True      # brightness, contrast, saturation, hue
+    augment.pad_value = -1.0        # the grey, 0..255, below and right of images smaller than a crop; -1: the mean colour
 
     config.model = model = ConfigDict()
     model.framework = 'upernet'     # a module of rankseg_jax/frameworks
@@ -187,6 +191,16 @@ def check(config):
         raise ValueError(f'config.eval.scales = {scales} must hold at least one number, all above 0')
     if not all(isinstance(k, int) and k > 0 for k in config.eval.recall_at):
         raise ValueError(f'config.eval.recall_at = {config.eval.recall_at} must hold whole numbers above 0')
+    short_sides = config.augment.short_sides
+    if not all(isinstance(side, int) and side > 0 for side in short_sides):
+        raise ValueError(f'config.augment.short_sides = {short_sides} must hold whole numbers above 0')
+    if short_sides and not any(config.augment.base_size):
+        raise ValueError(f'config.augment.short_sides = {short_sides} needs a longest side: set config.augment.base_size')
+    if short_sides and config.augment.large_scale_jitter:
+        raise ValueError(f'config.augment.short_sides = {short_sides} must be () with config.augment.large_scale_jitter, which '
+                         'draws from config.augment.scale_range')
+    if config.augment.pad_value != -1 and not 0 <= config.augment.pad_value <= 255:
+        raise ValueError(f'config.augment.pad_value = {config.augment.pad_value} must be in 0..255, or -1 for the mean colour')
     if any(window) and min(window) < 1:
         raise ValueError(f'config.eval.window = {window} must be (0, 0), or a height and a width above 0')
     if any(window + stride) and not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):

@@ -4,8 +4,8 @@
         --config.model.pretrained=<swin_base_patch4_window12_384_22k.pth>
 
 The data are a folder data set with the labels of ADE20K (see README, "Your own data"); `panoptic` recipes need a data set with
-segments instead, as `--config.data.name`. Images are taken whole. The released code draws the short side in training from 16
-lengths, ours from all between the least and the greatest; it computes in half precision, `--config.model.dtype=bfloat16` here.
+segments instead, as `--config.data.name`. Images are taken whole. The released code computes in half precision,
+`--config.model.dtype=bfloat16` here.
 
 Published mIoU in percent, single scale / multi-scale and flip (`--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)'
 --config.eval.flip=True`); no score of our own yet:
@@ -50,12 +50,18 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     config.data.name = 'folder'
     config.data.num_classes = 133 if coco else 150
     config.data.reduce_zero_label = not coco
+    config.data.antialias = True
     side = 1024 if coco else 640 if panoptic or backbone in ('swin_b', 'swin_l') else 512
     config.augment.crop_size = config.eval.size = (side, side)
-    config.augment.base_size = (1024, 1024) if coco else (side, 4 * side)
-    config.augment.scale_range = (0.1, 2.0) if coco else (0.5, 2.0)
+    if coco:
+        config.augment.large_scale_jitter = True
+        config.augment.scale_range = (0.1, 2.0)
+    else:
+        config.augment.base_size = (side, 4 * side)
+        config.augment.short_sides = tuple(int(tenths * 0.1 * side) for tenths in range(5, 21))
     config.augment.max_category_ratio = 1.0
     config.augment.photometric = not coco
+    config.augment.pad_value = 128.0
     config.eval.base_size = (800, 1333) if coco else (side, 4 * side)
 
     config.model.framework = 'mask2former'

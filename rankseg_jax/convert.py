@@ -100,6 +100,7 @@ def describe_input(processor, config):
     hf.check_fixed(processor, FIXED, 'preprocessor_config.json')
     for key in ('mean', 'std'):
         config.data[key] = tuple(255 * float(value) for value in processor[f'image_{key}'])
+    config.data.antialias = True  # theirs resize with Pillow
     size = processor['size']
     size = {'shortest_edge': size} if isinstance(size, int) else size
     if 'shortest_edge' in size:  # `max_size`: as older versions wrote it

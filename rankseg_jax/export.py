@@ -3,7 +3,7 @@
     <output>/
       model.jax_export   compiled for CPU, TPU and GPU when loaded, any batch size, see `serve`
       params/            its parameters, an orbax checkpoint
-      labels.json        category names in label order, input size, κ
+      labels.json        category names in label order, input size, how to resize to it, κ
       example.py         loads these and segments one image
 """
 
@@ -33,9 +33,12 @@ segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_byte
 photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB')
 scale = min(about['size'][0] / photo.height, about['size'][1] / photo.width)
 width, height = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
-# Bilinear without smoothing, as the model was trained; resize() would smooth.
-picture = np.asarray(photo.transform((width, height), Image.Transform.AFFINE, (
-    photo.width / width, 0, 0, 0, photo.height / height, 0), Image.Resampling.BILINEAR))
+if about['antialias']:  # as the model was trained
+    photo = photo.resize((width, height), Image.Resampling.BILINEAR)
+else:  # bilinear without smoothing
+    photo = photo.transform((width, height), Image.Transform.AFFINE, (
+        photo.width / width, 0, 0, 0, photo.height / height, 0), Image.Resampling.BILINEAR)
+picture = np.asarray(photo)
 images = np.zeros((1, *about['size'], 3), np.uint8)
 images[0, :picture.shape[0], :picture.shape[1]] = picture
 found = segment(params, images, np.array([picture.shape[:2]], np.int32))
@@ -100,7 +103,8 @@ def run(config, workdir, output) -> Path:
     (output / ARTIFACT).write_bytes(artifact.serialize())
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(output / 'params', variables, force=True)
-    about = {'labels': class_names, 'size': size, 'num_selected': config.rankseg.num_selected if config.rankseg else None}
+    about = {'labels': class_names, 'size': size, 'antialias': config.data.antialias,
+             'num_selected': config.rankseg.num_selected if config.rankseg else None}
     (output / 'labels.json').write_text(json.dumps(about, indent=1))
     (output / 'example.py').write_text(EXAMPLE)
     return output

@@ -136,7 +136,7 @@ def from_model(model, variables, config, things=None):
     return segment
 
 
-def from_artifact(folder: Path, size):
+def from_artifact(folder: Path, size, antialias):
     """The function `Predictor.segment` of files that `export` wrote, for inputs of `size` (rows, columns).
 
     Label maps come at that size and are resized, each pixel taking its nearest one's label.
@@ -147,7 +147,7 @@ def from_artifact(folder: Path, size):
     def segment(image, presence):
         rows, columns = transforms.fitted_size(image.shape[:2], size).numpy()
         images = np.zeros((1, *size, 3), np.uint8)
-        images[0, :rows, :columns] = transforms.resize_image(image, (rows, columns)).numpy().round()
+        images[0, :rows, :columns] = transforms.resize_image(image, (rows, columns), antialias).numpy().round()
         found = {name: x[0] for name, x in jax.device_get(
             call(variables, images, np.array([[rows, columns]], np.int32))).items()}
         for name in MAPS & found.keys():
@@ -172,7 +172,7 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     workdir = Path(workdir)
     if (workdir / export.ARTIFACT).is_file():
         about = json.loads((workdir / 'labels.json').read_text())
-        return Predictor(from_artifact(workdir, tuple(about['size'])), about['labels'])
+        return Predictor(from_artifact(workdir, tuple(about['size']), about['antialias']), about['labels'])
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, which)
     run = checkpoint.restore_run(manager, step)

@@ -173,6 +173,55 @@ def test_rates_and_decays_of_a_released_recipe(module, recipe, expected):
             assert factors[0] == rate and config.optimizer.weight_decay * factors[1] == pytest.approx(decay), name
 
 
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+HALF = ((127.5, 127.5, 127.5),) * 2
+SIXTEEN = {512: (256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024),
+           640: (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152, 1216, 1280)}
+
+# What the released code does to images and labels:
+# (config, its arguments, K, label 0 is ignored, (mean, std), (short, long) side in training, crop, … in evaluation, sliding window)
+RELEASED_INPUTS = [
+    ('segmenter', 'ade20k_b16.*', 150, True, HALF, (512, 2048), 512, (512, 2048), 512),
+    ('segmenter', 'ade20k_l16.*', 150, True, HALF, (640, 2560), 640, (640, 2560), 640),
+    ('segmenter', 'coco_stuff10k_b16.*', 171, True, IMAGENET, (512, 2048), 512, (512, 2048), 512),
+    ('segmenter', 'coco_stuff10k_l16.*', 171, True, IMAGENET, (640, 2560), 640, (640, 2560), 640),
+    ('segmenter', 'pascal60_b16.*', 60, False, HALF, (520, 4160), 480, (520, 4160), 480),
+    ('deeplabv3', 'ade20k.*', 150, True, IMAGENET, (512, 2048), 512, (512, 2048), 0),
+    ('deeplabv3', 'coco_stuff10k.*', 171, True, IMAGENET, (512, 2048), 512, (512, 2048), 0),
+    ('mask2former', 'ade20k_(r50|swin_t|swin_s)', 150, True, IMAGENET, (512, 2048), 512, (512, 2048), 0),
+    ('mask2former', 'ade20k_(swin_b|swin_l|panoptic).*', 150, True, IMAGENET, (640, 2560), 640, (640, 2560), 0),
+    ('mask2former', 'coco_panoptic.*', 133, False, IMAGENET, (0, 0), 1024, (800, 1333), 0),
+]
+
+
+@pytest.mark.parametrize('name, pattern, num_classes, zero, colours, base_size, crop, eval_base_size, window', RELEASED_INPUTS)
+def test_inputs_of_the_released_recipes(name, pattern, num_classes, zero, colours, base_size, crop, eval_base_size, window):
+    recipes = [recipe for recipe in importlib.import_module(f'configs.{name}').RECIPES if re.fullmatch(pattern, recipe)]
+    assert recipes
+    for config in (load(name, recipe) for recipe in recipes):
+        detectron2, coco = name == 'mask2former', num_classes == 133
+        expected = {
+            'data': {'num_classes': num_classes, 'reduce_zero_label': zero, 'mean': colours[0], 'std': colours[1],
+                     'antialias': detectron2},
+            'augment': {'base_size': base_size, 'scale_range': (0.1, 2.0) if coco else (0.5, 2.0), 'large_scale_jitter': coco,
+                        'short_sides': SIXTEEN[crop] if detectron2 and not coco else (), 'crop_size': (crop, crop),
+                        'max_category_ratio': 1.0 if detectron2 else 0.75, 'flip': 0.5, 'photometric': not coco,
+                        'pad_value': 128.0 if detectron2 else -1.0},
+            'eval': {'base_size': eval_base_size, 'window': (window, window), 'stride': (window, window), 'scales': (1.0,),
+                     'flip': False},
+        }
+        for group, keys in expected.items():
+            assert {key: config[group][key] for key in keys} == keys
+        assert set(expected['augment']) == set(config.augment)
+
+
+def test_inputs_of_every_released_recipe_are_listed():
+    for module in (segmenter, deeplabv3, mask2former):
+        patterns = [pattern for name, pattern, *_ in RELEASED_INPUTS if name == module.__name__.split('.')[1]]
+        for recipe in module.RECIPES:
+            assert sum(bool(re.fullmatch(pattern, recipe)) for pattern in patterns) == 1
+
+
 def test_every_key_of_common_is_read_somewhere():
     code = '\n'.join(path.read_text() for path in [ROOT / 'main.py', *(ROOT / 'rankseg_jax').rglob('*.py')])
 
@@ -209,6 +258,11 @@ def test_unknown_keys_and_types_are_refused():
     ('augment', 'base_size', (-1, -1), 'augment.base_size'),
     ('eval', 'base_size', (512, 0), r'eval.base_size = \(512, 0\) must'),
     ('augment', 'scale_range', (2.0, 0.5), 'scale_range'),
+    ('augment', 'short_sides', (360, 0), r'short_sides = \(360, 0\) must hold whole numbers above 0'),
+    ('augment', 'short_sides', (0.5, 2.0), r'short_sides = \(0.5, 2.0\) must hold whole numbers'),
+    ('augment', 'short_sides', (360, 480), r'short_sides = \(360, 480\) needs a longest side: set config.augment.base_size'),
+    ('augment', 'pad_value', 256.0, 'pad_value = 256.0 must be in 0..255, or -1'),
+    ('augment', 'pad_value', -0.5, 'pad_value = -0.5 must be'),
     ('data', 'std', (0.0, 1.0, 1.0), 'data.std'),
     ('data', 'num_workers', -1, 'num_workers'),
     ('eval', 'size', (32.0, 32.0), 'eval.size .* 2 whole numbers'),
@@ -223,6 +277,13 @@ def test_values_out_of_range_are_refused(group, key, value, message):
     config = common.get_config()
     config[group][key] = value
     with pytest.raises(ValueError, match=message):
+        common.check(config)
+
+
+def test_large_scale_jitter_excludes_short_sides():
+    config = common.get_config()
+    config.augment.update(base_size=(480, 1333), short_sides=(360, 480), large_scale_jitter=True)
+    with pytest.raises(ValueError, match=r'short_sides = \(360, 480\) must be \(\) with config.augment.large_scale_jitter'):
         common.check(config)
 
 

@@ -58,7 +58,7 @@ def test_a_checkpoint_of_hugging_face_is_a_run(folder, tmp_path):
     assert run['class_names'] == list(NAMES.values()) and run['next_step'] == 0 and run['mIoU'] is None
     assert config.rankseg is None and config.data.num_classes == 3
     np.testing.assert_allclose([config.data.mean, config.data.std], 255 * np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]))
-    assert tuple(config.eval.base_size) == (64, 128) and config.eval.batch_size == 1
+    assert tuple(config.eval.base_size) == (64, 128) and config.eval.batch_size == 1 and config.data.antialias
     theirs, expected = load_hf(folder)
     assert model == theirs
     for found in (variables, pretrained.read_variables(tmp_path / 'new' / 'run')):  # the second: what a later run starts from

@@ -1,30 +1,43 @@
 """Transforms of an image and its label map together, as TensorFlow graph functions.
 
-Sizes, ranges and probabilities are those of mmsegmentation's training pipeline. Everything random
-comes from a `seed` [2] key through stateless ops, so a key always gives the same crop.
+Sizes, ranges and probabilities are those of mmsegmentation's training pipeline and, where the config
+says so, of detectron2's. Everything random comes from a `seed` [2] key through stateless ops, so a
+key always gives the same crop. A clip [T, H, W, 3] with labels [T, H, W] goes wherever an image
+[H, W, 3] with a label map [H, W] does: all its frames are transformed alike.
 """
 
 import tensorflow as tf
 
 from rankseg_jax.data import IGNORE_LABEL
 
-CROP_TRIES = 10
+CROP_TRIES = 11  # a first window and ten more
 MAX_BRIGHTNESS = 32.0  # of 255
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
-MAX_HUE = 18 / 180  # of the full circle
+HUE_STEPS = 18  # of OpenCV's 180 around the circle: -18 to 17, of which detectron2 has 18 as well
 WHOLE_MULTIPLE = 32  # of the sides of a whole image, the stride of the coarsest features
 
 
-def resize_image(image, size):
-    """Bilinear with half-pixel centres: [H, W, 3] -> float32 [h, w, 3]."""
-    # No antialiasing, like OpenCV, with which the published recipes were trained and scored.
-    return tf.image.resize(image, size, method='bilinear', antialias=False)
+def resize_image(image, size, antialias=False):
+    """Bilinear with half-pixel centres: [..., H, W, 3] -> float32 [..., h, w, 3].
+
+    Without `antialias` like OpenCV (mmsegmentation), which looks at two pixels a side however far it
+    shrinks; with it like Pillow (detectron2), whose filter grows with what it shrinks.
+    """
+    return tf.image.resize(image, size, method='bilinear', antialias=antialias)
 
 
 def resize_label(label, size):
-    """Nearest neighbour on the same half-pixel grid as the image: [H, W] -> [h, w]."""
+    """Nearest neighbour on the same half-pixel grid as the image: [..., H, W] -> [..., h, w]."""
+    # The released semantic recipes shift labels against the image by up to half a pixel: OpenCV's INTER_NEAREST starts at corners.
     return tf.image.resize(label[..., None], size, method='nearest')[..., 0]
+
+
+def limited_size(size, limits):
+    """The largest int32 [2] with the ratio of `size` [2] whose short and long side keep to `limits` [2]; at least 1, rounded."""
+    size = tf.cast(size, tf.float64)
+    factor = tf.reduce_min(tf.cast(limits, tf.float64) / tf.sort(size))
+    return tf.maximum(tf.cast(size * factor + 0.5, tf.int32), 1)
 
 
 def scaled_size(size, base_size, ratio):
@@ -39,36 +52,48 @@ def scaled_size(size, base_size, ratio):
       int32 [2] with the ratio of `size`, whose short side is at most int(short * ratio) and whose
       long side is at most int(long * ratio); never below 1.
     """
-    size = tf.cast(size, tf.float64)  # in float32, 30 * 0.9 would round up to 27 before it is cut
-    sides = tf.sort(size)  # [2] short, long
-    target = tf.constant(base_size, tf.float64) if any(base_size) else sides
-    factor = tf.reduce_min(tf.floor(target * tf.cast(ratio, tf.float64)) / sides)
-    return tf.maximum(tf.cast(size * factor + 0.5, tf.int32), 1)
+    sides = tf.constant(base_size) if any(base_size) else tf.sort(size)  # [2] short, long
+    # In float32, 30 * 0.9 would round up to 27 before it is cut.
+    return limited_size(size, tf.floor(tf.cast(sides, tf.float64) * tf.cast(ratio, tf.float64)))
 
 
-def random_scale(image, label, seed, *, base_size, scale_range):
-    """Resizes by the keep-ratio rule with a ratio uniform in scale_range."""
-    ratio = tf.random.stateless_uniform([], seed, *scale_range)
-    size = scaled_size(tf.shape(label), base_size, ratio)
-    return resize_image(image, size), resize_label(label, size)
+def random_scale(image, label, seed, *, base_size, scale_range, short_sides=(), antialias=False):
+    """Resizes by the keep-ratio rule with a ratio uniform in scale_range.
+
+    With `short_sides` the short side gets one of these lengths instead, each as likely, unless the
+    long side would exceed that of base_size: detectron2's ResizeShortestEdge.
+    """
+    size = tf.shape(label)[-2:]
+    if short_sides:
+        choice = tf.random.stateless_uniform([], seed, 0, len(short_sides), tf.int32)
+        size = limited_size(size, [tf.constant(short_sides)[choice], max(base_size)])
+    else:
+        size = scaled_size(size, base_size, tf.random.stateless_uniform([], seed, *scale_range))
+    return resize_image(image, size, antialias), resize_label(label, size)
+
+
+def crop(image, label, start, size):
+    """The window of `size` [2] rows and columns that begins at `start` [2]."""
+    (top, left), (bottom, right) = tf.unstack(start), tf.unstack(start + size)
+    return image[..., top:bottom, left:right, :], label[..., top:bottom, left:right]
 
 
 def random_crop(image, label, seed, *, crop_size, max_category_ratio):
     """Cuts out a window of at most crop_size that no category dominates.
 
-    Windows are drawn until no category covers `max_category_ratio` or more of the labelled
-    pixels, 10 at most; failing that, the last one is taken. Ignored pixels don't count, and a
-    window of nothing else is drawn again. A ratio of 1 or more accepts any window.
+    A window in which one category covers `max_category_ratio` or more of the labelled pixels is drawn
+    again, 10 times at most; the last one is taken. Ignored pixels don't count, and a window of nothing
+    else is drawn again. A ratio of 1 or more accepts any window.
     """
-    size = tf.minimum(tf.shape(label), crop_size)  # [2]
-    margin = tf.shape(label) - size
+    size = tf.minimum(tf.shape(label)[-2:], crop_size)  # [2]
+    margin = tf.shape(label)[-2:] - size
     uniform = tf.random.stateless_uniform([CROP_TRIES, 2], seed)
     starts = tf.cast(uniform * tf.cast(margin + 1, tf.float32), tf.int32)  # [tries, 2]
     last = CROP_TRIES - 1 if max_category_ratio < 1 else 0
     last = tf.where(tf.reduce_any(margin > 0), last, 0)
 
     def dominated(attempt):
-        window = tf.slice(label, starts[attempt], size)  # [h, w]
+        _, window = crop(image, label, starts[attempt], size)  # [..., h, w]
         counts = tf.math.bincount(window - IGNORE_LABEL, minlength=2)[1:]  # without the ignored
         limit = max_category_ratio * tf.cast(tf.reduce_sum(counts), tf.float32)
         return tf.cast(tf.reduce_max(counts), tf.float32) >= limit
@@ -78,23 +103,34 @@ def random_crop(image, label, seed, *, crop_size, max_category_ratio):
         lambda attempt: [attempt + 1],
         [0],
     )
-    start = starts[attempt]
-    image = tf.slice(image, tf.pad(start, [[0, 1]]), tf.pad(size, [[0, 1]], constant_values=-1))
-    return image, tf.slice(label, start, size)  # [h, w, 3], [h, w]
+    return crop(image, label, starts[attempt], size)  # [..., h, w, 3], [..., h, w]
 
 
 def random_flip(image, label, seed, *, probability):
     """Mirrors left and right."""
     flip = tf.random.stateless_uniform([], seed) < probability
-    return tf.cond(flip, lambda: (image[:, ::-1], label[:, ::-1]), lambda: (image, label))
+    return tf.cond(flip, lambda: (image[..., ::-1, :], label[..., ::-1]), lambda: (image, label))
+
+
+def large_scale_jitter(image, label, seed, *, crop_size, scale_range, antialias):
+    """Resizes into crop_size times a ratio uniform in scale_range and cuts out a window of at most crop_size.
+
+    The window begins at the same share of the rows and of the columns that are left over: detectron2's
+    ResizeScale and FixedSizeCrop.
+    """
+    scale_seed, crop_seed = tf.unstack(tf.random.split(seed))
+    size = tf.cast(tf.shape(label)[-2:], tf.float64)
+    target = tf.random.stateless_uniform([], scale_seed, *scale_range, tf.float64) * tf.constant(crop_size, tf.float64)
+    size = tf.maximum(tf.cast(tf.round(size * tf.reduce_min(target / size)), tf.int32), 1)
+    image, label = resize_image(image, size, antialias), resize_label(label, size)
+    window = tf.minimum(size, crop_size)
+    share = tf.random.stateless_uniform([], crop_seed, dtype=tf.float64)
+    start = tf.cast(tf.round(share * tf.cast(size - window, tf.float64)), tf.int32)
+    return crop(image, label, start, window)
 
 
 def photometric_distortion(image, seed):
-    """Brightness, contrast, saturation and hue, each with probability 1/2.
-
-    Contrast comes before the others' colour space or after it, with equal odds. Takes and returns
-    float32 [H, W, 3] in 0..255, clipped after every operation but not rounded.
-    """
+    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast first or last, with equal odds."""
     uniform = tf.random.stateless_uniform([9], seed)
     brightness_on, contrast_on, saturation_on, hue_on, contrast_first = tf.unstack(
         uniform[:5] < 0.5
@@ -105,21 +141,28 @@ def photometric_distortion(image, seed):
     contrast = tf.where(contrast_on, contrast, 1.0)
     saturation = SATURATION[0] + (SATURATION[1] - SATURATION[0]) * saturation
     saturation = tf.where(saturation_on, saturation, 1.0)
-    hue = tf.where(hue_on, MAX_HUE * (2 * hue - 1), 0.0)
+    hue = tf.where(hue_on, tf.floor(2 * HUE_STEPS * hue) - HUE_STEPS, 0.0) / 180
+    return distort_colours(image, brightness, contrast, saturation, hue, contrast_first)
 
+
+def distort_colours(image, brightness, contrast, saturation, hue, contrast_first):
+    """Adds `brightness`, shifts the colours as `shift_colours` and multiplies by `contrast`, right after the first or last.
+
+    Takes and returns float32 [..., 3] in 0..255, clipped after every operation but not rounded. All but the image are scalars:
+    numbers and, `contrast_first`, a bool. mmsegmentation's PhotoMetricDistortion.
+    """
     image = tf.clip_by_value(image + brightness, 0.0, 255.0)
     image = tf.clip_by_value(image * tf.where(contrast_first, contrast, 1.0), 0.0, 255.0)
-    image = tf.cond(
-        saturation_on | hue_on, lambda: shift_colours(image, saturation, hue), lambda: image
-    )
+    shifted = (saturation != 1) | (hue != 0)
+    image = tf.cond(shifted, lambda: shift_colours(image, saturation, hue), lambda: image)
     return tf.clip_by_value(image * tf.where(contrast_first, 1.0, contrast), 0.0, 255.0)
 
 
 def shift_colours(image, saturation, hue):
     """Multiplies the saturation, clipped at full, and turns the hue by a share of the circle."""
-    h, s, v = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)  # each [H, W]
+    h, s, v = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)  # each [..., H, W]
     hsv = tf.stack([(h + hue) % 1.0, tf.minimum(s * saturation, 1.0), v], axis=-1)
-    return tf.image.hsv_to_rgb(hsv) * 255  # [H, W, 3]
+    return tf.image.hsv_to_rgb(hsv) * 255  # [..., H, W, 3]
 
 
 def normalize(image, mean, std):
@@ -129,47 +172,65 @@ def normalize(image, mean, std):
     )
 
 
-def pad(image, label, size):
-    """Pads at the bottom and right: the normalised image with 0, the label with IGNORE_LABEL."""
-    bottom_right = [[0, size[0] - tf.shape(image)[0]], [0, size[1] - tf.shape(image)[1]]]
-    image = tf.pad(image, [*bottom_right, [0, 0]])
-    label = tf.pad(label, bottom_right, constant_values=IGNORE_LABEL)
-    return tf.ensure_shape(image, [*size, 3]), tf.ensure_shape(label, size)
+def pad(image, label, size, value):
+    """Pads at the bottom and right up to `size`: the image with `value`, the label with IGNORE_LABEL."""
+    bottom, right = tf.unstack(size - tf.shape(label)[-2:])
+    widths = [[0, 0]] * (len(label.shape) - 2) + [[0, bottom], [0, right]]
+    image = tf.pad(image, [*widths, [0, 0]], constant_values=value)
+    label = tf.pad(label, widths, constant_values=IGNORE_LABEL)
+    leading = label.shape[:-2]
+    return tf.ensure_shape(image, [*leading, *size, 3]), tf.ensure_shape(label, [*leading, *size])
 
 
 def train_transform(image, label, seed, config):
     """One augmented training example.
 
     Args:
-      image: uint8 [H, W, 3].
-      label: int32 [H, W].
+      image: uint8 [H, W, 3], or of a clip [T, H, W, 3].
+      label: int32 [H, W] or [T, H, W].
       seed: int64 [2], the key of everything random.
-      config: the run's config; reads `augment`, `data.mean` and `data.std`.
+      config: the run's config; reads `augment`, `data.mean`, `data.std` and `data.antialias`.
 
     Returns:
-      Normalised float32 [h, w, 3] and int32 [h, w], where (h, w) is `augment.crop_size`.
+      Normalised float32 [(T,) h, w, 3] and int32 [(T,) h, w], where (h, w) is `augment.crop_size`.
     """
-    augment = config.augment
+    augment, data = config.augment, config.data
     seeds = tf.unstack(tf.random.split(seed, 4))
     scale_seed, crop_seed, flip_seed, colour_seed = seeds
-    image, label = random_scale(
-        image,
-        label,
-        scale_seed,
-        base_size=augment.base_size,
-        scale_range=augment.scale_range,
-    )
-    image, label = random_crop(
-        image,
-        label,
-        crop_seed,
-        crop_size=augment.crop_size,
-        max_category_ratio=augment.max_category_ratio,
-    )
-    image, label = random_flip(image, label, flip_seed, probability=augment.flip)
+    if augment.large_scale_jitter:
+        image, label = random_flip(image, label, flip_seed, probability=augment.flip)
+        image, label = large_scale_jitter(
+            image,
+            label,
+            scale_seed,
+            crop_size=augment.crop_size,
+            scale_range=augment.scale_range,
+            antialias=data.antialias,
+        )
+    else:
+        image, label = random_scale(
+            image,
+            label,
+            scale_seed,
+            base_size=augment.base_size,
+            scale_range=augment.scale_range,
+            short_sides=augment.short_sides,
+            antialias=data.antialias,
+        )
+        image, label = random_crop(
+            image,
+            label,
+            crop_seed,
+            crop_size=augment.crop_size,
+            max_category_ratio=augment.max_category_ratio,
+        )
+        image, label = random_flip(image, label, flip_seed, probability=augment.flip)
     if augment.photometric:
         image = photometric_distortion(image, colour_seed)
-    return pad(normalize(image, config.data.mean, config.data.std), label, augment.crop_size)
+    if augment.pad_value < 0:  # the mean colour is 0 once it is normalised
+        return pad(normalize(image, data.mean, data.std), label, augment.crop_size, 0.0)
+    image, label = pad(image, label, augment.crop_size, augment.pad_value)
+    return normalize(image, data.mean, data.std), label
 
 
 def fitted_size(size, target):
@@ -183,16 +244,16 @@ def eval_views(image, config):
     """What evaluation sees of one image: a view for each of `eval.scales`.
 
     Args:
-      image: uint8 [H, W, 3].
-      config: the run's config; reads `eval`, `data.mean` and `data.std`.
+      image: uint8 [H, W, 3], or of a clip [T, H, W, 3].
+      config: the run's config; reads `eval`, `data.mean`, `data.std` and `data.antialias`.
 
     Returns:
-      A tuple of {'image': normalised float32 [h, w, 3], zero below and right of the picture, 'content': int32 [2], the rows
+      A tuple of {'image': normalised float32 [(T,) h, w, 3], zero below and right of the picture, 'content': int32 [2], the rows
       and columns that hold it}. With `eval.base_size` (h, w) is the image's own, rounded up; otherwise `eval.size` × scale.
       Windows, if any, end where it ends.
     """
     evaluation = config.eval
-    size = tf.shape(image)[:2]
+    size = tf.shape(image)[-3:-1]
 
     def view(scale):
         if any(evaluation.base_size):
@@ -204,9 +265,9 @@ def eval_views(image, config):
         if any(evaluation.window):
             window, stride = tf.constant(evaluation.window), tf.constant(evaluation.stride)
             padded = window + stride * -(-tf.maximum(content - window, 0) // stride)
-        picture = normalize(resize_image(image, content), config.data.mean, config.data.std)
+        picture = normalize(resize_image(image, content, config.data.antialias), config.data.mean, config.data.std)
         below, right = tf.unstack(padded - content)
-        picture = tf.pad(picture, [[0, below], [0, right], [0, 0]])
+        picture = tf.pad(picture, [*[[0, 0]] * (len(image.shape) - 3), [0, below], [0, right], [0, 0]])
         return {'image': picture, 'content': content}
 
     return tuple(view(scale) for scale in evaluation.scales)
