@@ -1,4 +1,4 @@
-"""How fast the published data sets are: read straight from the official folder, prepared, read from records, and as training batches.
+"""How fast published data sets are: read from the official folder, prepared, read from records, and as training batches.
 
     python benchmarks/datasets.py --out=benchmarks/results/datasets.json
 
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -211,8 +210,8 @@ def measure(name: str, folder: Path, count: int) -> dict:
 
 
 def main(_):
-    names = _ONLY.value or ['ade20k', 'ade20k_full', 'ade20k_panoptic', 'coco_stuff10k', 'coco_stuff164k', 'coco_panoptic', 'coco_lvis',
-                            'pascal_context60', 'youtube_vis_2019', 'vspw']
+    names = _ONLY.value or ['ade20k', 'ade20k_full', 'ade20k_panoptic', 'coco_stuff10k', 'coco_stuff164k', 'coco_panoptic',
+                            'coco_lvis', 'pascal_context60', 'youtube_vis_2019', 'vspw']
     rows = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:

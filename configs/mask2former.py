@@ -1,11 +1,10 @@
 """Mask2Former, with and without RankSeg: the released recipes (arXiv 2112.01527, 2203.04187).
 
-    python main.py --config=configs/mask2former.py:ade20k_swin_b_rankseg --workdir=runs/ade20k --config.data.dir=<folder> \\
-        --config.model.pretrained=<swin_base_patch4_window12_384_22k.pth>
+    python main.py --config=configs/mask2former.py:ade20k_swin_b_rankseg --workdir=runs/ade20k \\
+        --config.data.dir=<ADEChallengeData2016> --config.model.pretrained=<swin_base_patch4_window12_384_22k.pth>
 
-The data are a folder data set with the labels of ADE20K (see README, "Your own data"); `panoptic` recipes need a data set with
-segments instead, as `--config.data.name`. Images are taken whole. The released code computes in half precision,
-`--config.model.dtype=bfloat16` here.
+The data are read from the folder of their official download, or from records (docs/datasets.md). Images are taken whole. The
+released code computes in half precision, `--config.model.dtype=bfloat16` here.
 
 Published mIoU in percent, single scale / multi-scale and flip (`--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)'
 --config.eval.flip=True`); no score of our own yet:
@@ -47,9 +46,7 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     config.steps = 160_000 if not coco else 737_500 if large else 368_750
     config.eval_every = config.steps // 10
 
-    config.data.name = 'folder'
-    config.data.num_classes = 133 if coco else 150
-    config.data.reduce_zero_label = not coco
+    config.data.name = 'coco_panoptic' if coco else 'ade20k_panoptic' if panoptic else 'ade20k'
     config.data.antialias = True
     side = 1024 if coco else 640 if panoptic or backbone in ('swin_b', 'swin_l') else 512
     config.augment.crop_size = config.eval.size = (side, side)
@@ -85,7 +82,7 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
         config.rankseg = None
         return config
 
-    config.rankseg.update(num_selected=config.data.num_classes, temperature='layer_norm', score_prior=False, missed='ignore',
+    config.rankseg.update(num_selected=133 if coco else 150, temperature='layer_norm', score_prior=False, missed='ignore',
                           head='encoder', hidden=512, mlp_dim=2048)
     config.loss.multilabel_weight = 100.0 if coco else 10.0
     config.model.cosine = True

@@ -172,7 +172,7 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     workdir = Path(workdir)
     if (workdir / export.ARTIFACT).is_file():
         about = json.loads((workdir / 'labels.json').read_text())
-        return Predictor(from_artifact(workdir, tuple(about['size']), about['antialias']), about['labels'])
+        return Predictor(from_artifact(workdir, tuple(about['size']), about.get('antialias', False)), about['labels'])
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, which)
     run = checkpoint.restore_run(manager, step)

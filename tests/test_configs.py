@@ -179,30 +179,32 @@ SIXTEEN = {512: (256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870
            640: (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152, 1216, 1280)}
 
 # What the released code does to images and labels:
-# (config, its arguments, K, label 0 is ignored, (mean, std), (short, long) side in training, crop, … in evaluation, sliding window)
+# (config, its arguments, data set, (mean, std), (short, long) side in training, crop, … in evaluation, sliding window)
 RELEASED_INPUTS = [
-    ('segmenter', 'ade20k_b16.*', 150, True, HALF, (512, 2048), 512, (512, 2048), 512),
-    ('segmenter', 'ade20k_l16.*', 150, True, HALF, (640, 2560), 640, (640, 2560), 640),
-    ('segmenter', 'coco_stuff10k_b16.*', 171, True, IMAGENET, (512, 2048), 512, (512, 2048), 512),
-    ('segmenter', 'coco_stuff10k_l16.*', 171, True, IMAGENET, (640, 2560), 640, (640, 2560), 640),
-    ('segmenter', 'pascal60_b16.*', 60, False, HALF, (520, 4160), 480, (520, 4160), 480),
-    ('deeplabv3', 'ade20k.*', 150, True, IMAGENET, (512, 2048), 512, (512, 2048), 0),
-    ('deeplabv3', 'coco_stuff10k.*', 171, True, IMAGENET, (512, 2048), 512, (512, 2048), 0),
-    ('mask2former', 'ade20k_(r50|swin_t|swin_s)', 150, True, IMAGENET, (512, 2048), 512, (512, 2048), 0),
-    ('mask2former', 'ade20k_(swin_b|swin_l|panoptic).*', 150, True, IMAGENET, (640, 2560), 640, (640, 2560), 0),
-    ('mask2former', 'coco_panoptic.*', 133, False, IMAGENET, (0, 0), 1024, (800, 1333), 0),
+    ('segmenter', 'ade20k_b16.*', 'ade20k', HALF, (512, 2048), 512, (512, 2048), 512),
+    ('segmenter', 'ade20k_l16.*', 'ade20k', HALF, (640, 2560), 640, (640, 2560), 640),
+    ('segmenter', 'coco_stuff10k_b16.*', 'coco_stuff10k', IMAGENET, (512, 2048), 512, (512, 2048), 512),
+    ('segmenter', 'coco_stuff10k_l16.*', 'coco_stuff10k', IMAGENET, (640, 2560), 640, (640, 2560), 640),
+    ('segmenter', 'pascal60_b16.*', 'pascal_context60', HALF, (520, 4160), 480, (520, 4160), 480),
+    ('segmenter', 'ade20k_full_b16.*', 'ade20k_full', IMAGENET, (512, 2048), 512, (512, 2048), 512),
+    ('segmenter', 'coco_lvis_b16.*', 'coco_lvis', IMAGENET, (512, 2048), 512, (512, 2048), 512),
+    ('deeplabv3', 'ade20k.*', 'ade20k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
+    ('deeplabv3', 'coco_stuff10k.*', 'coco_stuff10k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
+    ('mask2former', 'ade20k_(r50|swin_t|swin_s)', 'ade20k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
+    ('mask2former', 'ade20k_(swin_b|swin_l).*', 'ade20k', IMAGENET, (640, 2560), 640, (640, 2560), 0),
+    ('mask2former', 'ade20k_panoptic.*', 'ade20k_panoptic', IMAGENET, (640, 2560), 640, (640, 2560), 0),
+    ('mask2former', 'coco_panoptic.*', 'coco_panoptic', IMAGENET, (0, 0), 1024, (800, 1333), 0),
 ]
 
 
-@pytest.mark.parametrize('name, pattern, num_classes, zero, colours, base_size, crop, eval_base_size, window', RELEASED_INPUTS)
-def test_inputs_of_the_released_recipes(name, pattern, num_classes, zero, colours, base_size, crop, eval_base_size, window):
+@pytest.mark.parametrize('name, pattern, data_set, colours, base_size, crop, eval_base_size, window', RELEASED_INPUTS)
+def test_inputs_of_the_released_recipes(name, pattern, data_set, colours, base_size, crop, eval_base_size, window):
     recipes = [recipe for recipe in importlib.import_module(f'configs.{name}').RECIPES if re.fullmatch(pattern, recipe)]
     assert recipes
     for config in (load(name, recipe) for recipe in recipes):
-        detectron2, coco = name == 'mask2former', num_classes == 133
+        detectron2, coco = name == 'mask2former', data_set == 'coco_panoptic'
         expected = {
-            'data': {'num_classes': num_classes, 'reduce_zero_label': zero, 'mean': colours[0], 'std': colours[1],
-                     'antialias': detectron2},
+            'data': {'name': data_set, 'num_classes': 0, 'mean': colours[0], 'std': colours[1], 'antialias': detectron2},
             'augment': {'base_size': base_size, 'scale_range': (0.1, 2.0) if coco else (0.5, 2.0), 'large_scale_jitter': coco,
                         'short_sides': SIXTEEN[crop] if detectron2 and not coco else (), 'crop_size': (crop, crop),
                         'max_category_ratio': 1.0 if detectron2 else 0.75, 'flip': 0.5, 'photometric': not coco,
