@@ -130,18 +130,28 @@ def test_records_hold_what_the_folder_holds(tmp_path, module, kind):
     assert builder.as_data_source('train')[0]['labels'].max() == highest
 
 
-def test_which_labels_are_taken(tmp_path):
+def test_which_labels_and_lists_are_taken(tmp_path):
     fill(tmp_path, 'json')
-    mats = tmp_path / 'VOCdevkit/VOC2010/trainval'
-    mats.mkdir()
+    root = tmp_path / 'VOCdevkit/VOC2010'
+
+    def first():
+        source = pascal_context60.get_source(official_cases.config(tmp_path), 'train')
+        assert source.ids == NAMES['train']
+        return set(np.unique(source.load(0)['label']).tolist())
+
+    (root / 'ImageSets/Main').mkdir()
+    (root / 'ImageSets/Main/train.txt').write_text('2010_006082\n')
+    (root / 'trainval').mkdir()
     for name in SHAPES:
-        scipy.io.savemat(mats / f'{name}.mat', {'LabelMap': np.full(SHAPES[name], 458, np.uint16)})
-    load = pascal_context60.get_source(official_cases.config(tmp_path), 'train').load
-    assert (load(0)['label'] == 59).all()
+        scipy.io.savemat(root / f'trainval/{name}.mat', {'LabelMap': np.full(SHAPES[name], 458, np.uint16)})
+    assert first() == {59}
     for name in SHAPES:
-        official_cases.values(mats.with_name('SegmentationClassContext') / f'{name}.png', np.full(SHAPES[name], 7, np.uint8))
-    load = pascal_context60.get_source(official_cases.config(tmp_path), 'train').load
-    assert (load(0)['label'] == 7).all()
+        official_cases.values(root / f'SegmentationClassContext/{name}.png', np.full(SHAPES[name], 7, np.uint8))
+    assert first() == {7}
+    (root / 'trainval').rename(tmp_path / 'away')
+    assert first() == {7}
+    (root / 'SegmentationClassContext').rename(tmp_path / 'away too')
+    assert len(first()) > 10
 
 
 def test_values_that_are_no_class(tmp_path):

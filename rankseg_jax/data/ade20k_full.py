@@ -6,9 +6,9 @@
 
 In a _seg.png, red // 10 · 256 + green is the number of an object's name in ADE20K's index, 0 is no object; numbers that are none
 of the 847 classes (Cheng et al., NeurIPS 2021, who chose them) don't count. Images whose short side is over 512 are shrunk to
-512, as for the published scores. Labels are sampled at the centres of the new pixels, where those of the published scores are
-sampled at their upper left corners: of three street scenes that moves the class of 1.5 % of the pixels. For exactly theirs,
-and their JPEG quality of 75 where this has 95, give the folders that were converted for Mask2Former or for mmsegmentation:
+512, as for the published scores. Labels are sampled at the centres of the new pixels, as the images are; those of the published
+scores are sampled at their upper left corners, and differ in 1.5 % of the pixels of three street scenes. For exactly theirs, and
+their JPEG quality of 75 where this has 95, give the folders that were converted for Mask2Former or for mmsegmentation:
 
     images_detectron2/{training,validation}/*.jpg           annotations_detectron2/{training,validation}/*.tif
     {train,val}/image/*.jpg                                 {train,val}/label/*.tif

@@ -11,7 +11,7 @@ pixels of a thing without an instance are void; none is a crowd. `labels` follow
 That is the rule of Cheng et al. (CVPR 2022), but for one thing. Theirs leaves a stuff's area and box as they were before instances
 covered it, and a stuff of which nothing is left in the JSON file. The first lowers the IoU of every such stuff, the second counts
 as missed what nobody can find, so that even the truth has a PQ below 1. Here areas and boxes are those of the map, and segments
-without a pixel are left out: scores are a little above those that the same predictions have by the published files.
+without a pixel are left out: PQ is a little above what the same predictions have by the published files, and never below it.
 """
 
 import numpy as np
