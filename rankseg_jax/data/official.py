@@ -53,8 +53,8 @@ def to_labels(values, ids, ignored, path) -> np.ndarray:
     if (labels == IGNORED - 1).any():
         wrong = np.unique(values[labels == IGNORED - 1])[:LISTED].tolist()
         raise ValueError(f'{path}: label values {wrong} are no class of this data set ({len(ids)} classes, values {min(ids)}..'
-                         f'{max(ids)}) and not among those that do not count ({", ".join(map(str, ignored))}): is it a file of '
-                         'another data set, or one that was converted?')
+                         f'{max(ids)}) and not among those that do not count ({", ".join(map(str, ignored)) or "none"}): is it a '
+                         'file of another data set, or one that was converted?')
     return labels
 
 
@@ -72,6 +72,20 @@ def decode_image(content: bytes, path) -> np.ndarray:
         return folder.to_rgb(Image.open(io.BytesIO(content)))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
+
+
+def read_colours(path) -> np.ndarray:
+    """uint8 [H, W, 3] of a PNG whose colours are numbers.
+
+    Raises:
+      CorruptExample: the file cannot be read.
+      ValueError: it has no colours.
+    """
+    content = read_bytes(path)
+    colours = decode_image(content, path)
+    if (mode := Image.open(io.BytesIO(content)).mode) != 'RGB':
+        raise ValueError(f'{path}: its colours should be numbers, but it has none (mode {mode})')
+    return colours
 
 
 def decode_map(values) -> np.ndarray:
@@ -138,7 +152,7 @@ class PanopticSource(Source):
         example = self.example(index)
         segments = example['segments']
         if isinstance(segments, dict):  # of a record: for each key the values of all segments
-            rows = zip(*(values.tolist() for values in segments.values()), strict=True)
+            rows = zip(*(np.asarray(values).tolist() for values in segments.values()), strict=True)
             segments = [dict(zip(segments, row, strict=True)) for row in rows]
         return coco.rgb_to_ids(decode_map(example['panoptic_ids'])), segments
 
@@ -246,7 +260,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         missing = [image_dir / f'{name}.jpg' for name in names if f'{name}.jpg' not in images]
         missing += [label_dir / f'{name}{suffix}' for name in names if f'{name}{suffix}' not in labels]
         if missing or not names:
-            raise cls.missing(split, missing or [image_dir / '*.jpg', label_dir / f'*{suffix}'], 2 * len(names))
+            raise cls.missing(split, missing or [image_dir / '*.jpg', label_dir / f'*{suffix}'], 2 * max(len(names), 1))
         return [(name, image_dir / f'{name}.jpg', label_dir / f'{name}{suffix}') for name in names]
 
     def _example_writer(self):
