@@ -6,9 +6,8 @@
 
 In a _seg.png, red // 10 · 256 + green is the number of an object's name in ADE20K's index, 0 is no object; numbers that are none
 of the 847 classes (Cheng et al., NeurIPS 2021, who chose them) don't count. Images whose short side is over 512 are shrunk to
-512, as for the published scores. Labels are sampled at the centres of the new pixels, as the images are; those of the published
-scores are sampled at their upper left corners, and differ in 1.5 % of the pixels of three street scenes. For exactly theirs, and
-their JPEG quality of 75 where this has 95, give the folders that were converted for Mask2Former or for mmsegmentation:
+512 and labels sampled at the upper left corners of the new pixels, as for the published scores; their JPEGs have a quality of 75,
+these of 95. Also read are the folders that were converted for Mask2Former or for mmsegmentation:
 
     images_detectron2/{training,validation}/*.jpg           annotations_detectron2/{training,validation}/*.tif
     {train,val}/image/*.jpg                                 {train,val}/label/*.tif
@@ -95,7 +94,9 @@ class Ade20kFull(official.Builder):
             if picture.shape[:2] != objects.shape:
                 raise CorruptExample(folder.size_mismatch(image, picture.shape[:2], objects.shape))
             content = encode_jpeg(transforms.resize_image(picture, size).numpy())
-        labels = official.to_labels(transforms.resize_label(objects, size).numpy(), classes, None, label)  # [h, w]
+        rows, columns = (np.arange(new) * (old / new) for new, old in zip(size, objects.shape, strict=True))
+        objects_there = objects[np.ix_(rows.astype(int), columns.astype(int))]  # [h, w]
+        labels = official.to_labels(objects_there, classes, None, label)
         return {'image': content, 'labels': labels, 'original_size': objects.shape}
 
 
