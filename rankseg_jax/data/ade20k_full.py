@@ -94,7 +94,7 @@ class Ade20kFull(official.Builder):
             if picture.shape[:2] != objects.shape:
                 raise CorruptExample(folder.size_mismatch(image, picture.shape[:2], objects.shape))
             content = encode_jpeg(transforms.resize_image(picture, size).numpy())
-        rows, columns = (np.arange(new) * (old / new) for new, old in zip(size, objects.shape, strict=True))
+        rows, columns = (np.arange(new) * (1 / (new / old)) for new, old in zip(size, objects.shape, strict=True))
         objects_there = objects[np.ix_(rows.astype(int), columns.astype(int))]  # [h, w]
         labels = official.to_labels(objects_there, classes, None, label)
         return {'image': content, 'labels': labels, 'original_size': objects.shape}
