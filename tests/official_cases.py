@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -74,3 +75,25 @@ def assert_same(get_source, folder, records, split):
             (ids, segments), (other_ids, other_segments) = straight.segments(index), prepared.segments(index)
             np.testing.assert_array_equal(ids, other_ids)
             assert segments == other_segments
+
+
+def assert_refused(builder_class, folder, records, error, match):
+    """Reading it straight (both splits) and preparing it end in this error, and preparing leaves no file behind."""
+    with pytest.raises(error, match=match):
+        for split in builder_class.PUBLISHED:
+            builder_class.get_source(config(folder), split).load(0)
+    with pytest.raises(error, match=match):
+        prepare(builder_class, folder, records)
+    assert not [path for path in Path(records).rglob('*') if path.is_file()]
+
+
+def class_pixels(source):
+    """Pixels and images of each class, counted one by one."""
+    pixels, images = ([0] * len(source.class_names) for _ in range(2))
+    for index in range(len(source)):
+        values, counts = np.unique(source.load(index)['label'], return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            if value >= 0:
+                pixels[value] += count
+                images[value] += 1
+    return pixels, images
