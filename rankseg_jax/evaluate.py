@@ -76,7 +76,8 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
                 predicted = [{'id': place, 'category_id': label} for place, label in enumerate(image_labels, 1)]
                 panoptic = panoptic.merge(PanopticMetric.from_image(*truth, image_ids, predicted, num_classes))
                 if writer is not None:
-                    writer.write(index, Path(source.ids[index]).stem, image_ids, image_labels)
+                    image_id = source.image_ids[index] if hasattr(source, 'image_ids') else index
+                    writer.write(image_id, Path(source.ids[index]).stem, image_ids, image_labels)
         num_images += int(batch['mask'].sum())
     if jax.process_count() == 1 and num_images < len(source):
         logging.error('%d of %d images could not be read and are not scored', len(source) - num_images, len(source))

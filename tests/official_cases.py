@@ -81,3 +81,15 @@ def assert_refused(builder_class, folder, records, error, match):
     with pytest.raises(error, match=match):
         prepare(builder_class, folder, records)
     assert not [path for path in Path(records).rglob('*') if path.is_file()]
+
+
+def class_pixels(source):
+    """Pixels and images of each class, counted one by one."""
+    pixels, images = ([0] * len(source.class_names) for _ in range(2))
+    for index in range(len(source)):
+        values, counts = np.unique(source.load(index)['label'], return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            if value >= 0:
+                pixels[value] += count
+                images[value] += 1
+    return pixels, images

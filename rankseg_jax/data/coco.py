@@ -46,9 +46,10 @@ def targets(ids, segments, max_targets: int):
 
 
 def categories(source) -> list[dict]:
-    """The categories of a source as COCO's files list them; their ids are 0..K-1."""
+    """The categories of a source as COCO's files list them; their ids are its `category_ids`, else 0..K-1."""
+    ids = getattr(source, 'category_ids', range(len(source.class_names)))
     return [{'id': i, 'name': name, 'isthing': int(thing)}
-            for i, (name, thing) in enumerate(zip(source.class_names, source.things, strict=True))]
+            for i, name, thing in zip(ids, source.class_names, source.things, strict=True)]
 
 
 def segments_info(ids, labels, category_ids) -> list[dict]:

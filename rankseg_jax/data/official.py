@@ -14,6 +14,7 @@ import abc
 import io
 import json
 import os
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def listing(path) -> set[str]:
     return {entry.name for entry in os.scandir(path)} if Path(path).is_dir() else set()
 
 
+def first_of(*paths: Path) -> Path:
+    """The first of the places that is there; if none is, the first."""
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+@contextmanager
+def parsing(path, kind: str):
+    """For code that takes a file apart: its errors become a ValueError that names the file."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path} is broken, or no {kind}: {type(error).__name__}: {error}') from error
+
+
 class Source:
     """Random access to a split; see `rankseg_jax.data.get_source`.
 
@@ -152,7 +167,7 @@ class PanopticSource(Source):
         example = self.example(index)
         segments = example['segments']
         if isinstance(segments, dict):  # of a record: for each key the values of all segments
-            rows = zip(*(np.asarray(values).tolist() for values in segments.values()), strict=True)
+            rows = zip(*(np.asarray(values).tolist() for values in segments.values()), strict=True)  # of none, a list
             segments = [dict(zip(segments, row, strict=True)) for row in rows]
         return coco.rgb_to_ids(decode_map(example['panoptic_ids'])), segments
 
@@ -270,6 +285,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shard_iterators_per_split(self, dl_manager):
         root = self.find_root(dl_manager.manual_dir)
         entries = {split: self.find(root, split) for split in self.splits(root)}
+        for found in entries.values():
+            self.record(found[0])  # files of another data set are refused before anything is written
         self.info.metadata['file_names'] = {split: [entry[0] for entry in found] for split, found in entries.items()}
         return self._parts.prepare(root, entries)
 
@@ -278,13 +295,15 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     @classmethod
     def record(cls, entry) -> dict:
-        """`read`, checked and with its maps as PNG bytes, for TFDS to write."""
+        """`read`, checked and with its maps as PNG bytes, for TFDS to write; and 'pixels', int [K], those of each class."""
         example = cls.read(entry)
         size = decode_image(example['image'], entry[0]).shape[:2]
         if size != example['labels'].shape:
             raise CorruptExample(folder.size_mismatch(entry[0], size, example['labels'].shape))
         maps = {name: encode_png(example[name]) for name in ('labels', 'panoptic_ids') if name in example}
-        return example | maps | {'file_name': entry[0]}
+        num_classes = len(read_classes(cls.CLASSES)['names'])
+        pixels = np.bincount(example['labels'].ravel(), minlength=num_classes)[:num_classes]
+        return example | maps | {'file_name': entry[0], 'pixels': pixels}
 
     @classmethod
     def prepare(cls, path: Path, records) -> Path:
@@ -305,7 +324,11 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         if split not in cls.PUBLISHED:
             raise ValueError(f'{cls.name} has no split {split!r}; the splits are {", ".join(cls.PUBLISHED)}')
         folder.check_num_classes(data_config.num_classes, read_classes(cls.CLASSES)['names'], cls.name)
-        path = Path(data_config.dir or tfds.core.constants.DATA_DIR).expanduser()
+        return cls.open_split(Path(data_config.dir or tfds.core.constants.DATA_DIR).expanduser(), split)
+
+    @classmethod
+    def open_split(cls, path: Path, split: str):
+        """What `get_source` returns, for a split that there should be."""
         builder = cls(data_dir=path)
         if not builder.data_path.exists():
             entries = cls.find(cls.find_root(path), split)
@@ -343,8 +366,11 @@ def segment_labels(ids, segments, path) -> np.ndarray:
     Raises:
       ValueError: an id has no segment.
     """
-    values, places = np.unique(ids, return_inverse=True)
     label = {0: IGNORED} | {segment['id']: segment['category_id'] for segment in segments}
-    if unknown := set(values.tolist()) - label.keys():
-        raise ValueError(f'{path}: ids {sorted(unknown)[:LISTED]} are in the picture but not among its segments in the JSON file')
-    return np.array([label[value] for value in values.tolist()], np.uint16)[places.reshape(ids.shape)]
+    known = np.array(sorted(label))
+    places = np.searchsorted(known[:-1], ids)  # [H, W]; several times faster than to ask which ids there are
+    unknown = known[places] != ids
+    if unknown.any():
+        wrong = np.unique(ids[unknown])[:LISTED].tolist()
+        raise ValueError(f'{path}: ids {wrong} are in the picture but not among its segments in the JSON file')
+    return np.array([label[i] for i in known.tolist()], np.uint16)[places]

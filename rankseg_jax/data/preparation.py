@@ -4,6 +4,9 @@ Until all are there, they lie beside the place of the finished data set, each un
 
     <data_dir>/<name>/<version>.parts/plan.json        what they are parts of
     <data_dir>/<name>/<version>.parts/<name>-train.array_record-00000-of-00040
+    <data_dir>/<name>/<version>.parts/<name>-train.array_record-00000-of-00040.json   what it has of each class
+
+metadata.json, which TFDS writes beside the records, also tells for each split the 'pixels' and the 'images' of each class.
 """
 
 import fcntl
@@ -16,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core import example_serializer, file_adapters
@@ -62,10 +66,15 @@ class Parts(tfds.core.ExampleWriter):
             pool = ThreadPoolExecutor()
             try:
                 list(pool.map(partial(self._write_part, progress), todo))
-            except BaseException:  # what has begun ends, the rest is left for the next time
+            except BaseException:  # an error or Ctrl-C: what has begun ends, the rest is left for the next time
                 pool.shutdown(cancel_futures=True)
                 self.lock.close()
                 raise
+            pool.shutdown()
+        for key in ('pixels', 'images'):
+            self.builder.info.metadata[key] = {
+                split: np.sum([json.loads(_counts(path).read_text())[key] for path, _ in found], 0).tolist()
+                for split, found in parts.items()}
         return {split: [partial(iter, [(entry[0], None) for entry in part]) for _, part in found] for split, found in parts.items()}
 
     def _split(self, split, entries):
@@ -104,11 +113,13 @@ class Parts(tfds.core.ExampleWriter):
         path, entries = part
         features = self.builder.info.features
         serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-        written = []  # checksums
+        written, pixels = [], []  # checksums, and [K] of each example
 
         def records():
             for entry in entries:
-                record = serializer.serialize_example(features.encode_example(self.builder.record(entry)))
+                example = self.builder.record(entry)
+                pixels.append(example.pop('pixels'))
+                record = serializer.serialize_example(features.encode_example(example))
                 written.append(zlib.crc32(record))
                 yield entry[0], record
                 progress.update()
@@ -123,4 +134,11 @@ class Parts(tfds.core.ExampleWriter):
             read = adapter.make_tf_data(str(temporary)).as_numpy_iterator()
         if list(map(zlib.crc32, read)) != written:
             raise ValueError(f'{temporary} does not read as it was written; is the disk full or failing?')
+        counts = {'pixels': np.sum(pixels, 0).tolist(), 'images': np.count_nonzero(pixels, 0).tolist()}
+        _counts(path).write_text(json.dumps(counts))
         temporary.rename(path)
+
+
+def _counts(path):
+    """The file that tells what a part has of each class."""
+    return path.with_name(f'{path.name}.json')

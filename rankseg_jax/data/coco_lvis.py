@@ -1,0 +1,154 @@
+"""COCO+LVIS: the things of LVIS v1 (Gupta et al., CVPR 2019) over the stuff of COCO-Stuff (Caesar et al., CVPR 2018).
+
+    coco/
+      train2017/000000391895.jpg  val2017/…         lvis_v1_train.json  lvis_v1_val.json  (or in annotations/ or in lvis/)
+      stuffthingmaps/train2017/000000391895.png  stuffthingmaps/val2017/…
+
+A pixel is of the first annotation of LVIS that covers it, in the order of the JSON file. Where there is none, it is of the stuff
+that COCO-Stuff has there; COCO's things that LVIS has no mask of, and what is unlabelled, don't count. The 1,284 classes are
+the 1,203 of LVIS in the order of their ids, then the 81 stuff that have no namesake among them; the other 10 are of its class.
+
+Or masks that are there already, in the layout of the RankSeg paper; value v is class v - 1, 0 doesn't count:
+
+    lvis/images/{train2017,val2017}/*.jpg           lvis/lvis_mask/{train2017,val2017}/*.png
+"""
+
+import json
+from array import array
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from rankseg_jax.data import folder, official
+from rankseg_jax.data.coco_stuff164k import FOLDERS
+
+FILES = {'train': 'lvis_v1_train.json', 'validation': 'lvis_v1_val.json'}
+PLACES = ('', 'annotations/', 'lvis/')  # of the JSON files
+NUM_THINGS = 1203
+STUFF_IDS = range(92, 183)  # of COCO-Stuff
+
+
+class CocoLvis(official.Builder):
+    """COCO+LVIS, semantic."""
+
+    CLASSES = 'coco_lvis'
+    FOLDER = 'coco'
+    MARKERS = (*(place + name for place in PLACES for name in FILES.values()), 'lvis/lvis_mask', 'lvis_mask')
+    LAYOUT = ('  coco/{train2017,val2017}/*.jpg\n'
+              '  coco/{lvis_v1_train,lvis_v1_val}.json, or in coco/annotations/ or coco/lvis/\n'
+              '  coco/stuffthingmaps/{train2017,val2017}/*.png\n'
+              'or\n'
+              '  lvis/images/{train2017,val2017}/*.jpg\n'
+              '  lvis/lvis_mask/{train2017,val2017}/*.png')
+    PUBLISHED = {'train': 100_170, 'validation': 19_809}
+    HOMEPAGE = 'https://www.lvisdataset.org'
+    LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
+
+    image_id = staticmethod(int)
+
+    @classmethod
+    def find(cls, root, split):
+        path = official.first_of(*(root / (place + FILES[split]) for place in PLACES))
+        masks = official.first_of(root / 'lvis/lvis_mask', root / 'lvis_mask') / FOLDERS[split]
+        if masks.exists() and not path.exists():
+            return cls.pairs(split, masks.parents[1] / 'images' / FOLDERS[split], masks)
+        if not path.is_file():
+            raise cls.missing(split, [path], 1)
+        annotations = read_json(path, official.read_classes(cls.CLASSES)['names'][:NUM_THINGS])
+        entries = []
+        for place in sorted({place for place, _ in annotations}):  # LVIS's validation images are of both folders
+            names = [name for other, name in annotations if other == place]
+            pairs = cls.pairs(split, root / place, root / 'stuffthingmaps' / place, names=names)
+            entries += [(*pair, annotations[place, pair[0]]) for pair in pairs]
+        return sorted(entries, key=lambda entry: entry[0])
+
+    @classmethod
+    def read(cls, entry):
+        _, image, path, *annotations = entry
+        values = folder.read_values(path)  # [H, W]
+        if annotations:
+            labels = stuff_labels(values, path)
+            paint(labels, *annotations, image)
+        else:
+            labels = official.to_labels(values, official.read_classes(cls.CLASSES)['ids'], (0,), path)
+        return {'image': official.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
+
+
+def read_json(path: Path, names: list[str]) -> dict[tuple, list]:
+    """The annotations of each image in a JSON file of LVIS: (folder, name) -> (class, segmentation) each, as `paint` takes them.
+
+    Raises:
+      ValueError: the file is broken, of another version or of another kind.
+    """
+    def keep(value):  # of an annotation what is needed, its numbers as arrays: all of it would need 6 GB instead of 1.6
+        if 'segmentation' in value:
+            return value['image_id'], value['category_id'], compact(value['segmentation'])
+        if 'coco_url' in value:
+            return value['id'], *value['coco_url'].removesuffix('.jpg').split('/')[-2:]
+        return value
+
+    with official.parsing(path, 'JSON file of LVIS v1'):
+        content = json.loads(path.read_text('utf-8'), object_hook=keep)
+        found = {category['id']: category['name'] for category in content['categories']}
+        if found != (wanted := dict(enumerate(names, 1))):
+            differ = [f'{i} {found.get(i)}' for i in sorted(found.keys() | wanted.keys()) if found.get(i) != wanted.get(i)]
+            raise ValueError(f'it lists {len(found)} categories, version 1 has {len(names)} (version 0.5: 1230); they differ in '
+                             f'{", ".join(differ[:official.LISTED])}')
+        of_image = {image_id: [] for image_id, _, _ in content['images']}
+        for image_id, category, segmentation in content['annotations']:
+            if category not in wanted:
+                raise ValueError(f'an annotation of the image {image_id} is of the category {category}')
+            of_image[image_id].append((category - 1, segmentation))
+        return {(place, name): of_image[image_id] for image_id, place, name in content['images']}
+
+
+def compact(segmentation):
+    """Polygons as arrays, run lengths compressed; ValueError for what pycocotools would take for something else."""
+    if isinstance(segmentation, list):
+        if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+            raise ValueError(f'polygons need three points or more: {segmentation}')
+        return [array('d', polygon) for polygon in segmentation]
+    height, width = segmentation['size']
+    if isinstance(segmentation['counts'], list):
+        if sum(segmentation['counts']) != height * width:
+            raise ValueError(f'run lengths that are not of {height} x {width} pixels')
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    coco_mask.decode(segmentation)  # ValueError for a string that means none
+    return segmentation
+
+
+def stuff_labels(values, path) -> np.ndarray:
+    """A map of COCO-Stuff, int [H, W] in 0..181 or 255 -> its stuff as classes, uint16 [H, W]; all else is IGNORED.
+
+    Raises:
+      ValueError: other values.
+    """
+    categories = official.to_labels(values, range(STUFF_IDS.stop - 1), (255,), path).astype(int)  # [H, W]; category - 1
+    table = np.full(official.IGNORED + 1, official.IGNORED, np.uint16)
+    table[STUFF_IDS.start - 1:STUFF_IDS.stop - 1] = official.read_classes(CocoLvis.CLASSES)['stuff']
+    return table[categories]
+
+
+def paint(labels, annotations, path):
+    """Puts things over labels [H, W], in place; where they overlap, the first counts.
+
+    Args:
+      annotations: (class, segmentation) each, as `compact` returns it: arrays of x, y, x, y, …, or run lengths.
+      path: named in errors.
+
+    Raises:
+      ValueError: run lengths of another size.
+    """
+    height, width = labels.shape
+    for label, segmentation in reversed(annotations):
+        if isinstance(segmentation, list):
+            polygons = [polygon.tolist() for polygon in segmentation]
+            segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        mask = coco_mask.decode(segmentation).astype(bool)  # [H, W]
+        if mask.shape != labels.shape:
+            raise ValueError(f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it {mask.shape}')
+        labels[mask] = label
+
+
+get_source = CocoLvis.get_source
