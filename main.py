@@ -34,7 +34,7 @@ _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'ana
 _INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split. '
                            'convert: a folder, a file, or a name on the Hugging Face hub.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/predictions or export. '
-                              'evaluate: for panoptic segments in COCO\'s format.')
+                              'evaluate: of label maps or panoptic segments, as in the data set.')
 
 
 def main(argv):

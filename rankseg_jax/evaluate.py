@@ -11,7 +11,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from rankseg_jax import checkpoint, data, inference, models, sharding
-from rankseg_jax.data import CorruptExample, coco, pipeline
+from rankseg_jax.data import CorruptExample, coco, folder, pipeline
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.metrics.panoptic import PanopticMetric
 from rankseg_jax.metrics.semantic import SemanticMetric
@@ -25,9 +25,9 @@ def recall_values(config, num_classes: int) -> tuple[int, ...]:
 
 
 def make_eval_step(model, config, source, mesh):
-    """Jitted (model variables, batch) -> (SemanticMetric, MultilabelMetric or None, Segments or None).
+    """Jitted (model variables, batch) -> (SemanticMetric, MultilabelMetric or None, labels [B, Hc, Wc], Segments or None).
 
-    The metrics are sums over the global batch; panoptic segments are those of its images, split over the mesh.
+    The metrics are sums over the global batch; label maps and panoptic segments are those of its images, split over the mesh.
     """
     num_classes, things = len(source.class_names), data.things(source, config.task)
     recall_at = recall_values(config, num_classes) if config.rankseg else ()
@@ -38,17 +38,18 @@ def make_eval_step(model, config, source, mesh):
             model, variables, batch['views'], batch['size'], config, canvas=labels.shape[1:],
             presence=pixel_counts(labels, num_classes) > 0, things=things and jnp.array(things))
         return *semantic.statistics(labels, prediction.labels, prediction.presence_logits, batch['mask'],
-                                    num_classes=num_classes, recall_at=recall_at), prediction.segments
+                                    num_classes=num_classes, recall_at=recall_at), prediction.labels, prediction.segments
 
     copied, split = sharding.copied(mesh), sharding.split(mesh)
-    return jax.jit(eval_step, in_shardings=(copied, split), out_shardings=(copied, copied, split))
+    return jax.jit(eval_step, in_shardings=(copied, split), out_shardings=(copied, copied, split, split))
 
 
 def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
     """Scores of the model on every image of a source, each counted once.
 
     Args:
-      writer: a `coco.Writer` for the panoptic segments of this host's images; None: they are only scored.
+      writer: a `coco.Writer` for the panoptic segments, or a `folder.LabelWriter` for the label maps, of this host's images; None:
+        they are only scored.
 
     Returns:
       The scores of SemanticMetric, of MultilabelMetric with RankSeg, and of PanopticMetric for that task.
@@ -59,7 +60,7 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
     panoptic = PanopticMetric.empty(num_classes)
     num_images = 0
     for batch in pipeline.eval_batches(source, config):
-        pixels, found, segments = eval_step(variables, sharding.shard_batch(batch, mesh))
+        pixels, found, label_maps, segments = eval_step(variables, sharding.shard_batch(batch, mesh))
         total = total.merge(jax.device_get(pixels))
         if found is not None:
             categories = categories.merge(jax.device_get(found))
@@ -78,6 +79,11 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
                 if writer is not None:
                     image_id = source.image_ids[index] if hasattr(source, 'image_ids') else index
                     writer.write(image_id, Path(source.ids[index]).stem, image_ids, image_labels)
+        elif writer is not None:
+            label_maps = sharding.local_part(label_maps)  # [B, Hc, Wc]
+            for i in np.flatnonzero(batch['mask']):
+                height, width = batch['size'][i]
+                writer.write(source.ids[batch['index'][i]], label_maps[i, :height, :width])
         num_images += int(batch['mask'].sum())
     if jax.process_count() == 1 and num_images < len(source):
         logging.error('%d of %d images could not be read and are not scored', len(source) - num_images, len(source))
@@ -93,20 +99,30 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
 def run(config, workdir, output=None) -> dict:
     """--mode=evaluate: scores a checkpoint of `workdir` on `config.data.eval_split`; prints them and writes a JSON file.
 
-    Panoptic segments are written in COCO's format if there is a folder `output` for them.
+    Predictions are written in the data set's own format if there is a folder `output` for them: label maps as `folder.LabelWriter`
+    does, panoptic segments as `coco.Writer` does.
+
+    Raises:
+      ValueError: `output` with several hosts.
     """
     mesh = sharding.make_mesh(config.mesh_data)
     source = data.get_source(config.data, config.data.eval_split)
     num_classes = len(source.class_names)
     things = data.things(source, config.task)
-    if output and (things is None or jax.process_count() > 1):
-        raise ValueError("--output is for panoptic segments: it needs config.task = 'panoptic', on one host")
+    if output and jax.process_count() > 1:
+        raise ValueError('--output is for evaluation on one host')
     model = models.build(config, num_classes)
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, config.eval.checkpoint)
     variables = models.restore(manager, step, model, config, num_classes, sharding.copied(mesh))
     eval_step = make_eval_step(model, config, source, mesh)
-    with coco.Writer(Path(output) / 'predictions.json', coco.categories(source)) if output else nullcontext() as writer:
+    if not output:
+        writer = nullcontext()
+    elif things is None:
+        writer = folder.LabelWriter(output, source)
+    else:
+        writer = coco.Writer(Path(output) / 'predictions.json', coco.categories(source))
+    with writer as writer:
         scores = evaluate(eval_step, variables, source, config, mesh, writer)
     if jax.process_index() == 0:
         path = Path(workdir) / f'scores_{config.data.eval_split}_{step}.json'

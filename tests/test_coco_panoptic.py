@@ -278,7 +278,7 @@ def test_evaluation_writes_the_official_ids(folder, tmp_path):
                     places[i, :20, :30][ids == segment['id']] = place + 1
                     classes[i, place] = segment['category_id']
         segments = postprocessing.Segments(places, classes, np.zeros(classes.shape, np.float32))
-        return SemanticMetric.from_batch(labels, labels, 133), None, sharding.shard_batch(segments, mesh)
+        return SemanticMetric.from_batch(labels, labels, 133), None, labels, sharding.shard_batch(segments, mesh)
 
     with coco.Writer(tmp_path / 'predictions.json', coco.categories(source)) as writer:
         scores = evaluate.evaluate(eval_step, None, source, config, mesh, writer)

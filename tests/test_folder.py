@@ -366,3 +366,12 @@ def test_memory_of_the_check_does_not_grow_with_images_times_classes(monkeypatch
         tracemalloc.stop()
     assert report.images.tolist()[7:] == [2] * (num_classes - 7)
     assert report.categories.tolist() == [len({i % num_classes, i % 7}) for i in range(number)]
+
+
+def test_label_maps_are_written_as_they_are_read(dataset, tmp_path):
+    for options in ({}, {'reduce_zero_label': True}):
+        source = get_source(data_config(dataset, **options), 'train')
+        label = np.array([[0, 1, 2], [2, 2, IGNORE_LABEL]])
+        folder.LabelWriter(tmp_path, source).write(source.ids[0], label)
+        found = source.read_label(tmp_path / Path(source.ids[0]).with_suffix('.png').name)
+        np.testing.assert_array_equal(found, label)

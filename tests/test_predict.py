@@ -14,7 +14,7 @@ from PIL import Image
 
 import rankseg_jax
 from rankseg_jax import checkpoint, data, evaluate, export, models, predict, sharding, train
-from rankseg_jax.data import CorruptExample
+from rankseg_jax.data import CorruptExample, folder
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -64,8 +64,8 @@ WINDOWS = {'base_size': (24, 64), 'window': (16, 16), 'stride': (12, 12), 'flip'
 
 
 @pytest.mark.parametrize('options', [{}, WINDOWS])
-def test_predictor_agrees_with_the_evaluation(trained, options):
-    """mIoU counted by hand from predicted maps is what evaluation says of the same checkpoint."""
+def test_predictor_agrees_with_the_evaluation(trained, options, tmp_path):
+    """Accuracy counted by hand from predicted maps is what evaluation says of the same checkpoint; it writes the same maps."""
     config, workdir = trained
     config = config.copy_and_resolve_references()
     config.eval.update(options)
@@ -74,12 +74,14 @@ def test_predictor_agrees_with_the_evaluation(trained, options):
     model = models.build(config, 8)
     variables = models.restore(checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh))
     source = data.get_source(config.data, 'validation')
-    scores = evaluate.evaluate(evaluate.make_eval_step(model, config, source, mesh), variables, source, config, mesh)
+    writer = folder.LabelWriter(tmp_path, source)
+    scores = evaluate.evaluate(evaluate.make_eval_step(model, config, source, mesh), variables, source, config, mesh, writer)
     right = total = 0
     for i in range(len(source)):
         example = source.load(i)
         labels = predictor(example['image']).labels
         right, total = right + (labels == example['label']).sum(), total + labels.size
+        np.testing.assert_array_equal(np.array(Image.open(tmp_path / f'{source.ids[i]}.png')), labels)
     np.testing.assert_allclose(scores['aAcc'], right / total, rtol=1e-6)
 
 

@@ -48,6 +48,11 @@ class PairedFiles:
     def ids(self):
         return [image.name for image, _ in self.pairs]
 
+    @property
+    def category_ids(self):
+        """The values on disk of the classes."""
+        return range(self.reduce_zero_label, len(self.class_names) + self.reduce_zero_label)
+
     def load(self, index):
         """Reads {'image': uint8 [H, W, 3], 'label': int32 [H, W]}.
 
@@ -136,6 +141,32 @@ def _decode(path):
             return ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
+
+
+class LabelWriter:
+    """Writes label maps as the label files of a data set: <folder>/<name of the image>.png, 16-bit where values need it.
+
+    The values are the source's `category_ids`, else 0..K-1; IGNORE_LABEL becomes 0 if no class has that value, else 255 or 65535.
+    """
+
+    def __init__(self, folder, source):
+        self.folder = Path(folder)
+        ids = list(getattr(source, 'category_ids', range(len(source.class_names))))
+        dtype = np.uint8 if max(ids) < 255 else np.uint16
+        self.values = np.array([*ids, np.iinfo(dtype).max if 0 in ids else 0], dtype)  # [K + 1]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def write(self, name: str, labels):
+        """One image of `source.ids`; labels int [H, W] in 0..K-1 or IGNORE_LABEL, which is -1."""
+        stem, suffix = name.rpartition('.')[::2]
+        path = self.folder / f'{stem if f".{suffix}".lower() in IMAGE_SUFFIXES else name}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self.values[labels]).save(path)
 
 
 def match_files(image_dir, label_dir, layout):
