@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, clips, vspw
+from configs import common
+from rankseg_jax import data
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, clips, pipeline, vspw
 from tests import official_cases
 
 # Split: videos and their numbers of frames.
@@ -111,6 +113,32 @@ def test_frames_of_another_size_are_no_clip(folder):
     assert source.load(1)['label'].shape == (10, 12)
     with pytest.raises(CorruptExample, match=r'1001_a/00000034 has \(10, 12\) pixels'):
         source.clip(0, [0, 1])
+
+
+def test_a_frame_that_cannot_be_read_is_named(folder):
+    path = folder / f'VSPW_480p/data/12_c/origin/{frame_names(2)[1]}.jpg'
+    path.write_bytes(path.read_bytes()[:200])
+    source = open_split(folder, 'train')
+    for attempt in (lambda: source.load(7), lambda: source.clip(2, [0, 1])):
+        with pytest.raises(CorruptExample, match=f'12_c/{path.stem}'):
+            attempt()
+    assert len(source.clip(2, [0, 2])['frames']) == 2
+
+
+def test_models_of_images_take_frames(folder):
+    config = common.get_config()
+    config.batch_size, config.eval.batch_size, config.eval.size, config.augment.crop_size = 4, 4, (32, 32), (16, 16)
+    config.data.update({'name': 'vspw', 'dir': str(folder)})
+    batch = next(pipeline.train_batches(data.get_source(config.data, 'train'), config, start_step=0))
+    assert batch['image'].shape == (4, 16, 16, 3) and batch['label'].max() < 124 and batch['mask'].all()
+    source = data.get_source(config.data, 'validation')
+    seen = 0
+    for batch in pipeline.eval_batches(source, config):
+        for i in np.flatnonzero(batch['mask']):
+            expected = source.load(batch['index'][i])['label']
+            np.testing.assert_array_equal(batch['label'][i][:expected.shape[0], :expected.shape[1]], expected)
+            seen += 1
+    assert seen == 25
 
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):

@@ -113,7 +113,7 @@ def read_videos(path: Path) -> list[Video]:
       ValueError: it is broken, or of another data set.
     """
     try:
-        content = json.loads(path.read_bytes(), object_hook=pack)
+        content = json.loads(path.read_text('utf-8'), object_hook=pack)
     except ValueError as error:
         raise ValueError(f'{path} is no JSON file: {error}') from error
     classes = official.read_classes(YoutubeVis2019.CLASSES)
