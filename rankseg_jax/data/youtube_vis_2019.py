@@ -112,29 +112,23 @@ def read_videos(path: Path) -> list[Video]:
     Raises:
       ValueError: it is broken, or of another data set.
     """
-    try:
-        content = json.loads(path.read_text('utf-8'), object_hook=pack)
-    except ValueError as error:
-        raise ValueError(f'{path} is no JSON file: {error}') from error
     classes = official.read_classes(YoutubeVis2019.CLASSES)
     labels = {category: label for label, category in enumerate(classes['ids'])}
-    try:
-        names = {category['id']: category['name'].lower().replace(' ', '_') for category in content['categories']}
-        check_categories(path, names, dict(zip(classes['ids'], classes['names'], strict=True)))
-        check_videos(path, content['videos'])
+    with official.parsing(path, 'JSON file of YouTubeVIS-2019'):
+        content = json.loads(path.read_text('utf-8'), object_hook=pack)
+        check_categories({category['id']: category['name'].lower().replace(' ', '_') for category in content['categories']},
+                         dict(zip(classes['ids'], classes['names'], strict=True)))
+        check_videos(content['videos'])
         videos = {video['id']: Video(video['id'], video['file_names'], (video['height'], video['width']), [])
                   for video in content['videos']}
         for track in content.get('annotations') or ():
-            where = f'{path}: track {track["id"]} of video {track["video_id"]}'
             if track['video_id'] not in videos or track['category_id'] not in labels:
-                raise ValueError(f'{where}, category {track["category_id"]}: one of the two is not among those of the file')
+                raise ValueError(f'it lists no video {track["video_id"]} or no category {track["category_id"]}, which the track '
+                                 f'{track["id"]} has')
             video = videos[track['video_id']]
             video.tracks.append({'id': track['id'], 'category_id': labels[track['category_id']], 'iscrowd': track['iscrowd'],
-                                 'counts': compress(track['segmentations'], video, where)})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is of another kind than the JSON files of {YoutubeVis2019.name}, which hold videos, categories '
-                         f'and perhaps annotations ({type(error).__name__}: {error})') from error
-    return list(videos.values())
+                                 'counts': compress(track, video)})
+        return list(videos.values())
 
 
 def pack(value: dict) -> dict:
@@ -142,32 +136,33 @@ def pack(value: dict) -> dict:
     return value | {'counts': np.array(value['counts'])} if isinstance(value.get('counts'), list) else value
 
 
-def check_categories(path, found: dict, wanted: dict):
+def check_categories(found: dict, wanted: dict):
     """Compares the names of the categories by id."""
     if found != wanted:
         other = [f'{i} is {found.get(i, "missing")}, not {wanted.get(i, "there")}'
                  for i in sorted(found.keys() | wanted.keys()) if found.get(i) != wanted.get(i)]
-        raise ValueError(f'{path}: {len(other)} categories are not those of {YoutubeVis2019.name}: '
-                         f'{", ".join(other[:official.LISTED])} (YouTubeVIS 2021 has as many, but others)')
+        raise ValueError(f'{len(other)} categories differ: {", ".join(other[:official.LISTED])} (YouTubeVIS 2021 has as many, but '
+                         'others)')
 
 
-def check_videos(path, videos: list[dict]):
-    """Each video must have an id of its own, and frames, all in a folder of its own."""
+def check_videos(videos: list[dict]):
+    """Each must have an id of its own, and frames, all in a folder of its own."""
     folders = [{name.rpartition('/')[0] for name in video['file_names']} for video in videos]
     ids = {video['id'] for video in videos}
     if not videos or any(len(found) != 1 for found in folders) or min(len(ids), len(set.union(*folders))) < len(videos):
-        raise ValueError(f'{path}: each of its videos must have an id of its own, and frames, all in a folder of its own')
+        raise ValueError('each of its videos must have an id of its own, and frames, all in a folder of its own')
 
 
-def compress(segmentations, video, where) -> list[str]:
+def compress(track, video) -> list[str]:
     """The compressed run lengths of a track in T frames, '' where it is not seen."""
-    height, width = video.size
+    (height, width), segmentations = video.size, track['segmentations']
     if len(segmentations) != len(video.file_names) or any(mask and mask['size'] != [height, width] for mask in segmentations):
-        raise ValueError(f'{where} needs for each of {len(video.file_names)} frames null or a mask of {height} x {width} pixels')
+        raise ValueError(f'the track {track["id"]} needs for each of {len(video.file_names)} frames null or a mask of '
+                         f'{height} x {width} pixels')
     try:
         return [rle.compress(mask)['counts'] if mask else '' for mask in segmentations]
     except ValueError as error:
-        raise ValueError(f'{where}: {error}') from error
+        raise ValueError(f'the track {track["id"]}: {error}') from error
 
 
 def paint(tracks, size) -> np.ndarray:
