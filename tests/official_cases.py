@@ -1,5 +1,6 @@
 """What the tests of published data sets share: TFDS's own test case, and pictures and maps to fill folders with."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +72,14 @@ def assert_same(get_source, folder, records, split):
             (ids, segments), (other_ids, other_segments) = straight.segments(index), prepared.segments(index)
             np.testing.assert_array_equal(ids, other_ids)
             assert segments == other_segments
+    if hasattr(straight, 'videos'):
+        assert straight.videos == prepared.videos
+        for video, (_, frames) in enumerate(straight.videos):
+            chosen = range(0, len(frames), 2)
+            np.testing.assert_equal(straight.clip(video, chosen), prepared.clip(video, chosen))
+            if hasattr(straight, 'tracks'):
+                assert straight.video_id(video) == prepared.video_id(video)
+                assert json.dumps(straight.tracks(video)) == json.dumps(prepared.tracks(video))
 
 
 def assert_refused(builder_class, folder, records, error, match):

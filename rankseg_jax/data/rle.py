@@ -1,0 +1,49 @@
+"""Masks as COCO's run lengths: {'size': [H, W], 'counts': …}.
+
+The counts are the lengths of runs of 0, 1, 0, … down the columns: as they are, a list, or compressed to a string.
+"""
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+def encode(mask) -> dict | None:
+    """bool [H, W] -> its compressed run lengths; None if it has no pixel."""
+    if not mask.any():
+        return None
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {'size': list(mask.shape), 'counts': encoded['counts'].decode()}
+
+
+def decode(rle: dict) -> np.ndarray:
+    """Compressed run lengths, as of `encode` or `compress` -> bool [H, W]."""
+    return coco_mask.decode(rle).astype(bool)
+
+
+def compress(rle: dict) -> dict:
+    """Run lengths of either kind, from a file -> compressed ones that surely describe a mask.
+
+    Raises:
+      ValueError: they do not; pycocotools would read beyond its memory.
+    """
+    counts, size = rle['counts'], rle['size']
+    runs = np.asarray(_runs(counts) if isinstance(counts, str) else counts)
+    if runs.dtype.kind not in 'iu' or runs.ndim != 1 or runs.min(initial=0) < 0 or runs.sum() != size[0] * size[1]:
+        raise ValueError(f'run lengths of a mask of {size[0]} x {size[1]} must be whole numbers of this sum, at least 0')
+    return {'size': list(size), 'counts': coco_mask.frPyObjects({'size': size, 'counts': runs}, *size)['counts'].decode()}
+
+
+def _runs(counts: str) -> list[int]:
+    """What a string stands for: numbers in digits of 5 bits, lowest first, and from the fourth on less the last but one."""
+    runs, value, shift = [], 0, 0
+    for digit in counts.encode():
+        digit -= 48
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (digit & 16) << shift - 4  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
+    if shift:
+        raise ValueError('the run lengths of a mask end within a number')
+    return runs

@@ -1,0 +1,304 @@
+"""VSPW: videos in the official format made here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+
+from configs import common
+from rankseg_jax import data
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, clips, pipeline, vspw
+from tests import official_cases
+
+# Split: videos and their numbers of frames.
+VIDEOS = {'train': {'1001_a': 5, '7_b': 1, '12_c': 3}, 'val': {'30_d': 23, '31_e': 2}, 'test': {'40_f': 2}}
+VALUES = np.array([0, 1, 2, 77, 124, 255], np.uint8)
+
+
+def frame_names(count):
+    return [f'{30 * i + 4:08}' for i in range(count)]
+
+
+def fill(root):
+    """The lists end as they do in the wild: with CRLF, without a final newline, with blank lines."""
+    root = root / 'VSPW_480p'
+    rng = np.random.default_rng(0)
+    for list_name, videos in VIDEOS.items():
+        for v, (video, length) in enumerate(videos.items()):
+            label = rng.choice(VALUES, (20 + 2 * v, 26))
+            for i, frame in enumerate(frame_names(length)):
+                official_cases.picture(root / f'data/{video}/origin/{frame}.jpg', *label.shape, seed=i)
+                label = np.where(rng.random(label.shape) < 0.05, rng.choice(VALUES, label.shape), label)
+                if list_name != 'test':
+                    official_cases.values(root / f'data/{video}/mask/{frame}.png', label)
+    (root / 'train.txt').write_bytes('\r\n'.join(VIDEOS['train']).encode() + b'\r\n')
+    (root / 'val.txt').write_text('\n'.join(VIDEOS['val']))
+    (root / 'test.txt').write_text('\n' + '\n\n'.join(VIDEOS['test']) + '\n\n')
+
+
+class VspwTest(official_cases.Case):
+    DATASET_CLASS = vspw.Vspw
+    SPLITS = {'train': 9, 'validation': 25, 'test': 2}
+    fill = staticmethod(fill)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    fill(tmp_path / 'data')
+    return tmp_path / 'data'
+
+
+def open_split(folder, split):
+    return vspw.get_source(official_cases.config(folder), split)
+
+
+def raw_masks(folder, video):
+    """uint8 [T, H, W] as in the files."""
+    return np.stack([np.array(Image.open(path)) for path in sorted((folder / f'VSPW_480p/data/{video}/mask').glob('*.png'))])
+
+
+def test_frames_of_videos_in_order(folder):
+    source = open_split(folder, 'train')
+    assert source.videos == [('1001_a', range(5)), ('7_b', range(5, 6)), ('12_c', range(6, 9))]  # the order of the list
+    assert source.ids == [f'{video}/{frame}' for video, length in VIDEOS['train'].items() for frame in frame_names(length)]
+    assert source.published is None and source.published_videos == 2_806
+    assert len(source.class_names) == 124 and source.category_ids == tuple(range(1, 125))
+    for video, frames in source.videos:
+        raw = raw_masks(folder, video)  # [T, H, W]
+        for t, index in enumerate(frames):
+            example = source.load(index)
+            picture = np.array(Image.open(folder / f'VSPW_480p/data/{video}/origin/{frame_names(5)[t]}.jpg'))
+            np.testing.assert_array_equal(example['image'], picture)
+            expected = [[v - 1 if 1 <= v <= 124 else IGNORE_LABEL for v in row] for row in raw[t].tolist()]
+            np.testing.assert_array_equal(example['label'], expected)
+
+
+def test_the_test_split_counts_no_pixel(folder):
+    source = open_split(folder, 'test')
+    assert len(source) == 2 and all((source.load(index)['label'] == IGNORE_LABEL).all() for index in range(2))
+
+
+def test_a_clip_reads_its_frames_and_nothing_else(folder, monkeypatch):
+    source = open_split(folder, 'validation')
+    read, seen = vspw.Vspw.read, []
+    monkeypatch.setattr(vspw.Vspw, 'read', lambda entry: seen.append(entry[0]) or read(entry))
+    clip = source.clip(0, np.array([3, 7, 7]))
+    assert seen == [f'30_d/{frame_names(23)[t]}' for t in (3, 7, 7)]
+    assert clip['frames'].shape == (3, 20, 26, 3) and clip['frames'].dtype == np.uint8
+    assert clip['labels'].shape == (3, 20, 26) and clip['labels'].dtype == np.int32
+    for place, t in enumerate((3, 7, 7)):
+        np.testing.assert_array_equal(clip['frames'][place], source.load(t)['image'])
+        np.testing.assert_array_equal(clip['labels'][place], source.load(t)['label'])
+
+
+def test_chunks_and_samples_of_every_video(folder):
+    rng = np.random.default_rng(0)
+    for split in ('train', 'validation', 'test'):
+        source = open_split(folder, split)
+        for video, (_, frames) in enumerate(source.videos):
+            labels = [source.clip(video, chunk)['labels'] for chunk in clips.chunks(len(frames))]
+            np.testing.assert_array_equal(np.concatenate(labels), [source.load(index)['label'] for index in frames])
+            assert len(source.clip(video, clips.sample(len(frames), 2, 20, rng))['labels']) == 2  # of one frame, too
+
+
+def test_frames_of_another_size_are_no_clip(folder):
+    path = folder / f'VSPW_480p/data/1001_a/{{}}/{frame_names(2)[1]}'
+    official_cases.picture(Path(str(path).format('origin') + '.jpg'), 10, 12)
+    official_cases.values(Path(str(path).format('mask') + '.png'), np.ones((10, 12), np.uint8))
+    source = open_split(folder, 'train')
+    assert source.load(1)['label'].shape == (10, 12)
+    with pytest.raises(CorruptExample, match=r'1001_a/00000034 has \(10, 12\) pixels'):
+        source.clip(0, [0, 1])
+
+
+def test_a_frame_that_cannot_be_read_is_named(folder):
+    path = folder / f'VSPW_480p/data/12_c/origin/{frame_names(2)[1]}.jpg'
+    path.write_bytes(path.read_bytes()[:200])
+    source = open_split(folder, 'train')
+    for attempt in (lambda: source.load(7), lambda: source.clip(2, [0, 1])):
+        with pytest.raises(CorruptExample, match=f'12_c/{path.stem}'):
+            attempt()
+    assert len(source.clip(2, [0, 2])['frames']) == 2
+
+
+def test_models_of_images_take_frames(folder):
+    config = common.get_config()
+    config.batch_size, config.eval.batch_size, config.eval.size, config.augment.crop_size = 4, 4, (32, 32), (16, 16)
+    config.data.update({'name': 'vspw', 'dir': str(folder)})
+    batch = next(pipeline.train_batches(data.get_source(config.data, 'train'), config, start_step=0))
+    assert batch['image'].shape == (4, 16, 16, 3) and batch['label'].max() < 124 and batch['mask'].all()
+    source = data.get_source(config.data, 'validation')
+    seen = 0
+    for batch in pipeline.eval_batches(source, config):
+        for i in np.flatnonzero(batch['mask']):
+            expected = source.load(batch['index'][i])['label']
+            np.testing.assert_array_equal(batch['label'][i][:expected.shape[0], :expected.shape[1]], expected)
+            seen += 1
+    assert seen == 25
+
+
+def test_records_hold_what_the_folder_holds(folder, tmp_path):
+    builder = official_cases.prepare(vspw.Vspw, folder, tmp_path / 'records')
+    for split in ('train', 'validation', 'test'):
+        official_cases.assert_same(vspw.get_source, folder, tmp_path / 'records', split)
+    record = builder.as_data_source('train')[5]
+    assert record['file_name'] == b'7_b/00000004' and record['original_size'].tolist() == [22, 26]
+    assert set(np.unique(record['labels'])) == {0, 1, 76, 123, 65535}
+
+
+def test_without_test_videos_the_rest_is_prepared(folder, tmp_path):
+    for path in sorted((folder / 'VSPW_480p/data/40_f').rglob('*'), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (folder / 'VSPW_480p/data/40_f').rmdir()
+    builder = official_cases.prepare(vspw.Vspw, folder, tmp_path / 'records')
+    assert list(builder.info.splits) == ['train', 'validation']
+    with pytest.raises(ValueError, match="prepared without the split 'test'"):
+        open_split(tmp_path / 'records', 'test')
+    with pytest.raises(FileNotFoundError, match=r"split 'test': 1 of 1 files are missing: .*40_f/origin/\*.jpg"):
+        open_split(folder, 'test')
+
+
+def test_missing_files_are_named(folder, tmp_path):
+    root = folder / 'VSPW_480p/data'
+    (root / '1001_a/mask/00000034.png').unlink()
+    (root / '12_c/origin/00000064.jpg').unlink()
+    (root / '12_c/origin/._00000004.jpg').write_bytes(b'of a Mac')
+    (folder / 'VSPW_480p/train.txt').write_text('1001_a\n12_c\n99_absent')
+    for attempt in (lambda: open_split(folder, 'train'), lambda: vspw.Vspw.prepare(folder, tmp_path / 'records')):
+        with pytest.raises(FileNotFoundError, match='4 of 18 files are missing') as error:
+            attempt()
+        for name in ('1001_a/mask/00000034.png', '12_c/origin/00000064.jpg', '99_absent/origin/*.jpg', '99_absent/mask/*.png',
+                     'VSPW_480p/data/<video>/mask/*.png', 'docs/datasets.md'):
+            assert name in str(error.value)
+    assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
+    assert len(open_split(folder, 'validation')) == 25  # which is whole
+
+
+def test_each_folder_is_listed_once(folder, monkeypatch):
+    listing, seen = vspw.official.listing, []
+    monkeypatch.setattr(vspw.official, 'listing', lambda path: seen.append(path) or listing(path))
+    open_split(folder, 'train')
+    assert len(seen) == len(set(seen)) == 6
+
+
+def test_a_wrong_folder_leaves_nothing(tmp_path):
+    (tmp_path / 'data/somewhere').mkdir(parents=True)
+    for attempt in (lambda: open_split(tmp_path / 'data', 'train'),
+                    lambda: vspw.Vspw.prepare(tmp_path / 'data', tmp_path / 'records')):
+        with pytest.raises(FileNotFoundError, match='holds no vspw: neither train.txt nor val.txt nor test.txt'):
+            attempt()
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['data', 'somewhere']
+
+
+@pytest.mark.parametrize('text, message', [('\n \r\n', 'it is empty'), ('1001_a\n12_c\n1001_a', 'each once')])
+def test_lists_that_cannot_be(folder, text, message):
+    (folder / 'VSPW_480p/train.txt').write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_split(folder, 'train')
+
+
+def test_a_missing_list_is_named(folder):
+    (folder / 'VSPW_480p/val.txt').unlink()
+    with pytest.raises(FileNotFoundError, match=r'1 of 1 files are missing: .*val.txt'):
+        open_split(folder, 'validation')
+
+
+@pytest.mark.parametrize('value', [125, 254])
+def test_other_values_are_refused(folder, value):
+    official_cases.values(folder / 'VSPW_480p/data/7_b/mask/00000004.png', np.full((22, 26), value, np.uint8))
+    with pytest.raises(ValueError, match=rf'7_b/mask/00000004.png: label values \[{value}\]'):
+        open_split(folder, 'train').load(5)
+
+
+def consistency(truth, predicted, n):
+    """VC_n: over all windows of n frames but the last, the share of pixels of one true value that keep their predicted one."""
+    shares = []
+    for start in range(len(truth) - n):
+        kept = total = 0
+        for pixel in np.ndindex(truth.shape[1:]):
+            if all(truth[start + j][pixel] == truth[start][pixel] for j in range(n)):
+                total += 1
+                kept += all(predicted[start + j][pixel] == predicted[start][pixel] for j in range(n))
+        if total:
+            shares.append(kept / total)
+    return np.mean(shares)
+
+
+def test_what_is_written_is_what_the_benchmark_reads(folder, tmp_path):
+    source = open_split(folder, 'validation')
+    for index, name in enumerate(source.ids):
+        vspw.write(tmp_path / 'submission', name, source.load(index)['label'])
+    confusion = 0
+    for video in VIDEOS['val']:
+        truth = raw_masks(folder, video)  # [T, H, W]
+        paths = sorted((tmp_path / f'submission/{video}').glob('*.png'))
+        assert [path.stem for path in paths] == frame_names(len(truth))
+        predicted = np.stack([np.array(Image.open(path)) for path in paths])
+        assert predicted.dtype == np.uint8
+        counted = (truth > 0) & (truth < 255)
+        confusion += confusion_matrix(truth[counted], predicted[counted], labels=range(1, 125))
+        if len(truth) > 8:
+            assert consistency(truth, predicted, 8) == 1
+            predicted[10] += 1  # the check can fail
+            assert consistency(truth, predicted, 8) < 1
+    with np.errstate(invalid='ignore'):
+        iou = np.diag(confusion) / (confusion.sum(0) + confusion.sum(1) - np.diag(confusion))
+    assert np.nanmean(iou) == 1 and np.isfinite(iou).sum() == 4
+
+
+def test_what_is_no_class_is_not_written(tmp_path):
+    vspw.write(tmp_path, 'v/1', np.array([[0, 123, IGNORE_LABEL]], np.int32))
+    assert np.array(Image.open(tmp_path / 'v/1.png')).tolist() == [[1, 124, 255]]
+    for wrong in (-2, 124):
+        with pytest.raises(ValueError, match='not all among the 124 classes'):
+            vspw.write(tmp_path, 'v/2', np.array([[0, wrong]]))
+
+
+LONG = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from rankseg_jax.data import vspw
+
+source = vspw.get_source(SimpleNamespace(dir=sys.argv[1], num_classes=0), 'train')
+for frame, index in enumerate(source.videos[0][1]):
+    source.load(index)
+    if frame in (99, len(source) - 1):
+        status = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())
+        print(int(status['VmHWM'].split()[0]) // 1024)  # getrusage would count what the starting process held
+"""
+
+
+def fill_long(root, length):
+    """A video of 480 x 853 pixels to train on, and one of a single frame; all frames are links to the same."""
+    root = root / 'VSPW_480p'
+    official_cases.picture(root / 'frame.jpg', 480, 853)
+    regions = np.random.default_rng(0).integers(0, 125, (8, 12)).astype(np.uint8)
+    official_cases.values(root / 'frame.png', np.array(Image.fromarray(regions).resize((853, 480), Image.Resampling.NEAREST)))
+    for name, video, count in (('train', 'long', length), ('val', 'short', 1)):
+        (root / f'{name}.txt').write_text(video)
+        for kind, suffix in (('origin', 'jpg'), ('mask', 'png')):
+            (root / f'data/{video}/{kind}').mkdir(parents=True)
+            for i in range(count):
+                (root / f'data/{video}/{kind}/{i:08}.{suffix}').symlink_to(root / f'frame.{suffix}')
+
+
+def peaks(folder):
+    """Peak memory in MiB of a process that loads frame by frame: after 100 frames, and after all."""
+    out = subprocess.run([sys.executable, '-c', LONG, str(folder)], cwd=Path(__file__).parents[1], check=True,
+                         capture_output=True, text=True).stdout
+    return list(map(int, out.split()))
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs Linux')
+@pytest.mark.parametrize('prepared', [False, True])
+def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path, prepared):
+    fill_long(tmp_path / 'data', 300)
+    if prepared:
+        official_cases.prepare(vspw.Vspw, tmp_path / 'data', tmp_path / 'records')
+    before, after = peaks(tmp_path / ('records' if prepared else 'data'))
+    assert after - before < 32  # 200 frames more would be 540 MiB
