@@ -55,13 +55,16 @@ def describe(source):
     presence = sparse.csr_array((np.ones(len(classes), np.int32), np.asarray(classes), ends), (num_images, num_classes))
     together = cooccurrence.count(presence)
     images, labelled = together.diagonal(), int(pixels.sum())  # [K]
-    published = getattr(source, 'published', None)  # number of examples
+    kind, there, published = 'images', len(source), getattr(source, 'published', None)
+    if hasattr(source, 'videos'):  # whose frames are the images
+        kind, there, published = 'videos', len(source.videos), source.published_videos
     warnings = []
-    if published not in (None, len(source)):
-        warnings.append(f'{abs(len(source) - published):,} images {"fewer" if len(source) < published else "more"} than published; '
+    if published not in (None, there):
+        warnings.append(f'{abs(there - published):,} {kind} {"fewer" if there < published else "more"} than published; '
                         'docs/datasets.md says where to get the data set and where its files belong')
     return {
-        'images': num_images, 'published': published, 'unread': unread, 'warnings': warnings,
+        'images': num_images, **({'videos': there} if kind == 'videos' else {}), 'published': published, 'unread': unread,
+        'warnings': warnings,
         'ignored': ignored / max(labelled + ignored, 1),
         'sizes': [{'rows': rows, 'columns': columns, 'images': n} for (rows, columns), n in sizes.most_common()],
         'categories_per_image': analysis.distribution(np.diff(ends)) if num_images else None,
@@ -106,8 +109,10 @@ def summary(report: dict) -> list[str]:
     """The essentials of a report of one split, in lines."""
     unread, never, published = len(report['unread']), report['never_seen'], report['published']
     num_examples, num_classes = report['images'] + unread, len(report['categories'])
-    size = '' if published is None else ', as published' if published == num_examples else f', published: {published:,}'
-    lines = [f'{num_examples:,} images{f" ({unread:,} unreadable)" if unread else ""}{size}; {num_classes:,} categories']
+    there = report.get('videos', num_examples)
+    videos = f' of {there:,} videos' if 'videos' in report else ''
+    size = '' if published is None else ', as published' if published == there else f', published: {published:,}'
+    lines = [f'{num_examples:,} images{f" ({unread:,} unreadable)" if unread else ""}{videos}{size}; {num_classes:,} categories']
     lines += [f'PROBLEM: {text}' for text in report['problems']] + [f'warning: {text}' for text in report['warnings']]
     if not report['images']:
         return lines

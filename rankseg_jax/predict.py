@@ -256,7 +256,7 @@ def predict_split(predictor: Predictor, config, output) -> Path:
             logging.error('Skipped: %s', error)
             continue
         result = predictor(example['image'], example['label'])
-        name = Path(source.ids[index]).stem
+        name = Path(source.ids[index]).with_suffix('').as_posix().replace('/', '_')  # videos have frames of the same name
         result.save(output / name)
         panoptic = result.segment_ids is not None and hasattr(source, 'segments')
         segment_ids = source.segments(index)[0] if panoptic else None

@@ -253,7 +253,8 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
     for polygons in ([], [[0, 0, 3, 3]], [rectangle(0, 1, 2, 3), [1, 2, 3, 4, 5, 6, 7]]):
         change(path, lambda content, polygons=polygons: content['annotations'][0].update(segmentation=polygons))
         refused('ValueError: polygons need three points or more')
-    for counts, match in (([3, 4], 'run lengths that are not of 24 x 40 pixels'), ('no run lengths', 'Invalid RLE')):
+    for counts, match in (([3, 4], 'run lengths of a mask of 24 x 40 must'), ('', 'run lengths of a mask of 24 x 40 must'),
+                          ('no run lengths', '.*run lengths of a mask')):
         change(path, lambda content, counts=counts: content['annotations'][0].update(
             segmentation={'size': [ROWS, COLUMNS], 'counts': counts}))
         refused(f'ValueError: {match}')

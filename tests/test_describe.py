@@ -244,3 +244,11 @@ def test_memory_does_not_grow_with_images_times_classes():
     finally:
         tracemalloc.stop()
     assert report['images'] == number
+
+
+def test_videos_are_counted_apart_from_their_frames():
+    source = Source([np.zeros((2, 2), int)] * 3, videos=[('a', range(2)), ('b', range(2, 3))], published_videos=2806)
+    report, _ = describe.describe(source)
+    assert report['images'] == 3 and report['videos'] == 2 and report['published'] == 2806
+    assert describe.summary(report | {'problems': []})[0].startswith('3 images of 2 videos, published: 2,806; ')
+    assert report['warnings'][0].startswith('2,804 videos fewer than published')

@@ -11,7 +11,9 @@ from sklearn.metrics import confusion_matrix
 
 from configs import common
 from rankseg_jax import data
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, clips, pipeline, vspw
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, pipeline, vspw
+from rankseg_jax.data.folder import LabelWriter
+from rankseg_jax.data.videos import chunks, sample
 from tests import official_cases
 
 # Split: videos and their numbers of frames.
@@ -100,9 +102,9 @@ def test_chunks_and_samples_of_every_video(folder):
     for split in ('train', 'validation', 'test'):
         source = open_split(folder, split)
         for video, (_, frames) in enumerate(source.videos):
-            labels = [source.clip(video, chunk)['labels'] for chunk in clips.chunks(len(frames))]
+            labels = [source.clip(video, chunk)['labels'] for chunk in chunks(len(frames))]
             np.testing.assert_array_equal(np.concatenate(labels), [source.load(index)['label'] for index in frames])
-            assert len(source.clip(video, clips.sample(len(frames), 2, 20, rng))['labels']) == 2  # of one frame, too
+            assert len(source.clip(video, sample(len(frames), 2, 20, rng))['labels']) == 2  # of one frame, too
 
 
 def test_frames_of_another_size_are_no_clip(folder):
@@ -230,8 +232,9 @@ def consistency(truth, predicted, n):
 
 def test_what_is_written_is_what_the_benchmark_reads(folder, tmp_path):
     source = open_split(folder, 'validation')
+    writer = LabelWriter(tmp_path / 'submission', source)
     for index, name in enumerate(source.ids):
-        vspw.write(tmp_path / 'submission', name, source.load(index)['label'])
+        writer.write(name, source.load(index)['label'])
     confusion = 0
     for video in VIDEOS['val']:
         truth = raw_masks(folder, video)  # [T, H, W]
@@ -248,14 +251,6 @@ def test_what_is_written_is_what_the_benchmark_reads(folder, tmp_path):
     with np.errstate(invalid='ignore'):
         iou = np.diag(confusion) / (confusion.sum(0) + confusion.sum(1) - np.diag(confusion))
     assert np.nanmean(iou) == 1 and np.isfinite(iou).sum() == 4
-
-
-def test_what_is_no_class_is_not_written(tmp_path):
-    vspw.write(tmp_path, 'v/1', np.array([[0, 123, IGNORE_LABEL]], np.int32))
-    assert np.array(Image.open(tmp_path / 'v/1.png')).tolist() == [[1, 124, 255]]
-    for wrong in (-2, 124):
-        with pytest.raises(ValueError, match='not all among the 124 classes'):
-            vspw.write(tmp_path, 'v/2', np.array([[0, wrong]]))
 
 
 LONG = """

@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, clips, official, rle, youtube_vis_2019
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, official, rle, youtube_vis_2019
+from rankseg_jax.data.videos import chunks, sample
 from tests import official_cases
 
 SIZE = (20, 26)
@@ -180,7 +181,7 @@ def test_clips_of_every_video(folder):
     """Also of a single frame, without a track, with a track that is seen nowhere."""
     source, rng = open_split(folder, 'train'), np.random.default_rng(0)
     for video, (_, frames) in enumerate(source.videos):
-        for chosen in (clips.sample(len(frames), 2, 20, rng), *clips.chunks(len(frames))):
+        for chosen in (sample(len(frames), 2, 20, rng), *chunks(len(frames))):
             clip = source.clip(video, chosen)
             masks = youtube_vis_2019.masks(clip['tracks'], clip['labels'].shape)
             assert masks.shape == (len(source.tracks(video)), len(chosen), *SIZE)

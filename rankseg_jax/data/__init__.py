@@ -27,6 +27,18 @@ def get_source(data_config, split):
     return _module(data_config.name).get_source(data_config, split)
 
 
+def builder_class(name):
+    """The TFDS builder of a published data set.
+
+    Raises:
+      ValueError: no data set has this name, or it is no published one.
+    """
+    found = getattr(_module(name).get_source, '__self__', None)  # of which get_source is a class method
+    if found is None:
+        raise ValueError(f'config.data.name = {name!r} needs no preparing; --mode=prepare is for the data sets of docs/datasets.md')
+    return found
+
+
 def prepare(data_config, records) -> Path:
     """Writes the published data set in the official folder `data_config.dir` as TFDS records into the folder `records`.
 
@@ -34,13 +46,9 @@ def prepare(data_config, records) -> Path:
       Where they lie. `config.data.dir = records` then reads them.
 
     Raises:
-      ValueError: no data set has this name, or it is no published one; as `official.Builder.find` and `read`.
+      ValueError, CorruptExample, FileNotFoundError: as `builder_class`, and as `official.Builder.find` and `read`.
     """
-    name = data_config.name
-    builder_class = getattr(_module(name).get_source, '__self__', None)
-    if builder_class is None:
-        raise ValueError(f'config.data.name = {name!r} needs no preparing; --mode=prepare is for the data sets of docs/datasets.md')
-    return builder_class.prepare(Path(data_config.dir).expanduser(), records)
+    return builder_class(data_config.name).prepare(Path(data_config.dir).expanduser(), records)
 
 
 def _module(name):

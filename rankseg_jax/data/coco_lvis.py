@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from rankseg_jax.data import folder, official
+from rankseg_jax.data import folder, official, rle
 from rankseg_jax.data.coco_stuff164k import FOLDERS
 
 FILES = {'train': 'lvis_v1_train.json', 'validation': 'lvis_v1_val.json'}
@@ -109,13 +109,7 @@ def compact(segmentation):
         if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
             raise ValueError(f'polygons need three points or more: {segmentation}')
         return [array('d', polygon) for polygon in segmentation]
-    height, width = segmentation['size']
-    if isinstance(segmentation['counts'], list):
-        if sum(segmentation['counts']) != height * width:
-            raise ValueError(f'run lengths that are not of {height} x {width} pixels')
-        segmentation = coco_mask.frPyObjects(segmentation, height, width)
-    coco_mask.decode(segmentation)  # ValueError for a string that means none
-    return segmentation
+    return rle.compress(segmentation)
 
 
 def stuff_labels(values, path) -> np.ndarray:
@@ -145,7 +139,7 @@ def paint(labels, annotations, path):
         if isinstance(segmentation, list):
             polygons = [polygon.tolist() for polygon in segmentation]
             segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-        mask = coco_mask.decode(segmentation).astype(bool)  # [H, W]
+        mask = rle.decode(segmentation)  # [H, W]
         if mask.shape != labels.shape:
             raise ValueError(f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it {mask.shape}')
         labels[mask] = label

@@ -16,7 +16,6 @@ import json
 import os
 from contextlib import contextmanager
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -177,53 +176,6 @@ class PanopticSource(Source):
         """ids int32 [H, W], 0 for void, and dicts as of COCO's format but with 'category_id' in 0..K-1."""
         example = self.example(index)
         return coco.rgb_to_ids(decode_map(example['panoptic_ids'])), rows(example['segments'])
-
-
-class VideoSource(Source):
-    """Frames of videos, those of a video in its order and one after the other.
-
-    A frame is an example like any other: `for index in source.videos[v][1]: source.load(index)` goes through a video of any
-    length, one frame in memory at a time.
-
-    Attributes:
-      videos: V of (name, range of its frames' indices).
-      published_videos: how many the split should have.
-    """
-
-    def __init__(self, builder, split, examples, ids):
-        super().__init__(builder, split, examples, ids)
-        self.published_videos = builder.PUBLISHED_VIDEOS[split]
-        self.videos, start = [], 0
-        for name, frames in groupby(frame.rpartition('/')[0] for frame in ids):
-            stop = start + len(list(frames))
-            self.videos.append((name, range(start, stop)))
-            start = stop
-
-    def clip(self, video: int, frames) -> dict:
-        """Some frames of a video, of which nothing else is read.
-
-        Args:
-          video: place in `videos`.
-          frames: T numbers in 0..length of the video - 1; `rankseg_jax.data.clips` chooses some.
-
-        Returns:
-          frames uint8 [T, H, W, 3] and labels int32 [T, H, W] in 0..K-1 or IGNORE_LABEL.
-
-        Raises:
-          CorruptExample: they differ in size; as `load`.
-          ValueError: as `load`.
-        """
-        indices = [self.videos[video][1][frame] for frame in frames]
-        return self._stack(indices, [self.example(index) for index in indices])
-
-    def _stack(self, indices, examples):
-        loaded = [self._decode(index, example) for index, example in zip(indices, examples, strict=True)]
-        size = loaded[0]['label'].shape
-        for index, frame in zip(indices, loaded, strict=True):
-            if frame['label'].shape != size:
-                raise CorruptExample(f'{self.ids[index]} has {frame["label"].shape} pixels, {self.ids[indices[0]]} {size}; '
-                                     'the frames of a clip need one size')
-        return {'frames': np.stack([frame['image'] for frame in loaded]), 'labels': np.stack([frame['label'] for frame in loaded])}
 
 
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -412,18 +364,6 @@ class PanopticBuilder(Builder, skip_registration=True):
         return super().features() | {
             'panoptic_ids': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
             'segments': tfds.features.Sequence(segment)}
-
-
-class VideoBuilder(Builder, skip_registration=True):
-    """Data sets of videos: an example is a frame, its file_name '<video>/<frame>'; `find` keeps the frames of a video together.
-
-    Attributes:
-      PUBLISHED_VIDEOS: splits and the number of videos that each has; PUBLISHED counts frames, which are not stated.
-    """
-
-    SOURCE = VideoSource
-    PUBLISHED = dict.fromkeys(('train', 'validation', 'test'))
-    PUBLISHED_VIDEOS: dict[str, int]
 
 
 def segment_labels(ids, segments, path) -> np.ndarray:

@@ -11,15 +11,15 @@ pixels don't count.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from rankseg_jax.data import IGNORE_LABEL, folder, official
+from rankseg_jax.data import folder, official
+from rankseg_jax.data.videos import VideoBuilder
 
 LISTS = {'train': 'train.txt', 'validation': 'val.txt', 'test': 'test.txt'}
 OTHERS, VOID = 0, 255
 
 
-class Vspw(official.VideoBuilder):
+class Vspw(VideoBuilder):
     """VSPW, semantic; a record a frame."""
 
     CLASSES = 'vspw'
@@ -82,25 +82,6 @@ def read_list(path: Path) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f'{path} must name videos, one a line' + (', each once' if names else '; it is empty'))
     return names
-
-
-def write(directory, file_name: str, labels):
-    """Writes the prediction for a frame as the benchmark takes it: <directory>/<video>/<frame>.png.
-
-    Args:
-      file_name: '<video>/<frame>', one of the source's `ids`.
-      labels: [H, W] integers in 0..123, written as 1..124, or IGNORE_LABEL, written as void.
-
-    Raises:
-      ValueError: other labels.
-    """
-    values = np.array([VOID, *official.read_classes(Vspw.CLASSES)['ids']], np.uint8)  # of IGNORE_LABEL, 0, 1, …
-    places = np.asarray(labels, int) - IGNORE_LABEL  # [H, W]
-    if places.min() < 0 or places.max() >= len(values):
-        raise ValueError(f'{file_name}: labels {np.min(labels)}..{np.max(labels)} are not all among the {len(values) - 1} classes')
-    path = Path(directory) / f'{file_name}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values[places]).save(path)
 
 
 get_source = Vspw.get_source

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rankseg_jax.data import official, rle
+from rankseg_jax.data.videos import VideoBuilder, VideoSource
 
 FOLDERS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
 
@@ -38,7 +39,7 @@ class Video(NamedTuple):
     tracks: list[dict]
 
 
-class YoutubeVis2019Source(official.VideoSource):
+class YoutubeVis2019Source(VideoSource):
     """Also has the tracks of the videos. A clip has all those of its video as 'tracks', with the run lengths of its T frames."""
 
     def video_id(self, video: int) -> int:
@@ -53,7 +54,7 @@ class YoutubeVis2019Source(official.VideoSource):
         return super()._stack(indices, examples) | {'tracks': join(examples)}
 
 
-class YoutubeVis2019(official.VideoBuilder):
+class YoutubeVis2019(VideoBuilder):
     """YouTubeVIS-2019, video instances; a record a frame, with run lengths."""
 
     name = 'youtube_vis_2019'  # TFDS would make it youtube_vis2019
