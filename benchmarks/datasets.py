@@ -137,7 +137,8 @@ def finish_folder(name, root, documents, classes, size):
     for training in (True, False):
         mine = {index: documents[key] for key in sorted(documents) if key[0] == training for index in [key[1]]}
         place = 'train' if training else 'val'
-        categories = [{'id': i, 'name': text, 'isthing': 1} for i, text in zip(classes['ids'], classes['names'], strict=True)]
+        categories = [{'id': i, 'name': text, 'isthing': thing} for i, text, thing in zip(
+            classes['ids'], classes['names'], classes.get('isthing', [1] * len(classes['ids'])), strict=True)]
         if name == 'pascal_context60':
             path = root / f'ImageSets/SegmentationContext/{place}.txt'
             path.parent.mkdir(parents=True, exist_ok=True)
