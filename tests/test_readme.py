@@ -1,5 +1,6 @@
 """What the README says holds: its snippet runs and is short, its files exist, its picture is small."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankseg_jax import losses, multilabel, ranking
+from rankseg_jax import data, losses, multilabel, ranking
+from rankseg_jax.data import official
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text()
@@ -48,6 +50,26 @@ def test_links_and_commands_name_files_that_exist():
         assert (ROOT / path).exists(), path
     for path in re.findall(r'(?:python |--config=|-r )((?:configs|benchmarks|main|requirements)[\w/.-]*\.(?:py|txt))', TEXT):
         assert (ROOT / path).exists(), path
+
+
+def test_the_table_of_data_sets_is_right():
+    """Names, numbers of classes and of examples, and the configs that train on them."""
+    text = (ROOT / 'docs/datasets.md').read_text()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('| [`')]
+    named = []
+    for names, numbers, counts, _, configs in rows:
+        for name, number in zip(re.findall(r'`(\w+)`', names), re.findall(r'[\d,]+', numbers), strict=False):
+            builder = data.builder_class(name)
+            named.append(builder.name)
+            assert len(official.read_classes(builder.CLASSES)['names']) == int(number.replace(',', ''))
+            published = getattr(builder, 'PUBLISHED_VIDEOS', builder.PUBLISHED).values()
+            assert counts == ' / '.join(f'{count:,}' for count in published) + (' videos' if 'videos' in counts else ' images')
+        first = re.findall(r'`(\w+)`', names)[0]
+        for module, recipe, other in re.findall(r'(\w+)\.py:(\w+)(?: --config\.data\.name=(\w+))?', configs):
+            config = importlib.import_module(f'configs.{module}').get_config(recipe)
+            assert first == (other or config.data.name)
+    modules = {path.stem for path in (ROOT / 'rankseg_jax/data').glob('*.py') if '.get_source\n' in path.read_text()}
+    assert sorted(named) == sorted(modules) and len(named) == 11
 
 
 def test_pictures_are_small():
