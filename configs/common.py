@@ -28,8 +28,8 @@ def get_config() -> ConfigDict:
     config.mesh_data = -1           # devices along the mesh's `data` axis; -1: all there are
 
     config.data = data = ConfigDict()
-    data.name = 'emoji_scenes'      # a module of rankseg_jax/data: emoji_scenes, camvid, folder
-    data.dir = ''                   # where the data lie; '' for emoji_scenes: ~/tensorflow_datasets
+    data.name = 'emoji_scenes'      # a module of rankseg_jax/data: emoji_scenes, camvid, folder, or one of docs/datasets.md
+    data.dir = ''                   # where the data or their records lie; '': TFDS's, ~/tensorflow_datasets
     data.num_classes = 0            # K; 0: as many as the data set names. emoji_scenes needs it: 60, 150, 847, 1284, …
     data.image_size = 128           # emoji_scenes: side in pixels
     data.num_train = 0              # emoji_scenes: training images to generate; 0: its default
