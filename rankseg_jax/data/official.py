@@ -132,7 +132,7 @@ class Source:
     """Random access to a split; see `rankseg_jax.data.get_source`.
 
     Attributes:
-      class_names, category_ids: K names, and the ids that the classes have in the data set's own files.
+      class_names: K names; category_ids, label_values: what the classes are in the data set's own files, and in its label maps.
       ids: N file names; image_ids: N ids of the images in the data set's own files.
       published: how many examples the split should have; None: not stated.
     """
@@ -140,6 +140,7 @@ class Source:
     def __init__(self, builder, split, examples, ids):
         classes = read_classes(builder.CLASSES)
         self.class_names, self.category_ids = tuple(classes['names']), tuple(classes['ids'])
+        self.label_values = tuple(builder.LABEL_VALUES or classes['ids'])
         self.ids, self.image_ids = ids, [builder.image_id(name) for name in ids]
         self.published = builder.PUBLISHED[split]
         self._builder, self._examples = builder, examples
@@ -189,6 +190,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
       PUBLISHED: splits and the number of examples that each has, None where it is not stated.
       HOMEPAGE, LICENSE: of the data.
       SOURCE: class of what `get_source` returns.
+      LABEL_VALUES: K values of the classes in label files; None: the ids of CLASSES.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -201,6 +203,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     HOMEPAGE: str
     LICENSE: str
     SOURCE = Source
+    LABEL_VALUES = None
 
     def __init__(self, *, file_format='array_record', **kwargs):  # which can be read in any order
         super().__init__(file_format=file_format, **kwargs)
