@@ -124,7 +124,7 @@ def parsing(path, kind: str):
     """For code that takes a file apart: its errors become a ValueError that names the file."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f'{path} is broken, or no {kind}: {type(error).__name__}: {error}') from error
 
 
@@ -281,6 +281,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         if names is None:
             names = sorted({name.removesuffix('.jpg') for name in images if name.endswith('.jpg')}
                            | {name.removesuffix(suffix) for name in labels if name.endswith(suffix)})
+        if len(set(names)) < len(names):
+            raise ValueError(f'{cls.name}, split {split!r}: images are listed twice, {max(names, key=names.count)} among them')
         missing = [image_dir / f'{name}.jpg' for name in names if f'{name}.jpg' not in images]
         missing += [label_dir / f'{name}{suffix}' for name in names if f'{name}{suffix}' not in labels]
         if missing or not names:
@@ -373,9 +375,11 @@ def segment_labels(ids, segments, path) -> np.ndarray:
     """The label map uint16 [H, W] of ids [H, W] and dicts with 'id' and 'category_id' in 0..K-1; IGNORED where the id is 0.
 
     Raises:
-      ValueError: an id has no segment.
+      ValueError: an id has no segment, or two.
     """
     label = {0: IGNORED} | {segment['id']: segment['category_id'] for segment in segments}
+    if len(label) <= len(segments):
+        raise ValueError(f'{path}: two of its segments in the JSON file have the same id, or one has the id 0, which is void')
     known = np.array(sorted(label))
     places = np.searchsorted(known[:-1], ids)  # [H, W]; several times faster than to ask which ids there are
     unknown = known[places] != ids
