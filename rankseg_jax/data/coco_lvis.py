@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from rankseg_jax.data import folder, official, rle
+from rankseg_jax.data import coco, folder, official, rle
 from rankseg_jax.data.coco_stuff164k import FOLDERS
 
 FILES = {'train': 'lvis_v1_train.json', 'validation': 'lvis_v1_val.json'}
@@ -46,7 +46,7 @@ class CocoLvis(official.Builder):
     HOMEPAGE = 'https://www.lvisdataset.org'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
 
-    image_id = staticmethod(int)
+    image_id = staticmethod(coco.image_number)
 
     @classmethod
     def find(cls, root, split):

@@ -9,7 +9,7 @@ of COCO-Stuff (11 of its 182 are in no image), and 255 doesn't count. A folder m
 mmsegmentation: in these, v is class v. Where there are any, only they are read.
 """
 
-from rankseg_jax.data import folder, official
+from rankseg_jax.data import coco, folder, official
 
 FOLDERS = {'train': 'train2017', 'validation': 'val2017'}
 TRAIN_IDS = '_labelTrainIds.png'
@@ -31,7 +31,7 @@ class CocoStuff164k(official.Builder):
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
     LABEL_VALUES = tuple(i - 1 for i in official.read_classes(CLASSES)['ids'])
 
-    image_id = staticmethod(int)
+    image_id = staticmethod(coco.image_number)
 
     @classmethod
     def find(cls, root, split):

@@ -298,6 +298,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         entries = {split: self.find(root, split) for split in self.splits(root)}
         for found in entries.values():
             self.record(found[0])  # files of another data set are refused before anything is written
+            for entry in found:
+                self.image_id(entry[0])
         self.info.metadata['file_names'] = {split: [entry[0] for entry in found] for split, found in entries.items()}
         return self._parts.prepare(root, entries)
 
