@@ -13,11 +13,13 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -94,7 +96,8 @@ class Parts(tfds.core.ExampleWriter):
         except OSError:
             self.lock.close()
             raise ValueError(f'another process is preparing {self.folder}; wait for it, or end it') from None
-        names = {split: [entry[0] for entry in found] for split, found in entries.items()}
+        digest = hashlib.sha256()
+        pickle.Pickler(SimpleNamespace(write=digest.update)).dump(entries)  # with all that is of a JSON file
         plan = json.dumps({'folder': str(root.resolve()), 'shard': SHARD, 'format': self.file_format.value,
                            'examples': hashlib.sha256(json.dumps(names).encode()).hexdigest()})
         path = self.folder / 'plan.json'
