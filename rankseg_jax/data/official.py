@@ -150,7 +150,10 @@ class Source:
 
     def example(self, index: int) -> dict:
         """As `Builder.features` says, where images may still be encoded; CorruptExample, ValueError as `Builder.read`."""
-        entry = self._examples[index]
+        try:
+            entry = self._examples[index]
+        except RuntimeError as error:  # of array_record
+            raise CorruptExample(f'{self.ids[index]}: its record cannot be read: {error}') from error
         return self._builder.read(entry) if isinstance(entry, tuple) else entry
 
     def load(self, index: int) -> dict:
@@ -323,6 +326,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Plain TFDS: `download_and_prepare` of the official folder `path` into the folder `records`; returns where they lie."""
         cls.find_root(path)  # before anything is written
         builder = cls(data_dir=records)
+        if builder.data_path.exists():
+            print(f'{builder.data_path} is there already; remove that folder to prepare it anew')
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=path))
         return Path(builder.data_path)
 
@@ -342,16 +347,18 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     @classmethod
     def open_split(cls, path: Path, split: str):
         """What `get_source` returns, for a split that there should be."""
-        builder = cls(data_dir=path)
+        with preparation.reading(path / cls.name):
+            builder = cls(data_dir=path, file_format=None)  # that of the records
         if not builder.data_path.exists():
             entries = cls.find(cls.find_root(path), split)
             return cls.SOURCE(cls, split, entries, [entry[0] for entry in entries])
         if split not in builder.info.splits:
-            raise ValueError(f'{builder.data_path} was prepared without the split {split!r}')
+            raise ValueError(f'{builder.data_path} was prepared without the split {split!r}; remove it to prepare it again')
         skip = {name: tfds.decode.SkipDecoding() for name, feature in builder.info.features.items()
                 if isinstance(feature, tfds.features.Image)}
-        records = builder.as_data_source(split, decoders=skip)
-        return cls.SOURCE(cls, split, records, builder.info.metadata['file_names'][split])
+        with preparation.reading(builder.data_path):
+            records, names = builder.as_data_source(split, decoders=skip), builder.info.metadata['file_names'][split]
+        return cls.SOURCE(cls, split, records, names)
 
 
 class PanopticBuilder(Builder, skip_registration=True):

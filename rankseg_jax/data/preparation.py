@@ -17,6 +17,7 @@ import pickle
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +100,7 @@ class Parts(tfds.core.ExampleWriter):
         digest = hashlib.sha256()
         pickle.Pickler(SimpleNamespace(write=digest.update)).dump(entries)  # with all that is of a JSON file
         plan = json.dumps({'folder': str(root.resolve()), 'shard': SHARD, 'format': self.file_format.value,
-                           'examples': hashlib.sha256(json.dumps(names).encode()).hexdigest()})
+                           'examples': digest.hexdigest()})
         path = self.folder / 'plan.json'
         same = path.exists() and path.read_text() == plan
         for file in self.folder.iterdir():
@@ -129,7 +130,10 @@ class Parts(tfds.core.ExampleWriter):
 
         temporary = path.with_name(f'{path.name}.tmp')
         adapter = file_adapters.ADAPTER_FOR_FORMAT[self.file_format]
-        adapter.write_examples(temporary, records())
+        try:
+            adapter.write_examples(temporary, records())
+        except RuntimeError as error:  # of array_record
+            raise OSError(f'{temporary} cannot be written: {error}') from error
         if self.file_format is file_adapters.FileFormat.ARRAY_RECORD:
             source = ArrayRecordDataSource([str(temporary)])
             read = (source[i] for i in range(len(source)))
@@ -140,6 +144,16 @@ class Parts(tfds.core.ExampleWriter):
         counts = {'pixels': np.sum(pixels, 0).tolist(), 'images': np.count_nonzero(pixels, 0).tolist()}
         _counts(path).write_text(json.dumps(counts))
         temporary.rename(path)
+
+
+@contextmanager
+def reading(path):
+    """For code that opens records: its errors become a ValueError that says what to do."""
+    try:
+        yield
+    except Exception as error:  # TFDS and array_record raise RuntimeError, KeyError, ParseError, …
+        raise ValueError(f'{path} holds records that are broken, not all there, or not of the format array_record; remove that '
+                         f'folder and prepare it again ({type(error).__name__}: {error})') from error
 
 
 def _counts(path):
