@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -98,7 +97,9 @@ class Parts(tfds.core.ExampleWriter):
             self.lock.close()
             raise ValueError(f'another process is preparing {self.folder}; wait for it, or end it') from None
         digest = hashlib.sha256()
-        pickle.Pickler(SimpleNamespace(write=digest.update)).dump(entries)  # with all that is of a JSON file
+        for split, found in entries.items():
+            for entry in found:
+                digest.update(pickle.dumps((split, entry)))  # with all that is of a JSON file
         plan = json.dumps({'folder': str(root.resolve()), 'shard': SHARD, 'format': self.file_format.value,
                            'examples': digest.hexdigest()})
         path = self.folder / 'plan.json'
