@@ -110,6 +110,7 @@ def test_each_kind_of_labels(tmp_path, kind, lists):
         sources = [module.get_source(official_cases.config(tmp_path), split) for module in (pascal_context60, pascal_context59)]
         for source, first in zip(sources, (0, 1), strict=True):
             assert source.ids == NAMES[phase] and source.category_ids == tuple(IDS[first:])
+            assert source.label_values == tuple(range(first, 60))
             assert len(source.class_names) == 60 - first and source.class_names[1 - first] == 'aeroplane'
         for index, name in enumerate(NAMES[phase]):
             labels = expected(name)

@@ -36,6 +36,7 @@ class PascalContext60(official.Builder):
     PUBLISHED = {'train': 4_998, 'validation': 5_105}
     HOMEPAGE = 'https://cs.stanford.edu/~roozbeh/pascal-context/'
     LICENSE = "Images: Flickr's terms of use, as of PASCAL VOC"
+    LABEL_VALUES = range(60)
 
     @classmethod
     def find(cls, root, split):
