@@ -163,7 +163,7 @@ def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
         raise RuntimeError('No space left on device')
 
     monkeypatch.setattr(preparation.file_adapters.ArrayRecordFileAdapter, 'write_examples', full)
-    with pytest.raises(OSError, match=r'parts/ade20k-\S*tmp cannot be written: No space left'):
+    with pytest.raises(OSError, match=r'parts/ade20k-\S*tmp cannot be written, or not be read back: No space left'):
         prepare(folder, tmp_path / 'records')
 
 

@@ -133,14 +133,15 @@ class Parts(tfds.core.ExampleWriter):
         adapter = file_adapters.ADAPTER_FOR_FORMAT[self.file_format]
         try:
             adapter.write_examples(temporary, records())
+            if self.file_format is file_adapters.FileFormat.ARRAY_RECORD:
+                source = ArrayRecordDataSource([str(temporary)])
+                read = (source[i] for i in range(len(source)))
+            else:
+                read = adapter.make_tf_data(str(temporary)).as_numpy_iterator()
+            found = list(map(zlib.crc32, read))
         except RuntimeError as error:  # of array_record
-            raise OSError(f'{temporary} cannot be written: {error}') from error
-        if self.file_format is file_adapters.FileFormat.ARRAY_RECORD:
-            source = ArrayRecordDataSource([str(temporary)])
-            read = (source[i] for i in range(len(source)))
-        else:
-            read = adapter.make_tf_data(str(temporary)).as_numpy_iterator()
-        if list(map(zlib.crc32, read)) != written:
+            raise OSError(f'{temporary} cannot be written, or not be read back: {error}') from error
+        if found != written:
             raise ValueError(f'{temporary} does not read as it was written; is the disk full or failing?')
         counts = {'pixels': np.sum(pixels, 0).tolist(), 'images': np.count_nonzero(pixels, 0).tolist()}
         _counts(path).write_text(json.dumps(counts))
