@@ -43,7 +43,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value))
+        run(_CONFIG.value, Path(_WORKDIR.value).expanduser())
     except KeyboardInterrupt:
         sys.exit('Interrupted. The same command goes on after the last checkpoint.')
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

@@ -127,7 +127,7 @@ def test_stuff_first_things_over_it(folder):
     for split, long, count in (('train', 'training', 3), ('validation', 'validation', 2)):
         source = ade20k_panoptic.get_source(official_cases.config(folder), split)
         assert len(source) == count and source.image_ids == source.ids and sum(source.things) == 100
-        assert source.category_ids == tuple(range(150))
+        assert source.category_ids == tuple(range(150)) and source.label_values == tuple(range(1, 151))
         for index, name in enumerate(source.ids):
             assert_segments(source, index, *maps(folder, f'{long}/{name}'))
 

@@ -253,6 +253,15 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
     for polygons in ([], [[0, 0, 3, 3]], [rectangle(0, 1, 2, 3), [1, 2, 3, 4, 5, 6, 7]]):
         change(path, lambda content, polygons=polygons: content['annotations'][0].update(segmentation=polygons))
         refused('ValueError: polygons need three points or more')
+    for number in (float('inf'), float('nan'), -1e30):
+        change(path, lambda content, number=number: content['annotations'][0].update(segmentation=[[1, 2, 3, number, 5, 6]]))
+        refused('ValueError: polygons need points within 100,000 pixels')
+    negative = {'size': [-ROWS, -COLUMNS], 'counts': [ROWS * COLUMNS]}
+    change(path, lambda content: content['annotations'][0].update(segmentation=negative))
+    refused('OverflowError')
+    change(path, lambda content: content.update(images=[], annotations=[]))
+    official_cases.assert_refused(coco_lvis.CocoLvis, folder, tmp_path / 'records', ValueError, 'train.json lists no images')
+    path.write_text(whole)
     for counts, match in (([3, 4], 'run lengths of a mask of 24 x 40 must'), ('', 'run lengths of a mask of 24 x 40 must'),
                           ('no run lengths', '.*run lengths of a mask')):
         change(path, lambda content, counts=counts: content['annotations'][0].update(

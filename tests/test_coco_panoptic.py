@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rankseg_jax import data, evaluate, postprocessing, sharding
-from rankseg_jax.data import IGNORE_LABEL, coco, coco_panoptic, official
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, coco_panoptic, official
 from rankseg_jax.metrics.semantic import SemanticMetric
 from tests import official_cases, tiny
 
@@ -155,6 +155,28 @@ def test_ids_in_the_picture_alone_or_in_the_json_file_alone_are_named(folder):
         open_split(folder).segments(0)
 
 
+def test_ids_that_two_segments_share_are_named(folder):
+    change(folder / 'coco/annotations/panoptic_train2017.json',
+           lambda content: content['annotations'][-1]['segments_info'].append(content['annotations'][-1]['segments_info'][0]))
+    with pytest.raises(ValueError, match='000000000009.png: two of its segments in the JSON file have the same id'):
+        open_split(folder).load(0)
+
+
+def test_a_json_file_changed_after_a_kill_is_read_anew(folder, tmp_path):
+    png = folder / 'coco/panoptic_val2017/000000000285.png'
+    content = png.read_bytes()
+    png.write_bytes(b'')
+    with pytest.raises(CorruptExample):
+        official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
+    assert list((tmp_path / 'records').rglob('*-train.*'))  # to go on with
+    png.write_bytes(content)
+    change(folder / 'coco/annotations/panoptic_train2017.json',
+           lambda content: content['annotations'][-1]['segments_info'][0].update(category_id=200))
+    official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
+    assert open_split(tmp_path / 'records').segments(0)[1][0]['category_id'] == LABELS[200]
+    official_cases.assert_same(coco_panoptic.get_source, folder, tmp_path / 'records', 'train')
+
+
 def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_path):
     path = folder / 'coco/annotations/panoptic_train2017.json'
     whole = path.read_text()
@@ -169,6 +191,8 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
         refused('')
     path.write_bytes(b'\xff\xfe' + whole.encode())
     refused('UnicodeDecodeError')
+    change(path, lambda content: content['annotations'][-1]['segments_info'][0].update(id=2 ** 40))
+    refused('OverflowError')
     write_json(path, [{'id': 1, 'image_id': 9, 'category_id': 1, 'iscrowd': 0, 'area': 1.5, 'bbox': [0., 1, 2, 3],
                        'segmentation': [[0, 1, 2, 3, 4, 5]]}], [], CATEGORIES[:80])
     refused(r'ValueError: it lists 80 categories, not the 133 of COCO panoptic; they differ in \[\(92, ')

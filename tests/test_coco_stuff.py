@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import io
 
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco_stuff10k, coco_stuff164k
+from rankseg_jax.data.folder import LabelWriter
 from tests import official_cases
 
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # categories of things that no image has
@@ -121,6 +122,18 @@ def test_categories_become_classes(folder):
     assert label[0, 0] == IGNORE_LABEL
     # Those that an in-place remap would chain: cabinet is no window-other, blanket no desk-stuff.
     assert {169, 98}.isdisjoint(label[(found == 98) | (found == 93)])
+
+
+def test_label_maps_are_written_as_they_are_read(folder, tmp_path):
+    source = open_164k(folder, 'validation')
+    LabelWriter(tmp_path / 'out', source).write(source.ids[0], source.load(0)['label'])
+    np.testing.assert_array_equal(Image.open(tmp_path / 'out/000000000139.png'), raw(categories(20, 30, 139)))
+
+
+def test_names_without_a_number_are_refused(folder, tmp_path):
+    for place, suffix in (('', '.jpg'), ('stuffthingmaps/', '.png')):
+        (folder / f'coco/{place}train2017/000000000025{suffix}').rename(folder / f'coco/{place}train2017/other{suffix}')
+    official_cases.assert_refused(coco_stuff164k.CocoStuff164k, folder, tmp_path / 'records', ValueError, 'other is no name of an')
 
 
 def test_grey_pictures_have_three_equal_channels(folder):

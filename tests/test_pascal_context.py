@@ -110,6 +110,7 @@ def test_each_kind_of_labels(tmp_path, kind, lists):
         sources = [module.get_source(official_cases.config(tmp_path), split) for module in (pascal_context60, pascal_context59)]
         for source, first in zip(sources, (0, 1), strict=True):
             assert source.ids == NAMES[phase] and source.category_ids == tuple(IDS[first:])
+            assert source.label_values == tuple(range(first, 60))
             assert len(source.class_names) == 60 - first and source.class_names[1 - first] == 'aeroplane'
         for index, name in enumerate(NAMES[phase]):
             labels = expected(name)
@@ -181,12 +182,30 @@ def test_files_that_cannot_be_read(tmp_path):
         with pytest.raises(CorruptExample, match=message):
             source.load(index)
     fill(tmp_path / 'json', 'json')
-    for segmentation in ([[1, 1, 5, 1, 5, 5]], {'size': [2, 2], 'counts': '04'}, {'size': [20, 30]}):
+    for segmentation in ([[1, 1, 5, 1, 5, 5]], {'size': [2, 2], 'counts': '04'}, {'size': [20, 30]},
+                         {'size': list(SHAPES['2008_000002']), 'counts': '04'}):
         content = detail()
         content['annos_segmentation'][0] |= {'image_id': 2008000002, 'segmentation': segmentation}
         (tmp_path / 'json/VOCdevkit/VOC2010/trainval_merged.json').write_text(json.dumps(content))
         with pytest.raises(CorruptExample, match='trainval_merged.json, 2008_000002: '):
             pascal_context60.get_source(official_cases.config(tmp_path / 'json'), 'train').load(0)
+
+
+def test_broken_json_files_are_named(tmp_path):
+    fill(tmp_path, 'json')
+    path = tmp_path / 'VOCdevkit/VOC2010/trainval_merged.json'
+    for broken in ('', '[]', '{}', path.read_text()[:-9]):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match='trainval_merged.json is broken, or no JSON file of the Detail API'):
+            pascal_context60.get_source(official_cases.config(tmp_path), 'train')
+
+
+def test_images_listed_twice_are_refused(tmp_path):
+    fill(tmp_path)
+    path = tmp_path / 'VOCdevkit/VOC2010/ImageSets/SegmentationContext/train.txt'
+    path.write_text(path.read_text() + '\n2008_000007')
+    with pytest.raises(ValueError, match="'train': images are listed twice, 2008_000007 among them"):
+        pascal_context60.get_source(official_cases.config(tmp_path), 'train')
 
 
 @pytest.mark.parametrize('builder', [pascal_context60.PascalContext60, pascal_context59.PascalContext59])

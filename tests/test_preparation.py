@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from rankseg_jax.data import CorruptExample, ade20k, official, preparation
 from tests import official_cases
@@ -128,6 +129,48 @@ def test_what_reads_otherwise_than_written_is_refused(folder, tmp_path, monkeypa
     with pytest.raises(ValueError, match='does not read as it was written'):
         prepare(folder, tmp_path / 'records')
     assert not (tmp_path / 'records/ade20k/1.0.0').exists()
+
+
+@pytest.mark.parametrize('name, content', [('metadata.json', '{}'), ('metadata.json', ''), ('dataset_info.json', '{"name')])
+def test_records_half_there_are_named(folder, tmp_path, name, content):
+    path = Path(prepare(folder, tmp_path / 'records').data_path)
+    (path / name).write_text(content)
+    with pytest.raises(ValueError, match='records/ade20k.* holds records that are broken, not all there'):
+        ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+
+
+def test_records_that_cannot_be_read_are_corrupt_examples(folder, tmp_path):
+    path = Path(prepare(folder, tmp_path / 'records').data_path) / 'ade20k-train.array_record-00001-of-00004'
+    content = bytearray(path.read_bytes())
+    content[500] ^= 255
+    for broken in (bytes(content), b'', None):
+        path.unlink() if broken is None else path.write_bytes(broken)
+        source = ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+        assert source.load(0)
+        with pytest.raises(CorruptExample, match='ADE_train_00000002: its record cannot be read'):
+            source.load(2)
+
+
+def test_records_in_another_format_are_named(folder, tmp_path):
+    builder = ade20k.Ade20k(data_dir=tmp_path / 'records', file_format='tfrecord')
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))
+    with pytest.raises(ValueError, match='not of the format array_record; remove that folder and prepare it again'):
+        ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+
+
+def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError('No space left on device')
+
+    monkeypatch.setattr(preparation.file_adapters.ArrayRecordFileAdapter, 'write_examples', full)
+    with pytest.raises(OSError, match=r'parts/ade20k-\S*tmp cannot be written, or not be read back: No space left'):
+        prepare(folder, tmp_path / 'records')
+
+
+def test_preparing_again_says_that_nothing_is_done(folder, tmp_path, capsys):
+    for message in ('', 'ade20k/1.0.0 is there already; remove that folder'):
+        ade20k.Ade20k.prepare(folder, tmp_path / 'records')
+        assert message in capsys.readouterr().out
 
 
 def test_progress_is_shown(folder, tmp_path, capsys):

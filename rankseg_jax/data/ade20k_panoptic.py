@@ -32,6 +32,7 @@ class Ade20kPanoptic(official.PanopticBuilder):
     PUBLISHED = {'train': 20_210, 'validation': 2_000}
     HOMEPAGE = 'http://sceneparsing.csail.mit.edu'
     LICENSE = 'Images: for non-commercial research and education; annotations: BSD 3-Clause'
+    LABEL_VALUES = range(1, 151)
 
     @classmethod
     def find(cls, root, split):
@@ -43,7 +44,7 @@ class Ade20kPanoptic(official.PanopticBuilder):
     def read(cls, entry):
         _, image, label, instance = entry
         things = np.flatnonzero(official.read_classes(cls.CLASSES)['isthing'])  # [100] class of each category of instances
-        labels = official.to_labels(folder.read_values(label), range(1, 151), (0,), label)  # [H, W]
+        labels = official.to_labels(folder.read_values(label), cls.LABEL_VALUES, (0,), label)  # [H, W]
         colours = official.read_colours(instance)  # [H, W, 3]
         if colours.shape[:2] != labels.shape:
             raise CorruptExample(f'{instance}: {colours.shape[0]} x {colours.shape[1]} pixels (rows x columns), but {label} has '

@@ -13,6 +13,14 @@ from PIL import Image
 from rankseg_jax.data import IGNORE_LABEL
 
 
+def image_number(file_name: str) -> int:
+    """The id of an image of COCO: the digits at the end of its name; ValueError if there are none."""
+    digits = file_name.rpartition('_')[2]
+    if not digits.isdecimal():
+        raise ValueError(f"{file_name} is no name of an image of COCO, which ends in the image's number: remove what is not COCO's")
+    return int(digits)
+
+
 def ids_to_rgb(ids) -> np.ndarray:
     """[H, W] ids below 2 ** 24 -> uint8 [H, W, 3]."""
     return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)

@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from rankseg_jax.data import folder, official, rle
+from rankseg_jax.data import coco, folder, official, rle
 from rankseg_jax.data.coco_stuff164k import FOLDERS
 
 FILES = {'train': 'lvis_v1_train.json', 'validation': 'lvis_v1_val.json'}
 PLACES = ('', 'annotations/', 'lvis/')  # of the JSON files
 NUM_THINGS = 1203
+FARTHEST = 100_000  # pycocotools walks along a polygon's edges, however far, and crashes
 STUFF_IDS = range(92, 183)  # of COCO-Stuff
 
 
@@ -45,7 +46,7 @@ class CocoLvis(official.Builder):
     HOMEPAGE = 'https://www.lvisdataset.org'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
 
-    image_id = staticmethod(int)
+    image_id = staticmethod(coco.image_number)
 
     @classmethod
     def find(cls, root, split):
@@ -56,6 +57,8 @@ class CocoLvis(official.Builder):
         if not path.is_file():
             raise cls.missing(split, [path], 1)
         annotations = read_json(path, official.read_classes(cls.CLASSES)['names'][:NUM_THINGS])
+        if not annotations:
+            raise ValueError(f'{path} lists no images')
         entries = []
         for place in sorted({place for place, _ in annotations}):  # LVIS's validation images are of both folders
             names = [name for other, name in annotations if other == place]
@@ -108,7 +111,10 @@ def compact(segmentation):
     if isinstance(segmentation, list):
         if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
             raise ValueError(f'polygons need three points or more: {segmentation}')
-        return [array('d', polygon) for polygon in segmentation]
+        polygons = [array('d', polygon) for polygon in segmentation]
+        if not all(np.abs(polygon).max() < FARTHEST for polygon in polygons):
+            raise ValueError(f'polygons need points within {FARTHEST:,} pixels: {segmentation}')
+        return polygons
     return rle.compress(segmentation)
 
 
@@ -139,10 +145,9 @@ def paint(labels, annotations, path):
         if isinstance(segmentation, list):
             polygons = [polygon.tolist() for polygon in segmentation]
             segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-        mask = rle.decode(segmentation)  # [H, W]
-        if mask.shape != labels.shape:
-            raise ValueError(f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it {mask.shape}')
-        labels[mask] = label
+        if (size := tuple(segmentation['size'])) != labels.shape:
+            raise ValueError(f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it {size}')
+        labels[rle.decode(segmentation)] = label
 
 
 get_source = CocoLvis.get_source

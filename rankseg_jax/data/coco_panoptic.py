@@ -36,7 +36,7 @@ class CocoPanoptic(official.PanopticBuilder):
     HOMEPAGE = 'https://cocodataset.org'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
 
-    image_id = staticmethod(int)
+    image_id = staticmethod(coco.image_number)
 
     @classmethod
     def find(cls, root, split):

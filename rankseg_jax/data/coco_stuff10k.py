@@ -13,7 +13,7 @@ mmsegmentation makes of them, where v is class v - 1 and 0 doesn't count:
 import numpy as np
 from scipy import io
 
-from rankseg_jax.data import CorruptExample, folder, official
+from rankseg_jax.data import CorruptExample, coco, folder, official
 from rankseg_jax.data.coco_stuff164k import TRAIN_IDS
 
 LISTS = {'train': 'train', 'validation': 'test'}
@@ -36,9 +36,7 @@ class CocoStuff10k(official.Builder):
     HOMEPAGE = 'https://github.com/nightrome/cocostuff10k'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
 
-    @staticmethod
-    def image_id(file_name):
-        return int(file_name.rpartition('_')[2])
+    image_id = staticmethod(coco.image_number)
 
     @classmethod
     def find(cls, root, split):

@@ -9,7 +9,7 @@ of COCO-Stuff (11 of its 182 are in no image), and 255 doesn't count. A folder m
 mmsegmentation: in these, v is class v. Where there are any, only they are read.
 """
 
-from rankseg_jax.data import folder, official
+from rankseg_jax.data import coco, folder, official
 
 FOLDERS = {'train': 'train2017', 'validation': 'val2017'}
 TRAIN_IDS = '_labelTrainIds.png'
@@ -29,8 +29,9 @@ class CocoStuff164k(official.Builder):
     PUBLISHED = {'train': 118_287, 'validation': 5_000}
     HOMEPAGE = 'https://github.com/nightrome/cocostuff'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
+    LABEL_VALUES = tuple(i - 1 for i in official.read_classes(CLASSES)['ids'])
 
-    image_id = staticmethod(int)
+    image_id = staticmethod(coco.image_number)
 
     @classmethod
     def find(cls, root, split):
@@ -43,8 +44,7 @@ class CocoStuff164k(official.Builder):
     @classmethod
     def read(cls, entry):
         _, image, label = entry
-        ids = official.read_classes(cls.CLASSES)['ids']
-        values = range(len(ids)) if label.name.endswith(TRAIN_IDS) else [i - 1 for i in ids]
+        values = range(len(cls.LABEL_VALUES)) if label.name.endswith(TRAIN_IDS) else cls.LABEL_VALUES
         labels = official.to_labels(folder.read_values(label), values, (255,), label)
         return {'image': official.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
 

@@ -49,7 +49,7 @@ class PairedFiles:
         return [image.name for image, _ in self.pairs]
 
     @property
-    def category_ids(self):
+    def label_values(self):
         """The values on disk of the classes."""
         return range(self.reduce_zero_label, len(self.class_names) + self.reduce_zero_label)
 
@@ -146,14 +146,14 @@ def _decode(path):
 class LabelWriter:
     """Writes label maps as the label files of a data set: <folder>/<name of the image>.png, 16-bit where values need it.
 
-    The values are the source's `category_ids`, else 0..K-1; IGNORE_LABEL becomes 0 if no class has that value, else 255 or 65535.
+    The values are the source's `label_values`, else 0..K-1; IGNORE_LABEL becomes 0 if no class has that value, else 255 or 65535.
     """
 
     def __init__(self, folder, source):
         self.folder = Path(folder)
-        ids = list(getattr(source, 'category_ids', range(len(source.class_names))))
-        dtype = np.uint8 if max(ids) < 255 else np.uint16
-        self.values = np.array([*ids, np.iinfo(dtype).max if 0 in ids else 0], dtype)  # [K + 1]
+        values = list(getattr(source, 'label_values', range(len(source.class_names))))
+        dtype = np.uint8 if max(values) < 255 else np.uint16
+        self.values = np.array([*values, np.iinfo(dtype).max if 0 in values else 0], dtype)  # [K + 1]
 
     def __enter__(self):
         return self

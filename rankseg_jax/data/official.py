@@ -124,7 +124,7 @@ def parsing(path, kind: str):
     """For code that takes a file apart: its errors become a ValueError that names the file."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f'{path} is broken, or no {kind}: {type(error).__name__}: {error}') from error
 
 
@@ -132,7 +132,7 @@ class Source:
     """Random access to a split; see `rankseg_jax.data.get_source`.
 
     Attributes:
-      class_names, category_ids: K names, and the ids that the classes have in the data set's own files.
+      class_names: K names; category_ids, label_values: what the classes are in the data set's own files, and in its label maps.
       ids: N file names; image_ids: N ids of the images in the data set's own files.
       published: how many examples the split should have; None: not stated.
     """
@@ -140,6 +140,7 @@ class Source:
     def __init__(self, builder, split, examples, ids):
         classes = read_classes(builder.CLASSES)
         self.class_names, self.category_ids = tuple(classes['names']), tuple(classes['ids'])
+        self.label_values = tuple(builder.LABEL_VALUES or classes['ids'])
         self.ids, self.image_ids = ids, [builder.image_id(name) for name in ids]
         self.published = builder.PUBLISHED[split]
         self._builder, self._examples = builder, examples
@@ -149,7 +150,10 @@ class Source:
 
     def example(self, index: int) -> dict:
         """As `Builder.features` says, where images may still be encoded; CorruptExample, ValueError as `Builder.read`."""
-        entry = self._examples[index]
+        try:
+            entry = self._examples[index]
+        except RuntimeError as error:  # of array_record
+            raise CorruptExample(f'{self.ids[index]}: its record cannot be read: {error}') from error
         return self._builder.read(entry) if isinstance(entry, tuple) else entry
 
     def load(self, index: int) -> dict:
@@ -189,6 +193,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
       PUBLISHED: splits and the number of examples that each has, None where it is not stated.
       HOMEPAGE, LICENSE: of the data.
       SOURCE: class of what `get_source` returns.
+      LABEL_VALUES: K values of the classes in label files; None: the ids of CLASSES.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -201,6 +206,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     HOMEPAGE: str
     LICENSE: str
     SOURCE = Source
+    LABEL_VALUES = None
 
     def __init__(self, *, file_format='array_record', **kwargs):  # which can be read in any order
         super().__init__(file_format=file_format, **kwargs)
@@ -278,6 +284,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         if names is None:
             names = sorted({name.removesuffix('.jpg') for name in images if name.endswith('.jpg')}
                            | {name.removesuffix(suffix) for name in labels if name.endswith(suffix)})
+        if len(set(names)) < len(names):
+            raise ValueError(f'{cls.name}, split {split!r}: images are listed twice, {max(names, key=names.count)} among them')
         missing = [image_dir / f'{name}.jpg' for name in names if f'{name}.jpg' not in images]
         missing += [label_dir / f'{name}{suffix}' for name in names if f'{name}{suffix}' not in labels]
         if missing or not names:
@@ -293,6 +301,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         entries = {split: self.find(root, split) for split in self.splits(root)}
         for found in entries.values():
             self.record(found[0])  # files of another data set are refused before anything is written
+            for entry in found:
+                self.image_id(entry[0])
         self.info.metadata['file_names'] = {split: [entry[0] for entry in found] for split, found in entries.items()}
         return self._parts.prepare(root, entries)
 
@@ -316,6 +326,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Plain TFDS: `download_and_prepare` of the official folder `path` into the folder `records`; returns where they lie."""
         cls.find_root(path)  # before anything is written
         builder = cls(data_dir=records)
+        if builder.data_path.exists():
+            print(f'{builder.data_path} is there already; remove that folder to prepare it anew')
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=path))
         return Path(builder.data_path)
 
@@ -335,16 +347,18 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     @classmethod
     def open_split(cls, path: Path, split: str):
         """What `get_source` returns, for a split that there should be."""
-        builder = cls(data_dir=path)
+        with preparation.reading(path / cls.name):
+            builder = cls(data_dir=path, file_format=None)  # that of the records
         if not builder.data_path.exists():
             entries = cls.find(cls.find_root(path), split)
             return cls.SOURCE(cls, split, entries, [entry[0] for entry in entries])
         if split not in builder.info.splits:
-            raise ValueError(f'{builder.data_path} was prepared without the split {split!r}')
+            raise ValueError(f'{builder.data_path} was prepared without the split {split!r}; remove it to prepare it again')
         skip = {name: tfds.decode.SkipDecoding() for name, feature in builder.info.features.items()
                 if isinstance(feature, tfds.features.Image)}
-        records = builder.as_data_source(split, decoders=skip)
-        return cls.SOURCE(cls, split, records, builder.info.metadata['file_names'][split])
+        with preparation.reading(builder.data_path):
+            records, names = builder.as_data_source(split, decoders=skip), builder.info.metadata['file_names'][split]
+        return cls.SOURCE(cls, split, records, names)
 
 
 class PanopticBuilder(Builder, skip_registration=True):
@@ -370,9 +384,11 @@ def segment_labels(ids, segments, path) -> np.ndarray:
     """The label map uint16 [H, W] of ids [H, W] and dicts with 'id' and 'category_id' in 0..K-1; IGNORED where the id is 0.
 
     Raises:
-      ValueError: an id has no segment.
+      ValueError: an id has no segment, or two.
     """
     label = {0: IGNORED} | {segment['id']: segment['category_id'] for segment in segments}
+    if len(label) <= len(segments):
+        raise ValueError(f'{path}: two of its segments in the JSON file have the same id, or one has the id 0, which is void')
     known = np.array(sorted(label))
     places = np.searchsorted(known[:-1], ids)  # [H, W]; several times faster than to ask which ids there are
     unknown = known[places] != ids

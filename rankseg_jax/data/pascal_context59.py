@@ -9,6 +9,7 @@ class PascalContext59(pascal_context60.PascalContext60):
     """PASCAL-Context, semantic, without background."""
 
     CLASSES = 'pascal_context59'
+    LABEL_VALUES = range(1, 60)
 
     @classmethod
     def read(cls, entry):

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
-from pycocotools import mask
 
-from rankseg_jax.data import CorruptExample, folder, official
+from rankseg_jax.data import CorruptExample, folder, official, rle
 
 PHASES = {'train': 'train', 'validation': 'val'}
 
@@ -37,6 +36,7 @@ class PascalContext60(official.Builder):
     PUBLISHED = {'train': 4_998, 'validation': 5_105}
     HOMEPAGE = 'https://cs.stanford.edu/~roozbeh/pascal-context/'
     LICENSE = "Images: Flickr's terms of use, as of PASCAL VOC"
+    LABEL_VALUES = range(60)
 
     @classmethod
     def find(cls, root, split):
@@ -54,12 +54,13 @@ class PascalContext60(official.Builder):
     @classmethod
     def _find_in_detail(cls, path, image_dir, split):
         """As `find`: (file_name, image, JSON file, (rows, columns), [(class in the JSON file, run-length mask), …])."""
-        content = json.loads(path.read_text(encoding='utf-8'))
-        images = {image['image_id']: image for image in content['images'] if image['phase'] == PHASES[split]}
-        masks = {image_id: [] for image_id in images}
-        for annotation in content['annos_segmentation']:
-            if annotation['image_id'] in images:
-                masks[annotation['image_id']].append((annotation['category_id'], annotation['segmentation']))
+        with official.parsing(path, 'JSON file of the Detail API'):
+            content = json.loads(path.read_text(encoding='utf-8'))
+            images = {image['image_id']: image for image in content['images'] if image['phase'] == PHASES[split]}
+            masks = {image_id: [] for image_id in images}
+            for annotation in content['annos_segmentation']:
+                if annotation['image_id'] in images:
+                    masks[annotation['image_id']].append((annotation['category_id'], annotation['segmentation']))
         files = official.listing(image_dir)
         missing = sorted(image_dir / image['file_name'] for image in images.values() if image['file_name'] not in files)
         if missing or not images:
@@ -91,8 +92,8 @@ def paint(size: tuple[int, int], masks, path) -> np.ndarray:
     values = np.zeros(size, np.int32)
     for value, encoded in masks:
         try:
-            values[mask.decode(encoded) > 0] = value
-        except Exception as error:  # pycocotools raises TypeError, KeyError, IndexError, …
+            values[rle.decode(rle.compress(encoded))] = value
+        except Exception as error:  # ValueError, TypeError, KeyError, IndexError, …
             raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
     return values
 

@@ -13,9 +13,11 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -94,9 +96,12 @@ class Parts(tfds.core.ExampleWriter):
         except OSError:
             self.lock.close()
             raise ValueError(f'another process is preparing {self.folder}; wait for it, or end it') from None
-        names = {split: [entry[0] for entry in found] for split, found in entries.items()}
+        digest = hashlib.sha256()
+        for split, found in entries.items():
+            for entry in found:
+                digest.update(pickle.dumps((split, entry)))  # with all that is of a JSON file
         plan = json.dumps({'folder': str(root.resolve()), 'shard': SHARD, 'format': self.file_format.value,
-                           'examples': hashlib.sha256(json.dumps(names).encode()).hexdigest()})
+                           'examples': digest.hexdigest()})
         path = self.folder / 'plan.json'
         same = path.exists() and path.read_text() == plan
         for file in self.folder.iterdir():
@@ -126,17 +131,31 @@ class Parts(tfds.core.ExampleWriter):
 
         temporary = path.with_name(f'{path.name}.tmp')
         adapter = file_adapters.ADAPTER_FOR_FORMAT[self.file_format]
-        adapter.write_examples(temporary, records())
-        if self.file_format is file_adapters.FileFormat.ARRAY_RECORD:
-            source = ArrayRecordDataSource([str(temporary)])
-            read = (source[i] for i in range(len(source)))
-        else:
-            read = adapter.make_tf_data(str(temporary)).as_numpy_iterator()
-        if list(map(zlib.crc32, read)) != written:
+        try:
+            adapter.write_examples(temporary, records())
+            if self.file_format is file_adapters.FileFormat.ARRAY_RECORD:
+                source = ArrayRecordDataSource([str(temporary)])
+                read = (source[i] for i in range(len(source)))
+            else:
+                read = adapter.make_tf_data(str(temporary)).as_numpy_iterator()
+            found = list(map(zlib.crc32, read))
+        except RuntimeError as error:  # of array_record
+            raise OSError(f'{temporary} cannot be written, or not be read back: {error}') from error
+        if found != written:
             raise ValueError(f'{temporary} does not read as it was written; is the disk full or failing?')
         counts = {'pixels': np.sum(pixels, 0).tolist(), 'images': np.count_nonzero(pixels, 0).tolist()}
         _counts(path).write_text(json.dumps(counts))
         temporary.rename(path)
+
+
+@contextmanager
+def reading(path):
+    """For code that opens records: its errors become a ValueError that says what to do."""
+    try:
+        yield
+    except Exception as error:  # TFDS and array_record raise RuntimeError, KeyError, ParseError, …
+        raise ValueError(f'{path} holds records that are broken, not all there, or not of the format array_record; remove that '
+                         f'folder and prepare it again ({type(error).__name__}: {error})') from error
 
 
 def _counts(path):
