@@ -14,6 +14,7 @@ import abc
 import io
 import json
 import os
+from collections import Counter
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -285,7 +286,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             names = sorted({name.removesuffix('.jpg') for name in images if name.endswith('.jpg')}
                            | {name.removesuffix(suffix) for name in labels if name.endswith(suffix)})
         if len(set(names)) < len(names):
-            raise ValueError(f'{cls.name}, split {split!r}: images are listed twice, {max(names, key=names.count)} among them')
+            twice, _ = Counter(names).most_common(1)[0]
+            raise ValueError(f'{cls.name}, split {split!r}: images are listed twice, {twice} among them')
         missing = [image_dir / f'{name}.jpg' for name in names if f'{name}.jpg' not in images]
         missing += [label_dir / f'{name}{suffix}' for name in names if f'{name}{suffix}' not in labels]
         if missing or not names:
