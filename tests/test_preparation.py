@@ -151,6 +151,13 @@ def test_records_that_cannot_be_read_are_corrupt_examples(folder, tmp_path):
             source.load(2)
 
 
+def test_pictures_that_are_none_are_named(folder):
+    path = folder / 'ADEChallengeData2016/images/training/ADE_train_00000003.jpg'
+    path.write_bytes(b'none')
+    with pytest.raises(CorruptExample, match='ADE_train_00000003: UnidentifiedImageError: cannot identify image file$'):
+        ade20k.get_source(official_cases.config(folder), 'train').load(3)
+
+
 def test_records_in_another_format_are_named(folder, tmp_path):
     builder = ade20k.Ade20k(data_dir=tmp_path / 'records', file_format='tfrecord')
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))

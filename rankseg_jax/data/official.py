@@ -73,7 +73,8 @@ def decode_image(content: bytes, path) -> np.ndarray:
     try:
         return folder.to_rgb(Image.open(io.BytesIO(content)))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
+        message = str(error).partition(' <_io.BytesIO')[0]  # cannot identify image file <…>
+        raise CorruptExample(f'{path}: {type(error).__name__}: {message}') from error
 
 
 def read_colours(path) -> np.ndarray:
