@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -37,6 +38,20 @@ def small_parts(monkeypatch):
 
 def prepare(folder, records):
     return official_cases.prepare(ade20k.Ade20k, folder, records)
+
+
+def test_examples_are_read_several_at_once(folder, tmp_path, monkeypatch):
+    read, together, both = ade20k.Ade20k.read, [], threading.Barrier(2, timeout=20)
+    tried = iter(range(2))  # the first of each split is read alone
+
+    def wait(entry):
+        if next(tried, None) is None and entry[0] in ('ADE_train_00000000', 'ADE_train_00000001'):
+            together.append(both.wait())  # BrokenBarrierError if the other one does not come
+        return read(entry)
+
+    monkeypatch.setattr(ade20k.Ade20k, 'read', wait)
+    prepare(folder, tmp_path / 'records')
+    assert sorted(together) == [0, 1]
 
 
 def contents(records):
@@ -82,8 +97,7 @@ def test_a_killed_preparation_goes_on_where_it_stopped(folder, tmp_path, monkeyp
     process = subprocess.Popen([sys.executable, '-c', PROGRAM, str(folder), str(records)], cwd=ROOT, stderr=subprocess.PIPE,
                                env={**os.environ, 'PYTHONPATH': str(ROOT)})
     parts = records / 'ade20k/1.0.0.parts'
-    done = [f'ade20k-{name}' for name in ('train.array_record-00000-of-00004', 'train.array_record-00001-of-00004',
-                                          'train.array_record-00003-of-00004', 'validation.array_record-00000-of-00001')]
+    done = [f'ade20k-train.array_record-0000{i}-of-00004' for i in (0, 1)]
     until = time.time() + 60
     while not all((parts / name).exists() for name in done):
         assert process.poll() is None and time.time() < until, process.stderr.read().decode()
@@ -98,8 +112,9 @@ def test_a_killed_preparation_goes_on_where_it_stopped(folder, tmp_path, monkeyp
     read, names = ade20k.Ade20k.read, []
     monkeypatch.setattr(ade20k.Ade20k, 'read', lambda entry: names.append(entry[0]) or read(entry))
     prepare(folder, records)
+    left = [*(f'ADE_train_{i:08}' for i in (4, 5, 6)), 'ADE_val_00000000', 'ADE_val_00000001']
     tried = ['ADE_train_00000000', 'ADE_val_00000000']  # the first of each split, before anything is written
-    assert sorted(names) == sorted([*tried, 'ADE_train_00000004', 'ADE_train_00000005']) and not left_behind(records)
+    assert sorted(names) == sorted(tried + left) and not left_behind(records)
     prepare(folder, tmp_path / 'at_once')
     assert contents(records) == contents(tmp_path / 'at_once')
 

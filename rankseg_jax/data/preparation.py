@@ -64,15 +64,15 @@ class Parts(tfds.core.ExampleWriter):
         parts = {split: list(self._split(split, found)) for split, found in entries.items()}
         todo = [part for found in parts.values() for part in found if not part[0].exists()]
         total, left = sum(map(len, entries.values())), sum(len(part) for _, part in todo)
-        with tqdm(total=total, initial=total - left, desc=self.builder.name, unit=' examples') as progress:
-            pool = ThreadPoolExecutor()
+        with tqdm(total=total, initial=total - left, desc=self.builder.name, unit=' examples') as progress, \
+                ThreadPoolExecutor() as pool:
             try:
-                list(pool.map(partial(self._write_part, progress), todo))
-            except BaseException:  # an error or Ctrl-C: what has begun ends, the rest is left for the next time
+                for path, part in todo:
+                    self._write_part(path, part, pool, progress)
+            except BaseException:  # an error or Ctrl-C: parts that are whole stay for the next time
                 pool.shutdown(cancel_futures=True)
                 self.lock.close()
                 raise
-            pool.shutdown()
         for key in ('pixels', 'images'):
             self.builder.info.metadata[key] = {
                 split: np.sum([json.loads(_counts(path).read_text())[key] for path, _ in found], 0).tolist()
@@ -113,18 +113,19 @@ class Parts(tfds.core.ExampleWriter):
             if other != unfinished:
                 shutil.rmtree(other)
 
-    def _write_part(self, progress, part):
+    def _write_part(self, path, entries, pool, progress):
         """Writes one part under another name, reads it back, and gives it its name."""
-        path, entries = part
         features = self.builder.info.features
         serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
         written, pixels = [], []  # checksums, and [K] of each example
 
+        def encode(entry):
+            example = self.builder.record(entry)
+            return example.pop('pixels'), serializer.serialize_example(features.encode_example(example))
+
         def records():
-            for entry in entries:
-                example = self.builder.record(entry)
-                pixels.append(example.pop('pixels'))
-                record = serializer.serialize_example(features.encode_example(example))
+            for entry, (counts, record) in zip(entries, pool.map(encode, entries), strict=True):
+                pixels.append(counts)
                 written.append(zlib.crc32(record))
                 yield entry[0], record
                 progress.update()
