@@ -9,6 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+pytest.importorskip('dill')  # of tfds.testing
+
 SAMPLES = Path(__file__).parents[2] / 'shared/data/samples'  # official annotations; the tests that need them are skipped elsewhere
 
 
