@@ -55,16 +55,15 @@ def describe(source):
     presence = sparse.csr_array((np.ones(len(classes), np.int32), np.asarray(classes), ends), (num_images, num_classes))
     together = cooccurrence.count(presence)
     images, labelled = together.diagonal(), int(pixels.sum())  # [K]
-    kind, there, published = 'images', len(source), getattr(source, 'published', None)
-    if hasattr(source, 'videos'):  # whose frames are the images
-        kind, there, published = 'videos', len(source.videos), source.published_videos
+    videos = {'videos': len(source.videos)} if hasattr(source, 'videos') else {}  # whose frames are the images
+    kind, there = next(iter(videos.items()), ('images', len(source)))
+    published = source.published_videos if videos else getattr(source, 'published', None)
     warnings = []
     if published not in (None, there):
         warnings.append(f'{abs(there - published):,} {kind} {"fewer" if there < published else "more"} than published; '
                         'docs/datasets.md says where to get the data set and where its files belong')
     return {
-        'images': num_images, **({'videos': there} if kind == 'videos' else {}), 'published': published, 'unread': unread,
-        'warnings': warnings,
+        'images': num_images, **videos, 'published': published, 'unread': unread, 'warnings': warnings,
         'ignored': ignored / max(labelled + ignored, 1),
         'sizes': [{'rows': rows, 'columns': columns, 'images': n} for (rows, columns), n in sizes.most_common()],
         'categories_per_image': analysis.distribution(np.diff(ends)) if num_images else None,

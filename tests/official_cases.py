@@ -104,3 +104,10 @@ def class_pixels(source):
                 pixels[value] += count
                 images[value] += 1
     return pixels, images
+
+
+def change(path, function):
+    """Changes a JSON file."""
+    content = json.loads(path.read_text())
+    function(content)
+    path.write_text(json.dumps(content))

@@ -112,13 +112,6 @@ def open_split(folder, split='train'):
     return coco_lvis.get_source(official_cases.config(folder), split)
 
 
-def change(path, function):
-    """Changes a JSON file."""
-    content = json.loads(path.read_text())
-    function(content)
-    path.write_text(json.dumps(content))
-
-
 def test_things_lie_over_stuff(folder):
     for split, name in (('train', 'train'), ('validation', 'val')):
         source = open_split(folder, split)
@@ -242,29 +235,30 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
     def version_0_5(content):
         content['categories'] += [{'id': i, 'name': f'more_{i}'} for i in range(1204, 1231)]
 
-    change(path, version_0_5)
+    official_cases.change(path, version_0_5)
     refused(r'ValueError: it lists 1230 categories, version 1 has 1203 \(version 0.5: 1230\); they differ in 1204 more_1204, ')
-    change(path, lambda content: content['categories'][5].update(name='mirror'))
+    official_cases.change(path, lambda content: content['categories'][5].update(name='mirror'))
     refused('ValueError: it lists 1203 categories, .*; they differ in 6 mirror')
-    change(path, lambda content: content['annotations'][0].update(category_id=1204))
+    official_cases.change(path, lambda content: content['annotations'][0].update(category_id=1204))
     refused('ValueError: an annotation of the image 9 is of the category 1204')
-    change(path, lambda content: content['annotations'][0].update(image_id=10))
+    official_cases.change(path, lambda content: content['annotations'][0].update(image_id=10))
     refused('KeyError: 10')
     for polygons in ([], [[0, 0, 3, 3]], [rectangle(0, 1, 2, 3), [1, 2, 3, 4, 5, 6, 7]]):
-        change(path, lambda content, polygons=polygons: content['annotations'][0].update(segmentation=polygons))
+        official_cases.change(path, lambda content, polygons=polygons: content['annotations'][0].update(segmentation=polygons))
         refused('ValueError: polygons need three points or more')
     for number in (float('inf'), float('nan'), -1e30):
-        change(path, lambda content, number=number: content['annotations'][0].update(segmentation=[[1, 2, 3, number, 5, 6]]))
+        polygons = [[1, 2, 3, number, 5, 6]]
+        official_cases.change(path, lambda content, polygons=polygons: content['annotations'][0].update(segmentation=polygons))
         refused('ValueError: polygons need points within 100,000 pixels')
     negative = {'size': [-ROWS, -COLUMNS], 'counts': [ROWS * COLUMNS]}
-    change(path, lambda content: content['annotations'][0].update(segmentation=negative))
+    official_cases.change(path, lambda content: content['annotations'][0].update(segmentation=negative))
     refused('OverflowError')
-    change(path, lambda content: content.update(images=[], annotations=[]))
+    official_cases.change(path, lambda content: content.update(images=[], annotations=[]))
     official_cases.assert_refused(coco_lvis.CocoLvis, folder, tmp_path / 'records', ValueError, 'train.json lists no images')
     path.write_text(whole)
     for counts, match in (([3, 4], 'run lengths of a mask of 24 x 40 must'), ('', 'run lengths of a mask of 24 x 40 must'),
                           ('no run lengths', '.*run lengths of a mask')):
-        change(path, lambda content, counts=counts: content['annotations'][0].update(
+        official_cases.change(path, lambda content, counts=counts: content['annotations'][0].update(
             segmentation={'size': [ROWS, COLUMNS], 'counts': counts}))
         refused(f'ValueError: {match}')
 
@@ -272,7 +266,7 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
 def test_run_lengths_of_another_size_are_refused(folder):
     wrong = copy.deepcopy(runs(0, 1, 0, 1, compressed=False))
     wrong['size'] = wrong['size'][::-1]
-    change(folder / 'coco/lvis_v1_train.json', lambda content: content['annotations'][0].update(segmentation=wrong))
+    official_cases.change(folder / 'coco/lvis_v1_train.json', lambda content: content['annotations'][0].update(segmentation=wrong))
     with pytest.raises(ValueError, match=r'09.jpg has 24 x 40 pixels \(rows x columns\), a mask of LVIS for it \(40, 24\)'):
         open_split(folder).load(0)
 

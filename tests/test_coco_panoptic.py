@@ -84,13 +84,6 @@ def open_split(folder, split='train'):
     return coco_panoptic.get_source(official_cases.config(folder), split)
 
 
-def change(path, function):
-    """Changes a JSON file."""
-    content = json.loads(path.read_text())
-    function(content)
-    path.write_text(json.dumps(content))
-
-
 def assert_same_by_name(source, other):
     """Two sources hold the same examples, in whatever order."""
     assert sorted(source.ids) == sorted(other.ids) and sorted(source.image_ids) == sorted(other.image_ids)
@@ -145,18 +138,18 @@ def test_ids_in_the_picture_alone_or_in_the_json_file_alone_are_named(folder):
 
     whole = path.read_text()
     for place, i in ((1, 200), (3, 16777215)):
-        change(path, lambda content, place=place: content['annotations'][-1]['segments_info'][place].update(id=77))
+        official_cases.change(path, lambda content, place=place: content['annotations'][-1]['segments_info'][place].update(id=77))
         with pytest.raises(ValueError, match=rf'000000000009.png: ids \[{i}\] are in the picture but not among its segments in'):
             open_split(folder).load(0)
         path.write_text(whole)
-    change(path, lambda content: content['annotations'][-1]['segments_info'].append(
+    official_cases.change(path, lambda content: content['annotations'][-1]['segments_info'].append(
         {'id': 78, 'category_id': 1, 'iscrowd': 0, 'area': 3, 'bbox': [0, 0, 1, 3]}))
     with pytest.raises(ValueError, match=r'000000000009.png: ids \[78\] are among its segments in the JSON file but not in'):
         open_split(folder).segments(0)
 
 
 def test_ids_that_two_segments_share_are_named(folder):
-    change(folder / 'coco/annotations/panoptic_train2017.json',
+    official_cases.change(folder / 'coco/annotations/panoptic_train2017.json',
            lambda content: content['annotations'][-1]['segments_info'].append(content['annotations'][-1]['segments_info'][0]))
     with pytest.raises(ValueError, match='000000000009.png: two of its segments in the JSON file have the same id'):
         open_split(folder).load(0)
@@ -170,7 +163,7 @@ def test_a_json_file_changed_after_a_kill_is_read_anew(folder, tmp_path):
         official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
     assert list((tmp_path / 'records').rglob('*-train.*'))  # to go on with
     png.write_bytes(content)
-    change(folder / 'coco/annotations/panoptic_train2017.json',
+    official_cases.change(folder / 'coco/annotations/panoptic_train2017.json',
            lambda content: content['annotations'][-1]['segments_info'][0].update(category_id=200))
     official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
     assert open_split(tmp_path / 'records').segments(0)[1][0]['category_id'] == LABELS[200]
@@ -191,20 +184,20 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
         refused('')
     path.write_bytes(b'\xff\xfe' + whole.encode())
     refused('UnicodeDecodeError')
-    change(path, lambda content: content['annotations'][-1]['segments_info'][0].update(id=2 ** 40))
+    official_cases.change(path, lambda content: content['annotations'][-1]['segments_info'][0].update(id=2 ** 40))
     refused('OverflowError')
     write_json(path, [{'id': 1, 'image_id': 9, 'category_id': 1, 'iscrowd': 0, 'area': 1.5, 'bbox': [0., 1, 2, 3],
                        'segmentation': [[0, 1, 2, 3, 4, 5]]}], [], CATEGORIES[:80])
     refused(r'ValueError: it lists 80 categories, not the 133 of COCO panoptic; they differ in \[\(92, ')
-    change(path, lambda content: content['annotations'].append({'id': 1, 'category_id': 1, 'iscrowd': 0, 'area': 1,
+    official_cases.change(path, lambda content: content['annotations'].append({'id': 1, 'category_id': 1, 'iscrowd': 0, 'area': 1,
                                                                 'bbox': [0, 0, 1, 1], 'segmentation': {}}))
     refused('TypeError')
-    change(path, lambda content: content['categories'][100].update(name='sky'))
+    official_cases.change(path, lambda content: content['categories'][100].update(name='sky'))
     refused('ValueError: it lists 133 categories')
-    change(path, lambda content: content['annotations'][0]['segments_info'].extend(
+    official_cases.change(path, lambda content: content['annotations'][0]['segments_info'].extend(
         [{'id': 5, 'category_id': 12, 'iscrowd': 0, 'area': 1, 'bbox': [0, 0, 1, 1]}]))
     refused('KeyError: 12')
-    change(path, lambda content: content['annotations'][0].update(image_id=4))
+    official_cases.change(path, lambda content: content['annotations'][0].update(image_id=4))
     refused('ValueError: the image 4 has the file 000000581921')
 
 
@@ -247,12 +240,21 @@ def test_records_of_tfds(folder, tmp_path):
     assert type(open_split(tmp_path / 'tfds')) is official.PanopticSource
 
 
+def test_a_record_of_tfds_is_read_once(folder, tmp_path):
+    prepare_by_tfds(folder, tmp_path / 'tfds', file_format='array_record')
+    source = open_split(tmp_path / 'tfds')
+    records = source._examples._elements
+    with mock.patch.object(type(records), '__getitem__', autospec=True, side_effect=type(records).__getitem__) as read:
+        source.load(1)
+    assert read.call_count == 1
+
+
 def test_records_of_tfds_that_do_not_do(folder, tmp_path):
     prepare_by_tfds(folder, tmp_path / 'tfds', file_format='tfrecord')
     with pytest.raises(ValueError, match=r"records of the format tfrecord, which .*file_format='array_record'\).*convert_format "):
         open_split(tmp_path / 'tfds')
     for path in (folder / 'coco/annotations').iterdir():
-        change(path, lambda content: content['categories'].reverse())
+        official_cases.change(path, lambda content: content['categories'].reverse())
     prepare_by_tfds(folder, tmp_path / 'others', file_format='array_record')
     with pytest.raises(ValueError, match='other categories than COCO panoptic: rug-merged, '):
         open_split(tmp_path / 'others')

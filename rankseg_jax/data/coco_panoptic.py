@@ -163,7 +163,7 @@ def read_record(record: dict) -> dict:
     boxes = np.reshape(objects['bbox'], (-1, 4))  # of no object, TFDS has an empty list
     top, left, bottom, right = np.rint(boxes * [height, width, height, width]).astype(int).T  # [N] each
     rows = [*(objects[key] for key in ('id', 'label', 'is_crowd', 'area')), left, top, right - left, bottom - top]
-    return make_example(record['image'], colours, np.stack(rows, 1), name)
+    return make_example(record['image'], colours, np.stack(rows, 1), name) | {'file_name': name}
 
 
 get_source = CocoPanoptic.get_source

@@ -156,17 +156,18 @@ class Source:
             entry = self._examples[index]
         except RuntimeError as error:  # of array_record
             raise CorruptExample(f'{self.ids[index]}: its record cannot be read: {error}') from error
-        return self._builder.read(entry) if isinstance(entry, tuple) else entry
+        return self._builder.read(entry) | {'file_name': entry[0]} if isinstance(entry, tuple) else entry
 
     def load(self, index: int) -> dict:
         """image uint8 [H, W, 3] and label int32 [H, W] in 0..K-1 or IGNORE_LABEL; CorruptExample, ValueError as `Builder.read`."""
-        return self._decode(index, self.example(index))
+        return self._decode(self.example(index))
 
-    def _decode(self, index, example):
-        image = decode_image(example['image'], self.ids[index])  # [H, W, 3]
+    def _decode(self, example):
+        name = os.fsdecode(example['file_name'])  # bytes in a record
+        image = decode_image(example['image'], name)  # [H, W, 3]
         label = decode_map(example['labels']).astype(np.int32)  # [H, W]
         if image.shape[:2] != label.shape:
-            raise CorruptExample(folder.size_mismatch(self.ids[index], image.shape[:2], label.shape))
+            raise CorruptExample(folder.size_mismatch(name, image.shape[:2], label.shape))
         label[label == IGNORED] = IGNORE_LABEL
         return {'image': image, 'label': label}
 

@@ -69,7 +69,7 @@ class VideoSource(official.Source):
         return self._stack(indices, [self.example(index) for index in indices])
 
     def _stack(self, indices, examples):
-        loaded = [self._decode(index, example) for index, example in zip(indices, examples, strict=True)]
+        loaded = [self._decode(example) for example in examples]
         size = loaded[0]['label'].shape
         for index, frame in zip(indices, loaded, strict=True):
             if frame['label'].shape != size:
