@@ -21,20 +21,40 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before TensorFlow is first imported
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # it only reads images here, and announces oneDNN at length
+os.environ.setdefault(
+    'TF_ENABLE_ONEDNN_OPTS', '0'
+)  # it only reads images here, and announces oneDNN at length
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run: a file of configs/, see configs/common.py for its keys.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, pictures. prepare: of the records.',
-                               required=True)
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict', 'analyze', 'export', 'convert', 'prepare'],
-                          'What to do.')
-_INPUT = flags.DEFINE_list('input', None, 'predict: images, folders, .txt lists; default: images of the evaluation split. '
-                           'convert: a folder, a file, or a name on the Hugging Face hub.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/predictions or export. '
-                              'evaluate: of label maps or panoptic segments, as in the data set.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The run: a file of configs/, see configs/common.py for its keys.'
+)
+_WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of the run: checkpoints, metrics, pictures. prepare: of the records.',
+    required=True,
+)
+_MODE = flags.DEFINE_enum(
+    'mode',
+    'train',
+    ['train', 'evaluate', 'predict', 'analyze', 'export', 'convert', 'prepare'],
+    'What to do.',
+)
+_INPUT = flags.DEFINE_list(
+    'input',
+    None,
+    'predict: images, folders, .txt lists; default: images of the evaluation split. '
+    'convert: a folder, a file, or a name on the Hugging Face hub.',
+)
+_OUTPUT = flags.DEFINE_string(
+    'output',
+    None,
+    'Folder to write to; default: <workdir>/predictions or export. '
+    'evaluate: of label maps or panoptic segments, as in the data set.',
+)
 
 
 def main(argv):
@@ -56,25 +76,43 @@ def run(config, workdir: Path):
     from rankseg_jax import checkpoint, convert, data, evaluate, export, predict, sharding, train
 
     if '://' in _WORKDIR.value:
-        raise ValueError(f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same place on every host')
+        raise ValueError(
+            f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same place on every host'
+        )
     sharding.start_distributed()
     if config is not None:
         common.check(config)
     if _MODE.value == 'prepare':
         if config is None:
-            raise ValueError('--mode=prepare needs --config, with config.data.name and config.data.dir')
-        print(f'Prepared: {data.prepare(config.data, workdir)}\nTo use it: --config.data.dir={workdir}')
+            raise ValueError(
+                '--mode=prepare needs --config, with config.data.name and config.data.dir'
+            )
+        print(
+            f'Prepared: {data.prepare(config.data, workdir)}\nTo use it: --config.data.dir={workdir}'
+        )
         return
     if _MODE.value == 'convert':
         if len(_INPUT.value or ()) != 1:
-            raise ValueError('--mode=convert needs --input: one folder, one file or one name on the Hugging Face hub')
-        print(f'Converted: {convert.run(_INPUT.value[0], workdir, config or common.get_config(), as_is=config is None)}')
+            raise ValueError(
+                '--mode=convert needs --input: one folder, one file or one name on the Hugging Face hub'
+            )
+        print(
+            f'Converted: {convert.run(_INPUT.value[0], workdir, config or common.get_config(), as_is=config is None)}'
+        )
         return
     if config is None:
-        if _MODE.value == 'train' or _MODE.value == 'analyze' and not (workdir / 'checkpoints').is_dir():
-            raise ValueError(f'--mode={_MODE.value} without checkpoints needs --config, such as --config=configs/quickstart.py')
+        if (
+            _MODE.value == 'train'
+            or _MODE.value == 'analyze'
+            and not (workdir / 'checkpoints').is_dir()
+        ):
+            raise ValueError(
+                f'--mode={_MODE.value} without checkpoints needs --config, such as --config=configs/quickstart.py'
+            )
         manager = checkpoint.open_checkpoints(workdir)
-        config = ConfigDict(checkpoint.restore_run(manager, checkpoint.find(manager, 'last'))['config'])
+        config = ConfigDict(
+            checkpoint.restore_run(manager, checkpoint.find(manager, 'last'))['config']
+        )
 
     if _MODE.value == 'train':
         scores = train.train(config, workdir)
@@ -98,8 +136,10 @@ def run(config, workdir: Path):
         predict.predict_files(predictor, _INPUT.value, output)
     elif config.num_pictures:
         print(f'Pictures:     {predict.predict_split(predictor, config, output)}')
-    print(f'Predictions:  {output}\nCheckpoints:  {workdir}/checkpoints\nMetrics:      {workdir}/metrics.jsonl, '
-          f'tensorboard --logdir={workdir}')
+    print(
+        f'Predictions:  {output}\nCheckpoints:  {workdir}/checkpoints\nMetrics:      {workdir}/metrics.jsonl, '
+        f'tensorboard --logdir={workdir}'
+    )
 
 
 def parse_flags(argv):
@@ -107,7 +147,9 @@ def parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        lines = str(error).strip('"\n ').splitlines()  # of an error inside a config file, a traceback
+        lines = (
+            str(error).strip('"\n ').splitlines()
+        )  # of an error inside a config file, a traceback
         sys.exit(f'error: {lines[-1] if len(lines) > 2 else " ".join(lines)}')
 
 

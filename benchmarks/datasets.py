@@ -28,7 +28,12 @@ _OUT = flags.DEFINE_string('out', 'benchmarks/results/datasets.json', 'Where the
 _COUNT = flags.DEFINE_integer('count', 400, 'Images of each data set.')
 _ONLY = flags.DEFINE_list('only', None, 'Names of data sets; default: all.')
 
-SIZES = {'ade20k_full': (1536, 2048), 'vspw': (480, 853), 'youtube_vis_2019': (720, 1280), 'pascal_context60': (375, 500)}
+SIZES = {
+    'ade20k_full': (1536, 2048),
+    'vspw': (480, 853),
+    'youtube_vis_2019': (720, 1280),
+    'pascal_context60': (375, 500),
+}
 USUAL = (480, 640)  # of the others, in rows and columns
 SEGMENTS = 12  # of an image
 
@@ -36,7 +41,9 @@ SEGMENTS = 12  # of an image
 def picture(rng, size) -> Image.Image:
     """Smooth, with some grain."""
     rows, columns = size
-    smooth = Image.fromarray(rng.integers(0, 256, (rows // 16, columns // 16, 3), np.uint8)).resize((columns, rows))
+    smooth = Image.fromarray(rng.integers(0, 256, (rows // 16, columns // 16, 3), np.uint8)).resize(
+        (columns, rows)
+    )
     grain = rng.integers(-9, 10, (rows, columns, 1))
     return Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8))
 
@@ -45,7 +52,7 @@ def regions(rng, size) -> np.ndarray:
     """int [H, W] in 0..SEGMENTS - 1: which of some random points is nearest, at a quarter of the size."""
     rows, columns = size
     points = rng.uniform(0, (rows / 4, columns / 4), (SEGMENTS, 2))  # [n, 2]
-    grid = np.stack(np.mgrid[:-(-rows // 4), :-(-columns // 4)], -1)[..., None, :]  # [h, w, 1, 2]
+    grid = np.stack(np.mgrid[: -(-rows // 4), : -(-columns // 4)], -1)[..., None, :]  # [h, w, 1, 2]
     nearest = ((grid - points) ** 2).sum(-1).argmin(-1)  # [h, w]
     return nearest.repeat(4, 0).repeat(4, 1)[:rows, :columns]
 
@@ -59,7 +66,11 @@ def polygon(mask):
     """Some x, y, x, y, … around a mask's rows, as an annotator would click them."""
     rows = np.flatnonzero(mask.any(1))[:: max(1, np.count_nonzero(mask.any(1)) // 20)]
     left, right = mask[rows].argmax(1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
-    return [float(x) for point in [*zip(left, rows, strict=True), *zip(right[::-1], rows[::-1], strict=True)] for x in point]
+    return [
+        float(x)
+        for point in [*zip(left, rows, strict=True), *zip(right[::-1], rows[::-1], strict=True)]
+        for x in point
+    ]
 
 
 def run_lengths(mask) -> dict:
@@ -79,28 +90,43 @@ def write_folder(name: str, root: Path, count: int):
         rng = np.random.default_rng(index)
         training = index < count
         image, areas = picture(rng, size), regions(rng, size)
-        labels = rng.choice(len(classes['ids']), SEGMENTS, replace=False)  # [segments] the class of each
+        labels = rng.choice(
+            len(classes['ids']), SEGMENTS, replace=False
+        )  # [segments] the class of each
         values = np.array(classes['ids'])[labels]  # and its number in the files
         if name in ('ade20k', 'ade20k_panoptic'):
             path = f'{"training" if training else "validation"}/ADE_{"train" if training else "val"}_{index:08}'
             save(image, root / f'images/{path}.jpg')
-            save(Image.fromarray((labels + 1)[areas].astype(np.uint8)), root / f'annotations/{path}.png')
+            save(
+                Image.fromarray((labels + 1)[areas].astype(np.uint8)),
+                root / f'annotations/{path}.png',
+            )
             red = rng.integers(1, 101, SEGMENTS)
             colours = np.stack([red[areas], areas + 1, 0 * areas], -1).astype(np.uint8)
             save(Image.fromarray(colours), root / f'annotations_instance/{path}.png')
         elif name == 'ade20k_full':
-            path = f'images/ADE/{"training" if training else "validation"}/urban/street/ADE_{index:08}'
+            path = (
+                f'images/ADE/{"training" if training else "validation"}/urban/street/ADE_{index:08}'
+            )
             save(image, root / f'{path}.jpg')
-            colours = np.stack([values[areas] // 256 * 10, values[areas] % 256, areas], -1).astype(np.uint8)
+            colours = np.stack([values[areas] // 256 * 10, values[areas] % 256, areas], -1).astype(
+                np.uint8
+            )
             save(Image.fromarray(colours), root / f'{path}_seg.png')
         elif name == 'pascal_context60':
             save(image, root / f'JPEGImages/{index:06}.jpg')
-            save(Image.fromarray(labels[areas].astype(np.uint8)), root / f'SegmentationClassContext/{index:06}.png')
+            save(
+                Image.fromarray(labels[areas].astype(np.uint8)),
+                root / f'SegmentationClassContext/{index:06}.png',
+            )
             documents[training, index] = f'{index:06}'
         elif name == 'vspw':
             path = f'data/{index // 70 if training else "last"}'
             save(image, root / f'{path}/origin/{index:08}.jpg')
-            save(Image.fromarray(values[areas].astype(np.uint8)), root / f'{path}/mask/{index:08}.png')
+            save(
+                Image.fromarray(values[areas].astype(np.uint8)),
+                root / f'{path}/mask/{index:08}.png',
+            )
             documents[training, index] = path.removeprefix('data/')
         elif name == 'coco_stuff10k':
             place = 'train' if training else 'test'
@@ -116,15 +142,32 @@ def write_folder(name: str, root: Path, count: int):
             save(image, root / f'{place}/{index:012}.jpg')
             if name == 'coco_panoptic':
                 ids = areas * 1000 + 7
-                save(Image.fromarray(coco.ids_to_rgb(ids)), root / f'panoptic_{place}/{index:012}.png')
-                segments = [{'id': int(i * 1000 + 7), 'category_id': int(value), 'area': int((areas == i).sum()),
-                             'bbox': coco.box(areas == i), 'iscrowd': 0} for i, value in enumerate(values) if (areas == i).any()]
+                save(
+                    Image.fromarray(coco.ids_to_rgb(ids)),
+                    root / f'panoptic_{place}/{index:012}.png',
+                )
+                segments = [
+                    {
+                        'id': int(i * 1000 + 7),
+                        'category_id': int(value),
+                        'area': int((areas == i).sum()),
+                        'bbox': coco.box(areas == i),
+                        'iscrowd': 0,
+                    }
+                    for i, value in enumerate(values)
+                    if (areas == i).any()
+                ]
                 documents[training, index] = segments
             else:
                 raw = rng.integers(91, 182, SEGMENTS) if name == 'coco_lvis' else values - 1
-                save(Image.fromarray(raw[areas].astype(np.uint8)), root / f'stuffthingmaps/{place}/{index:012}.png')
+                save(
+                    Image.fromarray(raw[areas].astype(np.uint8)),
+                    root / f'stuffthingmaps/{place}/{index:012}.png',
+                )
                 found = [i for i in range(SEGMENTS) if np.count_nonzero((areas == i).any(1)) > 20]
-                documents[training, index] = [(polygon(areas == i), int(rng.integers(1, 1204))) for i in found]
+                documents[training, index] = [
+                    (polygon(areas == i), int(rng.integers(1, 1204))) for i in found
+                ]
 
     with ThreadPool() as pool:
         pool.map(write, range(count + 1))
@@ -135,10 +178,22 @@ def finish_folder(name, root, documents, classes, size):
     """Writes the lists and JSON files of a folder, of what each image has for them."""
     rows, columns = size
     for training in (True, False):
-        mine = {index: documents[key] for key in sorted(documents) if key[0] == training for index in [key[1]]}
+        mine = {
+            index: documents[key]
+            for key in sorted(documents)
+            if key[0] == training
+            for index in [key[1]]
+        }
         place = 'train' if training else 'val'
-        categories = [{'id': i, 'name': text, 'isthing': thing} for i, text, thing in zip(
-            classes['ids'], classes['names'], classes.get('isthing', [1] * len(classes['ids'])), strict=True)]
+        categories = [
+            {'id': i, 'name': text, 'isthing': thing}
+            for i, text, thing in zip(
+                classes['ids'],
+                classes['names'],
+                classes.get('isthing', [1] * len(classes['ids'])),
+                strict=True,
+            )
+        ]
         if name == 'pascal_context60':
             path = root / f'ImageSets/SegmentationContext/{place}.txt'
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,26 +203,64 @@ def finish_folder(name, root, documents, classes, size):
         elif name == 'coco_panoptic':
             path = root / f'annotations/panoptic_{place}2017.json'
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({
-                'images': [{'id': i, 'file_name': f'{i:012}.jpg', 'height': rows, 'width': columns} for i in mine],
-                'annotations': [{'image_id': i, 'file_name': f'{i:012}.png', 'segments_info': x} for i, x in mine.items()],
-                'categories': categories}))
+            path.write_text(
+                json.dumps(
+                    {
+                        'images': [
+                            {'id': i, 'file_name': f'{i:012}.jpg', 'height': rows, 'width': columns}
+                            for i in mine
+                        ],
+                        'annotations': [
+                            {'image_id': i, 'file_name': f'{i:012}.png', 'segments_info': x}
+                            for i, x in mine.items()
+                        ],
+                        'categories': categories,
+                    }
+                )
+            )
         elif name == 'coco_lvis':
-            annotations = [{'image_id': i, 'category_id': label, 'segmentation': [points]}
-                           for i, x in mine.items() for points, label in x]
-            (root / f'lvis_v1_{place}.json').write_text(json.dumps({
-                'images': [{'id': i, 'coco_url': f'{place}2017/{i:012}.jpg'} for i in mine], 'annotations': annotations,
-                'categories': categories[:1203]}))
+            annotations = [
+                {'image_id': i, 'category_id': label, 'segmentation': [points]}
+                for i, x in mine.items()
+                for points, label in x
+            ]
+            (root / f'lvis_v1_{place}.json').write_text(
+                json.dumps(
+                    {
+                        'images': [{'id': i, 'coco_url': f'{place}2017/{i:012}.jpg'} for i in mine],
+                        'annotations': annotations,
+                        'categories': categories[:1203],
+                    }
+                )
+            )
         elif name == 'youtube_vis_2019':
             frames = {}
             for index, (video, masks) in mine.items():
                 frames.setdefault(video, []).append((f'{video}/{index:05}.jpg', masks))
-            videos = [{'id': i, 'height': rows, 'width': columns, 'file_names': [file for file, _ in x]}
-                      for i, x in enumerate(frames.values(), 1)]
-            tracks = [{'id': 3 * i + k, 'video_id': i, 'category_id': k + 1, 'iscrowd': 0, 'segmentations': [m[k] for _, m in x]}
-                      for i, x in enumerate(frames.values(), 1) for k in range(3)]
-            (root / f'{"train" if training else "valid"}.json').write_text(json.dumps(
-                {'videos': videos, 'categories': categories, 'annotations': tracks if training else None}))
+            videos = [
+                {'id': i, 'height': rows, 'width': columns, 'file_names': [file for file, _ in x]}
+                for i, x in enumerate(frames.values(), 1)
+            ]
+            tracks = [
+                {
+                    'id': 3 * i + k,
+                    'video_id': i,
+                    'category_id': k + 1,
+                    'iscrowd': 0,
+                    'segmentations': [m[k] for _, m in x],
+                }
+                for i, x in enumerate(frames.values(), 1)
+                for k in range(3)
+            ]
+            (root / f'{"train" if training else "valid"}.json').write_text(
+                json.dumps(
+                    {
+                        'videos': videos,
+                        'categories': categories,
+                        'annotations': tracks if training else None,
+                    }
+                )
+            )
 
 
 def read_rate(source) -> float:
@@ -201,24 +294,45 @@ def measure(name: str, folder: Path, count: int) -> dict:
     start = time.perf_counter()
     source = data.get_source(config.data, 'train')
     opened = time.perf_counter() - start
-    row = {'images': len(source), 'open': opened, 'folder': read_rate(source), 'batches_folder': batch_rate(config)}
+    row = {
+        'images': len(source),
+        'open': opened,
+        'folder': read_rate(source),
+        'batches_folder': batch_rate(config),
+    }
     start = time.perf_counter()
     records = data.prepare(config.data, folder / 'records')
     row['prepare'] = (count + 1) / (time.perf_counter() - start)
     row['bytes'] = sum(path.stat().st_size for path in Path(records).iterdir()) / (count + 1)
     config.data.dir = str(folder / 'records')
-    return row | {'records': read_rate(data.get_source(config.data, 'train')), 'batches_records': batch_rate(config)}
+    return row | {
+        'records': read_rate(data.get_source(config.data, 'train')),
+        'batches_records': batch_rate(config),
+    }
 
 
 def main(_):
-    names = _ONLY.value or ['ade20k', 'ade20k_full', 'ade20k_panoptic', 'coco_stuff10k', 'coco_stuff164k', 'coco_panoptic',
-                            'coco_lvis', 'pascal_context60', 'youtube_vis_2019', 'vspw']
+    names = _ONLY.value or [
+        'ade20k',
+        'ade20k_full',
+        'ade20k_panoptic',
+        'coco_stuff10k',
+        'coco_stuff164k',
+        'coco_panoptic',
+        'coco_lvis',
+        'pascal_context60',
+        'youtube_vis_2019',
+        'vspw',
+    ]
     rows = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = row = measure(name, Path(folder), _COUNT.value)
-        print(f'| {name} | {row["folder"]:.0f} | {row["prepare"]:.0f} | {row["records"]:.0f} | {row["batches_folder"]:.0f} | '
-              f'{row["batches_records"]:.0f} | {row["bytes"] / 1e3:.0f} kB |', flush=True)
+        print(
+            f'| {name} | {row["folder"]:.0f} | {row["prepare"]:.0f} | {row["records"]:.0f} | {row["batches_folder"]:.0f} | '
+            f'{row["batches_records"]:.0f} | {row["bytes"] / 1e3:.0f} kB |',
+            flush=True,
+        )
     Path(_OUT.value).write_text(json.dumps(rows, indent=1))
 
 

@@ -39,9 +39,13 @@ def random_inputs(shapes, num_heads=8, width=32, num_points=4):
     rng = np.random.default_rng(0)
     num_cells = sum(height * shape_width for height, shape_width in shapes)
     value, towards = rng.normal(size=(2, 1, num_cells, num_heads, width)).astype(np.float32)
-    weights = rng.dirichlet(np.ones(len(shapes) * num_points), (1, num_cells, num_heads)).astype(np.float32)
+    weights = rng.dirichlet(np.ones(len(shapes) * num_points), (1, num_cells, num_heads)).astype(
+        np.float32
+    )
     weights = weights.reshape(1, num_cells, num_heads, len(shapes), num_points)
-    points = np.asarray(pixel_decoder.centres(shapes))[:, None, :, None] + rng.normal(0, 3, (*weights.shape, 2))
+    points = np.asarray(pixel_decoder.centres(shapes))[:, None, :, None] + rng.normal(
+        0, 3, (*weights.shape, 2)
+    )
     points = np.floor(8 * points) / 8 + 1 / 16  # off the lines between cells, where slopes jump
     return (value, points.astype(np.float32), weights), towards
 
@@ -54,17 +58,24 @@ def gather_then_sum(value, cells, shares):
 
 def one_gather(value, points, weights, shapes):
     with mock.patch.object(pixel_decoder, 'weighted_sum', gather_then_sum):  # while it is traced
-        return pixel_decoder.sample.__wrapped__(value, points, weights, shapes)  # not the jitted one, traced before
+        return pixel_decoder.sample.__wrapped__(
+            value, points, weights, shapes
+        )  # not the jitted one, traced before
 
 
 def by_level(value, points, weights, shapes):
     ends = np.cumsum([height * width for height, width in shapes])
-    return sum(one_gather(level, points[:, :, :, i:i + 1], weights[:, :, :, i:i + 1], shapes[i:i + 1])
-               for i, level in enumerate(jnp.split(value, ends[:-1], 1)))
+    return sum(
+        one_gather(
+            level, points[:, :, :, i : i + 1], weights[:, :, :, i : i + 1], shapes[i : i + 1]
+        )
+        for i, level in enumerate(jnp.split(value, ends[:-1], 1))
+    )
 
 
 def products(value, points, weights, shapes):
     """Interpolation weights of rows × those of columns × all cells of a level, 256 queries of a head at a time."""
+
     def hat(places, size):  # [P] -> [P, size]
         return jnp.maximum(0, 1 - jnp.abs(places[:, None] - jnp.arange(size)))
 
@@ -74,8 +85,12 @@ def products(value, points, weights, shapes):
         @jax.checkpoint
         def of_query(inputs):
             points, weights = inputs  # [L, P, 2], [L, P]
-            cells = [jnp.einsum('ph,pw->hw', hat(p[:, 1], height) * w[:, None], hat(p[:, 0], width)).reshape(-1)
-                     for p, w, (height, width) in zip(points, weights, shapes, strict=True)]
+            cells = [
+                jnp.einsum(
+                    'ph,pw->hw', hat(p[:, 1], height) * w[:, None], hat(p[:, 0], width)
+                ).reshape(-1)
+                for p, w, (height, width) in zip(points, weights, shapes, strict=True)
+            ]
             return jnp.concatenate(cells) @ value  # [d]
 
         return jax.lax.map(of_query, (points, weights), batch_size=256)
@@ -85,12 +100,17 @@ def products(value, points, weights, shapes):
     return out.reshape(*heads[0].shape[:2], *out.shape[1:]).swapaxes(1, 2)
 
 
-CANDIDATES = {'kept: gathers summed, one scatter a head': pixel_decoder.sample, 'one gather, then the sum': one_gather,
-              'level by level': by_level, 'products with interpolation weights': products}
+CANDIDATES = {
+    'kept: gathers summed, one scatter a head': pixel_decoder.sample,
+    'one gather, then the sum': one_gather,
+    'level by level': by_level,
+    'products with interpolation weights': products,
+}
 
 
 def ours(sample, inputs, towards, shapes):
     """A forward pass, one with gradients, and their MB."""
+
     def forward(*inputs):
         return sample(*inputs, shapes)
 
@@ -99,9 +119,15 @@ def ours(sample, inputs, towards, shapes):
         return out, pull(towards)
 
     inputs, towards = jax.device_put((inputs, towards))
-    (forward, forward_mb), (backward, backward_mb) = compile_for(forward, *inputs), compile_for(backward, towards, *inputs)
-    return (lambda: jax.block_until_ready(forward(*inputs)), lambda: jax.block_until_ready(backward(towards, *inputs)),
-            {'forward': forward_mb, 'backward': backward_mb})
+    (forward, forward_mb), (backward, backward_mb) = (
+        compile_for(forward, *inputs),
+        compile_for(backward, towards, *inputs),
+    )
+    return (
+        lambda: jax.block_until_ready(forward(*inputs)),
+        lambda: jax.block_until_ready(backward(towards, *inputs)),
+        {'forward': forward_mb, 'backward': backward_mb},
+    )
 
 
 def hugging_faces(inputs, towards, shapes):
@@ -110,7 +136,9 @@ def hugging_faces(inputs, towards, shapes):
 
     def forward():
         value, points, weights = inputs
-        return multi_scale_deformable_attention(value, shapes, (points + 0.5) / sizes, weights).view(value.shape)
+        return multi_scale_deformable_attention(
+            value, shapes, (points + 0.5) / sizes, weights
+        ).view(value.shape)
 
     def alone():
         with torch.inference_mode():
@@ -124,25 +152,39 @@ def hugging_faces(inputs, towards, shapes):
 
 
 def main(_):
-    shapes = tuple((_SIZE.value // stride, _SIZE.value // stride) for stride in pixel_decoder.STRIDES)
+    shapes = tuple(
+        (_SIZE.value // stride, _SIZE.value // stride) for stride in pixel_decoder.STRIDES
+    )
     arguments = *random_inputs(shapes), shapes
-    made = {PEER: hugging_faces(*arguments)} | {name: ours(sample, *arguments) for name, sample in CANDIDATES.items()}
+    made = {PEER: hugging_faces(*arguments)} | {
+        name: ours(sample, *arguments) for name, sample in CANDIDATES.items()
+    }
     results = {name: {'memory': memory} for name, (_, _, memory) in made.items()}
     expected = jax.tree.leaves(made[PEER][1]())
     for name, (_, backward, _) in made.items():
-        differences = [relative_error(*pair) for pair in zip(jax.tree.leaves(backward()), expected, strict=True)]
+        differences = [
+            relative_error(*pair)
+            for pair in zip(jax.tree.leaves(backward()), expected, strict=True)
+        ]
         results[name]['difference'] = float(max(differences))
         if max(differences) > 1e-3:
-            raise ValueError(f'{name} differs from {PEER} by {differences} in the result and the three gradients')
+            raise ValueError(
+                f'{name} differs from {PEER} by {differences} in the result and the three gradients'
+            )
     for i, part in enumerate(('forward', 'backward')):
         seconds = take_turns({name: runs[i] for name, runs in made.items()}, _ROUNDS.value)
         for name, row in results.items():
             row[part] = {'seconds': seconds[name], 'ratio': ratio(seconds, name, PEER)}
-    print(f'| sampling at {_SIZE.value} x {_SIZE.value} | forward s | ratio | memory MB | and backward s | ratio | memory MB '
-          '| difference |\n|' + '---|' * 8)
+    print(
+        f'| sampling at {_SIZE.value} x {_SIZE.value} | forward s | ratio | memory MB | and backward s | ratio | memory MB '
+        '| difference |\n|' + '---|' * 8
+    )
     for name, row in results.items():
-        cells = [f'{statistics.median(row[part]["seconds"]):.3f} | {row[part]["ratio"]:.2f} | ' + (
-            f'{row["memory"][part]:.0f}' if row['memory'] else '–') for part in ('forward', 'backward')]
+        cells = [
+            f'{statistics.median(row[part]["seconds"]):.3f} | {row[part]["ratio"]:.2f} | '
+            + (f'{row["memory"][part]:.0f}' if row['memory'] else '–')
+            for part in ('forward', 'backward')
+        ]
         print(f'| {name} | {cells[0]} | {cells[1]} | {row["difference"]:.1e} |')
     save(results, _OUT.value)
 

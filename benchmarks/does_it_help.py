@@ -22,12 +22,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import camvid, quickstart
 from rankseg_jax import checkpoint, data, evaluate, models, sharding, train
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells, a line each.')
-_DATA = flags.DEFINE_string('data', '', 'Where emoji_scenes are generated; default: that of the config.')
+_OUT = flags.DEFINE_string(
+    'out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells, a line each.'
+)
+_DATA = flags.DEFINE_string(
+    'data', '', 'Where emoji_scenes are generated; default: that of the config.'
+)
 _CAMVID = flags.DEFINE_string('camvid', '../shared/data/camvid', 'Where CamVid lies.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of every cell.')
 _STEPS = flags.DEFINE_integer('steps', 600, 'Optimiser steps of a cell, 8 images each.')
-_CELLS = flags.DEFINE_list('cells', None, 'Only these dataset/variant pairs, such as emoji60/baseline.')
+_CELLS = flags.DEFINE_list(
+    'cells', None, 'Only these dataset/variant pairs, such as emoji60/baseline.'
+)
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished cells and stop.')
 
 # What differs from RankSeg as in the paper, but with missed ground truth forced in: one τ per rank, no score prior.
@@ -44,14 +50,26 @@ VARIANTS = {
     'forced in + τ by rank + score prior': {'score_prior': True},
     'forced in + layer norm + score prior': {'temperature': 'layer_norm', 'score_prior': True},
     'κ = K/2 + τ by rank + score prior': {'share': 1 / 2, 'score_prior': True},
-    'κ = K/2 + layer norm + score prior': {'share': 1 / 2, 'temperature': 'layer_norm', 'score_prior': True},
+    'κ = K/2 + layer norm + score prior': {
+        'share': 1 / 2,
+        'temperature': 'layer_norm',
+        'score_prior': True,
+    },
     'κ = K + τ by rank': {'share': 1},
     'κ = K + τ by rank + score prior': {'share': 1, 'score_prior': True},
-    'κ = K + layer norm + score prior': {'share': 1, 'temperature': 'layer_norm', 'score_prior': True},
+    'κ = K + layer norm + score prior': {
+        'share': 1,
+        'temperature': 'layer_norm',
+        'score_prior': True,
+    },
     'oracle': {'oracle': True},
 }
 BEST = 'forced in + layer norm + score prior'  # on validation, among those with κ < K/2
-ONLY_60 = [name for name in VARIANTS if ' K' in name or 'all-K' in name or 'score prior' in name and name != BEST]
+ONLY_60 = [
+    name
+    for name in VARIANTS
+    if ' K' in name or 'all-K' in name or 'score prior' in name and name != BEST
+]
 KAPPA = {60: 16, 150: 50, 847: 100}
 SIDE = 64  # pixels, of the emoji scenes; CamVid's are 90 × 120
 WARMUP_SHARE = 0.2  # of the steps, where a variant has an all-K warm-up
@@ -61,7 +79,9 @@ def cells():
     """(dataset, variant, seed), seed by seed, so that an unfinished run still compares like with like."""
     pairs = [('emoji60', variant) for variant in VARIANTS]
     pairs += [('emoji150', variant) for variant in VARIANTS if variant not in ONLY_60]
-    pairs += [(dataset, variant) for dataset in ('emoji847', 'camvid') for variant in ('baseline', BEST)]
+    pairs += [
+        (dataset, variant) for dataset in ('emoji847', 'camvid') for variant in ('baseline', BEST)
+    ]
     for seed in map(int, _SEEDS.value):
         for dataset, variant in pairs:
             if not _CELLS.value or f'{dataset}/{variant}' in _CELLS.value:
@@ -110,7 +130,9 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as workdir:
         train.train(config, workdir)
         seconds = time.time() - start
-        rows = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
+        rows = [
+            json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()
+        ]
         curve = [(row['step'], row['eval/mIoU']) for row in rows if 'eval/mIoU' in row]
         manager = checkpoint.open_checkpoints(workdir)
         mesh = sharding.make_mesh()
@@ -120,39 +142,75 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
             source = data.get_source(config.data, split)
             num_classes = len(source.class_names)
             model = models.build(config, num_classes)
-            variables = models.restore(manager, config.steps, model, config, num_classes, sharding.copied(mesh))
+            variables = models.restore(
+                manager, config.steps, model, config, num_classes, sharding.copied(mesh)
+            )
             eval_step = evaluate.make_eval_step(model, config, source, mesh)
             found = evaluate.evaluate(eval_step, variables, source, config, mesh)
             scores[split] = {name: value for name, value in found.items() if np.isscalar(value)}
-        log_tau = variables['params']['classifier'].get('rank', {}).get('temperature', {}).get('log_tau')
-    return {'dataset': dataset, 'variant': variant, 'seed': seed, 'steps': config.steps,
-            'samples': config.steps * config.batch_size, 'seconds': round(seconds, 1), 'curve': curve, 'scores': scores,
-            'tau': None if log_tau is None else np.exp(jax.device_get(log_tau)).round(3).tolist()}
+        log_tau = (
+            variables['params']['classifier'].get('rank', {}).get('temperature', {}).get('log_tau')
+        )
+    return {
+        'dataset': dataset,
+        'variant': variant,
+        'seed': seed,
+        'steps': config.steps,
+        'samples': config.steps * config.batch_size,
+        'seconds': round(seconds, 1),
+        'curve': curve,
+        'scores': scores,
+        'tau': None if log_tau is None else np.exp(jax.device_get(log_tau)).round(3).tolist(),
+    }
 
 
 def table(rows) -> str:
     """Markdown: mean ± sample standard deviation over the seeds, mIoU in percent; below it, validation mIoU while training."""
     lines = []
-    for dataset, samples in sorted({(row['dataset'], row['samples']) for row in rows}, key=lambda x: (len(x[0]), x)):
+    for dataset, samples in sorted(
+        {(row['dataset'], row['samples']) for row in rows}, key=lambda x: (len(x[0]), x)
+    ):
         here = [row for row in rows if (row['dataset'], row['samples']) == (dataset, samples)]
         splits = list(here[0]['scores'])
-        lines += ['', f'**{dataset}**, {samples} training samples', '',
-                  '| variant | seeds | ' + ' | '.join(f'mIoU {split}' for split in splits) + ' | category recall@κ |',
-                  '|---' * (len(splits) + 3) + '|']
+        lines += [
+            '',
+            f'**{dataset}**, {samples} training samples',
+            '',
+            '| variant | seeds | '
+            + ' | '.join(f'mIoU {split}' for split in splits)
+            + ' | category recall@κ |',
+            '|---' * (len(splits) + 3) + '|',
+        ]
         for variant in VARIANTS:
             seeds = [row['scores'] for row in here if row['variant'] == variant]
             if seeds:
                 values = [spread([s[split]['mIoU'] for s in seeds]) for split in splits]
-                recall = [value for s in seeds for name, value in s[splits[0]].items() if name.startswith('category_recall')]
+                recall = [
+                    value
+                    for s in seeds
+                    for name, value in s[splits[0]].items()
+                    if name.startswith('category_recall')
+                ]
                 values.append(spread(recall) if recall else '')
                 lines.append(f'| {variant} | {len(seeds)} | ' + ' | '.join(values) + ' |')
         steps = [step for step, _ in here[0]['curve']]
-        lines += ['', '| validation mIoU after | ' + ' | '.join(f'{step} steps' for step in steps) + ' |',
-                  '|---' * (len(steps) + 1) + '|']
+        lines += [
+            '',
+            '| validation mIoU after | ' + ' | '.join(f'{step} steps' for step in steps) + ' |',
+            '|---' * (len(steps) + 1) + '|',
+        ]
         for variant in ('baseline', BEST):
-            curves = [[100 * value for _, value in row['curve']] for row in here if row['variant'] == variant]
+            curves = [
+                [100 * value for _, value in row['curve']]
+                for row in here
+                if row['variant'] == variant
+            ]
             if curves:
-                lines.append(f'| {variant} | ' + ' | '.join(f'{value:.1f}' for value in np.mean(curves, 0)) + ' |')
+                lines.append(
+                    f'| {variant} | '
+                    + ' | '.join(f'{value:.1f}' for value in np.mean(curves, 0))
+                    + ' |'
+                )
     return '\n'.join(lines)
 
 

@@ -37,6 +37,7 @@ SIDE, RUNS = 512, 5
 def make_config(variant: str):
     """Both have two blocks over patches and categories; the released head is one more over all K categories."""
     from configs import common, segmenter
+
     if variant == 'baseline':
         return segmenter.get_config('ade20k_b16')
     config = segmenter.get_config('ade20k_b16_rankseg')
@@ -61,7 +62,9 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
 
         def run(state, image):
             views = ({'image': image, 'content': size},)
-            return inference.segment(model, state.model, views, size, config, canvas=(SIDE, SIDE)).labels
+            return inference.segment(
+                model, state.model, views, size, config, canvas=(SIDE, SIDE)
+            ).labels
 
         donated = ()
     else:
@@ -104,12 +107,16 @@ def torch_cell(mode: str, num_classes: int) -> dict:
     class Segmenter(torch.nn.Module):
         def __init__(self, width=768):
             super().__init__()
-            self.vit = timm.create_model('vit_base_patch16_224', img_size=SIDE, num_classes=0, global_pool='')
+            self.vit = timm.create_model(
+                'vit_base_patch16_224', img_size=SIDE, num_classes=0, global_pool=''
+            )
             self.project = torch.nn.Linear(width, width)
             self.classes = torch.nn.Parameter(torch.randn(1, num_classes, width) * 0.02)
             self.blocks = torch.nn.Sequential(*(Block(width, 12, qkv_bias=True) for _ in range(2)))
             self.norm = torch.nn.LayerNorm(width)
-            self.project_patches, self.project_classes = (torch.nn.Linear(width, width, bias=False) for _ in range(2))
+            self.project_patches, self.project_classes = (
+                torch.nn.Linear(width, width, bias=False) for _ in range(2)
+            )
             self.mask_norm = torch.nn.LayerNorm(num_classes)
 
         def forward(self, x):
@@ -119,7 +126,9 @@ def torch_cell(mode: str, num_classes: int) -> dict:
             patches = torch.nn.functional.normalize(self.project_patches(patches), dim=-1)
             classes = torch.nn.functional.normalize(self.project_classes(classes), dim=-1)
             logits = self.mask_norm(patches @ classes.mT).mT.unflatten(-1, (SIDE // 16, SIDE // 16))
-            return torch.nn.functional.interpolate(logits, (SIDE, SIDE), mode='bilinear', align_corners=False)
+            return torch.nn.functional.interpolate(
+                logits, (SIDE, SIDE), mode='bilinear', align_corners=False
+            )
 
     if 3 * 4 * (SIDE**2 * num_classes + 12 * (SIDE**2 // 256 + num_classes) ** 2) > available():
         return {}
@@ -155,7 +164,11 @@ def measure(once) -> dict:
         once()
         seconds.append(time.perf_counter() - start)
     peak = 1024 * int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])
-    return {'seconds': float(np.median(seconds)), 'spread': max(seconds) - min(seconds), 'peak': peak}
+    return {
+        'seconds': float(np.median(seconds)),
+        'spread': max(seconds) - min(seconds),
+        'peak': peak,
+    }
 
 
 def table(mode: str, results: dict) -> str:
@@ -176,32 +189,49 @@ def table(mode: str, results: dict) -> str:
 
 def bars(mode: str, results: dict) -> str:
     """The ratios that should stay small."""
+
     def get(variant, num_classes, key):
         return results.get(f'{mode},{variant},{num_classes}', {}).get(key, float('nan'))
 
     own, baseline = functools.partial(get, 'RankSeg'), functools.partial(get, 'baseline')
-    return (f'{mode}: RankSeg at K = 1,284 takes {own(1284, "seconds") / own(150, "seconds"):.2f} x its time and '
-            f'{own(1284, "memory") / own(150, "memory"):.2f} x its memory at K = 150, and '
-            f'{own(1284, "seconds") / baseline(1284, "seconds"):.2f} x the time of the baseline')
+    return (
+        f'{mode}: RankSeg at K = 1,284 takes {own(1284, "seconds") / own(150, "seconds"):.2f} x its time and '
+        f'{own(1284, "memory") / own(150, "memory"):.2f} x its memory at K = 150, and '
+        f'{own(1284, "seconds") / baseline(1284, "seconds"):.2f} x the time of the baseline'
+    )
 
 
 def draw(results: dict):
     """Time over K, a curve for each variant."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
-    for ax, mode, title in zip(axes, ('predict', 'train'), ('Prediction', 'Train step'), strict=True):
+    for ax, mode, title in zip(
+        axes, ('predict', 'train'), ('Prediction', 'Train step'), strict=True
+    ):
         for variant, style in zip(VARIANTS, ('o-', 'o:', 's-', 's--'), strict=True):
-            rows = [(k, results[f'{mode},{variant},{k}']['seconds']) for k in CATEGORIES
-                    if 'seconds' in results.get(f'{mode},{variant},{k}', {})]
+            rows = [
+                (k, results[f'{mode},{variant},{k}']['seconds'])
+                for k in CATEGORIES
+                if 'seconds' in results.get(f'{mode},{variant},{k}', {})
+            ]
             ax.plot(*zip(*rows, strict=True), style, label=variant)
-        ax.set(xscale='log', xlabel='categories K', ylabel='seconds an image', title=title, ylim=(0, None))
+        ax.set(
+            xscale='log',
+            xlabel='categories K',
+            ylabel='seconds an image',
+            title=title,
+            ylim=(0, None),
+        )
         ax.set_xticks(CATEGORIES, [f'{k:,}' for k in CATEGORIES], rotation=35)
         ax.minorticks_off()
         ax.spines[['top', 'right']].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False
+    )
     figure.savefig(PICTURE, dpi=110)
 
 
@@ -209,14 +239,25 @@ def main(_):
     if _CELL.value:
         mode, *variant, num_classes = _CELL.value
         variant = ','.join(variant)
-        row = torch_cell(mode, int(num_classes)) if 'PyTorch' in variant else jax_cell(mode, variant, int(num_classes))
+        row = (
+            torch_cell(mode, int(num_classes))
+            if 'PyTorch' in variant
+            else jax_cell(mode, variant, int(num_classes))
+        )
         print(json.dumps(row))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    keys = [f'{mode},{variant},{k}' for mode in ('predict', 'train') for k in CATEGORIES for variant in VARIANTS]
+    keys = [
+        f'{mode},{variant},{k}'
+        for mode in ('predict', 'train')
+        for k in CATEGORIES
+        for variant in VARIANTS
+    ]
     for key in [] if _TABLE.value else keys:
         if key not in results:
-            done = subprocess.run([sys.executable, __file__, f'--cell={key}'], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, f'--cell={key}'], capture_output=True, text=True
+            )
             if done.returncode:
                 print(key, 'failed:', done.stderr[-500:], flush=True)
                 continue

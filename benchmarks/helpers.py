@@ -32,7 +32,9 @@ def take_turns(runs, rounds: int) -> dict[str, list[float]]:
 
 def ratio(seconds, name: str, base: str) -> float:
     """How many times as long as `base` it took: the median over the rounds, so that a slower minute does not count."""
-    return statistics.median(own / other for own, other in zip(seconds[name], seconds[base], strict=True))
+    return statistics.median(
+        own / other for own, other in zip(seconds[name], seconds[base], strict=True)
+    )
 
 
 def compile_for(function, *arguments, donate_argnums=()):
@@ -54,9 +56,12 @@ def hugging_face_swin_t(num_classes: int = 150):
     import transformers
 
     torch.manual_seed(0)
-    backbone = transformers.SwinConfig(out_features=[f'stage{i}' for i in range(1, 5)], drop_path_rate=0.0)
+    backbone = transformers.SwinConfig(
+        out_features=[f'stage{i}' for i in range(1, 5)], drop_path_rate=0.0
+    )
     theirs = transformers.Mask2FormerForUniversalSegmentation(
-        transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=num_classes))
+        transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=num_classes)
+    )
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         model, variables = load_hf(folder)
@@ -70,10 +75,16 @@ def random_images(batch: int, size: int):
 def random_targets(batch: int, size: int, num_targets: int, num_classes: int) -> queries.Targets:
     """Every image holds `num_targets` categories, each in some of 16 x 16 squares."""
     rng = np.random.default_rng(0)
-    labels = np.stack([rng.permutation(num_classes)[:num_targets] for _ in range(batch)]).astype(np.int32)
-    squares = np.stack([rng.permutation(256).reshape(16, 16) % num_targets for _ in range(batch)]).astype(np.int32)
+    labels = np.stack([rng.permutation(num_classes)[:num_targets] for _ in range(batch)]).astype(
+        np.int32
+    )
+    squares = np.stack(
+        [rng.permutation(256).reshape(16, 16) % num_targets for _ in range(batch)]
+    ).astype(np.int32)
     side = -(-size // 16)
-    return queries.Targets(labels, squares.repeat(side, 1).repeat(side, 2)[:, :size, :size], np.zeros(batch, np.int32))
+    return queries.Targets(
+        labels, squares.repeat(side, 1).repeat(side, 2)[:, :size, :size], np.zeros(batch, np.int32)
+    )
 
 
 def predictions(output):
@@ -86,8 +97,12 @@ def make_train_step(model, optimizer: optax.GradientTransformation, num_classes:
     config = common.get_config()
 
     def step(params, state, key, images, targets):
-        batch = {'mask': jnp.ones(len(images), bool), 'segments': targets.segments, 'segment_labels': targets.labels,
-                 'left_out': targets.left_out}
+        batch = {
+            'mask': jnp.ones(len(images), bool),
+            'segments': targets.segments,
+            'segment_labels': targets.labels,
+            'left_out': targets.left_out,
+        }
 
         def total(params):
             output = model.apply({'params': params}, images, train=True)

@@ -49,8 +49,11 @@ def step_rate(config, seconds):
     state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
     step = jax.jit(train.make_train_step(model, optimizer, config, num_classes), donate_argnums=0)
     rng, shape = np.random.default_rng(0), (config.batch_size, *config.augment.crop_size)
-    batch = {'image': rng.normal(size=(*shape, 3)).astype(np.float32),
-             'label': rng.integers(-1, num_classes, shape).astype(np.int32), 'mask': np.ones(shape[0], bool)}
+    batch = {
+        'image': rng.normal(size=(*shape, 3)).astype(np.float32),
+        'label': rng.integers(-1, num_classes, shape).astype(np.int32),
+        'mask': np.ones(shape[0], bool),
+    }
     state, _ = jax.block_until_ready(step(state, batch, jax.random.key(0)))  # compiles
     start = time.perf_counter()
     steps = 0
@@ -113,11 +116,16 @@ def main(_):
         write_folder(Path(folder_root))
         for name, config in make_configs(folder_root).items():
             if name not in results:
-                results[name] = {'pipeline': pipeline_rate(config, _SECONDS.value), 'step': step_rate(config, _SECONDS.value)}
+                results[name] = {
+                    'pipeline': pipeline_rate(config, _SECONDS.value),
+                    'step': step_rate(config, _SECONDS.value),
+                }
                 out.write_text(json.dumps(results, indent=2))
     print('| images/s | pipeline alone | train step alone | ratio |\n|---|---|---|---|')
     for name, row in results.items():
-        print(f'| {name} | {row["pipeline"]:.0f} | {row["step"]:.1f} | {row["pipeline"] / row["step"]:.1f} |')
+        print(
+            f'| {name} | {row["pipeline"]:.0f} | {row["step"]:.1f} | {row["pipeline"] / row["step"]:.1f} |'
+        )
 
 
 if __name__ == '__main__':

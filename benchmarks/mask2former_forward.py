@@ -49,8 +49,14 @@ def make_forwards():
 
     pixel_level = theirs.model.pixel_level_module
     parts = {
-        'backbone': (to_backbone, lambda x: pixel_level.encoder(x).feature_maps[-1].permute(0, 2, 3, 1)),
-        'pixel decoder': (to_pixel_decoder, lambda x: pixel_level(x).decoder_last_hidden_state.permute(0, 2, 3, 1)),
+        'backbone': (
+            to_backbone,
+            lambda x: pixel_level.encoder(x).feature_maps[-1].permute(0, 2, 3, 1),
+        ),
+        'pixel decoder': (
+            to_pixel_decoder,
+            lambda x: pixel_level(x).decoder_last_hidden_state.permute(0, 2, 3, 1),
+        ),
         'whole': (whole, their_whole),
     }
 
@@ -68,15 +74,24 @@ def make_forwards():
 
 def main(_):
     results = {}
-    print(f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, up to | Hugging Face s | RankSeg-JAX s | ratio | difference |')
+    print(
+        f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, up to | Hugging Face s | RankSeg-JAX s | ratio | difference |'
+    )
     print('|---|---|---|---|---|')
     for part, forwards in make_forwards().items():
         outputs = (jax.tree.leaves(forwards[name]()) for name in (OURS, THEIRS))
         difference = max(relative_error(*pair) for pair in zip(*outputs, strict=True))
         seconds = take_turns(forwards, _ROUNDS.value)
-        results[part] = {'seconds': seconds, 'ratio': ratio(seconds, OURS, THEIRS), 'difference': float(difference)}
+        results[part] = {
+            'seconds': seconds,
+            'ratio': ratio(seconds, OURS, THEIRS),
+            'difference': float(difference),
+        }
         theirs, ours = (statistics.median(seconds[name]) for name in (THEIRS, OURS))
-        print(f'| {part} | {theirs:.3f} | {ours:.3f} | {results[part]["ratio"]:.2f} | {difference:.1e} |', flush=True)
+        print(
+            f'| {part} | {theirs:.3f} | {ours:.3f} | {results[part]["ratio"]:.2f} | {difference:.1e} |',
+            flush=True,
+        )
     save(results, _OUT.value)
 
 

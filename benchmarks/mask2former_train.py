@@ -44,7 +44,11 @@ ADAMW = {'weight_decay': 0.05}
 def make_theirs(model, images, targets):
     """A function that takes a step and returns the loss before it."""
     images = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
-    masks = list((torch.tensor(targets.segments)[:, None] == torch.arange(_TARGETS.value)[:, None, None]).float())
+    masks = list(
+        (
+            torch.tensor(targets.segments)[:, None] == torch.arange(_TARGETS.value)[:, None, None]
+        ).float()
+    )
     classes = list(torch.tensor(targets.labels).long())
     optimizer = torch.optim.AdamW(model.train().parameters(), 1e-4, **ADAMW)
 
@@ -63,7 +67,9 @@ def make_ours(model, params, images, targets):
     optimizer = optax.adamw(1e-4, **ADAMW)
     state = params, jax.jit(optimizer.init)(params)
     batch = jax.random.key(0), *jax.device_put((images, targets))
-    compiled, memory = compile_for(make_train_step(model, optimizer, NUM_CLASSES), *state, *batch, donate_argnums=(0, 1))
+    compiled, memory = compile_for(
+        make_train_step(model, optimizer, NUM_CLASSES), *state, *batch, donate_argnums=(0, 1)
+    )
 
     def step():
         nonlocal state
@@ -75,19 +81,31 @@ def make_ours(model, params, images, targets):
 
 def main(_):
     theirs, model, variables = hugging_face_swin_t(NUM_CLASSES)
-    batch = random_images(_BATCH.value, _SIZE.value), random_targets(_BATCH.value, _SIZE.value, _TARGETS.value, NUM_CLASSES)
+    batch = (
+        random_images(_BATCH.value, _SIZE.value),
+        random_targets(_BATCH.value, _SIZE.value, _TARGETS.value, NUM_CLASSES),
+    )
     step, memory = make_ours(model, variables['params'], *batch)
     steps = {THEIRS: make_theirs(theirs, *batch), OURS: step}
     losses = {name: step() for name, step in steps.items()}
     seconds = take_turns(steps, _ROUNDS.value)
-    results = {'seconds': seconds, 'ratio': ratio(seconds, OURS, THEIRS), 'memory': memory, 'first_losses': losses,
-               **{flag.name: flag.value for flag in (_SIZE, _BATCH, _TARGETS)}}
+    results = {
+        'seconds': seconds,
+        'ratio': ratio(seconds, OURS, THEIRS),
+        'memory': memory,
+        'first_losses': losses,
+        **{flag.name: flag.value for flag in (_SIZE, _BATCH, _TARGETS)},
+    }
     theirs, ours = (statistics.median(seconds[name]) for name in (THEIRS, OURS))
-    print(f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, batch {_BATCH.value}, {_TARGETS.value} targets | Hugging Face '
-          '| RankSeg-JAX |\n|---|---|---|')
+    print(
+        f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, batch {_BATCH.value}, {_TARGETS.value} targets | Hugging Face '
+        '| RankSeg-JAX |\n|---|---|---|'
+    )
     print(f'| train step, s | {theirs:.2f} | {ours:.2f} ({results["ratio"]:.2f} x) |')
     print(f'| memory MB | – | {memory:.0f} |')
-    print('| loss of the first step | ' + ' | '.join(f'{loss:.2f}' for loss in losses.values()) + ' |')
+    print(
+        '| loss of the first step | ' + ' | '.join(f'{loss:.2f}' for loss in losses.values()) + ' |'
+    )
     save(results, _OUT.value)
 
 

@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import mask2former_tiny
 from rankseg_jax import train
 
-_RUNS = flags.DEFINE_string('out', 'benchmarks/results/panoptic_quality.jsonl', 'Finished runs, a line each.')
+_RUNS = flags.DEFINE_string(
+    'out', 'benchmarks/results/panoptic_quality.jsonl', 'Finished runs, a line each.'
+)
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of every variant.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished runs and stop.')
 
@@ -37,8 +39,13 @@ def run(variant: str, seed: int) -> dict:
         scores = train.train(config, workdir)
     if not scores:
         sys.exit('Stopped; the same command starts this run again.')
-    return {'variant': variant, 'seed': seed, 'samples': config.steps * config.batch_size, 'seconds': round(time.time() - start, 1),
-            'scores': {name: value for name, value in scores.items() if np.isscalar(value)}}
+    return {
+        'variant': variant,
+        'seed': seed,
+        'samples': config.steps * config.batch_size,
+        'seconds': round(time.time() - start, 1),
+        'scores': {name: value for name, value in scores.items() if np.isscalar(value)},
+    }
 
 
 def table(rows) -> str:
@@ -46,9 +53,18 @@ def table(rows) -> str:
     for variant in VARIANTS:
         seeds = [row['scores'] for row in rows if row['variant'] == variant]
         if seeds:
-            columns = {name: 100 * np.array([scores[name] for scores in seeds]) for name in COLUMNS if name in seeds[0]}
-            spread = {name: f' ± {x.std(ddof=1):.1f}' if len(x) > 1 else '' for name, x in columns.items()}
-            values = [f'{columns[name].mean():.1f}{spread[name]}' if name in columns else '' for name in COLUMNS]
+            columns = {
+                name: 100 * np.array([scores[name] for scores in seeds])
+                for name in COLUMNS
+                if name in seeds[0]
+            }
+            spread = {
+                name: f' ± {x.std(ddof=1):.1f}' if len(x) > 1 else '' for name, x in columns.items()
+            }
+            values = [
+                f'{columns[name].mean():.1f}{spread[name]}' if name in columns else ''
+                for name in COLUMNS
+            ]
             lines.append(f'| {variant} | {len(seeds)} | ' + ' | '.join(values) + ' |')
     return '\n'.join(lines)
 

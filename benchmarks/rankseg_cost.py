@@ -44,26 +44,46 @@ from rankseg_jax.ranking import from_ranks
 from tests.helpers import random_variables
 
 _OUT = flags.DEFINE_string('out', 'benchmarks/results/rankseg_cost.json', 'The figures.')
-_PARTS = flags.DEFINE_multi_enum('parts', ['forward', 'matching', 'categories'], ['forward', 'matching', 'categories'],
-                                 'What to measure.')
+_PARTS = flags.DEFINE_multi_enum(
+    'parts',
+    ['forward', 'matching', 'categories'],
+    ['forward', 'matching', 'categories'],
+    'What to measure.',
+)
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each.')
 _SIZE = flags.DEFINE_integer('size', 512, 'Height and width of the image.')
 
-BASELINE, RELEASED, DEFAULT = 'baseline', 'RankSeg, encoder head as released', 'RankSeg, log-sum-exp head'
-HEADS = {RELEASED: dict(head='encoder', hidden=512, num_heads=8, mlp_dim=2048), DEFAULT: dict(head='log_sum_exp')}
+BASELINE, RELEASED, DEFAULT = (
+    'baseline',
+    'RankSeg, encoder head as released',
+    'RankSeg, log-sum-exp head',
+)
+HEADS = {
+    RELEASED: dict(head='encoder', hidden=512, num_heads=8, mlp_dim=2048),
+    DEFAULT: dict(head='log_sum_exp'),
+}
 NUM_POINTS, WEIGHTS = 12_544, (2.0, 5.0, 5.0)
 
 
 def make_model(variant: str, num_classes: int):
     """The model and its variables."""
     config = common.get_config()
-    config.model.update(framework='mask2former', backbone='swin_t7', channels=256, decoder_layers=9, decoder_heads=8, cosine=True)
+    config.model.update(
+        framework='mask2former',
+        backbone='swin_t7',
+        channels=256,
+        decoder_layers=9,
+        decoder_heads=8,
+        cosine=True,
+    )
     if variant == BASELINE:
         config.rankseg = None
     else:
         config.rankseg.update(num_selected=50, layer=3, **HEADS[variant])
     model = models.build(config, num_classes)
-    return model, jax.device_put(random_variables(model, random_images(1, 64)) | {'batch_stats': {}})
+    return model, jax.device_put(
+        random_variables(model, random_images(1, 64)) | {'batch_stats': {}}
+    )
 
 
 def run(function, *arguments):
@@ -90,7 +110,9 @@ def class_layer_alone(decoder, params, queries, presence_logits):
     logits = classes.apply({'params': params['classes']}, queries, selection)
     if selection is None:
         return logits / TAU
-    return RankScale(options, TAU, no_object=True).apply({'params': params['rank']}, logits, selection)
+    return RankScale(options, TAU, no_object=True).apply(
+        {'params': params['rank']}, logits, selection
+    )
 
 
 def forward(num_classes=150):
@@ -102,7 +124,9 @@ def forward(num_classes=150):
         decoder, params = model.decoder, variables['params']['decoder']
         runs[variant] = run(jax.jit(partial(prediction, model)), variables, images)
         if variant != BASELINE:
-            runs[f'{variant}: head alone'] = run(jax.jit(partial(head_alone, decoder)), params, queries[:, 3])
+            runs[f'{variant}: head alone'] = run(
+                jax.jit(partial(head_alone, decoder)), params, queries[:, 3]
+            )
         layer = jax.jit(partial(class_layer_alone, decoder))
         runs[f'{variant}: class layer alone'] = run(layer, params, queries, presence_logits)
     seconds = take_turns(runs, _ROUNDS.value)
@@ -117,8 +141,12 @@ def all_costs(key, layers, targets):
     """As in `losses.query_losses`, [predictions, B, Q, T], of class_logits [predictions, B, Q, K + 1] and mask_logits."""
     points = jax.random.uniform(key, (NUM_POINTS, 2))
     truth = losses.sample_segments(targets.segments, targets.labels.shape[1], points)  # [B, T, P]
-    return jax.lax.map(lambda layer: matching.costs(layer[0], losses.sample(layer[1], points), targets.labels, truth, WEIGHTS),
-                       layers)
+    return jax.lax.map(
+        lambda layer: matching.costs(
+            layer[0], losses.sample(layer[1], points), targets.labels, truth, WEIGHTS
+        ),
+        layers,
+    )
 
 
 def match(key, layers, targets):
@@ -132,23 +160,35 @@ def matchings(num_classes=150):
 
     @jax.jit
     def stacked(variables, images):
-        return jax.tree.map(lambda *x: jnp.stack(x), *predictions(model.apply(variables, images, train=True)))
+        return jax.tree.map(
+            lambda *x: jnp.stack(x), *predictions(model.apply(variables, images, train=True))
+        )
 
     layers = stacked(variables, images)
     step, runs = jax.jit(make_train_step(model, optimizer, num_classes)), {}
     for num_targets in (10, 40, 100):
         targets = jax.device_put(random_targets(1, _SIZE.value, num_targets, num_classes))
         costs = jax.jit(all_costs)(key, layers, targets)
-        runs |= {f'step {num_targets}': run(step, *arguments, targets),
-                 f'match {num_targets}': run(jax.jit(match), key, layers, targets),
-                 f'assign {num_targets}': run(jax.jit(matching.assign), costs, targets.labels >= 0)}
+        runs |= {
+            f'step {num_targets}': run(step, *arguments, targets),
+            f'match {num_targets}': run(jax.jit(match), key, layers, targets),
+            f'assign {num_targets}': run(jax.jit(matching.assign), costs, targets.labels >= 0),
+        }
     seconds = take_turns(runs, _ROUNDS.value)
     shares = {name: ratio(seconds, name, f'step {name.split()[1]}') for name in runs}
-    print('\n| targets | train step s | assignment ms | of the step | with its costs ms | of the step |\n' + '|---' * 6 + '|')
+    print(
+        '\n| targets | train step s | assignment ms | of the step | with its costs ms | of the step |\n'
+        + '|---' * 6
+        + '|'
+    )
     for num_targets in (10, 40, 100):
-        cells = [f'{1e3 * statistics.median(seconds[name]):.1f} | {100 * shares[name]:.2f} %'
-                 for name in (f'assign {num_targets}', f'match {num_targets}')]
-        print(f'| {num_targets} | {statistics.median(seconds[f"step {num_targets}"]):.2f} | {cells[0]} | {cells[1]} |')
+        cells = [
+            f'{1e3 * statistics.median(seconds[name]):.1f} | {100 * shares[name]:.2f} %'
+            for name in (f'assign {num_targets}', f'match {num_targets}')
+        ]
+        print(
+            f'| {num_targets} | {statistics.median(seconds[f"step {num_targets}"]):.2f} | {cells[0]} | {cells[1]} |'
+        )
     return {'seconds': seconds, 'shares': shares}
 
 
@@ -156,9 +196,22 @@ def label_map(outputs):
     class_logits, mask_logits, selection = outputs
     batch, _, *cells = mask_logits.shape
     whole = jnp.full(batch, _SIZE.value)
-    weights = [inference.interpolation(_SIZE.value, whole, whole, jnp.zeros((batch, 1), int), _SIZE.value, _SIZE.value, n, False)
-               for n in cells]
-    ranks = postprocessing.semantic_ranks([(class_logits, mask_logits, *weights)])  # [B, rows, columns]
+    weights = [
+        inference.interpolation(
+            _SIZE.value,
+            whole,
+            whole,
+            jnp.zeros((batch, 1), int),
+            _SIZE.value,
+            _SIZE.value,
+            n,
+            False,
+        )
+        for n in cells
+    ]
+    ranks = postprocessing.semantic_ranks(
+        [(class_logits, mask_logits, *weights)]
+    )  # [B, rows, columns]
     return ranks if selection is None else from_ranks(ranks, selection)
 
 
@@ -169,20 +222,30 @@ def categories(all_num_classes=(60, 150, 847, 1284)):
             model, variables = make_model(variant, num_classes)
             forward = partial(prediction, model)
             whole, memory[f'{variant} {num_classes}'] = compile_for(
-                lambda *x, forward=forward: label_map(forward(*x)), variables, images)
+                lambda *x, forward=forward: label_map(forward(*x)), variables, images
+            )
             runs[f'{variant} {num_classes}'] = run(whole, variables, images)
-            outputs = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), jax.eval_shape(forward, variables, images))
+            outputs = jax.tree.map(
+                lambda x: jnp.ones(x.shape, x.dtype), jax.eval_shape(forward, variables, images)
+            )
             alone, memory[f'{variant} {num_classes} label map'] = compile_for(label_map, outputs)
             runs[f'{variant} {num_classes} label map'] = run(alone, outputs)
     seconds = take_turns(runs, _ROUNDS.value)
-    print('\n| image to label map: s, MB (label map alone: s, MB) | ' + ' | '.join(map('K = {:,}'.format, all_num_classes)) + ' |')
+    print(
+        '\n| image to label map: s, MB (label map alone: s, MB) | '
+        + ' | '.join(map('K = {:,}'.format, all_num_classes))
+        + ' |'
+    )
     print('|---' * (1 + len(all_num_classes)) + '|')
 
     def cell(name):
         return f'{statistics.median(seconds[name]):.2f}, {memory[name]:.0f}'
 
     for variant in (BASELINE, *HEADS):
-        cells = [f'{cell(f"{variant} {k}")} ({cell(f"{variant} {k} label map")})' for k in all_num_classes]
+        cells = [
+            f'{cell(f"{variant} {k}")} ({cell(f"{variant} {k} label map")})'
+            for k in all_num_classes
+        ]
         print(f'| {variant} | ' + ' | '.join(cells) + ' |')
     return {'seconds': seconds, 'memory': memory}
 

@@ -38,13 +38,20 @@ def make_forwards():
     images = np.random.default_rng(0).normal(size=(1, *SIZE, 3)).astype(np.float32)
     tensor = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
     model = backbones.build('vit_b16', family=vit, image_size=SIZE)
-    forward = jax.jit(lambda params, images: model.apply(params, images, train=False)[16].reshape(1, -1, model.width))
+    forward = jax.jit(
+        lambda params, images: model.apply(params, images, train=False)[16].reshape(
+            1, -1, model.width
+        )
+    )
 
     def timms():
         with torch.inference_mode():
             return theirs.forward_features(tensor)[:, 1:].numpy()
 
-    return {'timm, PyTorch eager': timms, 'RankSeg-JAX, jitted': lambda: np.asarray(forward(params, images))}
+    return {
+        'timm, PyTorch eager': timms,
+        'RankSeg-JAX, jitted': lambda: np.asarray(forward(params, images)),
+    }
 
 
 def main(_):
@@ -52,13 +59,19 @@ def main(_):
     theirs, ours = (forward() for forward in forwards.values())
     seconds = take_turns(forwards, _ROUNDS.value)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    results = {'seconds': seconds, 'median': medians, 'ratio': medians['RankSeg-JAX, jitted'] / medians['timm, PyTorch eager'],
-               'difference': float(np.abs(ours - theirs).max() / np.abs(theirs).max())}
+    results = {
+        'seconds': seconds,
+        'median': medians,
+        'ratio': medians['RankSeg-JAX, jitted'] / medians['timm, PyTorch eager'],
+        'difference': float(np.abs(ours - theirs).max() / np.abs(theirs).max()),
+    }
     save(results, _OUT.value)
     print('| ViT-B/16, 512 x 512 | median seconds |\n|---|---|')
     for name, median in medians.items():
         print(f'| {name} | {median:.3f} |')
-    print(f'\nratio {results["ratio"]:.2f}, greatest difference {results["difference"]:.1e} of the greatest feature')
+    print(
+        f'\nratio {results["ratio"]:.2f}, greatest difference {results["difference"]:.1e} of the greatest feature'
+    )
 
 
 if __name__ == '__main__':

@@ -18,5 +18,7 @@ def get_config():
     config.augment.scale_range = (0.75, 1.5)
     config.augment.photometric = True
     config.eval.size = (180, 240)
-    config.rankseg.num_selected = 11  # every image holds nearly all of them: ranks help here, leaving out does not
+    config.rankseg.num_selected = (
+        11  # every image holds nearly all of them: ranks help here, leaving out does not
+    )
     return config

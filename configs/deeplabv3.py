@@ -17,7 +17,9 @@ RECIPES = ('coco_stuff10k', 'coco_stuff10k_rankseg', 'ade20k', 'ade20k_rankseg')
 
 def get_config(recipe='coco_stuff10k_rankseg'):
     if recipe not in RECIPES:
-        raise ValueError(f'configs/deeplabv3.py:{recipe} is unknown; use one of {", ".join(RECIPES)}')
+        raise ValueError(
+            f'configs/deeplabv3.py:{recipe} is unknown; use one of {", ".join(RECIPES)}'
+        )
     ade20k = 'ade20k' in recipe
     config = common.get_config()
     config.batch_size = 16
@@ -40,7 +42,16 @@ def get_config(recipe='coco_stuff10k_rankseg'):
         config.rankseg = None
         return config
 
-    config.rankseg.update(num_selected=50, temperature='layer_norm', score_prior=False, missed='ignore', head='encoder', pool=16,
-                          hidden=512, mlp_dim=2048, share_embedding=True)
+    config.rankseg.update(
+        num_selected=50,
+        temperature='layer_norm',
+        score_prior=False,
+        missed='ignore',
+        head='encoder',
+        pool=16,
+        hidden=512,
+        mlp_dim=2048,
+        share_embedding=True,
+    )
     config.loss.average_all = True
     return config

@@ -13,7 +13,9 @@ KAPPA = {60: 16, 150: 50, 847: 100, 1284: 100}
 
 def get_config(num_classes='60'):
     if not num_classes.isdigit() or int(num_classes) not in KAPPA:
-        raise ValueError(f'configs/emoji_scenes.py:{num_classes} is unknown; K is one of {", ".join(map(str, KAPPA))}')
+        raise ValueError(
+            f'configs/emoji_scenes.py:{num_classes} is unknown; K is one of {", ".join(map(str, KAPPA))}'
+        )
     config = quickstart.get_config()
     config.steps = 8000
     config.eval_every = 2000

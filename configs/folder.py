@@ -11,7 +11,9 @@ from configs import common
 
 def get_config(variant=''):
     if variant not in ('', 'baseline'):
-        raise ValueError(f"configs/folder.py:{variant} is unknown; use configs/folder.py or configs/folder.py:baseline")
+        raise ValueError(
+            f'configs/folder.py:{variant} is unknown; use configs/folder.py or configs/folder.py:baseline'
+        )
     config = common.get_config()
     config.data.name = 'folder'
     if variant == 'baseline':

@@ -37,7 +37,9 @@ RECIPES = re.findall(r' {4}((?:ade20k|coco)_\w+)', __doc__)
 
 def get_config(recipe='ade20k_swin_b_rankseg'):
     if recipe not in RECIPES:
-        raise ValueError(f'configs/mask2former.py:{recipe} is unknown; use one of {", ".join(RECIPES)}')
+        raise ValueError(
+            f'configs/mask2former.py:{recipe} is unknown; use one of {", ".join(RECIPES)}'
+        )
     backbone = re.search('r50|swin_.', recipe)[0]
     coco, panoptic, large = 'coco' in recipe, 'panoptic' in recipe, backbone == 'swin_l'
     config = common.get_config()
@@ -62,7 +64,9 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     config.eval.base_size = (800, 1333) if coco else (side, 4 * side)
 
     config.model.framework = 'mask2former'
-    config.model.backbone = {'r50': 'resnet50', 'swin_t': 'swin_t7', 'swin_s': 'swin_s7'}.get(backbone, f'{backbone}12')
+    config.model.backbone = {'r50': 'resnet50', 'swin_t': 'swin_t7', 'swin_s': 'swin_s7'}.get(
+        backbone, f'{backbone}12'
+    )
     config.model.frozen_norm = True
     config.model.drop_path = 0.3
     config.model.channels = 256
@@ -73,17 +77,29 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     config.optimizer.learning_rate = 1e-4
     config.optimizer.weight_decay = 0.05
     config.optimizer.schedule = 'step' if coco else 'poly'
-    config.optimizer.milestones = () if not coco else (655_556, 710_184) if large else (327_778, 355_092)
+    config.optimizer.milestones = (
+        () if not coco else (655_556, 710_184) if large else (327_778, 355_092)
+    )
     config.optimizer.clip_norm = 0.01
     undecayed = r'[nN]orm|(_embedding|queries|position|position_bias)$'
-    config.optimizer.groups = ((rf'^(backbone|decoder/head)/.*({undecayed})', 0.1, 0.0), (r'^(backbone|decoder/head)/', 0.1, 1.0),
-                               (undecayed, 1.0, 0.0))
+    config.optimizer.groups = (
+        (rf'^(backbone|decoder/head)/.*({undecayed})', 0.1, 0.0),
+        (r'^(backbone|decoder/head)/', 0.1, 1.0),
+        (undecayed, 1.0, 0.0),
+    )
     if not recipe.endswith(('_rankseg', '_oracle')):
         config.rankseg = None
         return config
 
-    config.rankseg.update(num_selected=133 if coco else 150, temperature='layer_norm', score_prior=False, missed='ignore',
-                          head='encoder', hidden=512, mlp_dim=2048)
+    config.rankseg.update(
+        num_selected=133 if coco else 150,
+        temperature='layer_norm',
+        score_prior=False,
+        missed='ignore',
+        head='encoder',
+        hidden=512,
+        mlp_dim=2048,
+    )
     config.loss.multilabel_weight = 100.0 if coco else 10.0
     config.model.cosine = True
     if recipe.endswith('_oracle'):

@@ -14,7 +14,9 @@ VARIANTS = ('rankseg', 'baseline', 'oracle', 'camvid')
 
 def get_config(variant='rankseg'):
     if variant not in VARIANTS:
-        raise ValueError(f'configs/mask2former_tiny.py:{variant} is unknown; use one of {", ".join(VARIANTS)}')
+        raise ValueError(
+            f'configs/mask2former_tiny.py:{variant} is unknown; use one of {", ".join(VARIANTS)}'
+        )
     config = (camvid if variant == 'camvid' else quickstart).get_config()
     config.steps = 2000
     config.eval_every = 1000

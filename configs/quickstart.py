@@ -10,7 +10,9 @@ from configs import common
 
 def get_config(variant=''):
     if variant not in ('', 'baseline'):
-        raise ValueError(f'configs/quickstart.py:{variant} is unknown; use configs/quickstart.py or configs/quickstart.py:baseline')
+        raise ValueError(
+            f'configs/quickstart.py:{variant} is unknown; use configs/quickstart.py or configs/quickstart.py:baseline'
+        )
     config = common.get_config()
     config.batch_size = 8
     config.steps = 1600

@@ -36,13 +36,20 @@ RECIPES = re.findall(r' {4}(\w+_[bl]16\w*) ', __doc__)
 
 def get_config(recipe='ade20k_b16_rankseg'):
     if recipe not in RECIPES:
-        raise ValueError(f'configs/segmenter.py:{recipe} is unknown; use one of {", ".join(RECIPES)}')
+        raise ValueError(
+            f'configs/segmenter.py:{recipe} is unknown; use one of {", ".join(RECIPES)}'
+        )
     dataset = recipe.split('_b16')[0].split('_l16')[0]
     large = '_l16' in recipe
     config = common.get_config()
     config.batch_size = 8
-    config.steps = {'ade20k': 160_000, 'ade20k_full': 160_000, 'coco_lvis': 320_000, 'pascal60': 80_000,
-                    'coco_stuff10k': 80_000 if '_80k' in recipe else 40_000}[dataset]
+    config.steps = {
+        'ade20k': 160_000,
+        'ade20k_full': 160_000,
+        'coco_lvis': 320_000,
+        'pascal60': 80_000,
+        'coco_stuff10k': 80_000 if '_80k' in recipe else 40_000,
+    }[dataset]
     config.eval_every = config.steps // 10
 
     side = 640 if large else 480 if dataset == 'pascal60' else 512
@@ -72,21 +79,32 @@ def get_config(recipe='ade20k_b16_rankseg'):
         config.rankseg = None
         return config
 
-    config.rankseg.update(num_selected=25 if dataset == 'pascal60' else 50, temperature='layer_norm', score_prior=False,
-                          missed='ignore', head='first_block', pool=8)
+    config.rankseg.update(
+        num_selected=25 if dataset == 'pascal60' else 50,
+        temperature='layer_norm',
+        score_prior=False,
+        missed='ignore',
+        head='first_block',
+        pool=8,
+    )
     config.loss.average_all = True
     config.loss.multilabel_weight = 5.0 if dataset == 'pascal60' or '_80k' in recipe else 10.0
     if dataset == 'coco_stuff10k' and not large:
         config.loss.multilabel = 'bce'
     if recipe.endswith('_head'):  # apart from the mask transformer's blocks
         config.rankseg.head = 'decoder' if 'decoder' in recipe else 'global_pool'
-        config.rankseg.update(pool=16, hidden=768, mlp_dim=2048, share_embedding='decoder' in recipe)
+        config.rankseg.update(
+            pool=16, hidden=768, mlp_dim=2048, share_embedding='decoder' in recipe
+        )
         config.loss.multilabel, config.loss.gamma_neg = 'asymmetric', 0.0
     else:
         config.model.decoder_layers = 3
     config.rankseg.oracle = recipe.endswith('_oracle')
     if dataset in ('ade20k', 'ade20k_full', 'coco_lvis') or recipe == 'pascal60_b16_rankseg':
         config.optimizer.weight_decay = 1e-6
-        config.optimizer.groups = ((r'^decoder/(block0|classify)/', 1.0, 100.0), (r'(class_token|position)$', 1.0, 0.0),
-                                   (r'^decoder/.*(norm|LayerNorm)', 1.0, 0.0))
+        config.optimizer.groups = (
+            (r'^decoder/(block0|classify)/', 1.0, 100.0),
+            (r'(class_token|position)$', 1.0, 0.0),
+            (r'^decoder/.*(norm|LayerNorm)', 1.0, 0.0),
+        )
     return config

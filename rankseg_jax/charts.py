@@ -8,13 +8,28 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 
 from rankseg_jax.metrics import analysis
 
-BLUE, ORANGE, GREEN, RED, INK, PALE = '#1f6fb4', '#e08214', '#189648', '#c0392b', '#202124', '#e4e6ea'
+BLUE, ORANGE, GREEN, RED, INK, PALE = (
+    '#1f6fb4',
+    '#e08214',
+    '#189648',
+    '#c0392b',
+    '#202124',
+    '#e4e6ea',
+)
 MOST = 20  # rows of a chart
 LEAST = 1e-4  # a share on a logarithmic axis
 STYLE = {
-    'figure.dpi': 160, 'figure.constrained_layout.use': True, 'font.size': 8, 'axes.titlesize': 9, 'axes.axisbelow': True,
-    'axes.spines.top': False, 'axes.spines.right': False, 'grid.color': PALE, 'legend.frameon': False,
-    'text.parse_math': False}  # a class name may hold dollars
+    'figure.dpi': 160,
+    'figure.constrained_layout.use': True,
+    'font.size': 8,
+    'axes.titlesize': 9,
+    'axes.axisbelow': True,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'grid.color': PALE,
+    'legend.frameon': False,
+    'text.parse_math': False,
+}  # a class name may hold dollars
 
 
 @matplotlib.rc_context(STYLE)
@@ -29,7 +44,9 @@ def draw(report: dict, confusion, class_names, folder):
     draw_confusion(confusion, class_names, folder / 'confusion.png')
     if report['errors']['pairs']:
         draw_pairs(report['errors'], folder / 'errors.png')
-    draw_categories_per_image({report['split']: report['categories_per_image']}, folder / 'categories_per_image.png')
+    draw_categories_per_image(
+        {report['split']: report['categories_per_image']}, folder / 'categories_per_image.png'
+    )
 
 
 @matplotlib.rc_context(STYLE)
@@ -51,7 +68,7 @@ def percent(share: float, _) -> str:
 
 
 def short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else name[:most - 1].rstrip() + '…'
+    return name if len(name) <= most else name[: most - 1].rstrip() + '…'
 
 
 def draw_kappa(report, path):
@@ -59,25 +76,51 @@ def draw_kappa(report, path):
     curves = {name: np.array(values) for name, values in report['recall'].items()}
     pixels = curves['pixel_recall']  # [K]
     number = np.arange(1, len(pixels) + 1)
-    held = np.cumsum(report['categories_per_image']['histogram']) / report['images']  # at most 0, 1, 2, … categories
-    held = np.append(held[1:], np.ones(len(number)))[:len(number)]  # [K]
+    held = (
+        np.cumsum(report['categories_per_image']['histogram']) / report['images']
+    )  # at most 0, 1, 2, … categories
+    held = np.append(held[1:], np.ones(len(number)))[: len(number)]  # [K]
     figure, (kept, lost) = subplots(8, 3.5, 2)
-    kept.fill_between(number, held, step='post', color=PALE, label='images that hold at most κ categories')
+    kept.fill_between(
+        number, held, step='post', color=PALE, label='images that hold at most κ categories'
+    )
     kept.set_title('Kept by the best κ categories')
     kept.set_ylim(0, 1.03)
     lost.set_title('Lost')
     lost.set_yscale('log')
     lost.set_ylim(LEAST, 1)
     for axis, values in ((kept, lambda x: x), (lost, lambda x: np.maximum(1 - x, LEAST))):
-        axis.plot(number, values(curves['category_recall']), color=ORANGE, label="an image's categories, mean")
+        axis.plot(
+            number,
+            values(curves['category_recall']),
+            color=ORANGE,
+            label="an image's categories, mean",
+        )
         axis.plot(number, values(pixels), color=BLUE, label='labelled pixels')
         for (name, k), marker in zip(report['kappa'].items(), 'osD', strict=True):
-            label = f'κ = {k}, of this run, keeps {pixels[k - 1]:.3%}' if name == 'config' else f'κ = {k} keeps {name}'
-            axis.plot(k, values(pixels[k - 1]), marker, color=BLUE if name == 'config' else 'white', markeredgecolor=BLUE,
-                      markersize=6, label=label, clip_on=False, zorder=3)
+            label = (
+                f'κ = {k}, of this run, keeps {pixels[k - 1]:.3%}'
+                if name == 'config'
+                else f'κ = {k} keeps {name}'
+            )
+            axis.plot(
+                k,
+                values(pixels[k - 1]),
+                marker,
+                color=BLUE if name == 'config' else 'white',
+                markeredgecolor=BLUE,
+                markersize=6,
+                label=label,
+                clip_on=False,
+                zorder=3,
+            )
         if len(number) > 30:
             axis.set_xscale('log')
-            ticks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000) if k <= len(number)]
+            ticks = [
+                k
+                for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
+                if k <= len(number)
+            ]
             axis.xaxis.set_major_locator(FixedLocator(ticks))
             axis.xaxis.set_major_formatter(ScalarFormatter())
             axis.xaxis.set_minor_locator(NullLocator())
@@ -97,11 +140,18 @@ def draw_costs(report, path):
     number = [row['num_selected'] for row in rows]
     chosen = number.index(report['kappa']['config'])
     figure, plots = subplots(6.4, 2.7, 2)
-    for axis, key, unit, title in zip(plots, ('milliseconds', 'temporary_bytes'), (1, 2**20),
-                                      ('Time of one image, ms', 'Temporary memory, MiB'), strict=True):
+    for axis, key, unit, title in zip(
+        plots,
+        ('milliseconds', 'temporary_bytes'),
+        (1, 2**20),
+        ('Time of one image, ms', 'Temporary memory, MiB'),
+        strict=True,
+    ):
         values = [row[key] / unit for row in rows]
         axis.plot(number, values, color=BLUE, marker='o', markersize=4)
-        axis.plot(number[chosen], values[chosen], 'o', color=ORANGE, markersize=6, label='κ of this run')
+        axis.plot(
+            number[chosen], values[chosen], 'o', color=ORANGE, markersize=6, label='κ of this run'
+        )
         axis.set_title(title)
         axis.set_xlim(0, number[-1] * 1.05)
         axis.set_ylim(0, max(values) * 1.1)
@@ -114,8 +164,12 @@ def draw_costs(report, path):
 
 def draw_ranks(found, path):
     """What is learned by rank, and how often the category at a rank is truly in the image."""
-    titles = {'tau': 'Temperature τ', 'scale': 'Scale of the normalised logits', 'bias': 'Offset of the normalised logits',
-              'present': 'Images that hold the category'}
+    titles = {
+        'tau': 'Temperature τ',
+        'scale': 'Scale of the normalised logits',
+        'bias': 'Offset of the normalised logits',
+        'present': 'Images that hold the category',
+    }
     names = [name for name in titles if name in found]
     number = np.arange(1, len(found['present']) + 1)
     figure, plots = subplots(0.4 + 2.9 * len(names), 2.6, len(names))
@@ -126,7 +180,13 @@ def draw_ranks(found, path):
             axis.yaxis.set_major_formatter(percent)
             axis.set_ylim(0, 1.02)
         else:
-            axis.plot(number, values, color=BLUE, marker='o' if len(number) <= 60 else None, markersize=3.5)
+            axis.plot(
+                number,
+                values,
+                color=BLUE,
+                marker='o' if len(number) <= 60 else None,
+                markersize=3.5,
+            )
             axis.grid()
         axis.set_title(titles[name])
         axis.set_xlim(0.4, len(number) + 0.6)
@@ -138,8 +198,12 @@ def draw_ranks(found, path):
 def draw_categories(rows, path):
     """How categories are found: the commonest, and those hardest to find."""
     lists = analysis.listed(rows, MOST)
-    kinds = {'precision': ('precision at confidence 0.5', 'D', BLUE), 'recall': ('recall at confidence 0.5', 'o', ORANGE),
-             'average_precision': ('average precision', 's', GREEN), 'selected': ('selected where present', '|', INK)}
+    kinds = {
+        'precision': ('precision at confidence 0.5', 'D', BLUE),
+        'recall': ('recall at confidence 0.5', 'o', ORANGE),
+        'average_precision': ('average precision', 's', GREEN),
+        'selected': ('selected where present', '|', INK),
+    }
     figure, plots = subplots(5 * len(lists), 1 + 0.19 * len(lists['commonest']), len(lists))
     for axis, (title, shown) in zip(plots, lists.items(), strict=True):
         place = np.arange(len(shown))
@@ -147,8 +211,18 @@ def draw_categories(rows, path):
         for key, (label, marker, colour) in kinds.items():
             if key in shown[0]:
                 size, edge = (9, 2) if marker == '|' else (5, 0)
-                axis.plot([row[key] for row in shown], place, marker, color=colour, label=label, markersize=size,
-                          markeredgewidth=edge, alpha=0.85, clip_on=False, zorder=3)
+                axis.plot(
+                    [row[key] for row in shown],
+                    place,
+                    marker,
+                    color=colour,
+                    label=label,
+                    markersize=size,
+                    markeredgewidth=edge,
+                    alpha=0.85,
+                    clip_on=False,
+                    zorder=3,
+                )
         axis.set_yticks(place, [f'{short(row["name"])}  {row["images"]}' for row in shown])
         axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_xlim(-0.03, 1.03)
@@ -156,7 +230,9 @@ def draw_categories(rows, path):
         axis.set_title(f'{title.capitalize()} (number of images)')
         axis.spines['left'].set_visible(False)
         axis.tick_params(axis='y', length=0)
-    figure.legend(*plots[0].get_legend_handles_labels(), loc='outside lower center', ncols=2 * len(lists))
+    figure.legend(
+        *plots[0].get_legend_handles_labels(), loc='outside lower center', ncols=2 * len(lists)
+    )
     figure.savefig(path)
 
 
@@ -170,8 +246,13 @@ def draw_confusion(confusion, class_names, path):
     names = [short(class_names[c], 18) for c in top]
     columns = names
     if seen.sum() > len(top):
-        among, columns = np.column_stack([among, labelled[top] - among.sum(1)]), [*names, 'any other']  # [n, n + 1]
-    figure, axis = percentages(among / np.maximum(labelled[top], 1)[:, None], names, columns, RED, 0.6)
+        among, columns = (
+            np.column_stack([among, labelled[top] - among.sum(1)]),
+            [*names, 'any other'],
+        )  # [n, n + 1]
+    figure, axis = percentages(
+        among / np.maximum(labelled[top], 1)[:, None], names, columns, RED, 0.6
+    )
     axis.set_ylabel('true class')
     axis.set_xlabel('predicted class')
     axis.set_title("Percentage of each true class's pixels")
@@ -229,7 +310,9 @@ def draw_pairs(errors, path):
     missed = np.array([row['not_selected'] or 0 for row in rows]) / total
     figure, (axis,) = subplots(6.4, 0.9 + 0.19 * len(rows), 1)
     axis.barh(place, missed, 0.7, color=ORANGE, label='true class not selected')
-    axis.barh(place, pixels - missed, 0.7, missed, color=BLUE, label='selected, yet classified wrongly')
+    axis.barh(
+        place, pixels - missed, 0.7, missed, color=BLUE, label='selected, yet classified wrongly'
+    )
     if errors['not_selected_pixels'] is not None:
         axis.legend(loc='lower right')
     axis.set_yticks(place, [f'{short(row["true"])} → {short(row["predicted"])}' for row in rows])
@@ -248,9 +331,18 @@ def draw_categories_per_image(distributions, path):
     figure, plots = subplots(0.4 + 3 * len(distributions), 2.6, len(distributions))
     for axis, (split, numbers) in zip(plots, distributions.items(), strict=True):
         histogram = np.array(numbers['histogram'])
-        axis.bar(range(len(histogram)), histogram / histogram.sum(), 1, color=BLUE, edgecolor='white', linewidth=0.4)
+        axis.bar(
+            range(len(histogram)),
+            histogram / histogram.sum(),
+            1,
+            color=BLUE,
+            edgecolor='white',
+            linewidth=0.4,
+        )
         axis.axvline(numbers['p99'], color=ORANGE, linestyle='--')
-        axis.set_title(f'{split}\nmean {numbers["mean"]:.1f}, 99th percentile (dashed) {numbers["p99"]:g}')
+        axis.set_title(
+            f'{split}\nmean {numbers["mean"]:.1f}, 99th percentile (dashed) {numbers["p99"]:g}'
+        )
         axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axis.yaxis.set_major_formatter(percent)
         axis.set_xlabel('categories per image')
@@ -267,14 +359,22 @@ def draw_long_tail(reports, path):
             rows = report['categories']
             values = np.array(sorted((row[key] for row in rows if row[key]), reverse=True))
             shares = values / (report['images'] if key == 'images' else values.sum())
-            axis.plot(range(1, len(values) + 1), shares, color=colour, marker='o' if len(rows) <= 60 else None, markersize=3,
-                      label=f'{split}: {report["images"]} images, {len(values)} of {len(rows)} classes seen')
+            axis.plot(
+                range(1, len(values) + 1),
+                shares,
+                color=colour,
+                marker='o' if len(rows) <= 60 else None,
+                markersize=3,
+                label=f'{split}: {report["images"]} images, {len(values)} of {len(rows)} classes seen',
+            )
             least = min([least, *shares])  # a split may hold no labelled pixel
         axis.set_yscale('log')
         axis.set_ylim(10 ** np.floor(np.log10(0.9 * least)), 1.2)
         axis.yaxis.set_major_formatter(percent)
         axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.set_title({'images': 'Images that hold the class', 'pixels': 'Labelled pixels of the class'}[key])
+        axis.set_title(
+            {'images': 'Images that hold the class', 'pixels': 'Labelled pixels of the class'}[key]
+        )
         axis.set_xlabel('class, commonest first')
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.grid()

@@ -20,17 +20,30 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
     """
     folder = Path(workdir).absolute() / 'checkpoints'
     if not keep and not folder.is_dir():
-        raise FileNotFoundError(f'no checkpoints in {workdir}: train first (main.py --mode=train with this --workdir)')
-    policy = checkpoint_managers.AnyPreservationPolicy([
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.BestN(n=1, get_metric_fn=lambda metrics: metrics['mIoU'], keep_checkpoints_without_metrics=False),
-    ])
+        raise FileNotFoundError(
+            f'no checkpoints in {workdir}: train first (main.py --mode=train with this --workdir)'
+        )
+    policy = checkpoint_managers.AnyPreservationPolicy(
+        [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+                n=1,
+                get_metric_fn=lambda metrics: metrics['mIoU'],
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
     return ocp.CheckpointManager(
         folder,
-        item_handlers={'model': ocp.StandardCheckpointHandler(), 'optimizer': ocp.StandardCheckpointHandler(),
-                       'run': ocp.JsonCheckpointHandler()},
+        item_handlers={
+            'model': ocp.StandardCheckpointHandler(),
+            'optimizer': ocp.StandardCheckpointHandler(),
+            'run': ocp.JsonCheckpointHandler(),
+        },
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=lambda metrics: metrics['mIoU'], read_only=not keep))
+            preservation_policy=policy, best_fn=lambda metrics: metrics['mIoU'], read_only=not keep
+        ),
+    )
 
 
 def save(manager, step: int, model, optimizer, run: dict):
@@ -38,7 +51,11 @@ def save(manager, step: int, model, optimizer, run: dict):
     items = {'model': args.StandardSave(model), 'run': args.JsonSave(run)}
     if optimizer is not None:
         items['optimizer'] = args.StandardSave(optimizer)
-    manager.save(step, metrics=None if run['mIoU'] is None else {'mIoU': run['mIoU']}, args=args.Composite(**items))
+    manager.save(
+        step,
+        metrics=None if run['mIoU'] is None else {'mIoU': run['mIoU']},
+        args=args.Composite(**items),
+    )
 
 
 def find(manager, which) -> int:
@@ -56,8 +73,10 @@ def find(manager, which) -> int:
             return max(scores, key=lambda step: (scores[step] is not None, scores[step]))
     if str(which).isdigit() and int(which) in steps:
         return int(which)
-    raise FileNotFoundError(f"no checkpoint {which!r} in {manager.directory}: use 'last', 'best' or a step, of which there are "
-                            f'{sorted(steps) or "none"}')
+    raise FileNotFoundError(
+        f"no checkpoint {which!r} in {manager.directory}: use 'last', 'best' or a step, of which there are "
+        f'{sorted(steps) or "none"}'
+    )
 
 
 def restore_run(manager, step: int) -> dict:
@@ -73,7 +92,9 @@ def things_of(run: dict, config):
     if config.task != 'panoptic':
         return None
     if not run.get('things'):
-        raise ValueError("config.task = 'panoptic', but the run was not trained for it: set --config.task=semantic")
+        raise ValueError(
+            "config.task = 'panoptic', but the run was not trained for it: set --config.task=semantic"
+        )
     return run['things']
 
 
@@ -84,9 +105,15 @@ def restore(manager, step: int, **items):
       ValueError: the checkpoint holds other names or shapes; both sides are listed.
     """
     for name, expected in items.items():
-        check_same(manager.item_metadata(step)[name], expected, f'{name} of checkpoint {manager.directory}/{step}',
-                   'Use the config of that run, or another --workdir.')
-    return manager.restore(step, args=args.Composite(**{name: args.StandardRestore(x) for name, x in items.items()}))
+        check_same(
+            manager.item_metadata(step)[name],
+            expected,
+            f'{name} of checkpoint {manager.directory}/{step}',
+            'Use the config of that run, or another --workdir.',
+        )
+    return manager.restore(
+        step, args=args.Composite(**{name: args.StandardRestore(x) for name, x in items.items()})
+    )
 
 
 def read_model(workdir) -> dict:
@@ -97,21 +124,32 @@ def read_model(workdir) -> dict:
     """
     manager = open_checkpoints(workdir)
     step = find(manager, 'last')
-    shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), manager.item_metadata(step)['model'])
+    shapes = jax.tree.map(
+        lambda x: np.empty(x.shape, x.dtype), manager.item_metadata(step)['model']
+    )
     return manager.restore(step, args=args.Composite(model=args.StandardRestore(shapes))).model
 
 
 def check_same(found, expected, where: str, advice: str):
     """Raises a ValueError that lists what differs in names and shapes between a checkpoint and the model."""
+
     def shapes(tree):
-        return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        return {
+            jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
 
     found, expected = shapes(found), shapes(expected)
-    lines = [f'  {name}: checkpoint {found.get(name, "has none")}, model {expected.get(name, "has none")}'
-             for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+    lines = [
+        f'  {name}: checkpoint {found.get(name, "has none")}, model {expected.get(name, "has none")}'
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
     if lines:
         more = f'\n  … and {len(lines) - 20} more' if len(lines) > 20 else ''
         raise ValueError(
-            f'{where} does not fit the model that config describes:\n' + '\n'.join(lines[:20]) + more
-            + f'\n{advice}')
+            f'{where} does not fit the model that config describes:\n'
+            + '\n'.join(lines[:20])
+            + more
+            + f'\n{advice}'
+        )

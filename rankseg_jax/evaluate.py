@@ -21,7 +21,9 @@ from rankseg_jax.tasks import semantic
 
 def recall_values(config, num_classes: int) -> tuple[int, ...]:
     """The values of κ to report recall and precision at: the selection's own, and `eval.recall_at`."""
-    return tuple(sorted({min(k, num_classes) for k in (config.rankseg.num_selected, *config.eval.recall_at)}))
+    return tuple(
+        sorted({min(k, num_classes) for k in (config.rankseg.num_selected, *config.eval.recall_at)})
+    )
 
 
 def make_eval_step(model, config, source, mesh):
@@ -35,13 +37,32 @@ def make_eval_step(model, config, source, mesh):
     def eval_step(variables, batch):
         labels = batch['label']  # [B, H, W]
         prediction = inference.segment(
-            model, variables, batch['views'], batch['size'], config, canvas=labels.shape[1:],
-            presence=pixel_counts(labels, num_classes) > 0, things=things and jnp.array(things))
-        return *semantic.statistics(labels, prediction.labels, prediction.presence_logits, batch['mask'],
-                                    num_classes=num_classes, recall_at=recall_at), prediction.labels, prediction.segments
+            model,
+            variables,
+            batch['views'],
+            batch['size'],
+            config,
+            canvas=labels.shape[1:],
+            presence=pixel_counts(labels, num_classes) > 0,
+            things=things and jnp.array(things),
+        )
+        return (
+            *semantic.statistics(
+                labels,
+                prediction.labels,
+                prediction.presence_logits,
+                batch['mask'],
+                num_classes=num_classes,
+                recall_at=recall_at,
+            ),
+            prediction.labels,
+            prediction.segments,
+        )
 
     copied, split = sharding.copied(mesh), sharding.split(mesh)
-    return jax.jit(eval_step, in_shardings=(copied, split), out_shardings=(copied, copied, split, split))
+    return jax.jit(
+        eval_step, in_shardings=(copied, split), out_shardings=(copied, copied, split, split)
+    )
 
 
 def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
@@ -56,11 +77,15 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
     """
     num_classes, things = len(source.class_names), data.things(source, config.task)
     total = SemanticMetric.empty(num_classes)
-    categories = MultilabelMetric.empty(recall_values(config, num_classes)) if config.rankseg else None
+    categories = (
+        MultilabelMetric.empty(recall_values(config, num_classes)) if config.rankseg else None
+    )
     panoptic = PanopticMetric.empty(num_classes)
     num_images = 0
     for batch in pipeline.eval_batches(source, config):
-        pixels, found, label_maps, segments = eval_step(variables, sharding.shard_batch(batch, mesh))
+        pixels, found, label_maps, segments = eval_step(
+            variables, sharding.shard_batch(batch, mesh)
+        )
         total = total.merge(jax.device_get(pixels))
         if found is not None:
             categories = categories.merge(jax.device_get(found))
@@ -73,9 +98,17 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
                 except CorruptExample as error:
                     logging.error('Not in the panoptic scores: %s', error)
                     continue
-                image_ids, image_labels = ids[i, :height, :width], labels[i][labels[i] >= 0].tolist()
-                predicted = [{'id': place, 'category_id': label} for place, label in enumerate(image_labels, 1)]
-                panoptic = panoptic.merge(PanopticMetric.from_image(*truth, image_ids, predicted, num_classes))
+                image_ids, image_labels = (
+                    ids[i, :height, :width],
+                    labels[i][labels[i] >= 0].tolist(),
+                )
+                predicted = [
+                    {'id': place, 'category_id': label}
+                    for place, label in enumerate(image_labels, 1)
+                ]
+                panoptic = panoptic.merge(
+                    PanopticMetric.from_image(*truth, image_ids, predicted, num_classes)
+                )
                 if writer is not None:
                     image_id = source.image_ids[index] if hasattr(source, 'image_ids') else index
                     writer.write(image_id, Path(source.ids[index]).stem, image_ids, image_labels)
@@ -86,10 +119,16 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
                 writer.write(source.ids[batch['index'][i]], label_maps[i, :height, :width])
         num_images += int(batch['mask'].sum())
     if jax.process_count() == 1 and num_images < len(source):
-        logging.error('%d of %d images could not be read and are not scored', len(source) - num_images, len(source))
+        logging.error(
+            '%d of %d images could not be read and are not scored',
+            len(source) - num_images,
+            len(source),
+        )
     scores = {}
     if things is not None:
-        of_hosts = jax.tree.map(lambda x: multihost_utils.process_allgather(x).reshape(-1, num_classes), panoptic)
+        of_hosts = jax.tree.map(
+            lambda x: multihost_utils.process_allgather(x).reshape(-1, num_classes), panoptic
+        )
         panoptic = jax.tree.map(lambda x: x.sum(0), of_hosts)
         scores = panoptic.compute(things, source.class_names)
         scores['panoptic_classes'] = scores.pop('classes')
@@ -128,8 +167,10 @@ def run(config, workdir, output=None) -> dict:
         path = Path(workdir) / f'scores_{config.data.eval_split}_{step}.json'
         path.write_text(json.dumps(without_nan(scores), indent=1))
         print(table(scores))
-        print(f'Checkpoint after step {step}, split {config.data.eval_split!r}, {len(source)} images. Written to {path}'
-              + (f' and {output}' if output else ''))
+        print(
+            f'Checkpoint after step {step}, split {config.data.eval_split!r}, {len(source)} images. Written to {path}'
+            + (f' and {output}' if output else '')
+        )
     return scores
 
 
@@ -143,7 +184,9 @@ def without_nan(values):
 
 
 def one_line(scores: dict) -> str:
-    return '  '.join(f'{name} {100 * value:.1f}' for name, value in scores.items() if np.isscalar(value))
+    return '  '.join(
+        f'{name} {100 * value:.1f}' for name, value in scores.items() if np.isscalar(value)
+    )
 
 
 def table(scores: dict, most: int = 20) -> str:
@@ -152,12 +195,25 @@ def table(scores: dict, most: int = 20) -> str:
     rows = sorted(scores['classes'], key=lambda row: -row['pixels'])
     shown = rows[:most]
     width = max(len(row['name']) for row in shown)
-    lines = [f'{"category":<{width}}  ' + '   PQ  ' * bool(quality) + '  IoU    Acc  share of pixels']
+    lines = [
+        f'{"category":<{width}}  ' + '   PQ  ' * bool(quality) + '  IoU    Acc  share of pixels'
+    ]
     pixels = max(sum(row['pixels'] for row in rows), 1)
     for row in shown:
-        values = (*([quality[row['name']]] if quality else ()), row['IoU'], row['Acc'], row['pixels'] / pixels)
-        lines.append(f'{row["name"]:<{width}}  ' + '  '.join(f'{100 * value:5.1f}' for value in values))
+        values = (
+            *([quality[row['name']]] if quality else ()),
+            row['IoU'],
+            row['Acc'],
+            row['pixels'] / pixels,
+        )
+        lines.append(
+            f'{row["name"]:<{width}}  ' + '  '.join(f'{100 * value:5.1f}' for value in values)
+        )
     if len(rows) > most:
         lines.append(f'… and {len(rows) - most} rarer categories')
-    totals = [f'{name:<{max(width, 20)}}  {100 * value:5.1f}' for name, value in scores.items() if np.isscalar(value)]
+    totals = [
+        f'{name:<{max(width, 20)}}  {100 * value:5.1f}'
+        for name, value in scores.items()
+        if np.isscalar(value)
+    ]
     return '\n'.join([*lines, '', *totals])

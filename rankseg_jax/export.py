@@ -1,10 +1,10 @@
 """A trained model as files that serve it without this package.
 
-    <output>/
-      model.jax_export   compiled for CPU, TPU and GPU when loaded, any batch size, see `serve`
-      params/            its parameters, an orbax checkpoint
-      labels.json        category names in label order, input size, how to resize to it, κ
-      example.py         loads these and segments one image
+<output>/
+  model.jax_export   compiled for CPU, TPU and GPU when loaded, any batch size, see `serve`
+  params/            its parameters, an orbax checkpoint
+  labels.json        category names in label order, input size, how to resize to it, κ
+  example.py         loads these and segments one image
 """
 
 import json
@@ -58,13 +58,23 @@ def serve(model, config, things=None):
 
     It returns what `inference.served` says, at eval.size; labels are -1 beyond the picture.
     """
+
     def segment(variables, images, sizes):
         inside = inference.covered(sizes, config.eval.size)  # [b, H, W]
         mean, std = (jnp.array(x, jnp.float32) for x in (config.data.mean, config.data.std))
-        pixels = jnp.where(inside[..., None], (images.astype(jnp.float32) - mean) / std, 0.0)  # [b, H, W, 3]
+        pixels = jnp.where(
+            inside[..., None], (images.astype(jnp.float32) - mean) / std, 0.0
+        )  # [b, H, W, 3]
         views = ({'image': pixels, 'content': sizes},)
         prediction = inference.segment(
-            model, variables, views, sizes, config, canvas=config.eval.size, things=things and jnp.array(things))
+            model,
+            variables,
+            views,
+            sizes,
+            config,
+            canvas=config.eval.size,
+            things=things and jnp.array(things),
+        )
         return inference.served(prediction, config)
 
     return segment
@@ -78,33 +88,53 @@ def run(config, workdir, output) -> Path:
       ValueError: the config asks for what has no meaning without labels or at one size, or `output` holds other files.
     """
     if config.rankseg and config.rankseg.oracle:
-        raise ValueError('an oracle selects by the ground truth, which is not there when a model serves: '
-                         'export with --config.rankseg.oracle=False')
+        raise ValueError(
+            'an oracle selects by the ground truth, which is not there when a model serves: '
+            'export with --config.rankseg.oracle=False'
+        )
     if tuple(config.eval.scales) != (1.0,):
-        raise ValueError(f'config.eval.scales = {config.eval.scales}: a model is exported for one size, config.eval.size; '
-                         "set --config.eval.scales='(1.0,)'")
+        raise ValueError(
+            f'config.eval.scales = {config.eval.scales}: a model is exported for one size, config.eval.size; '
+            "set --config.eval.scales='(1.0,)'"
+        )
     output = Path(output).absolute()
     if output.is_dir() and any(output.iterdir()) and not (output / ARTIFACT).is_file():
-        raise ValueError(f'--output={output} holds other files than an exported model; choose another folder')
+        raise ValueError(
+            f'--output={output} holds other files than an exported model; choose another folder'
+        )
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, config.eval.checkpoint)
     run = checkpoint.restore_run(manager, step)
     class_names = run['class_names']
     model = models.build(config, len(class_names))
-    variables = models.restore(manager, step, model, config, len(class_names), sharding.copied(sharding.make_mesh(1)))
-    variables = {'params': variables.get('ema', variables['params']), 'batch_stats': variables['batch_stats']}
+    variables = models.restore(
+        manager, step, model, config, len(class_names), sharding.copied(sharding.make_mesh(1))
+    )
+    variables = {
+        'params': variables.get('ema', variables['params']),
+        'batch_stats': variables['batch_stats'],
+    }
 
     size = tuple(config.eval.size)
     (b,) = export.symbolic_shape('b')
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    artifact = export.export(jax.jit(serve(model, config, checkpoint.things_of(run, config))), platforms=PLATFORMS)(
-        shapes, jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8), jax.ShapeDtypeStruct((b, 2), jnp.int32))
+    artifact = export.export(
+        jax.jit(serve(model, config, checkpoint.things_of(run, config))), platforms=PLATFORMS
+    )(
+        shapes,
+        jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((b, 2), jnp.int32),
+    )
     output.mkdir(parents=True, exist_ok=True)
     (output / ARTIFACT).write_bytes(artifact.serialize())
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(output / 'params', variables, force=True)
-    about = {'labels': class_names, 'size': size, 'antialias': config.data.antialias,
-             'num_selected': config.rankseg.num_selected if config.rankseg else None}
+    about = {
+        'labels': class_names,
+        'size': size,
+        'antialias': config.data.antialias,
+        'num_selected': config.rankseg.num_selected if config.rankseg else None,
+    }
     (output / 'labels.json').write_text(json.dumps(about, indent=1))
     (output / 'example.py').write_text(EXAMPLE)
     return output

@@ -33,7 +33,9 @@ class Prediction:
     segments: Segments | None
 
 
-def segment(model, variables, views, size, config, *, canvas, presence=None, things=None) -> Prediction:
+def segment(
+    model, variables, views, size, config, *, canvas, presence=None, things=None
+) -> Prediction:
     """Segments a batch at the images' own sizes; made for `jit`.
 
     Args:
@@ -49,13 +51,17 @@ def segment(model, variables, views, size, config, *, canvas, presence=None, thi
         several views.
     """
     batch_size = size.shape[0]
-    windows, counts, layouts = zip(*(cut(view, config.eval) for view in views), strict=True)  # [B, n, h, w, 3] each
+    windows, counts, layouts = zip(
+        *(cut(view, config.eval) for view in views), strict=True
+    )  # [B, n, h, w, 3] each
 
     def forward(windows, selection=None):
         n = windows.shape[1]
 
         def for_each(x):  # [B, …] -> [B · n, …]
-            return jnp.broadcast_to(x[:, None], (batch_size, n, *x.shape[1:])).reshape(-1, *x.shape[1:])
+            return jnp.broadcast_to(x[:, None], (batch_size, n, *x.shape[1:])).reshape(
+                -1, *x.shape[1:]
+            )
 
         choice = jax.tree.map(for_each, {'presence': presence, 'selection': selection})
         return models.forward(model, variables, windows.reshape(-1, *windows.shape[2:]), **choice)
@@ -67,11 +73,15 @@ def segment(model, variables, views, size, config, *, canvas, presence=None, thi
     outputs = [forward(x) for x in windows]
     presence_logits, selection = outputs[0].presence_logits, outputs[0].selection
     if presence_logits is not None and sum(x.shape[1] for x in windows) > 1:
-        best = [x.max(1) for output in outputs for x in of_mirrors(output.presence_logits)]  # [B, K] each
+        best = [
+            x.max(1) for output in outputs for x in of_mirrors(output.presence_logits)
+        ]  # [B, K] each
         presence_logits = jnp.stack(best, 1).mean(1)
         if selection is not None:
             selection = choose(config.rankseg, presence_logits, presence, train=False)
-            outputs = [forward(x, selection) for x in windows]  # compiled, what both passes share is computed once
+            outputs = [
+                forward(x, selection) for x in windows
+            ]  # compiled, what both passes share is computed once
 
     per_query = isinstance(outputs[0], QueryOutput)
     check_views(config, per_query, things is not None)
@@ -79,20 +89,31 @@ def segment(model, variables, views, size, config, *, canvas, presence=None, thi
     for output, count, layout in zip(outputs, counts, layouts, strict=True):
         if per_query:
             cells = output.mask_logits.shape[2:]
-            parts = zip(of_mirrors(output.class_logits), of_mirrors(output.mask_logits), strict=True)
-            logits = [(classes[:, 0], masks[:, 0]) for classes, masks in parts]  # there is one window
+            parts = zip(
+                of_mirrors(output.class_logits), of_mirrors(output.mask_logits), strict=True
+            )
+            logits = [
+                (classes[:, 0], masks[:, 0]) for classes, masks in parts
+            ]  # there is one window
         else:
             cells = output.logits.shape[1:3]
             logits = [(mosaic(x, count),) for x in of_mirrors(output.logits)]
-        seen += [(*x, *weights) for x, weights in zip(logits, layout(cells, size, canvas), strict=True)]
+        seen += [
+            (*x, *weights) for x, weights in zip(logits, layout(cells, size, canvas), strict=True)
+        ]
     ranks = postprocessing.semantic_ranks(seen) if per_query else postprocessing.best_ranks(seen)
     labels = ranks if selection is None else from_ranks(ranks, selection)  # [B, *canvas]
     labels = jnp.where(covered(size, canvas), labels, IGNORE_LABEL)
     segments = None
     if things is not None:
-        of_ranks = jnp.broadcast_to(things, (batch_size, len(things))) if selection is None else gather(things, selection, 0)
+        of_ranks = (
+            jnp.broadcast_to(things, (batch_size, len(things)))
+            if selection is None
+            else gather(things, selection, 0)
+        )
         segments = postprocessing.panoptic_segments(
-            seen[0], of_ranks, size, threshold=config.eval.threshold, overlap=config.eval.overlap)
+            seen[0], of_ranks, size, threshold=config.eval.threshold, overlap=config.eval.overlap
+        )
         if selection is not None:
             segments = segments.replace(labels=from_ranks(segments.labels, selection))
     return Prediction(labels, selection, presence_logits, segments)
@@ -110,7 +131,10 @@ def served(prediction: Prediction, config) -> dict:
         selection = select(prediction.presence_logits, config.rankseg.num_selected)
         found |= {'categories': selection.labels, 'confidences': jax.nn.sigmoid(selection.scores)}
     if prediction.segments is not None:
-        found |= {f'segment_{name}': getattr(prediction.segments, name) for name in ('ids', 'labels', 'scores')}
+        found |= {
+            f'segment_{name}': getattr(prediction.segments, name)
+            for name in ('ids', 'labels', 'scores')
+        }
     return found
 
 
@@ -118,12 +142,18 @@ def check_views(config, per_query: bool, panoptic: bool):
     """Raises a ValueError if `config.eval` asks for what the model cannot give."""
     options = config.eval
     if panoptic and not per_query:
-        raise ValueError(f"config.task = 'panoptic' needs a per-query framework such as mask2former, not {config.model.framework}")
+        raise ValueError(
+            f"config.task = 'panoptic' needs a per-query framework such as mask2former, not {config.model.framework}"
+        )
     if per_query and any(options.window):
-        raise ValueError(f'config.eval.window = {options.window}: {config.model.framework} sees images whole, set it to (0, 0)')
+        raise ValueError(
+            f'config.eval.window = {options.window}: {config.model.framework} sees images whole, set it to (0, 0)'
+        )
     if panoptic and (options.flip or len(options.scales) > 1):
-        raise ValueError(f'config.eval.scales = {options.scales} and config.eval.flip = {options.flip}: panoptic segments come '
-                         'from one view, set one scale and no flip')
+        raise ValueError(
+            f'config.eval.scales = {options.scales} and config.eval.flip = {options.flip}: panoptic segments come '
+            'from one view, set one scale and no flip'
+        )
 
 
 def mosaic(logits, counts):
@@ -135,7 +165,9 @@ def mosaic(logits, counts):
 
 def covered(size, canvas):
     """bool [B, *canvas]: is it one of the first `size` [B, 2] rows and columns?"""
-    rows, columns = (jnp.arange(canvas[axis]) < size[:, axis, None] for axis in (0, 1))  # [B, rows], [B, columns]
+    rows, columns = (
+        jnp.arange(canvas[axis]) < size[:, axis, None] for axis in (0, 1)
+    )  # [B, rows], [B, columns]
     return rows[:, :, None] & columns[:, None]
 
 
@@ -148,32 +180,63 @@ def cut(view, evaluation):
     """
     image, content = view['image'], view['content']
     whole = image.shape[1:3]
-    window, stride = (evaluation.window, evaluation.stride) if any(evaluation.window) else (whole, whole)
+    window, stride = (
+        (evaluation.window, evaluation.stride) if any(evaluation.window) else (whole, whole)
+    )
     mirrored = (False, True) if evaluation.flip else (False,)
-    counts = [-(-max(image.shape[1 + axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)]
-    missing = [max(window[axis] + stride[axis] * (counts[axis] - 1) - image.shape[1 + axis], 0) for axis in (0, 1)]
+    counts = [
+        -(-max(image.shape[1 + axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)
+    ]
+    missing = [
+        max(window[axis] + stride[axis] * (counts[axis] - 1) - image.shape[1 + axis], 0)
+        for axis in (0, 1)
+    ]
     image = jnp.pad(image, ((0, 0), *((0, n) for n in missing), (0, 0)))
     # The last window ends where the picture does.
-    starts = [jnp.minimum(jnp.arange(counts[axis]) * stride[axis], jnp.maximum(content[:, axis, None] - window[axis], 0))
-              for axis in (0, 1)]  # [B, rows of windows], [B, columns of windows]
+    starts = [
+        jnp.minimum(
+            jnp.arange(counts[axis]) * stride[axis],
+            jnp.maximum(content[:, axis, None] - window[axis], 0),
+        )
+        for axis in (0, 1)
+    ]  # [B, rows of windows], [B, columns of windows]
 
     def slices(image, content, rows, columns):  # of one image
         x = jnp.arange(image.shape[1])
-        images = [image[:, jnp.where(x < content[1], content[1] - 1 - x, x)] if mirror else image for mirror in mirrored]
-        return jnp.stack([lax.dynamic_slice(image, (row, column, 0), (*window, 3))
-                          for image in images for row in rows for column in columns])
+        images = [
+            image[:, jnp.where(x < content[1], content[1] - 1 - x, x)] if mirror else image
+            for mirror in mirrored
+        ]
+        return jnp.stack(
+            [
+                lax.dynamic_slice(image, (row, column, 0), (*window, 3))
+                for image in images
+                for row in rows
+                for column in columns
+            ]
+        )
 
     def layout(cells, size, canvas):
         def weights(axis, mirror=False):
-            return interpolation(canvas[axis], size[:, axis], content[:, axis], starts[axis], window[axis], stride[axis],
-                                 cells[axis], mirror)
+            return interpolation(
+                canvas[axis],
+                size[:, axis],
+                content[:, axis],
+                starts[axis],
+                window[axis],
+                stride[axis],
+                cells[axis],
+                mirror,
+            )
 
         return [(weights(0), weights(1, mirror)) for mirror in mirrored]
 
     return jax.vmap(slices)(image, content, *starts), counts, layout
 
 
-def interpolation(length: int, size, content, starts, window: int, stride: int, cells: int, mirror: bool):
+def interpolation(
+    length: int, size, content, starts, window: int, stride: int, cells: int, mirror: bool
+):
     """Weights of all windows' logits in each row (or column) of the label map, [B, length, n · cells].
 
     Two bilinear resizes with half-pixel centres in one: from a window's cells to its pixels, where overlapping windows are
@@ -191,7 +254,9 @@ def interpolation(length: int, size, content, starts, window: int, stride: int, 
     place = (place + 0.5) * (content / size)[:, None] - 0.5
     place = jnp.clip(place, 0, content[:, None] - 1)
     before = jnp.floor(place)
-    used = jnp.arange(starts.shape[1]) * stride < content[:, None] - window + stride  # [B, n], the rest repeat the last
+    used = (
+        jnp.arange(starts.shape[1]) * stride < content[:, None] - window + stride
+    )  # [B, n], the rest repeat the last
     used = used.at[:, 0].set(True)
     # In integers: 70 * (18 / 70) is above 18 in float32, and would count a cell that is not there.
     last = (jnp.clip(content[:, None] - starts, 1, window) * cells - 1) // window  # [B, n]

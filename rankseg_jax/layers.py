@@ -34,16 +34,28 @@ class ConvNorm(nn.Module):
     def __call__(self, x, *, train: bool):
         pad = self.dilation * (self.kernel // 2)
         x = nn.Conv(
-            self.features, (self.kernel, self.kernel), (self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)), kernel_dilation=self.dilation, use_bias=False, kernel_init=he_normal,
-            dtype=self.dtype, name='conv',
+            self.features,
+            (self.kernel, self.kernel),
+            (self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            kernel_dilation=self.dilation,
+            use_bias=False,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            name='conv',
         )(x)
         batch_norm = nn.BatchNorm
         if self.frozen:
-            batch_norm = nn.map_variables(batch_norm, 'params', jax.lax.stop_gradient, init=self.is_initializing())
+            batch_norm = nn.map_variables(
+                batch_norm, 'params', jax.lax.stop_gradient, init=self.is_initializing()
+            )
         x = batch_norm(
-            use_running_average=self.frozen or not train, momentum=0.9, epsilon=1e-5,
-            scale_init=self.scale_init, dtype=self.dtype, name='norm',
+            use_running_average=self.frozen or not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            scale_init=self.scale_init,
+            dtype=self.dtype,
+            name='norm',
         )(x)
         return nn.relu(x) if self.relu else x
 
@@ -67,6 +79,7 @@ def adaptive_average_pool(x, shape):
     Equals `torch.nn.functional.adaptive_avg_pool2d`: window i of n spans floor(i·h/n) to
     ceil((i+1)·h/n), so windows overlap where n does not divide h.
     """
+
     def windows(size, count):
         index = np.arange(count)[:, None]
         start, stop = index * size // count, -(-(index + 1) * size // count)
@@ -104,18 +117,24 @@ def attend(query, key, value, bias=None, mask=None):
       bias: [H, N, M] added to the scores.
       mask: [..., N, M] bool, where a query may look, the same for all heads; every query must have such a place.
     """
+
     @jax.checkpoint
     def one_head(inputs):
         q, k, v, b = inputs  # [..., N, d], [..., M, d], [..., M, d], [N, M]
-        scores = jnp.einsum('...nd,...md->...nm', q * q.shape[-1]**-0.5, k,
-                            preferred_element_type=jnp.promote_types(q.dtype, 'float32'))
+        scores = jnp.einsum(
+            '...nd,...md->...nm',
+            q * q.shape[-1] ** -0.5,
+            k,
+            preferred_element_type=jnp.promote_types(q.dtype, 'float32'),
+        )
         scores = scores if b is None else scores + b
         scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
         return jnp.einsum('...nm,...md->...nd', nn.softmax(scores).astype(v.dtype), v)
 
     heads = [jnp.moveaxis(x, -2, 0) for x in (query, key, value)] + [bias]  # [H, ..., N or M, d]
     out = jax.lax.platform_dependent(
-        heads, cpu=lambda heads: jax.lax.map(one_head, heads), default=jax.vmap(one_head))
+        heads, cpu=lambda heads: jax.lax.map(one_head, heads), default=jax.vmap(one_head)
+    )
     return jnp.moveaxis(out, 0, -2)
 
 
@@ -141,10 +160,14 @@ class Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-        y = nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype, attention_fn=attend)(y, deterministic=not train)
+        y = nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype, attention_fn=attend)(
+            y, deterministic=not train
+        )
         x = x + drop_path(drop(y))
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-        return x + drop_path(drop(Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train)))
+        return x + drop_path(
+            drop(Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train))
+        )
 
 
 def sine_positions(height: int, width: int, dim: int):
@@ -160,7 +183,9 @@ def sine_positions(height: int, width: int, dim: int):
     frequencies = 10_000.0 ** (-4 * np.arange(dim // 4) / dim)  # [dim / 4]
 
     def code(size):
-        angles = 2 * np.pi * np.arange(1, size + 1)[:, None] / (size + 1e-6) * frequencies  # [size, dim / 4]
+        angles = (
+            2 * np.pi * np.arange(1, size + 1)[:, None] / (size + 1e-6) * frequencies
+        )  # [size, dim / 4]
         return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(size, dim // 2)  # interleaved
 
     rows = np.broadcast_to(code(height)[:, None], (height, width, dim // 2))

@@ -8,7 +8,10 @@ from jax import lax
 from rankseg_jax import matching
 from rankseg_jax.layers import resize
 
-OVERSAMPLE, IMPORTANCE = 3, 0.75  # of the points where masks are compared: candidates, and share of the least certain (PointRend)
+OVERSAMPLE, IMPORTANCE = (
+    3,
+    0.75,
+)  # of the points where masks are compared: candidates, and share of the least certain (PointRend)
 
 
 def asymmetric_loss(class_logits, presence, *, gamma_neg=2.0, gamma_pos=0.0, clip=0.05, mask=None):
@@ -29,13 +32,15 @@ def asymmetric_loss(class_logits, presence, *, gamma_neg=2.0, gamma_pos=0.0, cli
     # For gamma = 0 the weight is 1, but the derivative of 0 ** 0 is not a number: guard the base.
     gamma = jnp.where(present, gamma_pos, gamma_neg)
     base = jnp.where((gamma > 0) & (probability < 1), 1 - probability, 1.0)
-    weight = jnp.where((gamma > 0) & (probability >= 1), 0.0, base ** gamma)
+    weight = jnp.where((gamma > 0) & (probability >= 1), 0.0, base**gamma)
     return image_mean(-weight * jnp.log(jnp.maximum(probability, eps)), mask)
 
 
 def binary_cross_entropy(class_logits, presence, *, mask=None):
     """The mean over images and categories; arguments as for `asymmetric_loss`."""
-    return image_mean(optax.sigmoid_binary_cross_entropy(class_logits.astype(jnp.float32), presence), mask)
+    return image_mean(
+        optax.sigmoid_binary_cross_entropy(class_logits.astype(jnp.float32), presence), mask
+    )
 
 
 def multilabel_loss(presence_logits, presence, mask, options):
@@ -47,10 +52,18 @@ def multilabel_loss(presence_logits, presence, mask, options):
     if options.multilabel == 'bce':
         value = binary_cross_entropy(presence_logits, presence, mask=mask)
     elif options.multilabel == 'asymmetric':
-        value = asymmetric_loss(presence_logits, presence, gamma_neg=options.gamma_neg, gamma_pos=options.gamma_pos,
-                                clip=options.clip, mask=mask)
+        value = asymmetric_loss(
+            presence_logits,
+            presence,
+            gamma_neg=options.gamma_neg,
+            gamma_pos=options.gamma_pos,
+            clip=options.clip,
+            mask=mask,
+        )
     else:
-        raise ValueError(f"config.loss.multilabel = {options.multilabel!r} is unknown; use 'asymmetric' or 'bce'")
+        raise ValueError(
+            f"config.loss.multilabel = {options.multilabel!r} is unknown; use 'asymmetric' or 'bce'"
+        )
     return options.multilabel_weight * value
 
 
@@ -76,19 +89,33 @@ def pixel_cross_entropy(logits, labels, *, upsample: bool = True, average_all: b
     else:
         labels = subsample(labels, logits.shape[1:3])  # [B, h, w]
     counts = labels >= 0
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counts, labels, 0))  # [B, H, W]
+    loss = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(counts, labels, 0)
+    )  # [B, H, W]
     total = jnp.where(counts, loss, 0.0).sum()
     return total / (labels.size if average_all else jnp.maximum(counts.sum(), 1))
 
 
 def subsample(labels, shape):
     """Nearest labels at the centres of a coarser grid, [B, H, W] -> [B, *shape]."""
-    rows, columns = (((jnp.arange(n) + 0.5) * size / n).astype(jnp.int32)
-                     for n, size in zip(shape, labels.shape[1:3], strict=True))
+    rows, columns = (
+        ((jnp.arange(n) + 0.5) * size / n).astype(jnp.int32)
+        for n, size in zip(shape, labels.shape[1:3], strict=True)
+    )
     return labels[:, rows[:, None], columns[None]]
 
 
-def query_losses(key, outputs, labels, segments, *, weights=(2.0, 5.0, 5.0), num_points=12_544, no_object_weight=0.1, mask=None):
+def query_losses(
+    key,
+    outputs,
+    labels,
+    segments,
+    *,
+    weights=(2.0, 5.0, 5.0),
+    num_points=12_544,
+    no_object_weight=0.1,
+    mask=None,
+):
     """Losses of a per-query output, each the sum over its layers (Cheng et al., CVPR 2022).
 
     Each layer's queries are matched to the targets of its image. Masks are compared at `num_points` points: mostly those, out of
@@ -113,25 +140,48 @@ def query_losses(key, outputs, labels, segments, *, weights=(2.0, 5.0, 5.0), num
     points = jax.random.uniform(key, (num_candidates + num_points - num_certain, 2))  # [P, 2]
     truth = sample_segments(segments, labels.shape[1], points)  # [B, T, P]
     valid = labels >= 0 if mask is None else (labels >= 0) & mask[:, None]  # [B, T]
-    layers = jax.tree.map(lambda *x: jnp.stack(x), *outputs)  # [layers, B, Q, κ + 1], [layers, B, Q, h, w]
-    costs = lax.map(lambda layer: matching.costs(
-        layer[0], sample(layer[1], points[:num_points]), labels, truth[..., :num_points], weights), lax.stop_gradient(layers))
+    layers = jax.tree.map(
+        lambda *x: jnp.stack(x), *outputs
+    )  # [layers, B, Q, κ + 1], [layers, B, Q, h, w]
+    costs = lax.map(
+        lambda layer: matching.costs(
+            layer[0],
+            sample(layer[1], points[:num_points]),
+            labels,
+            truth[..., :num_points],
+            weights,
+        ),
+        lax.stop_gradient(layers),
+    )
     queries = matching.assign(costs, valid)  # [layers, B, T]
     total = jnp.maximum(valid.sum(), 1)
 
     @jax.checkpoint  # what [B, T, P] holds is cheap to compute and much to keep for every layer
     def of_layer(layer):
         (class_logits, mask_logits), chosen = layer
-        logits = jnp.take_along_axis(mask_logits, jnp.maximum(chosen, 0)[..., None, None], axis=1)  # [B, T, h, w]
+        logits = jnp.take_along_axis(
+            mask_logits, jnp.maximum(chosen, 0)[..., None, None], axis=1
+        )  # [B, T, h, w]
         logits = sample(logits, points)  # [B, T, P]
         uncertain = least_certain(logits[..., :num_candidates], num_certain)
-        compared = jnp.concatenate([uncertain, jnp.ones_like(logits[..., num_candidates:])], -1)  # [B, T, P]
-        pixels, dice = (jnp.where(chosen >= 0, part, 0).sum() / total for part in mask_losses(logits, truth, compared))
-        return query_cross_entropy(class_logits, labels, chosen, no_object_weight, mask), pixels, dice
+        compared = jnp.concatenate(
+            [uncertain, jnp.ones_like(logits[..., num_candidates:])], -1
+        )  # [B, T, P]
+        pixels, dice = (
+            jnp.where(chosen >= 0, part, 0).sum() / total
+            for part in mask_losses(logits, truth, compared)
+        )
+        return (
+            query_cross_entropy(class_logits, labels, chosen, no_object_weight, mask),
+            pixels,
+            dice,
+        )
 
     parts = lax.map(of_layer, (layers, queries))  # [layers] thrice
     names = ('loss_class', 'loss_mask', 'loss_dice')
-    return {name: weight * part.sum() for name, weight, part in zip(names, weights, parts, strict=True)}
+    return {
+        name: weight * part.sum() for name, weight, part in zip(names, weights, parts, strict=True)
+    }
 
 
 def query_cross_entropy(class_logits, labels, queries, no_object_weight=0.1, mask=None):
@@ -145,11 +195,15 @@ def query_cross_entropy(class_logits, labels, queries, no_object_weight=0.1, mas
     """
     num_queries, no_object = class_logits.shape[1], class_logits.shape[-1] - 1
     slots = jnp.where(queries < 0, num_queries, queries)
-    targets = jax.vmap(lambda slot, label: jnp.full(num_queries, no_object).at[slot].set(label, mode='drop'))(slots, labels)
+    targets = jax.vmap(
+        lambda slot, label: jnp.full(num_queries, no_object).at[slot].set(label, mode='drop')
+    )(slots, labels)
     weights = jnp.where(targets == no_object, no_object_weight, 1.0)  # [B, Q]
     if mask is not None:
         weights = weights * mask[:, None]
-    loss = optax.softmax_cross_entropy_with_integer_labels(class_logits.astype(jnp.float32), targets)  # [B, Q]
+    loss = optax.softmax_cross_entropy_with_integer_labels(
+        class_logits.astype(jnp.float32), targets
+    )  # [B, Q]
     return (weights * loss).sum() / jnp.maximum(weights.sum(), no_object_weight)
 
 
@@ -174,7 +228,9 @@ def least_certain(logits, count: int):
         higher = limit | (1 << (30 - i))
         return jnp.where((bits < higher[..., None]).sum(-1) < count, higher, limit)
 
-    limit = lax.fori_loop(0, 31, set_bit, jnp.zeros(bits.shape[:-1], jnp.int32))[..., None]  # [..., 1]
+    limit = lax.fori_loop(0, 31, set_bit, jnp.zeros(bits.shape[:-1], jnp.int32))[
+        ..., None
+    ]  # [..., 1]
     # Compilers may compute the logits anew for this, and round otherwise.
     below, level = bits < limit - 64, jnp.abs(bits - limit) <= 64
     share = (count - below.sum(-1, keepdims=True)) / level.sum(-1, keepdims=True)
@@ -187,7 +243,9 @@ def sample(maps, points):
     Equals `torch.nn.functional.grid_sample(align_corners=False)`: points are (x, y) in 0..1, maps fade to 0 beyond their edge.
     """
     height, width = maps.shape[-2:]
-    rows = jnp.moveaxis(maps.reshape(*maps.shape[:-2], height * width), -1, 0)  # [h w, ...]: a row holds all maps at a pixel
+    rows = jnp.moveaxis(
+        maps.reshape(*maps.shape[:-2], height * width), -1, 0
+    )  # [h w, ...]: a row holds all maps at a pixel
 
     # A loop, so that the rows are in memory: XLA would gather out of the maps instead, which takes four times as long on a CPU.
     def add(total, corner):
@@ -195,7 +253,9 @@ def sample(maps, points):
         values = jnp.take(rows, index, axis=0, mode='clip').astype(jnp.float32)  # [P, ...]
         return total + values * weight.reshape(-1, *(1,) * (maps.ndim - 2)), None
 
-    total, _ = lax.scan(add, jnp.zeros((len(points), *rows.shape[1:])), corners(points, height, width))
+    total, _ = lax.scan(
+        add, jnp.zeros((len(points), *rows.shape[1:])), corners(points, height, width)
+    )
     return jnp.moveaxis(total, 0, -1)
 
 

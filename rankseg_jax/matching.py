@@ -19,15 +19,24 @@ def costs(class_logits, mask_logits, labels, masks, weights):
     """
     mask_logits, masks = mask_logits.astype(jnp.float32), masks.astype(jnp.float32)
     probabilities = jax.nn.softmax(class_logits.astype(jnp.float32))  # [B, Q, C + 1]
-    of_class = jax.vmap(lambda p, label: -jnp.take(p, label, axis=-1, mode='clip'))(probabilities, labels)  # [B, Q, T]
+    of_class = jax.vmap(lambda p, label: -jnp.take(p, label, axis=-1, mode='clip'))(
+        probabilities, labels
+    )  # [B, Q, T]
     # -log σ(x) for the mask and -log(1 - σ(x)) outside differ by x.
     # softplus; jax.nn's takes eight times as long on a CPU.
-    outside = (jnp.maximum(mask_logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(mask_logits)))).mean(-1)[..., None]  # [B, Q, 1]
-    of_pixels = outside - jnp.einsum('bqp,btp->bqt', mask_logits, masks) / masks.shape[-1]  # [B, Q, T]
+    outside = (jnp.maximum(mask_logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(mask_logits)))).mean(-1)[
+        ..., None
+    ]  # [B, Q, 1]
+    of_pixels = (
+        outside - jnp.einsum('bqp,btp->bqt', mask_logits, masks) / masks.shape[-1]
+    )  # [B, Q, T]
     inside = jax.nn.sigmoid(mask_logits)  # [B, Q, P]
     areas = inside.sum(-1)[..., None] + masks.sum(-1)[:, None]  # [B, Q, T]
     of_overlap = 1 - (2 * jnp.einsum('bqp,btp->bqt', inside, masks) + 1) / (areas + 1)  # [B, Q, T]
-    total = sum(weight * cost for weight, cost in zip(weights, (of_class, of_pixels, of_overlap), strict=True))
+    total = sum(
+        weight * cost
+        for weight, cost in zip(weights, (of_class, of_pixels, of_overlap), strict=True)
+    )
     return jnp.where(jnp.isfinite(total), jnp.clip(total, -WORST, WORST), WORST)
 
 

@@ -14,19 +14,35 @@ def make_schedule(options, steps: int) -> optax.Schedule:
     """
     rate, warmup, milestones = options.learning_rate, options.warmup_steps, options.milestones
     if not 0 <= warmup < steps:
-        raise ValueError(f'config.optimizer.warmup_steps = {warmup} must be less than config.steps = {steps}')
+        raise ValueError(
+            f'config.optimizer.warmup_steps = {warmup} must be less than config.steps = {steps}'
+        )
     if options.schedule == 'poly':
-        decay = optax.polynomial_schedule(rate, rate * options.end_factor, options.power, steps - warmup)
+        decay = optax.polynomial_schedule(
+            rate, rate * options.end_factor, options.power, steps - warmup
+        )
     elif options.schedule == 'cosine':
         decay = optax.cosine_decay_schedule(rate, steps - warmup, options.end_factor)
     elif options.schedule == 'step':
-        if not all(warmup < milestone < steps for milestone in milestones) or list(milestones) != sorted(set(milestones)):
-            raise ValueError(f'config.optimizer.milestones = {milestones} must rise, from above config.optimizer.warmup_steps = '
-                             f'{warmup} to below config.steps = {steps}')
-        decay = optax.piecewise_constant_schedule(rate, {milestone - warmup: 0.1 for milestone in milestones})
+        if not all(warmup < milestone < steps for milestone in milestones) or list(
+            milestones
+        ) != sorted(set(milestones)):
+            raise ValueError(
+                f'config.optimizer.milestones = {milestones} must rise, from above config.optimizer.warmup_steps = '
+                f'{warmup} to below config.steps = {steps}'
+            )
+        decay = optax.piecewise_constant_schedule(
+            rate, {milestone - warmup: 0.1 for milestone in milestones}
+        )
     else:
-        raise ValueError(f"config.optimizer.schedule = {options.schedule!r} is unknown; use 'poly', 'cosine' or 'step'")
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup]) if warmup else decay
+        raise ValueError(
+            f"config.optimizer.schedule = {options.schedule!r} is unknown; use 'poly', 'cosine' or 'step'"
+        )
+    return (
+        optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
+        if warmup
+        else decay
+    )
 
 
 def make_optimizer(options, steps: int) -> optax.GradientTransformation:
@@ -46,17 +62,24 @@ def make_optimizer(options, steps: int) -> optax.GradientTransformation:
             return optax.adamw(rate, b2=options.b2, weight_decay=decay)
         if options.name == 'sgd':
             return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, options.momentum))
-        raise ValueError(f"config.optimizer.name = {options.name!r} is unknown; use 'adamw' or 'sgd'")
+        raise ValueError(
+            f"config.optimizer.name = {options.name!r} is unknown; use 'adamw' or 'sgd'"
+        )
 
     groups = [*options.groups, ('', 1.0, 1.0)]  # the last takes what no pattern found
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
-    return optax.chain(clip, optax.partition(
-        {i: one_group(*factors) for i, (_, *factors) in enumerate(groups)},
-        lambda params: group_numbers(params, [pattern for pattern, *_ in groups])))
+    return optax.chain(
+        clip,
+        optax.partition(
+            {i: one_group(*factors) for i, (_, *factors) in enumerate(groups)},
+            lambda params: group_numbers(params, [pattern for pattern, *_ in groups]),
+        ),
+    )
 
 
 def group_numbers(params, patterns):
     """The number of the first pattern found in each parameter's path, a tree like `params`."""
+
     def number(path, _):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         return next(i for i, pattern in enumerate(patterns) if re.search(pattern, name))

@@ -15,11 +15,14 @@ ROWS = 64  # of the result are upsampled at once, so that memory stays at κ or 
 
 def best_ranks(views):
     """Per pixel: the rank of the highest logit, or mean probability of several views: [B, rows, columns] int32."""
+
     def of_block(rows_of_views, _):
         scores = []
         for rows, (logits, _, columns) in zip(rows_of_views, views, strict=True):
             logits = jnp.einsum('brh,bhwk->brwk', rows, logits, precision='highest')
-            scores.append(jnp.einsum('bcw,brwk->brck', columns, logits, precision='highest'))  # [B, ROWS, columns, κ]
+            scores.append(
+                jnp.einsum('bcw,brwk->brck', columns, logits, precision='highest')
+            )  # [B, ROWS, columns, κ]
         scores = scores[0] if len(scores) == 1 else sum(map(jax.nn.softmax, scores))
         return scores.argmax(-1).astype(jnp.int32)
 
@@ -29,12 +32,18 @@ def best_ranks(views):
 
 def semantic_ranks(views):
     """The rank with the greatest Σ over queries of p(rank | query) · σ(mask), summed over the views: [B, rows, columns] int32."""
-    probabilities = [jax.nn.softmax(classes.astype(jnp.float32))[..., :-1] for classes, *_ in views]  # [B, Q, κ] each
+    probabilities = [
+        jax.nn.softmax(classes.astype(jnp.float32))[..., :-1] for classes, *_ in views
+    ]  # [B, Q, κ] each
 
     def of_block(rows_of_views, _):
-        masks = [mask_probabilities(rows, view) for rows, view in zip(rows_of_views, views, strict=True)]
-        scores = sum(jnp.einsum('bqrc,bqk->brck', x, p, precision='highest')
-                     for x, p in zip(masks, probabilities, strict=True))
+        masks = [
+            mask_probabilities(rows, view) for rows, view in zip(rows_of_views, views, strict=True)
+        ]
+        scores = sum(
+            jnp.einsum('bqrc,bqk->brck', x, p, precision='highest')
+            for x, p in zip(masks, probabilities, strict=True)
+        )
         return scores.argmax(-1).astype(jnp.int32)  # [B, ROWS, columns]
 
     rows = [rows for *_, rows, _ in views]
@@ -44,7 +53,9 @@ def semantic_ranks(views):
 def mask_probabilities(rows, view):
     """[B, ROWS, h] weights of rows -> σ of the masks there, [B, Q, ROWS, columns]."""
     _, mask_logits, _, columns = view
-    logits = jnp.einsum('brh,bqhw->bqrw', rows, mask_logits.astype(jnp.float32), precision='highest')
+    logits = jnp.einsum(
+        'brh,bqhw->bqrw', rows, mask_logits.astype(jnp.float32), precision='highest'
+    )
     return jax.nn.sigmoid(jnp.einsum('bcw,bqrw->bqrc', columns, logits, precision='highest'))
 
 
@@ -63,7 +74,9 @@ class Segments:
     scores: jax.Array
 
 
-def panoptic_segments(view, things, size, *, threshold=0.8, overlap=0.8, keep_unsure=False) -> Segments:
+def panoptic_segments(
+    view, things, size, *, threshold=0.8, overlap=0.8, keep_unsure=False
+) -> Segments:
     """Every pixel goes to the query with the greatest p(class) · σ(mask); stuff of one class becomes one segment.
 
     Args:
@@ -85,7 +98,9 @@ def panoptic_segments(view, things, size, *, threshold=0.8, overlap=0.8, keep_un
     def of_block(rows_of_view, first):
         masks = mask_probabilities(*rows_of_view, view)  # [B, Q, ROWS, columns]
         inside_rows = first + jnp.arange(ROWS) < size[:, :1]  # [B, ROWS]
-        inside = inside_rows[:, None, :, None] & inside_columns[:, None, None]  # [B, 1, ROWS, columns]
+        inside = (
+            inside_rows[:, None, :, None] & inside_columns[:, None, None]
+        )  # [B, 1, ROWS, columns]
         weighted = masks * scores[..., None, None]
         winner = jnp.where(kept[..., None, None], weighted, -1).argmax(1)  # [B, ROWS, columns]
         own = (winner[:, None] == jnp.arange(num_queries)[:, None, None]) & inside
@@ -101,7 +116,9 @@ def panoptic_segments(view, things, size, *, threshold=0.8, overlap=0.8, keep_un
 
     # The first query of a class stands for all stuff of it; the others only for themselves.
     stuff = ~jnp.take_along_axis(things, jnp.minimum(labels, no_object - 1), -1)  # [B, Q]
-    same = (labels[:, :, None] == labels[:, None]) & stuff[:, :, None] & exists[:, None]  # [B, Q, Q]
+    same = (
+        (labels[:, :, None] == labels[:, None]) & stuff[:, :, None] & exists[:, None]
+    )  # [B, Q, Q]
     place = jnp.arange(num_queries)
     first = jnp.where(stuff, same.argmax(-1), place)
     new = exists & (first == place)
@@ -111,7 +128,9 @@ def panoptic_segments(view, things, size, *, threshold=0.8, overlap=0.8, keep_un
     def of_image(winner, ids, slots, labels, scores):
         table = jnp.pad(ids, (0, 1))  # [Q + 1]
         empty = jnp.full(num_queries, -1, jnp.int32), jnp.zeros(num_queries)
-        labels, scores = (x.at[slots].set(y, mode='drop') for x, y in zip(empty, (labels, scores), strict=True))
+        labels, scores = (
+            x.at[slots].set(y, mode='drop') for x, y in zip(empty, (labels, scores), strict=True)
+        )
         return Segments(table[winner], labels, scores)
 
     return jax.vmap(of_image)(winner, ids, slots, labels, scores)
@@ -130,7 +149,9 @@ def blocks(of_block, rows):
         rows = jnp.pad(rows, ((0, 0), (0, count * ROWS - num_rows), (0, 0)))
         return rows.reshape(rows.shape[0], count, ROWS, -1).swapaxes(0, 1)
 
-    return lax.map(lambda block: of_block(*block), ([cut(x) for x in rows], ROWS * jnp.arange(count)))
+    return lax.map(
+        lambda block: of_block(*block), ([cut(x) for x in rows], ROWS * jnp.arange(count))
+    )
 
 
 def in_place(maps, num_rows: int):

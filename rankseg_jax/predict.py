@@ -1,8 +1,8 @@
 """Prediction on any image: label map, panoptic segments, ranked categories, pictures.
 
-    predictor = rankseg_jax.predict.load(workdir)
-    result = predictor('street.jpg')
-    result.labels, result.categories, result.overlay()
+predictor = rankseg_jax.predict.load(workdir)
+result = predictor('street.jpg')
+result.labels, result.categories, result.overlay()
 """
 
 import dataclasses
@@ -56,7 +56,14 @@ class Result:
         """Image · ground truth, if given · prediction · ranked categories; `segment_ids` [H, W] of the ground truth."""
         labels, ids = self._drawn()
         return visualize.panel(
-            self.image, labels, self.categories[:12], self.class_names, label, segments=ids, label_segments=segment_ids)
+            self.image,
+            labels,
+            self.categories[:12],
+            self.class_names,
+            label,
+            segments=ids,
+            label_segments=segment_ids,
+        )
 
     def _drawn(self):
         """The label map and segment ids that pictures show."""
@@ -73,13 +80,26 @@ class Result:
         dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
         Image.fromarray(self.labels.astype(dtype)).save(f'{path}.png')
         self.overlay().save(f'{path}_overlay.png')
-        content = {'categories': [{'category': name, 'confidence': round(score, 6)} for name, score in self.categories]}
+        content = {
+            'categories': [
+                {'category': name, 'confidence': round(score, 6)} for name, score in self.categories
+            ]
+        }
         if self.segment_ids is not None:
             Image.fromarray(coco.ids_to_rgb(self.segment_ids)).save(f'{path}_panoptic.png')
-            infos = coco.segments_info(self.segment_ids, [label for label, _ in self.segments], range(len(self.class_names)))
+            infos = coco.segments_info(
+                self.segment_ids,
+                [label for label, _ in self.segments],
+                range(len(self.class_names)),
+            )
             content['segments_info'] = [
-                info | {'category': self.class_names[info['category_id']], 'score': round(self.segments[info['id'] - 1][1], 6)}
-                for info in infos]
+                info
+                | {
+                    'category': self.class_names[info['category_id']],
+                    'score': round(self.segments[info['id'] - 1][1], 6),
+                }
+                for info in infos
+            ]
         Path(f'{path}.json').write_text(json.dumps(content, indent=1))
 
 
@@ -107,30 +127,53 @@ class Predictor:
             image = folder.to_rgb(image)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f'an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
-        presence = None if label is None else pixel_counts(np.asarray(label)[None], len(self.class_names)) > 0
+            raise ValueError(
+                f'an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}'
+            )
+        presence = (
+            None
+            if label is None
+            else pixel_counts(np.asarray(label)[None], len(self.class_names)) > 0
+        )
         found = self.segment(image, presence)
         categories, confidences, labels, scores = (
-            found.get(name, np.array([])).tolist() for name in ('categories', 'confidences', 'segment_labels', 'segment_scores'))
+            found.get(name, np.array([])).tolist()
+            for name in ('categories', 'confidences', 'segment_labels', 'segment_scores')
+        )
         named = [(self.class_names[c], p) for c, p in zip(categories, confidences, strict=True)]
-        segments = [(label, score) for label, score in zip(labels, scores, strict=True) if label >= 0]
-        return Result(image, found['labels'], named, self.class_names, found.get('segment_ids'), segments)
+        segments = [
+            (label, score) for label, score in zip(labels, scores, strict=True) if label >= 0
+        ]
+        return Result(
+            image, found['labels'], named, self.class_names, found.get('segment_ids'), segments
+        )
 
 
 def from_model(model, variables, config, things=None):
     """The function `Predictor.segment` of a Flax model and its variables; with the bools `things` [K], panoptic."""
+
     @partial(jax.jit, static_argnames='canvas')
     def forward(variables, views, size, presence, canvas):
         views, size = jax.tree.map(lambda x: x[None], (views, size))
-        prediction = inference.segment(model, variables, views, size, config, canvas=canvas, presence=presence,
-                                       things=things and jnp.array(things))
+        prediction = inference.segment(
+            model,
+            variables,
+            views,
+            size,
+            config,
+            canvas=canvas,
+            presence=presence,
+            things=things and jnp.array(things),
+        )
         return jax.tree.map(lambda x: x[0], inference.served(prediction, config))
 
     def segment(image, presence):
         height, width = image.shape[:2]
         canvas = (-(-height // 64) * 64, -(-width // 64) * 64)  # few shapes to compile
         views = jax.tree.map(lambda x: x.numpy(), transforms.eval_views(image, config))
-        found = jax.device_get(forward(variables, views, np.array([height, width]), presence, canvas))
+        found = jax.device_get(
+            forward(variables, views, np.array([height, width]), presence, canvas)
+        )
         return {name: x[:height, :width] if name in MAPS else x for name, x in found.items()}
 
     return segment
@@ -147,9 +190,15 @@ def from_artifact(folder: Path, size, antialias):
     def segment(image, presence):
         rows, columns = transforms.fitted_size(image.shape[:2], size).numpy()
         images = np.zeros((1, *size, 3), np.uint8)
-        images[0, :rows, :columns] = transforms.resize_image(image, (rows, columns), antialias).numpy().round()
-        found = {name: x[0] for name, x in jax.device_get(
-            call(variables, images, np.array([[rows, columns]], np.int32))).items()}
+        images[0, :rows, :columns] = (
+            transforms.resize_image(image, (rows, columns), antialias).numpy().round()
+        )
+        found = {
+            name: x[0]
+            for name, x in jax.device_get(
+                call(variables, images, np.array([[rows, columns]], np.int32))
+            ).items()
+        }
         for name in MAPS & found.keys():
             picture = Image.fromarray(found[name][:rows, :columns])
             found[name] = np.array(picture.resize(image.shape[1::-1], Image.Resampling.NEAREST))
@@ -172,15 +221,22 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     workdir = Path(workdir)
     if (workdir / export.ARTIFACT).is_file():
         about = json.loads((workdir / 'labels.json').read_text())
-        return Predictor(from_artifact(workdir, tuple(about['size']), about.get('antialias', False)), about['labels'])
+        return Predictor(
+            from_artifact(workdir, tuple(about['size']), about.get('antialias', False)),
+            about['labels'],
+        )
     manager = checkpoint.open_checkpoints(workdir)
     step = checkpoint.find(manager, which)
     run = checkpoint.restore_run(manager, step)
     config = config or ConfigDict(run['config'])
     model = models.build(config, len(run['class_names']))
     mesh = sharding.make_mesh(1)
-    variables = models.restore(manager, step, model, config, len(run['class_names']), sharding.copied(mesh))
-    return Predictor(from_model(model, variables, config, checkpoint.things_of(run, config)), run['class_names'])
+    variables = models.restore(
+        manager, step, model, config, len(run['class_names']), sharding.copied(mesh)
+    )
+    return Predictor(
+        from_model(model, variables, config, checkpoint.things_of(run, config)), run['class_names']
+    )
 
 
 def find_images(inputs) -> list[Path]:
@@ -194,7 +250,11 @@ def find_images(inputs) -> list[Path]:
         if path.is_dir():
             found += sorted(p for p in path.iterdir() if p.suffix.lower() in folder.IMAGE_SUFFIXES)
         elif path.suffix == '.txt' and path.exists():
-            found += [path.parent / line.strip() for line in path.read_text('utf-8-sig').splitlines() if line.strip()]
+            found += [
+                path.parent / line.strip()
+                for line in path.read_text('utf-8-sig').splitlines()
+                if line.strip()
+            ]
         else:
             found.append(path)
     missing = [str(path) for path in found if not path.is_file()]
@@ -226,7 +286,9 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
             logging.error('Skipped: %s', error)
             failed.append(str(error))
             continue
-        candidates = itertools.chain([path.stem, path.name], (f'{path.name}_{i}' for i in itertools.count(2)))
+        candidates = itertools.chain(
+            [path.stem, path.name], (f'{path.name}_{i}' for i in itertools.count(2))
+        )
         name = next(n for n in candidates if not {n, f'{n}_overlay', f'{n}_panoptic'} & names)
         names |= {name, f'{name}_overlay', f'{name}_panoptic'}
         result.save(output / name)
@@ -256,13 +318,17 @@ def predict_split(predictor: Predictor, config, output) -> Path:
             logging.error('Skipped: %s', error)
             continue
         result = predictor(example['image'], example['label'])
-        name = Path(source.ids[index]).with_suffix('').as_posix().replace('/', '_')  # videos have frames of the same name
+        name = (
+            Path(source.ids[index]).with_suffix('').as_posix().replace('/', '_')
+        )  # videos have frames of the same name
         result.save(output / name)
         panoptic = result.segment_ids is not None and hasattr(source, 'segments')
         segment_ids = source.segments(index)[0] if panoptic else None
         panels.append(result.panel(example['label'], segment_ids))
         panels[-1].save(output / f'{name}_panel.png')
     if not panels:
-        raise CorruptExample(f'not one of the first {config.num_pictures} images of {config.data.eval_split!r} could be read')
+        raise CorruptExample(
+            f'not one of the first {config.num_pictures} images of {config.data.eval_split!r} could be read'
+        )
     visualize.grid(panels).save(output / 'grid.png')
     return output / 'grid.png'

@@ -39,7 +39,8 @@ def select(class_logits, num_selected: int, *, must_include=None) -> Selection:
     num_classes = class_logits.shape[-1]
     if not 1 <= num_selected <= num_classes:
         raise ValueError(
-            f'num_selected (κ) = {num_selected} must be at least 1 and at most the number of categories, K = {num_classes}')
+            f'num_selected (κ) = {num_selected} must be at least 1 and at most the number of categories, K = {num_classes}'
+        )
     logits = lax.stop_gradient(jnp.asarray(class_logits, jnp.float32))  # [B, K]
     logits = jnp.where(logits == 0, 0.0, logits)  # top_k orders -0.0 below 0.0, which are a tie
     if must_include is None:
@@ -47,10 +48,16 @@ def select(class_logits, num_selected: int, *, must_include=None) -> Selection:
         return Selection(labels, scores)
 
     if must_include.shape != logits.shape:
-        raise ValueError(f'must_include has shape {must_include.shape}, but class_logits has shape {logits.shape}')
+        raise ValueError(
+            f'must_include has shape {must_include.shape}, but class_logits has shape {logits.shape}'
+        )
     must_include = must_include.astype(bool)
-    finite = jnp.maximum(logits, jnp.finfo(jnp.float32).min)  # so that a score of -inf still comes before the masked
-    _, wanted = lax.top_k(jnp.where(must_include, finite, -jnp.inf), num_selected)  # [B, κ], those asked for first
+    finite = jnp.maximum(
+        logits, jnp.finfo(jnp.float32).min
+    )  # so that a score of -inf still comes before the masked
+    _, wanted = lax.top_k(
+        jnp.where(must_include, finite, -jnp.inf), num_selected
+    )  # [B, κ], those asked for first
     _, others = lax.top_k(jnp.where(must_include, -jnp.inf, finite), num_selected)  # [B, κ]
     num_wanted = must_include.sum(-1, keepdims=True)  # [B, 1]
     place = jnp.arange(num_selected)
@@ -74,7 +81,9 @@ def gather(values, selection: Selection, axis: int = -1, *, keep_last: bool = Fa
     axis = axis % values.ndim
     labels = selection.labels  # [B, κ]
     if keep_last:
-        labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=values.shape[axis] - 1)  # [B, κ + 1]
+        labels = jnp.pad(
+            labels, ((0, 0), (0, 1)), constant_values=values.shape[axis] - 1
+        )  # [B, κ + 1]
     if axis == 0:
         return jnp.take(values, labels, axis=0, mode='clip')  # [B, κ, …]
     return jax.vmap(lambda v, label: jnp.take(v, label, axis=axis - 1, mode='clip'))(values, labels)
@@ -91,7 +100,9 @@ def to_ranks(labels, selection: Selection, *, num_classes: int, ignore_label: in
     """
     num_selected = selection.labels.shape[-1]
     if 0 <= ignore_label < num_selected:
-        raise ValueError(f'ignore_label = {ignore_label} is also one of the κ = {num_selected} ranks; map it to -1 first')
+        raise ValueError(
+            f'ignore_label = {ignore_label} is also one of the κ = {num_selected} ranks; map it to -1 first'
+        )
     labels = labels.astype(jnp.int32)
     counts = (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
     slots = jnp.where(counts, labels, num_classes)  # [B, …], K: does not count
@@ -109,7 +120,9 @@ def from_ranks(ranks, selection: Selection):
     What is no rank (an ignore label) stays as it is.
     """
     ranks = ranks.astype(jnp.int32)
-    labels = jax.vmap(lambda chosen, rank: jnp.take(chosen, rank, mode='clip'))(selection.labels, ranks)
+    labels = jax.vmap(lambda chosen, rank: jnp.take(chosen, rank, mode='clip'))(
+        selection.labels, ranks
+    )
     return jnp.where((ranks >= 0) & (ranks < selection.labels.shape[-1]), labels, ranks)
 
 
@@ -132,19 +145,30 @@ class RankTemperature(nn.Module):
     @nn.compact
     def __call__(self, logits):
         if self.kind == 'temperature':
-            log_tau = self.param('log_tau', nn.initializers.constant(jnp.log(self.tau)), (self.num_ranks,))
+            log_tau = self.param(
+                'log_tau', nn.initializers.constant(jnp.log(self.tau)), (self.num_ranks,)
+            )
             return logits * jnp.exp(-log_tau).astype(logits.dtype)  # [..., κ]
         if self.kind == 'layer_norm':
             # Cosines differ by little, so that E[x²] - E[x]² would lose digits.
-            return nn.LayerNorm(1e-5, logits.dtype, use_fast_variance=False, name='norm')(logits)  # [..., κ]
+            return nn.LayerNorm(1e-5, logits.dtype, use_fast_variance=False, name='norm')(
+                logits
+            )  # [..., κ]
         if self.kind == 'none':
             return logits
-        raise ValueError(f"kind of rank temperature {self.kind!r} is unknown; use 'temperature', 'layer_norm' or 'none'")
+        raise ValueError(
+            f"kind of rank temperature {self.kind!r} is unknown; use 'temperature', 'layer_norm' or 'none'"
+        )
 
 
 def full_logits(rank_logits, selection: Selection, num_classes: int, fill: float = -100.0):
     """[B, …, κ] -> [B, …, K], `fill` where a category was not selected. For parity with the released code only."""
+
     def scatter(logits, labels):
-        return jnp.full((*logits.shape[:-1], num_classes), fill, logits.dtype).at[..., labels].set(logits)
+        return (
+            jnp.full((*logits.shape[:-1], num_classes), fill, logits.dtype)
+            .at[..., labels]
+            .set(logits)
+        )
 
     return jax.vmap(scatter)(rank_logits, selection.labels)

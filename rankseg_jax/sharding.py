@@ -23,7 +23,9 @@ def make_mesh(num_devices: int = -1) -> Mesh:
     """
     devices = jax.devices()
     if not (num_devices == -1 or 1 <= num_devices <= len(devices)):
-        raise ValueError(f'config.mesh_data = {num_devices}, but there are {len(devices)} devices; use -1 for all of them')
+        raise ValueError(
+            f'config.mesh_data = {num_devices}, but there are {len(devices)} devices; use -1 for all of them'
+        )
     return Mesh(np.array(devices[:num_devices] if num_devices > 0 else devices), ('data',))
 
 

@@ -36,7 +36,9 @@ def colorize(labels, palette) -> np.ndarray:
     return colours[np.where(known, labels, len(palette))]
 
 
-def overlay(image, labels, class_names, alpha: float = 0.5, legend: bool = True, segments=None) -> Image.Image:
+def overlay(
+    image, labels, class_names, alpha: float = 0.5, legend: bool = True, segments=None
+) -> Image.Image:
     """Paints a label map over its image, with outlines and the names of what is in it.
 
     Args:
@@ -65,7 +67,9 @@ def overlay(image, labels, class_names, alpha: float = 0.5, legend: bool = True,
     return _column([picture, ImageOps.expand(names, text // 2, PAPER)], gap=0)
 
 
-def panel(image, prediction, categories, class_names, label=None, segments=None, label_segments=None) -> Image.Image:
+def panel(
+    image, prediction, categories, class_names, label=None, segments=None, label_segments=None
+) -> Image.Image:
     """Shows image · ground truth · prediction · ranked categories, side by side.
 
     Args:
@@ -83,8 +87,10 @@ def panel(image, prediction, categories, class_names, label=None, segments=None,
     """
     for name, score in categories:
         if not 0 <= score <= 1:
-            raise ValueError(f'score of category {name!r} is {score}, not a confidence in 0..1; '
-                             'apply a sigmoid to the class logits first')
+            raise ValueError(
+                f'score of category {name!r} is {score}, not a confidence in 0..1; '
+                'apply a sigmoid to the class logits first'
+            )
     maps = {'Prediction': (prediction, segments)}
     if label is not None:
         maps = {'Ground truth': (label, label_segments)} | maps
@@ -102,8 +108,11 @@ def panel(image, prediction, categories, class_names, label=None, segments=None,
         cells.append(_column([_title(title, cell), picture, names]))
     height = max(cell.height for cell in cells)
     if categories:
-        present = None if label is None else {
-            class_names[c] for c in np.unique(label) if 0 <= c < len(class_names)}
+        present = (
+            None
+            if label is None
+            else {class_names[c] for c in np.unique(label) if 0 <= c < len(class_names)}
+        )
         height = max(height, 10 * ROW)
         cells.append(_ranking(categories, class_names, present, height))
 
@@ -135,8 +144,10 @@ def _checked(image, labels, segments):
     segments = np.ones_like(labels) if segments is None else np.asarray(segments)
     for name, array in (('label map', labels), ('map of segments', segments)):
         if array.shape != image.shape[:2]:
-            raise ValueError(f'{name} is {array.shape}, but its image is {image.shape[:2]}; '
-                             'resize it (nearest) to the size of the image')
+            raise ValueError(
+                f'{name} is {array.shape}, but its image is {image.shape[:2]}; '
+                'resize it (nearest) to the size of the image'
+            )
     return image, _regions(labels, segments)
 
 
@@ -149,9 +160,15 @@ def _regions(labels, segments):
       places: [N], each region's number among those of its class.
     """
     labels = np.where(segments > 0, labels, -1).astype(np.int64)
-    pairs, regions = np.unique(labels << 32 | np.where(labels < 0, 0, segments), return_inverse=True)
+    pairs, regions = np.unique(
+        labels << 32 | np.where(labels < 0, 0, segments), return_inverse=True
+    )
     classes = pairs >> 32
-    return regions.reshape(labels.shape), classes, np.arange(len(pairs)) - np.searchsorted(classes, classes)
+    return (
+        regions.reshape(labels.shape),
+        classes,
+        np.arange(len(pairs)) - np.searchsorted(classes, classes),
+    )
 
 
 def _paint(image, regions, classes, places, class_names, alpha, size, bold):
@@ -190,11 +207,16 @@ def _grown(mask):
 def _legend(regions, classes, places, class_names, width, text):
     """Colour, name and number of segments of each class there is, in rows of at most `width` pixels."""
     areas = np.bincount(regions.ravel())  # [N]
-    present = [(-areas[classes == c].sum(), c, places[classes == c].max() + 1)
-               for c in np.unique(classes) if 0 <= c < len(class_names)]
+    present = [
+        (-areas[classes == c].sum(), c, places[classes == c].max() + 1)
+        for c in np.unique(classes)
+        if 0 <= c < len(class_names)
+    ]
     colours, font = palette(len(class_names)), ImageFont.load_default(text)
-    entries = [(class_names[c], f'  x {count}' if count > 1 else '', tuple(colours[c].tolist()))
-               for _, c, count in sorted(present)[:LEGEND_NAMES]]
+    entries = [
+        (class_names[c], f'  x {count}' if count > 1 else '', tuple(colours[c].tolist()))
+        for _, c, count in sorted(present)[:LEGEND_NAMES]
+    ]
     if len(present) > LEGEND_NAMES:
         entries.append(('', f'+{len(present) - LEGEND_NAMES} more', None))
 
@@ -232,7 +254,7 @@ def _ranking(categories, class_names, present, height):
     names = 34 if present is None else 52  # left edges of the columns
     bar, bar_end = 232, CHART - 46
     room = (height - title.height) // ROW
-    shown = categories if len(categories) <= room else categories[:room - 1]
+    shown = categories if len(categories) <= room else categories[: room - 1]
     middle = title.height + ROW // 2
     for rank, (name, score) in enumerate(shown, 1):
         ink = INK if present is None or name in present else FAINT

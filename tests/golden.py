@@ -17,33 +17,51 @@ FOLDER = Path(os.environ.get('RANKSEG_GOLDEN') or Path(__file__).parents[1] / '.
 def load(name: str) -> dict[str, np.ndarray]:
     """The arrays of `<name>.npz` by their names."""
     path = FOLDER / f'{name}.npz'
-    assert path.exists(), f'no golden file {path.resolve()}: set RANKSEG_GOLDEN to the folder that holds it'
+    assert path.exists(), (
+        f'no golden file {path.resolve()}: set RANKSEG_GOLDEN to the folder that holds it'
+    )
     with np.load(path) as file:
         return dict(file)
 
 
 def state(golden) -> dict[str, np.ndarray]:
     """The parameters of a golden file under the released code's names."""
-    return {key.removeprefix('param/'): value for key, value in golden.items() if key.startswith('param/')}
+    return {
+        key.removeprefix('param/'): value
+        for key, value in golden.items()
+        if key.startswith('param/')
+    }
 
 
 def rankseg(golden, **options):
     """`config.rankseg` as the released code has it, with a golden file's sizes."""
     config = common.get_config().rankseg
-    config.update(num_selected=int(golden['hparam/num_selected']), pool=int(golden['hparam/pool']), temperature='layer_norm',
-                  missed='ignore', score_prior=False, **options)
+    config.update(
+        num_selected=int(golden['hparam/num_selected']),
+        pool=int(golden['hparam/pool']),
+        temperature='layer_norm',
+        missed='ignore',
+        score_prior=False,
+        **options,
+    )
     return FrozenConfigDict(config)
 
 
 def check_loss(golden, output):
     """The two training losses of a golden file, as weighted and averaged by the released code."""
     config = common.get_config()
-    config.loss.update(average_all=True, multilabel_weight=float(golden['hparam/class_loss_weight']),
-                       gamma_neg=float(golden['hparam/asl_gamma_neg']), gamma_pos=float(golden['hparam/asl_gamma_pos']),
-                       clip=float(golden['hparam/asl_clip']))
+    config.loss.update(
+        average_all=True,
+        multilabel_weight=float(golden['hparam/class_loss_weight']),
+        gamma_neg=float(golden['hparam/asl_gamma_neg']),
+        gamma_pos=float(golden['hparam/asl_gamma_pos']),
+        clip=float(golden['hparam/asl_clip']),
+    )
     num_classes = int(golden['hparam/num_classes'])
     labels = jnp.asarray(np.where(golden['labels'] == 255, -1, golden['labels']))
     batch = {'label': labels, 'mask': jnp.ones(len(labels), bool)}
-    _, parts = train.total_loss(output, batch, pixel_counts(labels, num_classes) > 0, config, num_classes, None)
+    _, parts = train.total_loss(
+        output, batch, pixel_counts(labels, num_classes) > 0, config, num_classes, None
+    )
     np.testing.assert_allclose(parts['loss_multilabel'], golden['loss/loss_img'], rtol=1e-4)
     np.testing.assert_allclose(parts['loss_pixel'], golden['loss/loss_seg'], rtol=1e-4)

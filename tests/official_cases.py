@@ -11,7 +11,9 @@ from PIL import Image
 
 pytest.importorskip('dill')  # of tfds.testing
 
-SAMPLES = Path(__file__).parents[2] / 'shared/data/samples'  # official annotations; the tests that need them are skipped elsewhere
+SAMPLES = (
+    Path(__file__).parents[2] / 'shared/data/samples'
+)  # official annotations; the tests that need them are skipped elsewhere
 
 
 class Case(tfds.testing.DatasetBuilderTestCase):
@@ -33,7 +35,9 @@ class Case(tfds.testing.DatasetBuilderTestCase):
         tfds.testing.rm_tmp_dir(cls.EXAMPLE_DIR)
 
     def _make_builder(self, config=None):
-        return self.DATASET_CLASS(data_dir=self.tmp_dir, file_format='tfrecord')  # TFDS's case iterates with tf.data
+        return self.DATASET_CLASS(
+            data_dir=self.tmp_dir, file_format='tfrecord'
+        )  # TFDS's case iterates with tf.data
 
 
 def picture(path, rows, columns, seed=0):
@@ -57,21 +61,30 @@ def config(folder, **others):
 def prepare(builder_class, folder, records):
     """The builder after plain TFDS's download_and_prepare."""
     builder = builder_class(data_dir=records)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(folder))
+    )
     return builder
 
 
 def assert_same(get_source, folder, records, split):
     """A split read straight from the folder and from its records holds the same, example by example."""
     straight, prepared = get_source(config(folder), split), get_source(config(records), split)
-    assert straight.ids == prepared.ids and straight.class_names == prepared.class_names and len(straight)
+    assert (
+        straight.ids == prepared.ids
+        and straight.class_names == prepared.class_names
+        and len(straight)
+    )
     for index in range(len(straight)):
         one, other = straight.load(index), prepared.load(index)
         assert one['image'].dtype == np.uint8 and one['label'].dtype == np.int32
         for key in one:
             np.testing.assert_array_equal(one[key], other[key])
         if hasattr(straight, 'segments'):
-            (ids, segments), (other_ids, other_segments) = straight.segments(index), prepared.segments(index)
+            (ids, segments), (other_ids, other_segments) = (
+                straight.segments(index),
+                prepared.segments(index),
+            )
             np.testing.assert_array_equal(ids, other_ids)
             assert segments == other_segments
     if hasattr(straight, 'videos'):

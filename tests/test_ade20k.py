@@ -15,8 +15,14 @@ def fill(root):
     for folder, prefix, count in (('training', 'train', 3), ('validation', 'val', 2)):
         for i in range(1, count + 1):
             name = f'{folder}/ADE_{prefix}_{i:08}'
-            official_cases.picture(root / f'ADEChallengeData2016/images/{name}.jpg', 30 + i, 40, seed=i + 10 * count)
-            label = np.random.default_rng(i + 10 * count).choice([0, 1, 2, 77, 150], (30 + i, 40)).astype(np.uint8)
+            official_cases.picture(
+                root / f'ADEChallengeData2016/images/{name}.jpg', 30 + i, 40, seed=i + 10 * count
+            )
+            label = (
+                np.random.default_rng(i + 10 * count)
+                .choice([0, 1, 2, 77, 150], (30 + i, 40))
+                .astype(np.uint8)
+            )
             official_cases.values(root / f'ADEChallengeData2016/annotations/{name}.png', label)
 
 
@@ -34,7 +40,9 @@ def folder(tmp_path):
 
 def test_value_0_does_not_count_and_150_is_the_last_class(folder):
     source = ade20k.get_source(official_cases.config(folder), 'train')
-    values = np.array(Image.open(folder / 'ADEChallengeData2016/annotations/training/ADE_train_00000002.png')).astype(int)
+    values = np.array(
+        Image.open(folder / 'ADEChallengeData2016/annotations/training/ADE_train_00000002.png')
+    ).astype(int)
     label = source.load(1)['label']
     assert source.ids[1] == 'ADE_train_00000002' and len(source.class_names) == 150
     assert (label[values == 0] == IGNORE_LABEL).all() and (label[values == 150] == 149).all()
@@ -47,9 +55,20 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
     for split in ('train', 'validation'):
         official_cases.assert_same(ade20k.get_source, folder, tmp_path / 'records', split)
     record = builder.as_data_source('train')[1]
-    assert record['labels'].dtype == np.uint16 and set(np.unique(record['labels'])) <= {0, 1, 76, 149, 65535}
-    assert record['file_name'] == b'ADE_train_00000002' and record['original_size'].tolist() == [32, 40]
-    assert builder.info.metadata['names'][149] == 'flag' and builder.info.metadata['ids'][149] == 150
+    assert record['labels'].dtype == np.uint16 and set(np.unique(record['labels'])) <= {
+        0,
+        1,
+        76,
+        149,
+        65535,
+    }
+    assert record['file_name'] == b'ADE_train_00000002' and record['original_size'].tolist() == [
+        32,
+        40,
+    ]
+    assert (
+        builder.info.metadata['names'][149] == 'flag' and builder.info.metadata['ids'][149] == 150
+    )
 
 
 def test_a_value_above_150_is_refused_by_name(folder):
@@ -60,7 +79,9 @@ def test_a_value_above_150_is_refused_by_name(folder):
 
 
 def test_a_picture_of_another_size_is_corrupt(folder):
-    official_cases.picture(folder / 'ADEChallengeData2016/images/training/ADE_train_00000001.jpg', 5, 6)
+    official_cases.picture(
+        folder / 'ADEChallengeData2016/images/training/ADE_train_00000001.jpg', 5, 6
+    )
     with pytest.raises(CorruptExample, match='5 x 6'):
         ade20k.get_source(official_cases.config(folder), 'train').load(0)
 
@@ -73,7 +94,9 @@ def test_real_annotations(tmp_path):
         (root / kind).mkdir(parents=True)
         (root / kind / 'validation').symlink_to(sample / 'sampleData' / kind)
     source = ade20k.get_source(official_cases.config(root), 'validation')
-    rows = [line.split('\t') for line in (sample / 'objectInfo150.txt').read_text().splitlines()[1:]]
+    rows = [
+        line.split('\t') for line in (sample / 'objectInfo150.txt').read_text().splitlines()[1:]
+    ]
     assert [int(row[0]) for row in rows] == list(source.category_ids)
     # The names of the list are synonyms in their order; two of ours are from a later spelling.
     ours_in_theirs = [name in row[4] for name, row in zip(source.class_names, rows, strict=True)]
@@ -87,6 +110,10 @@ def test_real_annotations(tmp_path):
         LabelWriter(tmp_path / 'submission', source).write(name, label)
         submitted = np.array(Image.open(tmp_path / f'submission/{name}.png'))
         assert submitted.dtype == np.uint8
-        np.testing.assert_array_equal(submitted, np.array(Image.open(sample / f'sampleData/predictions/{name}.png')))
-        metric = metric.merge(SemanticMetric.from_batch(label[None], submitted[None].astype(int) - 1, 150))
+        np.testing.assert_array_equal(
+            submitted, np.array(Image.open(sample / f'sampleData/predictions/{name}.png'))
+        )
+        metric = metric.merge(
+            SemanticMetric.from_batch(label[None], submitted[None].astype(int) - 1, 150)
+        )
     assert metric.compute(source.class_names)['mIoU'] == 1

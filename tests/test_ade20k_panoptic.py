@@ -13,11 +13,114 @@ from tests.test_panoptic_metric import panopticapi_scores
 CLASSES = official.read_classes('ade20k_panoptic')
 # Which of the 150 values each of the instance categories 1..100 is, by the table of Places Challenge 2017.
 CATEGORY_VALUES = [
-    8, 9, 11, 13, 15, 16, 19, 20, 21, 23, 24, 25, 28, 31, 32, 33, 34, 36, 37, 38, 39, 40, 42, 43, 44, 45, 46, 48, 50, 51, 54, 56,
-    57, 58, 59, 63, 65, 66, 67, 68, 70, 71, 72, 73, 74, 75, 76, 77, 79, 81, 82, 83, 84, 86, 87, 88, 89, 90, 91, 93, 94, 96, 98,
-    99, 103, 104, 105, 108, 109, 111, 112, 113, 116, 117, 119, 120, 121, 122, 124, 125, 126, 127, 128, 130, 131, 133, 134, 135,
-    136, 137, 138, 139, 140, 143, 144, 145, 147, 148, 149, 150]
-WALL, SKY, FLOOR, BED, WINDOW = 1, 3, 4, 8, 9  # values; beds are instances of category 1, windows of 2
+    8,
+    9,
+    11,
+    13,
+    15,
+    16,
+    19,
+    20,
+    21,
+    23,
+    24,
+    25,
+    28,
+    31,
+    32,
+    33,
+    34,
+    36,
+    37,
+    38,
+    39,
+    40,
+    42,
+    43,
+    44,
+    45,
+    46,
+    48,
+    50,
+    51,
+    54,
+    56,
+    57,
+    58,
+    59,
+    63,
+    65,
+    66,
+    67,
+    68,
+    70,
+    71,
+    72,
+    73,
+    74,
+    75,
+    76,
+    77,
+    79,
+    81,
+    82,
+    83,
+    84,
+    86,
+    87,
+    88,
+    89,
+    90,
+    91,
+    93,
+    94,
+    96,
+    98,
+    99,
+    103,
+    104,
+    105,
+    108,
+    109,
+    111,
+    112,
+    113,
+    116,
+    117,
+    119,
+    120,
+    121,
+    122,
+    124,
+    125,
+    126,
+    127,
+    128,
+    130,
+    131,
+    133,
+    134,
+    135,
+    136,
+    137,
+    138,
+    139,
+    140,
+    143,
+    144,
+    145,
+    147,
+    148,
+    149,
+    150,
+]
+WALL, SKY, FLOOR, BED, WINDOW = (
+    1,
+    3,
+    4,
+    8,
+    9,
+)  # values; beds are instances of category 1, windows of 2
 
 
 def write(root, name, semantic, instances, shape=None):
@@ -34,11 +137,16 @@ def write(root, name, semantic, instances, shape=None):
 
 def random_maps(rng, shape=(30, 40)):
     """Blocks of any values, and instances anywhere, things or not below them."""
-    semantic = np.kron(rng.integers(0, 151, (shape[0] // 10, shape[1] // 10)), np.ones((10, 10), int))
+    semantic = np.kron(
+        rng.integers(0, 151, (shape[0] // 10, shape[1] // 10)), np.ones((10, 10), int)
+    )
     instances = []
     for number in rng.choice(np.arange(1, 256), 12, replace=False).tolist():
         top, left = rng.integers(0, shape[0] - 4), rng.integers(0, shape[1] - 4)
-        rows, columns = slice(top, top + rng.integers(1, 12)), slice(left, left + rng.integers(1, 12))
+        rows, columns = (
+            slice(top, top + rng.integers(1, 12)),
+            slice(left, left + rng.integers(1, 12)),
+        )
         instances.append((int(rng.integers(1, 101)), number, rows, columns))
     return semantic, instances
 
@@ -73,8 +181,20 @@ def published(semantic, colours):
         rows, columns = np.nonzero(mask)
         number = 1000 * len(segments) + 77
         ids[mask] = number
-        segments.append({'id': number, 'category_id': category, 'iscrowd': 0, 'area': len(rows),
-                         'bbox': [min(columns), min(rows), max(columns) - min(columns) + 1, max(rows) - min(rows) + 1]})
+        segments.append(
+            {
+                'id': number,
+                'category_id': category,
+                'iscrowd': 0,
+                'area': len(rows),
+                'bbox': [
+                    min(columns),
+                    min(rows),
+                    max(columns) - min(columns) + 1,
+                    max(rows) - min(rows) + 1,
+                ],
+            }
+        )
 
     for value in range(1, 151):
         if not CLASSES['isthing'][value - 1] and (semantic == value).any():
@@ -92,14 +212,27 @@ def recomputed(ids, segments):
     for segment in segments:
         rows, columns = np.nonzero(ids == segment['id'])
         if len(rows):
-            kept.append(segment | {'area': len(rows), 'bbox': [min(columns), min(rows), max(columns) - min(columns) + 1,
-                                                               max(rows) - min(rows) + 1]})
+            kept.append(
+                segment
+                | {
+                    'area': len(rows),
+                    'bbox': [
+                        min(columns),
+                        min(rows),
+                        max(columns) - min(columns) + 1,
+                        max(rows) - min(rows) + 1,
+                    ],
+                }
+            )
     return kept
 
 
 def maps(folder, name):
     root = folder / 'ADEChallengeData2016'
-    return [np.array(Image.open(root / f'{kind}/{name}.png')) for kind in ('annotations', 'annotations_instance')]
+    return [
+        np.array(Image.open(root / f'{kind}/{name}.png'))
+        for kind in ('annotations', 'annotations_instance')
+    ]
 
 
 def assert_segments(source, index, semantic, colours):
@@ -118,7 +251,11 @@ def assert_segments(source, index, semantic, colours):
 
 def test_instance_categories_are_the_things_in_order():
     assert [i + 1 for i, thing in enumerate(CLASSES['isthing']) if thing] == CATEGORY_VALUES
-    assert CLASSES['ids'] == list(range(150)) and len(CLASSES['names']) == 150 and sum(CLASSES['isthing']) == 100
+    assert (
+        CLASSES['ids'] == list(range(150))
+        and len(CLASSES['names']) == 150
+        and sum(CLASSES['isthing']) == 100
+    )
     names = {value: CLASSES['names'][value - 1] for value in (WALL, SKY, FLOOR, BED, WINDOW)}
     assert list(names.values()) == ['wall', 'sky', 'floor', 'bed', 'window']
 
@@ -127,7 +264,9 @@ def test_stuff_first_things_over_it(folder):
     for split, long, count in (('train', 'training', 3), ('validation', 'validation', 2)):
         source = ade20k_panoptic.get_source(official_cases.config(folder), split)
         assert len(source) == count and source.image_ids == source.ids and sum(source.things) == 100
-        assert source.category_ids == tuple(range(150)) and source.label_values == tuple(range(1, 151))
+        assert source.category_ids == tuple(range(150)) and source.label_values == tuple(
+            range(1, 151)
+        )
         for index, name in enumerate(source.ids):
             assert_segments(source, index, *maps(folder, f'{long}/{name}'))
 
@@ -137,7 +276,11 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
     for split in ('train', 'validation'):
         official_cases.assert_same(ade20k_panoptic.get_source, folder, tmp_path / 'records', split)
     record = builder.as_data_source('validation')[1]
-    assert (record['labels'] == 65535).all() and not record['panoptic_ids'].any() and not len(record['segments']['id'])
+    assert (
+        (record['labels'] == 65535).all()
+        and not record['panoptic_ids'].any()
+        and not len(record['segments']['id'])
+    )
 
 
 def example(tmp_path, semantic, instances):
@@ -150,18 +293,24 @@ def test_covered_stuff_things_without_instances_and_instances_on_void(tmp_path):
     semantic = np.full((20, 30), WALL)
     semantic[:4, :6], semantic[10:], semantic[:4, 20:] = SKY, BED, 0
     everywhere = slice(None)
-    instances = [(2, 9, slice(0, 5), slice(0, 7)),  # a window over all of the sky
-                 (1, 255, slice(12, 20), everywhere),  # the lower part of the bed
-                 (100, 3, slice(0, 2), slice(25, 30))]  # a flag where nothing was labelled
+    instances = [
+        (2, 9, slice(0, 5), slice(0, 7)),  # a window over all of the sky
+        (1, 255, slice(12, 20), everywhere),  # the lower part of the bed
+        (100, 3, slice(0, 2), slice(25, 30)),
+    ]  # a flag where nothing was labelled
     source, *arrays = example(tmp_path, semantic, instances)
     assert_segments(source, 0, *arrays)
     ids, segments = source.segments(0)
-    assert [segment['category_id'] for segment in segments] == [0, 149, 8, 7] and len(published(*arrays)[1]) == 5
+    assert [segment['category_id'] for segment in segments] == [0, 149, 8, 7] and len(
+        published(*arrays)[1]
+    ) == 5
     assert (ids[10:12] == 0).all() and (source.load(0)['label'][10:12] == IGNORE_LABEL).all()
     assert segments[0]['area'] == 10 * 30 - 5 * 7 - 4 * 10 and segments[1]['bbox'] == [25, 0, 5, 2]
 
 
-@pytest.mark.parametrize('semantic', [np.full((6, 7), 0), np.full((6, 7), BED), np.full((6, 7), FLOOR)])
+@pytest.mark.parametrize(
+    'semantic', [np.full((6, 7), 0), np.full((6, 7), BED), np.full((6, 7), FLOOR)]
+)
 def test_images_without_instances(tmp_path, semantic):
     source, *arrays = example(tmp_path, semantic, [])
     assert_segments(source, 0, *arrays)
@@ -182,18 +331,30 @@ def test_more_segments_than_a_byte_holds(tmp_path):
 
 def pq(tmp_path, source, arrays, rule):
     """PQ of the truth, written as predictions are, against the JSON file that `rule` makes of the two maps."""
-    categories = [{'id': i, 'name': name, 'isthing': thing, 'color': [i, 0, 0]}
-                  for i, (name, thing) in enumerate(zip(CLASSES['names'], CLASSES['isthing'], strict=True))]
+    categories = [
+        {'id': i, 'name': name, 'isthing': thing, 'color': [i, 0, 0]}
+        for i, (name, thing) in enumerate(zip(CLASSES['names'], CLASSES['isthing'], strict=True))
+    ]
     annotations, truth = [], tmp_path / f'{rule.__name__}.json'
     truth.with_suffix('').mkdir()
-    with coco.Writer(tmp_path / f'predictions_{rule.__name__}.json', coco.categories(source)) as writer:
+    with coco.Writer(
+        tmp_path / f'predictions_{rule.__name__}.json', coco.categories(source)
+    ) as writer:
         for index, name in enumerate(source.ids):
             ids, segments = source.segments(index)
-            writer.write(source.image_ids[index], name, ids, [segment['category_id'] for segment in segments])
+            writer.write(
+                source.image_ids[index], name, ids, [segment['category_id'] for segment in segments]
+            )
             ids, segments = rule(*arrays[index])
             Image.fromarray(coco.ids_to_rgb(ids)).save(truth.with_suffix('') / f'{name}.png')
-            annotations.append({'image_id': name, 'file_name': f'{name}.png', 'segments_info': segments})
-    content = {'images': [{'id': name} for name in source.ids], 'annotations': annotations, 'categories': categories}
+            annotations.append(
+                {'image_id': name, 'file_name': f'{name}.png', 'segments_info': segments}
+            )
+    content = {
+        'images': [{'id': name} for name in source.ids],
+        'annotations': annotations,
+        'categories': categories,
+    }
     truth.write_text(json.dumps(content, default=int))
     return panopticapi_scores(truth, writer.path)
 
@@ -222,24 +383,43 @@ def test_what_the_published_areas_do_to_a_stuff(tmp_path):
     np.testing.assert_allclose([scores['PQ_stuff'], scores['PQ_things']], [(60 / 80 + 0) / 2, 1])
 
 
-@pytest.mark.parametrize(('instances', 'message'), [
-    ([(1, 5, 0, 0), (2, 5, 3, 3)], r'the instance 5 \(green\) has more than one category \(red\): \[1, 2\]'),
-    ([(101, 5, 0, 0)], r'instances of the categories \[101\], but red must be in 1..100'),
-    ([(0, 5, 0, 0)], r'instances of the categories \[0\]')])
+@pytest.mark.parametrize(
+    ('instances', 'message'),
+    [
+        (
+            [(1, 5, 0, 0), (2, 5, 3, 3)],
+            r'the instance 5 \(green\) has more than one category \(red\): \[1, 2\]',
+        ),
+        ([(101, 5, 0, 0)], r'instances of the categories \[101\], but red must be in 1..100'),
+        ([(0, 5, 0, 0)], r'instances of the categories \[0\]'),
+    ],
+)
 def test_instances_that_cannot_be(tmp_path, instances, message):
     source, *_ = example(tmp_path, np.full((6, 7), WALL), instances)
-    with pytest.raises(ValueError, match=rf'annotations_instance/training/ADE_train_00000001.png: {message}'):
+    with pytest.raises(
+        ValueError, match=rf'annotations_instance/training/ADE_train_00000001.png: {message}'
+    ):
         source.load(0)
 
 
 def test_files_that_do_not_go_together(folder):
     root = folder / 'ADEChallengeData2016'
     source = ade20k_panoptic.get_source(official_cases.config(folder), 'train')
-    official_cases.values(root / 'annotations/training/ADE_train_00000001.png', np.full((30, 40), 151, np.uint8))
-    official_cases.values(root / 'annotations_instance/training/ADE_train_00000002.png', np.zeros((31, 40, 3), np.uint8))
-    official_cases.values(root / 'annotations_instance/training/ADE_train_00000003.png', np.zeros((30, 40), np.uint8))
-    for index, kind, message in ((0, ValueError, r'label values \[151\]'), (1, CorruptExample, '31 x 40 .* has 30 x 40'),
-                                 (2, ValueError, r'it has none \(mode L\)')):
+    official_cases.values(
+        root / 'annotations/training/ADE_train_00000001.png', np.full((30, 40), 151, np.uint8)
+    )
+    official_cases.values(
+        root / 'annotations_instance/training/ADE_train_00000002.png',
+        np.zeros((31, 40, 3), np.uint8),
+    )
+    official_cases.values(
+        root / 'annotations_instance/training/ADE_train_00000003.png', np.zeros((30, 40), np.uint8)
+    )
+    for index, kind, message in (
+        (0, ValueError, r'label values \[151\]'),
+        (1, CorruptExample, '31 x 40 .* has 30 x 40'),
+        (2, ValueError, r'it has none \(mode L\)'),
+    ):
         with pytest.raises(kind, match=f'ADE_train_{index + 1:08}.png: .*{message}'):
             source.load(index)
 
@@ -248,12 +428,16 @@ def test_nothing_is_written_for_a_wrong_folder(folder, tmp_path):
     root = folder / 'ADEChallengeData2016'
 
     def refused(path, match):
-        official_cases.assert_refused(ade20k_panoptic.Ade20kPanoptic, path, tmp_path / 'records', FileNotFoundError, match)
+        official_cases.assert_refused(
+            ade20k_panoptic.Ade20kPanoptic, path, tmp_path / 'records', FileNotFoundError, match
+        )
 
     (tmp_path / 'other/annotations').mkdir(parents=True)
     refused(tmp_path / 'other', 'holds no ade20k_panoptic: neither images/training nor')
     (root / 'annotations/validation/ADE_val_00000002.png').unlink()
     refused(folder, r'1 of 4 files are missing: \S*/annotations/validation/ADE_val_00000002')
-    official_cases.values(root / 'annotations/validation/ADE_val_00000002.png', np.zeros((9, 8), np.uint8))
+    official_cases.values(
+        root / 'annotations/validation/ADE_val_00000002.png', np.zeros((9, 8), np.uint8)
+    )
     (root / 'annotations_instance').rename(root / 'instances')
     refused(folder, r'3 of 6 files are missing: \S*/annotations_instance/training/ADE_train')

@@ -13,7 +13,13 @@ from rankseg_jax.data import CorruptExample
 from rankseg_jax.metrics import analysis
 from tests import tiny
 
-NAMES = ('sky', 'a price of $5 or $\\frac$', 'under_score^', 'a name that is much too long to stand beside a chart', *'efgh')
+NAMES = (
+    'sky',
+    'a price of $5 or $\\frac$',
+    'under_score^',
+    'a name that is much too long to stand beside a chart',
+    *'efgh',
+)
 UNREADABLE, EMPTY = 6, 4  # of the validation images
 
 
@@ -45,7 +51,12 @@ def folder(tmp_path_factory):
 
 def tiny_config(folder, **overrides):
     """Linear Segmenter, which compiles faster than UPerNet."""
-    model = dict(model__framework='segmenter', model__backbone='tiny_vit', model__decoder='linear', rankseg__stride=8)
+    model = dict(
+        model__framework='segmenter',
+        model__backbone='tiny_vit',
+        model__decoder='linear',
+        rankseg__stride=8,
+    )
     return tiny.config(folder, **(model | dict(data__name='folder') | overrides))
 
 
@@ -60,7 +71,9 @@ def make_run(folder, workdir, **overrides):
     model = models.build(config, 8)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(
-        lambda x: rng.normal(0.2, 0.3, x.shape).astype(x.dtype) ** 2, jax.eval_shape(lambda: models.init(model, 8, 0, (32, 32))))
+        lambda x: rng.normal(0.2, 0.3, x.shape).astype(x.dtype) ** 2,
+        jax.eval_shape(lambda: models.init(model, 8, 0, (32, 32))),
+    )
     with checkpoint.open_checkpoints(workdir, keep=1) as manager:
         run = {'config': config.to_dict(), 'class_names': list(NAMES), 'next_step': 5, 'mIoU': None}
         checkpoint.save(manager, 5, variables, {'count': np.zeros(1)}, run)
@@ -84,24 +97,32 @@ def run(folder, tmp_path_factory):
 def pixels_of(folder, split='validation'):
     """[N, K] labelled pixels of the label files whose pictures can be read."""
     source = data.get_source(tiny.config(folder, data__name='folder').data, split)
-    labels = [source.read_label(path) for i, (_, path) in enumerate(source.pairs) if i != UNREADABLE]
+    labels = [
+        source.read_label(path) for i, (_, path) in enumerate(source.pairs) if i != UNREADABLE
+    ]
     return np.array([[(label == c).sum() for c in range(8)] for label in labels])
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_recall_equals_counting_by_hand(seed):
     rng = np.random.default_rng(seed)
-    logits = rng.integers(-2, 3, (12, 40)) * np.float32(0.5) * rng.choice([-1, 1], (12, 40))  # ties, and zeros of both signs
+    logits = (
+        rng.integers(-2, 3, (12, 40)) * np.float32(0.5) * rng.choice([-1, 1], (12, 40))
+    )  # ties, and zeros of both signs
     counts = rng.integers(1, 50, (12, 40)) * (rng.random((12, 40)) < 0.3)
     counts[3] = 0
     curves = analysis.recall(logits.astype(np.float32), sparse.csr_array(counts))
     labelled = [i for i in range(12) if counts[i].sum()]
     for k in range(1, 41):
         best = [sorted(range(40), key=lambda c: (-logits[i, c], c))[:k] for i in range(12)]
-        categories = [sum(counts[i, c] > 0 for c in best[i]) / (counts[i] > 0).sum() for i in labelled]
+        categories = [
+            sum(counts[i, c] > 0 for c in best[i]) / (counts[i] > 0).sum() for i in labelled
+        ]
         pixels = [sum(counts[i, c] for c in best[i]) for i in labelled]
         assert curves['category_recall'][k - 1] == pytest.approx(np.mean(categories))
-        assert curves['image_pixel_recall'][k - 1] == pytest.approx(np.mean(pixels / counts[labelled].sum(1)))
+        assert curves['image_pixel_recall'][k - 1] == pytest.approx(
+            np.mean(pixels / counts[labelled].sum(1))
+        )
         assert curves['pixel_recall'][k - 1] == pytest.approx(sum(pixels) / counts.sum())
     assert [curves[name][-1] for name in curves] == [1, 1, 1]
 
@@ -112,21 +133,32 @@ def test_categories_equal_scikit_learn(selected):
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 50, (40, 6)) * (rng.random((40, 6)) < 0.4)
     counts[:, 4] = 0
-    logits = (np.round(rng.normal(-0.5, 1, (40, 6)) + (counts > 0), 1)).astype(np.float32)  # rounded: ties, and exact zeros
+    logits = (np.round(rng.normal(-0.5, 1, (40, 6)) + (counts > 0), 1)).astype(
+        np.float32
+    )  # rounded: ties, and exact zeros
     logits[:, 2] = -3
     chosen = None if selected is None else np.argsort(-logits, 1, kind='stable')[:, :selected]
     empty = sparse.csr_array((6, 6), dtype=np.int64)
     rows = analysis.categories(
-        analysis.Observations(sparse.csr_array(counts), logits, chosen, empty, empty, []), [f'c{i}' for i in range(6)])
+        analysis.Observations(sparse.csr_array(counts), logits, chosen, empty, empty, []),
+        [f'c{i}' for i in range(6)],
+    )
     present = counts > 0
     with np.errstate(all='ignore'):
         precision, recall, _, support = metrics.precision_recall_fscore_support(
-            present, 1 / (1 + np.exp(-logits)) >= 0.5, average=None, zero_division=np.nan)
+            present, 1 / (1 + np.exp(-logits)) >= 0.5, average=None, zero_division=np.nan
+        )
     for c, row in enumerate(rows):
-        assert (row['name'], row['images'], row['pixels']) == (f'c{c}', support[c], counts[:, c].sum())
+        assert (row['name'], row['images'], row['pixels']) == (
+            f'c{c}',
+            support[c],
+            counts[:, c].sum(),
+        )
         np.testing.assert_allclose(row['precision'], precision[c], rtol=1e-12)
         np.testing.assert_allclose(row['recall'], recall[c], rtol=1e-12)
-        expected = metrics.average_precision_score(present[:, c], logits[:, c]) if support[c] else np.nan
+        expected = (
+            metrics.average_precision_score(present[:, c], logits[:, c]) if support[c] else np.nan
+        )
         np.testing.assert_allclose(row['average_precision'], expected, rtol=1e-12)
         if selected:
             kept = [c in chosen[i] for i in range(40) if present[i, c]]
@@ -149,7 +181,10 @@ class Scenes:
         rng = np.random.default_rng(index)
         shape = [(5, 9), (70, 3), (8, 8)][index % 3]
         label = rng.integers(-1, 5, shape).astype(np.int32)
-        return {'image': np.zeros((*shape, 3), np.uint8), 'label': np.full_like(label, -1) if index == 2 else label}
+        return {
+            'image': np.zeros((*shape, 3), np.uint8),
+            'label': np.full_like(label, -1) if index == 2 else label,
+        }
 
 
 def test_one_pass_equals_scikit_learn_and_counting_by_hand():
@@ -160,7 +195,10 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
 
     def segment(variables, batch):
         shape = batch['label'].shape
-        predictions, chosen = rng.integers(0, 6, shape), rng.permuted(np.tile(np.arange(6), (3, 1)), axis=1)[:, :2]
+        predictions, chosen = (
+            rng.integers(0, 6, shape),
+            rng.permuted(np.tile(np.arange(6), (3, 1)), axis=1)[:, :2],
+        )
         scores = rng.normal(size=(3, 6))
         for i, index in enumerate(np.asarray(batch['index'])):
             rows, columns = np.asarray(batch['size'])[i]
@@ -173,8 +211,12 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
     labels = [source.load(i)['label'] for i in order]
     true = np.concatenate([x[x >= 0] for x in labels])
     predicted = np.concatenate([answers[i][0][x >= 0] for i, x in zip(order, labels, strict=True)])
-    np.testing.assert_array_equal(seen.confusion.toarray(), metrics.confusion_matrix(true, predicted, labels=range(6)))
-    np.testing.assert_array_equal(seen.counts.toarray(), [[(x == c).sum() for c in range(6)] for x in labels])
+    np.testing.assert_array_equal(
+        seen.confusion.toarray(), metrics.confusion_matrix(true, predicted, labels=range(6))
+    )
+    np.testing.assert_array_equal(
+        seen.counts.toarray(), [[(x == c).sum() for c in range(6)] for x in labels]
+    )
     np.testing.assert_array_equal(seen.selected, [answers[i][1] for i in order])
     np.testing.assert_array_equal(seen.class_logits, [answers[i][2] for i in order])
     missed = np.zeros((6, 6), int)
@@ -184,10 +226,16 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
     np.testing.assert_array_equal(seen.missed.toarray(), missed)
 
     report = analysis.errors(seen, source.class_names)
-    wrong = {(t, p): ((true == t) & (predicted == p)).sum() for t in range(6) for p in range(6) if t != p}
-    assert report['wrong_pixels'] == (true != predicted).sum() and report['labelled_pixels'] == len(true)
+    wrong = {
+        (t, p): ((true == t) & (predicted == p)).sum() for t in range(6) for p in range(6) if t != p
+    }
+    assert report['wrong_pixels'] == (true != predicted).sum() and report['labelled_pixels'] == len(
+        true
+    )
     assert report['not_selected_pixels'] == missed.sum()
-    assert [row['pixels'] for row in report['pairs']] == sorted((n for n in wrong.values() if n), reverse=True)
+    assert [row['pixels'] for row in report['pairs']] == sorted(
+        (n for n in wrong.values() if n), reverse=True
+    )
     for row in report['pairs']:
         t, p = 'abcdef'.index(row['true']), 'abcdef'.index(row['predicted'])
         assert (row['pixels'], row['not_selected']) == (wrong[t, p], missed[t, p])
@@ -200,7 +248,9 @@ def test_the_report_agrees_with_the_evaluation(run):
     scores = evaluate.evaluate(step, variables, source, config, mesh)
     assert report['recall']['category_recall'][2] == pytest.approx(scores['category_recall@3'])
     assert report['recall']['image_pixel_recall'][2] == pytest.approx(scores['pixel_recall@3'])
-    assert 1 - report['errors']['wrong_pixels'] / report['errors']['labelled_pixels'] == pytest.approx(scores['aAcc'])
+    assert 1 - report['errors']['wrong_pixels'] / report['errors'][
+        'labelled_pixels'
+    ] == pytest.approx(scores['aAcc'])
     assert json.loads((output / 'analysis.json').read_text()) == evaluate.without_nan(report)
 
 
@@ -210,7 +260,9 @@ def test_what_is_reported_of_a_run(run, folder, capsys):
     assert report['unread'] == [f'{UNREADABLE}.png'] and report['images'] == 8
     per_image = (counts > 0).sum(1)
     numbers = report['categories_per_image']
-    assert (numbers['min'], numbers['max']) == (0, per_image.max()) and numbers['mean'] == pytest.approx(per_image.mean())
+    assert (numbers['min'], numbers['max']) == (0, per_image.max()) and numbers[
+        'mean'
+    ] == pytest.approx(per_image.mean())
     assert numbers['histogram'] == [int((per_image == n).sum()) for n in range(per_image.max() + 1)]
     assert [row['pixels'] for row in report['categories']] == counts.sum(0).tolist()
     kept = report['recall']['pixel_recall']
@@ -223,13 +275,25 @@ def test_what_is_reported_of_a_run(run, folder, capsys):
     log_tau = variables['params']['decoder']['rank']['temperature']['log_tau']
     np.testing.assert_allclose(report['by_rank']['tau'], np.exp(log_tau), rtol=1e-6)
     assert len(report['by_rank']['present']) == 3
-    for name in ('kappa', 'costs', 'categories', 'ranks', 'confusion', 'errors', 'categories_per_image'):
+    for name in (
+        'kappa',
+        'costs',
+        'categories',
+        'ranks',
+        'confusion',
+        'errors',
+        'categories_per_image',
+    ):
         assert min(Image.open(output / f'{name}.png').size) > 200
     text = '\n'.join(analyze.summary(report))
     assert f'Recommended: κ = {report["kappa"]["99.9%"]}' in text and NAMES[0] in text
 
 
-@pytest.mark.parametrize('options', [dict(baseline=True), dict(oracle=True), dict(select=False), dict(num_selected=8)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [dict(baseline=True), dict(oracle=True), dict(select=False), dict(num_selected=8)],
+    ids=str,
+)
 def test_other_kinds_of_runs(options, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(analyze, 'cost', no_cost)
     config, variables = make_run(folder, tmp_path, **options)
@@ -239,19 +303,32 @@ def test_other_kinds_of_runs(options, folder, tmp_path, monkeypatch, capsys):
     pictures = {path.stem for path in (tmp_path / 'analysis_validation_5').glob('*.png')}
     assert {'confusion', 'errors', 'categories_per_image'} <= pictures
     if 'baseline' in options:
-        assert 'no multi-label head' in text and 'recall' not in report and errors['not_selected_pixels'] is None
+        assert (
+            'no multi-label head' in text
+            and 'recall' not in report
+            and errors['not_selected_pixels'] is None
+        )
         assert set(report['categories'][0]) == {'name', 'images', 'pixels'} and len(pictures) == 3
     elif 'oracle' in options:
         assert 'oracle' in text
         full = (counts > 0).sum(1)
         assert report['by_rank']['present'] == pytest.approx([(full > r).mean() for r in range(3)])
-        lost = sum(row[np.flatnonzero(row)[3:]].sum() for row in counts)  # the lowest class ids are selected first
+        lost = sum(
+            row[np.flatnonzero(row)[3:]].sum() for row in counts
+        )  # the lowest class ids are selected first
         assert errors['not_selected_pixels'] == lost > 0
     elif 'select' in options:
-        assert 'select is False' in text and 'by_rank' not in report and errors['not_selected_pixels'] is None
+        assert (
+            'select is False' in text
+            and 'by_rank' not in report
+            and errors['not_selected_pixels'] is None
+        )
         assert 'ranks' not in pictures and 'kappa' in pictures
     else:
-        assert errors['not_selected_pixels'] == 0 and len(report['by_rank']['scale']) == len(report['by_rank']['bias']) == 8
+        assert (
+            errors['not_selected_pixels'] == 0
+            and len(report['by_rank']['scale']) == len(report['by_rank']['bias']) == 8
+        )
         assert all(row['selected'] == 1 for row in report['categories'] if row['images'])
 
 
@@ -269,8 +346,13 @@ def test_a_split_without_a_labelled_pixel_is_refused(folder, tmp_path):
             return Scenes.load(self, 2)
 
     with pytest.raises(ValueError, match='no labelled pixel'):
-        analyze.observe(lambda variables, batch: (np.zeros(batch['label'].shape, int), None, None), None, Nothing(),
-                        tiny.config('', eval__batch_size=7), sharding.make_mesh(1))
+        analyze.observe(
+            lambda variables, batch: (np.zeros(batch['label'].shape, int), None, None),
+            None,
+            Nothing(),
+            tiny.config('', eval__batch_size=7),
+            sharding.make_mesh(1),
+        )
 
 
 def test_data_alone_from_the_command_line(folder, tmp_path, capsys, monkeypatch, caplog):
@@ -281,16 +363,25 @@ def test_data_alone_from_the_command_line(folder, tmp_path, capsys, monkeypatch,
     main.run(tiny.config(folder, data__name='folder'), tmp_path)
     text = capsys.readouterr().out
     assert 'PROBLEM: 1 label files with wrong values' in text and '2.png: label value 77' in text
-    assert text.count('1 of 8 classes never seen: h') == text.count('never seen') == 2 and f'{UNREADABLE}.png' in caplog.text
+    assert (
+        text.count('1 of 8 classes never seen: h') == text.count('never seen') == 2
+        and f'{UNREADABLE}.png' in caplog.text
+    )
     report = json.loads((tmp_path / 'analysis_data/analysis.json').read_text())
     found, counts = report['validation'], pixels_of(folder)
-    assert found['images'] == 8 and [f'{UNREADABLE}.png' in message for message in found['unread']] == [True]
+    assert found['images'] == 8 and [
+        f'{UNREADABLE}.png' in message for message in found['unread']
+    ] == [True]
     assert [row['pixels'] for row in found['categories']] == counts.sum(0).tolist()
     assert [row['images'] for row in found['categories']] == (counts > 0).sum(0).tolist()
     sizes = [(32, 32), (40, 24), (17, 50)] * 3
     areas = [rows * columns for i, (rows, columns) in enumerate(sizes) if i != UNREADABLE]
     assert found['ignored'] == pytest.approx(1 - counts.sum() / sum(areas))
-    assert {(row['rows'], row['columns'], row['images']) for row in found['sizes']} == {(32, 32, 2), (40, 24, 3), (17, 50, 3)}
+    assert {(row['rows'], row['columns'], row['images']) for row in found['sizes']} == {
+        (32, 32, 2),
+        (40, 24, 3),
+        (17, 50, 3),
+    }
     assert report['train']['images'] == 2 and 'label value 77' in report['train']['unread'][0]
     most = max(int((pixels > 0).sum()) for pixels in counts)
     held = max(most, report['train']['categories_per_image']['max'])
@@ -313,6 +404,10 @@ def test_data_of_which_nothing_can_be_read(folder, tmp_path, capsys):
     (tmp_path / 'classes.txt').write_text('a\nb')
     config = tiny.config(tmp_path, data__name='folder', data__num_classes=0)
     report = analyze.run(config, tmp_path / 'run')
-    assert report['train']['problems'] and report['validation']['problems'] and report['validation']['categories_per_image'] is None
+    assert (
+        report['train']['problems']
+        and report['validation']['problems']
+        and report['validation']['categories_per_image'] is None
+    )
     assert not list((tmp_path / 'run').rglob('*.png'))
     assert 'which is all of them' in capsys.readouterr().out

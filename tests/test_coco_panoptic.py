@@ -16,13 +16,24 @@ from tests import official_cases, tiny
 
 SAMPLE = official_cases.SAMPLES / 'coco_panoptic'
 CLASSES = official.read_classes('coco_panoptic')
-CATEGORIES = [{'supercategory': 'any', 'color': [1, 2, 3], 'isthing': isthing, 'id': i, 'name': name}
-              for i, name, isthing in zip(CLASSES['ids'], CLASSES['names'], CLASSES['isthing'], strict=True)]
+CATEGORIES = [
+    {'supercategory': 'any', 'color': [1, 2, 3], 'isthing': isthing, 'id': i, 'name': name}
+    for i, name, isthing in zip(CLASSES['ids'], CLASSES['names'], CLASSES['isthing'], strict=True)
+]
 # Segments of the images: id, category, crowd, and the rectangle (top, bottom, left, right) that is pasted over those before.
-BANDS = [(3937500, 1, 0, (0, 20, 0, 15)), (200, 200, 0, (0, 20, 15, 30)), (256, 90, 0, (2, 8, 3, 9)),
-         (16777215, 1, 1, (10, 18, 5, 25)), (65536, 92, 0, (0, 3, 26, 30)), (1, 13, 0, (19, 20, 0, 1))]
+BANDS = [
+    (3937500, 1, 0, (0, 20, 0, 15)),
+    (200, 200, 0, (0, 20, 15, 30)),
+    (256, 90, 0, (2, 8, 3, 9)),
+    (16777215, 1, 1, (10, 18, 5, 25)),
+    (65536, 92, 0, (0, 3, 26, 30)),
+    (1, 13, 0, (19, 20, 0, 1)),
+]
 VOID = (9, 10, 0, 30)
-IMAGES = {'train2017': {9: BANDS, 25: BANDS[:2], 581921: []}, 'val2017': {139: BANDS[::-1], 285: BANDS[1:4]}}
+IMAGES = {
+    'train2017': {9: BANDS, 25: BANDS[:2], 581921: []},
+    'val2017': {139: BANDS[::-1], 285: BANDS[1:4]},
+}
 LABELS = {1: 0, 13: 11, 90: 79, 92: 80, 200: 132}
 
 
@@ -38,14 +49,28 @@ def paste(bands):
         pixels = [(y, x) for y in range(20) for x in range(30) if ids[y, x] == i]
         if pixels:
             rows, columns = zip(*pixels, strict=True)
-            segments.append({'id': i, 'category_id': category, 'iscrowd': crowd, 'area': len(pixels),
-                             'bbox': [min(columns), min(rows), max(columns) - min(columns) + 1, max(rows) - min(rows) + 1]})
+            segments.append(
+                {
+                    'id': i,
+                    'category_id': category,
+                    'iscrowd': crowd,
+                    'area': len(pixels),
+                    'bbox': [
+                        min(columns),
+                        min(rows),
+                        max(columns) - min(columns) + 1,
+                        max(rows) - min(rows) + 1,
+                    ],
+                }
+            )
     return ids, segments
 
 
 def save_ids(path, ids):
     """A PNG whose red, green and blue are the digits of the ids to the base 256."""
-    official_cases.values(path, np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8))
+    official_cases.values(
+        path, np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    )
 
 
 def fill(root):
@@ -59,13 +84,24 @@ def fill(root):
             official_cases.picture(root / f'{folder}/{name}.jpg', 20, 30, seed=image_id)
             ids, segments = paste(bands)
             save_ids(root / f'panoptic_{folder}/{name}.png', ids)
-            annotations.append({'image_id': image_id, 'file_name': f'{name}.png', 'segments_info': segments})
+            annotations.append(
+                {'image_id': image_id, 'file_name': f'{name}.png', 'segments_info': segments}
+            )
             listed.append({'id': image_id, 'file_name': f'{name}.jpg', 'height': 20, 'width': 30})
         write_json(root / f'annotations/panoptic_{folder}.json', annotations, listed)
 
 
 def write_json(path, annotations, images, categories=CATEGORIES):
-    path.write_text(json.dumps({'info': {'year': 2018}, 'images': images, 'annotations': annotations, 'categories': categories}))
+    path.write_text(
+        json.dumps(
+            {
+                'info': {'year': 2018},
+                'images': images,
+                'annotations': annotations,
+                'categories': categories,
+            }
+        )
+    )
 
 
 class CocoPanopticTest(official_cases.Case):
@@ -86,12 +122,17 @@ def open_split(folder, split='train'):
 
 def assert_same_by_name(source, other):
     """Two sources hold the same examples, in whatever order."""
-    assert sorted(source.ids) == sorted(other.ids) and sorted(source.image_ids) == sorted(other.image_ids)
+    assert sorted(source.ids) == sorted(other.ids) and sorted(source.image_ids) == sorted(
+        other.image_ids
+    )
     places = {name: index for index, name in enumerate(other.ids)}
     for index, name in enumerate(source.ids):
         for key, value in source.load(index).items():
             np.testing.assert_array_equal(value, other.load(places[name])[key])
-        (ids, segments), (other_ids, other_segments) = source.segments(index), other.segments(places[name])
+        (ids, segments), (other_ids, other_segments) = (
+            source.segments(index),
+            other.segments(places[name]),
+        )
         np.testing.assert_array_equal(ids, other_ids)
         assert segments == other_segments
 
@@ -99,18 +140,40 @@ def assert_same_by_name(source, other):
 def test_segments_and_labels(folder):
     for split, images in zip(('train', 'validation'), IMAGES.values(), strict=True):
         source = open_split(folder, split)
-        assert source.image_ids == sorted(images) and source.ids == [f'{i:012}' for i in sorted(images)]
+        assert source.image_ids == sorted(images) and source.ids == [
+            f'{i:012}' for i in sorted(images)
+        ]
         for index, image_id in enumerate(source.image_ids):
             expected, official_segments = paste(images[image_id])
             ids, segments = source.segments(index)
             np.testing.assert_array_equal(ids, expected)
-            assert segments == [segment | {'category_id': LABELS[segment['category_id']]} for segment in official_segments]
-            label_of = {0: IGNORE_LABEL} | {segment['id']: LABELS[segment['category_id']] for segment in official_segments}
-            np.testing.assert_array_equal(source.load(index)['label'], [[label_of[i] for i in row] for row in expected.tolist()])
-    assert source.published == 5_000 and source.category_ids == tuple(CLASSES['ids']) and sum(source.things) == 80
-    assert source.class_names[79] == 'toothbrush' and source.class_names[80] == 'banner' and source.things[79:81] == (True, False)
+            assert segments == [
+                segment | {'category_id': LABELS[segment['category_id']]}
+                for segment in official_segments
+            ]
+            label_of = {0: IGNORE_LABEL} | {
+                segment['id']: LABELS[segment['category_id']] for segment in official_segments
+            }
+            np.testing.assert_array_equal(
+                source.load(index)['label'],
+                [[label_of[i] for i in row] for row in expected.tolist()],
+            )
+    assert (
+        source.published == 5_000
+        and source.category_ids == tuple(CLASSES['ids'])
+        and sum(source.things) == 80
+    )
+    assert (
+        source.class_names[79] == 'toothbrush'
+        and source.class_names[80] == 'banner'
+        and source.things[79:81] == (True, False)
+    )
     ids, segments = source.segments(1)
-    assert [segment['iscrowd'] for segment in segments] == [0, 0, 1] and ids[15, 15] == 16777215 and ids[9, 15] == 0
+    assert (
+        [segment['iscrowd'] for segment in segments] == [0, 0, 1]
+        and ids[15, 15] == 16777215
+        and ids[9, 15] == 0
+    )
 
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
@@ -118,11 +181,19 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
     for split in ('train', 'validation'):
         official_cases.assert_same(coco_panoptic.get_source, folder, tmp_path / 'records', split)
         source = open_split(tmp_path / 'records', split)
-        assert source.image_ids == open_split(folder, split).image_ids and source.things == open_split(folder, split).things
+        assert (
+            source.image_ids == open_split(folder, split).image_ids
+            and source.things == open_split(folder, split).things
+        )
         pixels, images = official_cases.class_pixels(source)
-        assert builder.info.metadata['pixels'][split] == pixels and builder.info.metadata['images'][split] == images
+        assert (
+            builder.info.metadata['pixels'][split] == pixels
+            and builder.info.metadata['images'][split] == images
+        )
     record = builder.as_data_source('validation')[0]
-    red, green, blue = np.array(Image.open(folder / 'coco/panoptic_val2017/000000000139.png')).transpose(2, 0, 1)
+    red, green, blue = np.array(
+        Image.open(folder / 'coco/panoptic_val2017/000000000139.png')
+    ).transpose(2, 0, 1)
     np.testing.assert_array_equal(record['panoptic_ids'], np.stack([red, green, blue], -1))
 
 
@@ -138,20 +209,41 @@ def test_ids_in_the_picture_alone_or_in_the_json_file_alone_are_named(folder):
 
     whole = path.read_text()
     for place, i in ((1, 200), (3, 16777215)):
-        official_cases.change(path, lambda content, place=place: content['annotations'][-1]['segments_info'][place].update(id=77))
-        with pytest.raises(ValueError, match=rf'000000000009.png: ids \[{i}\] are in the picture but not among its segments in'):
+        official_cases.change(
+            path,
+            lambda content, place=place: content['annotations'][-1]['segments_info'][place].update(
+                id=77
+            ),
+        )
+        with pytest.raises(
+            ValueError,
+            match=rf'000000000009.png: ids \[{i}\] are in the picture but not among its segments in',
+        ):
             open_split(folder).load(0)
         path.write_text(whole)
-    official_cases.change(path, lambda content: content['annotations'][-1]['segments_info'].append(
-        {'id': 78, 'category_id': 1, 'iscrowd': 0, 'area': 3, 'bbox': [0, 0, 1, 3]}))
-    with pytest.raises(ValueError, match=r'000000000009.png: ids \[78\] are among its segments in the JSON file but not in'):
+    official_cases.change(
+        path,
+        lambda content: content['annotations'][-1]['segments_info'].append(
+            {'id': 78, 'category_id': 1, 'iscrowd': 0, 'area': 3, 'bbox': [0, 0, 1, 3]}
+        ),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r'000000000009.png: ids \[78\] are among its segments in the JSON file but not in',
+    ):
         open_split(folder).segments(0)
 
 
 def test_ids_that_two_segments_share_are_named(folder):
-    official_cases.change(folder / 'coco/annotations/panoptic_train2017.json',
-           lambda content: content['annotations'][-1]['segments_info'].append(content['annotations'][-1]['segments_info'][0]))
-    with pytest.raises(ValueError, match='000000000009.png: two of its segments in the JSON file have the same id'):
+    official_cases.change(
+        folder / 'coco/annotations/panoptic_train2017.json',
+        lambda content: content['annotations'][-1]['segments_info'].append(
+            content['annotations'][-1]['segments_info'][0]
+        ),
+    )
+    with pytest.raises(
+        ValueError, match='000000000009.png: two of its segments in the JSON file have the same id'
+    ):
         open_split(folder).load(0)
 
 
@@ -163,8 +255,10 @@ def test_a_json_file_changed_after_a_kill_is_read_anew(folder, tmp_path):
         official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
     assert list((tmp_path / 'records').rglob('*-train.*'))  # to go on with
     png.write_bytes(content)
-    official_cases.change(folder / 'coco/annotations/panoptic_train2017.json',
-           lambda content: content['annotations'][-1]['segments_info'][0].update(category_id=200))
+    official_cases.change(
+        folder / 'coco/annotations/panoptic_train2017.json',
+        lambda content: content['annotations'][-1]['segments_info'][0].update(category_id=200),
+    )
     official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
     assert open_split(tmp_path / 'records').segments(0)[1][0]['category_id'] == LABELS[200]
     official_cases.assert_same(coco_panoptic.get_source, folder, tmp_path / 'records', 'train')
@@ -175,8 +269,13 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
     whole = path.read_text()
 
     def refused(match):
-        official_cases.assert_refused(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records', ValueError,
-                                      f'panoptic_train2017.json is broken, or no JSON file of COCO panoptic: {match}')
+        official_cases.assert_refused(
+            coco_panoptic.CocoPanoptic,
+            folder,
+            tmp_path / 'records',
+            ValueError,
+            f'panoptic_train2017.json is broken, or no JSON file of COCO panoptic: {match}',
+        )
         path.write_text(whole)
 
     for broken in ('', whole[:-100], '[1, 2]', '{}', whole.replace('annotations', 'notes')):
@@ -184,18 +283,51 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
         refused('')
     path.write_bytes(b'\xff\xfe' + whole.encode())
     refused('UnicodeDecodeError')
-    official_cases.change(path, lambda content: content['annotations'][-1]['segments_info'][0].update(id=2 ** 40))
+    official_cases.change(
+        path, lambda content: content['annotations'][-1]['segments_info'][0].update(id=2**40)
+    )
     refused('OverflowError')
-    write_json(path, [{'id': 1, 'image_id': 9, 'category_id': 1, 'iscrowd': 0, 'area': 1.5, 'bbox': [0., 1, 2, 3],
-                       'segmentation': [[0, 1, 2, 3, 4, 5]]}], [], CATEGORIES[:80])
-    refused(r'ValueError: it lists 80 categories, not the 133 of COCO panoptic; they differ in \[\(92, ')
-    official_cases.change(path, lambda content: content['annotations'].append({'id': 1, 'category_id': 1, 'iscrowd': 0, 'area': 1,
-                                                                'bbox': [0, 0, 1, 1], 'segmentation': {}}))
+    write_json(
+        path,
+        [
+            {
+                'id': 1,
+                'image_id': 9,
+                'category_id': 1,
+                'iscrowd': 0,
+                'area': 1.5,
+                'bbox': [0.0, 1, 2, 3],
+                'segmentation': [[0, 1, 2, 3, 4, 5]],
+            }
+        ],
+        [],
+        CATEGORIES[:80],
+    )
+    refused(
+        r'ValueError: it lists 80 categories, not the 133 of COCO panoptic; they differ in \[\(92, '
+    )
+    official_cases.change(
+        path,
+        lambda content: content['annotations'].append(
+            {
+                'id': 1,
+                'category_id': 1,
+                'iscrowd': 0,
+                'area': 1,
+                'bbox': [0, 0, 1, 1],
+                'segmentation': {},
+            }
+        ),
+    )
     refused('TypeError')
     official_cases.change(path, lambda content: content['categories'][100].update(name='sky'))
     refused('ValueError: it lists 133 categories')
-    official_cases.change(path, lambda content: content['annotations'][0]['segments_info'].extend(
-        [{'id': 5, 'category_id': 12, 'iscrowd': 0, 'area': 1, 'bbox': [0, 0, 1, 1]}]))
+    official_cases.change(
+        path,
+        lambda content: content['annotations'][0]['segments_info'].extend(
+            [{'id': 5, 'category_id': 12, 'iscrowd': 0, 'area': 1, 'bbox': [0, 0, 1, 1]}]
+        ),
+    )
     refused('KeyError: 12')
     official_cases.change(path, lambda content: content['annotations'][0].update(image_id=4))
     refused('ValueError: the image 4 has the file 000000581921')
@@ -205,22 +337,49 @@ def test_missing_files_are_named(folder, tmp_path):
     build, records = coco_panoptic.CocoPanoptic, tmp_path / 'records'
     (folder / 'coco/train2017/000000000025.jpg').unlink()
     (folder / 'coco/panoptic_train2017/000000000009.png').unlink()
-    official_cases.assert_refused(build, folder, records, FileNotFoundError,
-                                  '2 of 6 files are missing: .*train2017/000000000025.jpg, .*panoptic_train2017/000000000009.png')
+    official_cases.assert_refused(
+        build,
+        folder,
+        records,
+        FileNotFoundError,
+        '2 of 6 files are missing: .*train2017/000000000025.jpg, .*panoptic_train2017/000000000009.png',
+    )
     (folder / 'coco/annotations/panoptic_train2017.json').unlink()
-    official_cases.assert_refused(build, folder, records, FileNotFoundError, '1 of 1 files are missing: .*panoptic_train2017.json')
+    official_cases.assert_refused(
+        build,
+        folder,
+        records,
+        FileNotFoundError,
+        '1 of 1 files are missing: .*panoptic_train2017.json',
+    )
     open_split(folder, 'validation')
     shutil.rmtree(folder / 'coco/annotations')
-    official_cases.assert_refused(build, folder, records, FileNotFoundError, 'holds no coco_panoptic: neither annotations/panoptic')
+    official_cases.assert_refused(
+        build,
+        folder,
+        records,
+        FileNotFoundError,
+        'holds no coco_panoptic: neither annotations/panoptic',
+    )
 
 
 def prepare_by_tfds(folder, data_dir, **options):
     """TFDS's own builder, which gets paths of a folder for what it would download."""
-    extracted = {f'{split}_{kind}': str(folder / 'coco') for split in ('train', 'validation') for kind in ('images', 'annotations')}
+    extracted = {
+        f'{split}_{kind}': str(folder / 'coco')
+        for split in ('train', 'validation')
+        for kind in ('images', 'annotations')
+    }
     builder = tfds.builder(coco_panoptic.TFDS_NAME, data_dir=data_dir, **options)
     manager = tfds.download.DownloadManager
-    with mock.patch.object(manager, 'download_and_extract', lambda self, urls: {key: extracted[key] for key in urls}), \
-            mock.patch.object(manager, 'extract', lambda self, path: str(folder / 'coco')):
+    with (
+        mock.patch.object(
+            manager,
+            'download_and_extract',
+            lambda self, urls: {key: extracted[key] for key in urls},
+        ),
+        mock.patch.object(manager, 'extract', lambda self, path: str(folder / 'coco')),
+    ):
         builder.download_and_prepare()
     return builder
 
@@ -229,10 +388,18 @@ def test_records_of_tfds(folder, tmp_path):
     prepare_by_tfds(folder, tmp_path / 'tfds', file_format='array_record')
     for split in ('train', 'validation'):
         source = open_split(tmp_path / 'tfds', split)
-        assert type(source) is coco_panoptic.TfdsSource and len(source) == len(list(source.ids)) == len(open_split(folder, split))
+        assert type(source) is coco_panoptic.TfdsSource and len(source) == len(
+            list(source.ids)
+        ) == len(open_split(folder, split))
         assert_same_by_name(source, open_split(folder, split))
-        assert source.published == open_split(folder, split).published and source.things == open_split(folder, split).things
-        assert all(name == f'{image_id:012}' for name, image_id in zip(source.ids, source.image_ids, strict=True))
+        assert (
+            source.published == open_split(folder, split).published
+            and source.things == open_split(folder, split).things
+        )
+        assert all(
+            name == f'{image_id:012}'
+            for name, image_id in zip(source.ids, source.image_ids, strict=True)
+        )
     with pytest.raises(ValueError, match='config.data.num_classes = 80'):
         coco_panoptic.get_source(official_cases.config(tmp_path / 'tfds', num_classes=80), 'train')
     # Our own records count first.
@@ -244,14 +411,19 @@ def test_a_record_of_tfds_is_read_once(folder, tmp_path):
     prepare_by_tfds(folder, tmp_path / 'tfds', file_format='array_record')
     source = open_split(tmp_path / 'tfds')
     records = source._examples._elements
-    with mock.patch.object(type(records), '__getitem__', autospec=True, side_effect=type(records).__getitem__) as read:
+    with mock.patch.object(
+        type(records), '__getitem__', autospec=True, side_effect=type(records).__getitem__
+    ) as read:
         source.load(1)
     assert read.call_count == 1
 
 
 def test_records_of_tfds_that_do_not_do(folder, tmp_path):
     prepare_by_tfds(folder, tmp_path / 'tfds', file_format='tfrecord')
-    with pytest.raises(ValueError, match=r"records of the format tfrecord, which .*file_format='array_record'\).*convert_format "):
+    with pytest.raises(
+        ValueError,
+        match=r"records of the format tfrecord, which .*file_format='array_record'\).*convert_format ",
+    ):
         open_split(tmp_path / 'tfds')
     for path in (folder / 'coco/annotations').iterdir():
         official_cases.change(path, lambda content: content['categories'].reverse())
@@ -267,6 +439,7 @@ def panopticapi_scores(truth, predictions):
     """What panopticapi's pq_compute makes of two JSON files and the folders beside them, with its processes replaced by threads."""
     evaluation = pytest.importorskip('panopticapi.evaluation')
     from multiprocessing import dummy
+
     with mock.patch.object(evaluation.multiprocessing, 'Pool', dummy.Pool):
         return evaluation.pq_compute(str(truth), str(predictions))
 
@@ -277,21 +450,32 @@ def write_predictions(source, path):
         for index, (image_id, name) in enumerate(zip(source.image_ids, source.ids, strict=True)):
             ids, segments = source.segments(index)
             places = np.searchsorted([0, *sorted(segment['id'] for segment in segments)], ids)
-            labels = [segment['category_id'] for segment in sorted(segments, key=lambda segment: segment['id'])]
+            labels = [
+                segment['category_id']
+                for segment in sorted(segments, key=lambda segment: segment['id'])
+            ]
             writer.write(image_id, name, places, labels)
 
 
-@pytest.mark.parametrize('split, name, classes', [('train', 'train2017', 5), ('validation', 'val2017', 3)])
-def test_the_truth_as_prediction_scores_1_with_the_official_files(folder, tmp_path, split, name, classes):
+@pytest.mark.parametrize(
+    'split, name, classes', [('train', 'train2017', 5), ('validation', 'val2017', 3)]
+)
+def test_the_truth_as_prediction_scores_1_with_the_official_files(
+    folder, tmp_path, split, name, classes
+):
     write_predictions(open_split(folder, split), tmp_path / 'predictions.json')
     (folder / f'coco/panoptic_{name}').rename(folder / f'coco/annotations/panoptic_{name}')
-    scores = panopticapi_scores(folder / f'coco/annotations/panoptic_{name}.json', tmp_path / 'predictions.json')
+    scores = panopticapi_scores(
+        folder / f'coco/annotations/panoptic_{name}.json', tmp_path / 'predictions.json'
+    )
     assert scores['All'] == {'pq': 1, 'sq': 1, 'rq': 1, 'n': classes}
 
 
 def test_evaluation_writes_the_official_ids(folder, tmp_path):
     """With a model that finds what the truth has."""
-    config = tiny.config(folder, task='panoptic', rankseg=None, data__name='coco_panoptic', data__num_classes=133)
+    config = tiny.config(
+        folder, task='panoptic', rankseg=None, data__name='coco_panoptic', data__num_classes=133
+    )
     source, mesh = data.get_source(config.data, 'validation'), sharding.make_mesh(1)
 
     def eval_step(variables, batch):
@@ -304,17 +488,29 @@ def test_evaluation_writes_the_official_ids(folder, tmp_path):
                     places[i, :20, :30][ids == segment['id']] = place + 1
                     classes[i, place] = segment['category_id']
         segments = postprocessing.Segments(places, classes, np.zeros(classes.shape, np.float32))
-        return SemanticMetric.from_batch(labels, labels, 133), None, labels, sharding.shard_batch(segments, mesh)
+        return (
+            SemanticMetric.from_batch(labels, labels, 133),
+            None,
+            labels,
+            sharding.shard_batch(segments, mesh),
+        )
 
     with coco.Writer(tmp_path / 'predictions.json', coco.categories(source)) as writer:
         scores = evaluate.evaluate(eval_step, None, source, config, mesh, writer)
     assert scores['PQ'] == scores['PQ_stuff'] == scores['mIoU'] == 1
     predictions = json.loads((tmp_path / 'predictions.json').read_text())
     assert [annotation['image_id'] for annotation in predictions['annotations']] == [139, 285]
-    assert [annotation['file_name'] for annotation in predictions['annotations']] == ['000000000139.png', '000000000285.png']
-    assert {segment['category_id'] for segment in predictions['annotations'][1]['segments_info']} == {1, 90, 200}
+    assert [annotation['file_name'] for annotation in predictions['annotations']] == [
+        '000000000139.png',
+        '000000000285.png',
+    ]
+    assert {
+        segment['category_id'] for segment in predictions['annotations'][1]['segments_info']
+    } == {1, 90, 200}
     (folder / 'coco/panoptic_val2017').rename(folder / 'coco/annotations/panoptic_val2017')
-    found = panopticapi_scores(folder / 'coco/annotations/panoptic_val2017.json', tmp_path / 'predictions.json')
+    found = panopticapi_scores(
+        folder / 'coco/annotations/panoptic_val2017.json', tmp_path / 'predictions.json'
+    )
     assert found['All'] == {'pq': 1, 'sq': 1, 'rq': 1, 'n': 3}
 
 
@@ -333,33 +529,48 @@ def real(tmp_path):
 
 def test_real_annotations(real, tmp_path):
     listed = json.loads((SAMPLE / 'panoptic_coco_categories.json').read_text())
-    assert [(c['id'], c['name'], c['isthing']) for c in listed] == list(zip(
-        CLASSES['ids'], CLASSES['names'], CLASSES['isthing'], strict=True))
+    assert [(c['id'], c['name'], c['isthing']) for c in listed] == list(
+        zip(CLASSES['ids'], CLASSES['names'], CLASSES['isthing'], strict=True)
+    )
     label_of = {category['id']: label for label, category in enumerate(listed)}
     annotations = json.loads((SAMPLE / 'panoptic_examples.json').read_text())['annotations']
     source = open_split(real, 'validation')
-    assert source.image_ids == [annotation['image_id'] for annotation in annotations] == [142238, 439180]
+    assert (
+        source.image_ids
+        == [annotation['image_id'] for annotation in annotations]
+        == [142238, 439180]
+    )
     crowds = 0
     for index, annotation in enumerate(annotations):
         ids, segments = source.segments(index)
         label = source.load(index)['label']
         assert annotation['segments_info'] == [
-            segment | {'category_id': CLASSES['ids'][segment['category_id']]} for segment in segments]
+            segment | {'category_id': CLASSES['ids'][segment['category_id']]}
+            for segment in segments
+        ]
         for segment in annotation['segments_info']:
             inside = ids == segment['id']
             left, top, width, height = segment['bbox']
-            assert inside.sum() == segment['area'] and inside[top:top + height, left:left + width].sum() == segment['area']
+            assert (
+                inside.sum() == segment['area']
+                and inside[top : top + height, left : left + width].sum() == segment['area']
+            )
             assert (label[inside] == label_of[segment['category_id']]).all()
             crowds += segment['iscrowd']
         # Red is the category there, 0 for void.
-        two_channels = np.array(Image.open(SAMPLE / f'panoptic_examples_2ch_format/{annotation["file_name"]}'))
+        two_channels = np.array(
+            Image.open(SAMPLE / f'panoptic_examples_2ch_format/{annotation["file_name"]}')
+        )
         np.testing.assert_array_equal(np.array([*CLASSES['ids'], 0])[label], two_channels[..., 0])
     write_predictions(source, tmp_path / 'predictions.json')
     truth = tmp_path / 'truth.json'
     truth.write_text((SAMPLE / 'panoptic_examples.json').read_text())
     truth.with_suffix('').symlink_to(SAMPLE / 'panoptic_examples')
     scores = panopticapi_scores(truth, tmp_path / 'predictions.json')
-    assert scores['All']['pq'] == scores['All']['sq'] == scores['All']['rq'] == 1 and scores['All']['n'] > 5
+    assert (
+        scores['All']['pq'] == scores['All']['sq'] == scores['All']['rq'] == 1
+        and scores['All']['n'] > 5
+    )
 
 
 def test_detections_in_coco_format_are_refused(real):

@@ -27,20 +27,38 @@ CONFIGS = [
     ('camvid', None, 11, 3_435_068),
     ('folder', '', 150, 66_573_926),
     ('folder', 'baseline', 150, 66_496_876),
-    *[('segmenter', recipe, num_classes, num_parameters) for recipe, num_classes, num_parameters in [
-        ('ade20k_b16', 150, 102_497_580), ('ade20k_b16_rankseg', 150, 109_702_138), ('ade20k_b16_oce', 150, 102_497_580),
-        ('ade20k_b16_oce_rankseg', 150, 109_702_138), ('ade20k_b16_oracle', 150, 109_702_138),
-        ('ade20k_l16', 150, 333_234_476), ('ade20k_l16_rankseg', 150, 345_986_298),
-        ('coco_stuff10k_b16', 171, 102_513_750), ('coco_stuff10k_b16_rankseg', 171, 109_734_415),
-        ('coco_stuff10k_b16_oce', 171, 102_513_750), ('coco_stuff10k_b16_oce_rankseg', 171, 109_734_415),
-        ('coco_stuff10k_b16_oracle', 171, 109_734_415), ('coco_stuff10k_b16_decoder_head', 171, 114_265_103),
-        ('coco_stuff10k_b16_pooling_head', 171, 103_235_599), ('coco_stuff10k_b16_80k', 171, 102_513_750),
-        ('coco_stuff10k_b16_80k_rankseg', 171, 109_734_415), ('coco_stuff10k_l16', 171, 333_256_022),
-        ('coco_stuff10k_l16_rankseg', 171, 346_029_327), ('pascal60_b16', 60, 102_333_048),
-        ('pascal60_b16_rankseg', 60, 109_468_526), ('pascal60_b16_oracle', 60, 109_468_526),
-        ('ade20k_full_b16', 847, 103_034_270), ('ade20k_full_b16_rankseg', 847, 110_773_427),
-        ('ade20k_full_b16_oracle', 847, 110_773_427), ('coco_lvis_b16', 1284, 103_370_760),
-        ('coco_lvis_b16_rankseg', 1284, 111_445_096), ('coco_lvis_b16_oracle', 1284, 111_445_096)]],
+    *[
+        ('segmenter', recipe, num_classes, num_parameters)
+        for recipe, num_classes, num_parameters in [
+            ('ade20k_b16', 150, 102_497_580),
+            ('ade20k_b16_rankseg', 150, 109_702_138),
+            ('ade20k_b16_oce', 150, 102_497_580),
+            ('ade20k_b16_oce_rankseg', 150, 109_702_138),
+            ('ade20k_b16_oracle', 150, 109_702_138),
+            ('ade20k_l16', 150, 333_234_476),
+            ('ade20k_l16_rankseg', 150, 345_986_298),
+            ('coco_stuff10k_b16', 171, 102_513_750),
+            ('coco_stuff10k_b16_rankseg', 171, 109_734_415),
+            ('coco_stuff10k_b16_oce', 171, 102_513_750),
+            ('coco_stuff10k_b16_oce_rankseg', 171, 109_734_415),
+            ('coco_stuff10k_b16_oracle', 171, 109_734_415),
+            ('coco_stuff10k_b16_decoder_head', 171, 114_265_103),
+            ('coco_stuff10k_b16_pooling_head', 171, 103_235_599),
+            ('coco_stuff10k_b16_80k', 171, 102_513_750),
+            ('coco_stuff10k_b16_80k_rankseg', 171, 109_734_415),
+            ('coco_stuff10k_l16', 171, 333_256_022),
+            ('coco_stuff10k_l16_rankseg', 171, 346_029_327),
+            ('pascal60_b16', 60, 102_333_048),
+            ('pascal60_b16_rankseg', 60, 109_468_526),
+            ('pascal60_b16_oracle', 60, 109_468_526),
+            ('ade20k_full_b16', 847, 103_034_270),
+            ('ade20k_full_b16_rankseg', 847, 110_773_427),
+            ('ade20k_full_b16_oracle', 847, 110_773_427),
+            ('coco_lvis_b16', 1284, 103_370_760),
+            ('coco_lvis_b16_rankseg', 1284, 111_445_096),
+            ('coco_lvis_b16_oracle', 1284, 111_445_096),
+        ]
+    ],
     ('deeplabv3', 'coco_stuff10k', 171, 87_222_198),
     ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
     ('deeplabv3', 'ade20k', 150, 87_206_028),
@@ -49,16 +67,30 @@ CONFIGS = [
     ('mask2former_tiny', 'baseline', 60, 735_573),
     ('mask2former_tiny', 'oracle', 60, 739_490),
     ('mask2former_tiny', 'camvid', 11, 733_115),
-    *[('mask2former', recipe, num_classes, num_parameters) for recipe, num_classes, num_parameters in [
-        ('ade20k_r50', 150, 44_041_367), ('ade20k_swin_t', 150, 47_439_633), ('ade20k_swin_s', 150, 68_757_537),
-        ('ade20k_swin_b', 150, 106_922_191), ('ade20k_swin_b_rankseg', 150, 110_361_084),
-        ('ade20k_swin_b_oracle', 150, 106_960_741), ('ade20k_swin_l', 150, 215_488_779),
-        ('ade20k_swin_l_rankseg', 150, 218_927_672), ('ade20k_swin_l_oracle', 150, 215_527_329),
-        ('ade20k_panoptic_r50', 150, 44_041_367), ('ade20k_panoptic_swin_l', 150, 215_539_979),
-        ('ade20k_panoptic_swin_l_rankseg', 150, 218_978_872), ('ade20k_panoptic_swin_l_oracle', 150, 215_578_529),
-        ('coco_panoptic_r50', 133, 44_036_998), ('coco_panoptic_swin_b', 133, 106_917_822),
-        ('coco_panoptic_swin_b_rankseg', 133, 110_339_273), ('coco_panoptic_swin_b_oracle', 133, 106_952_003),
-        ('coco_panoptic_swin_l', 133, 215_535_610), ('coco_panoptic_swin_l_oracle', 133, 215_569_791)]],
+    *[
+        ('mask2former', recipe, num_classes, num_parameters)
+        for recipe, num_classes, num_parameters in [
+            ('ade20k_r50', 150, 44_041_367),
+            ('ade20k_swin_t', 150, 47_439_633),
+            ('ade20k_swin_s', 150, 68_757_537),
+            ('ade20k_swin_b', 150, 106_922_191),
+            ('ade20k_swin_b_rankseg', 150, 110_361_084),
+            ('ade20k_swin_b_oracle', 150, 106_960_741),
+            ('ade20k_swin_l', 150, 215_488_779),
+            ('ade20k_swin_l_rankseg', 150, 218_927_672),
+            ('ade20k_swin_l_oracle', 150, 215_527_329),
+            ('ade20k_panoptic_r50', 150, 44_041_367),
+            ('ade20k_panoptic_swin_l', 150, 215_539_979),
+            ('ade20k_panoptic_swin_l_rankseg', 150, 218_978_872),
+            ('ade20k_panoptic_swin_l_oracle', 150, 215_578_529),
+            ('coco_panoptic_r50', 133, 44_036_998),
+            ('coco_panoptic_swin_b', 133, 106_917_822),
+            ('coco_panoptic_swin_b_rankseg', 133, 110_339_273),
+            ('coco_panoptic_swin_b_oracle', 133, 106_952_003),
+            ('coco_panoptic_swin_l', 133, 215_535_610),
+            ('coco_panoptic_swin_l_oracle', 133, 215_569_791),
+        ]
+    ],
 ]
 
 
@@ -71,12 +103,16 @@ def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
     for module in (segmenter, deeplabv3, mask2former):
-        assert sorted(module.RECIPES) == sorted(recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1])
+        assert sorted(module.RECIPES) == sorted(
+            recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1]
+        )
 
 
 # At reduced size these would be the same as another of their family.
-SIBLINGS = re.compile('emoji_scenes:150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$'
-                      '|ade20k_full|coco_lvis_b16(_oracle)?$|swin_[tsl]|panoptic_r50|ade20k_swin_b|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)')
+SIBLINGS = re.compile(
+    'emoji_scenes:150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$'
+    '|ade20k_full|coco_lvis_b16(_oracle)?$|swin_[tsl]|panoptic_r50|ade20k_swin_b|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)'
+)
 
 
 @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
@@ -88,7 +124,9 @@ def test_config_builds(name, argument, num_classes, num_parameters):
     assert sum(x.size for x in jax.tree.leaves(shapes['params'])) == num_parameters
 
 
-@pytest.mark.parametrize('name, argument, num_classes', [c[:3] for c in CONFIGS if not SIBLINGS.search(f'{c[0]}:{c[1]}')])
+@pytest.mark.parametrize(
+    'name, argument, num_classes', [c[:3] for c in CONFIGS if not SIBLINGS.search(f'{c[0]}:{c[1]}')]
+)
 def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     config = load(name, argument)
     config.batch_size, config.augment.crop_size = 2, (64, 64)
@@ -96,8 +134,14 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     if config.model.framework == 'segmenter':
         config.model.backbone = 'tiny_vit'
     elif config.model.framework == 'mask2former':
-        config.model.update(backbone='swin_tiny' if 'swin' in config.model.backbone else 'tiny', channels=32, decoder_heads=4,
-                            pixel_layers=1, decoder_layers=1, num_queries=5)
+        config.model.update(
+            backbone='swin_tiny' if 'swin' in config.model.backbone else 'tiny',
+            channels=32,
+            decoder_heads=4,
+            pixel_layers=1,
+            decoder_layers=1,
+            num_queries=5,
+        )
         config.data.max_targets, config.loss.num_points, config.optimizer.milestones = 4, 16, ()
     elif config.model.backbone != 'narrow':
         config.model.backbone = 'resnet18'
@@ -109,108 +153,277 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
     step = jax.jit(train.make_train_step(model, optimizer, config, num_classes))
     rng = np.random.default_rng(0)
-    batch = {'image': rng.normal(size=(2, 64, 64, 3)).astype(np.float32),
-             'label': rng.integers(-1, num_classes, (2, 64, 64)).astype(np.int32), 'mask': np.ones(2, bool)}
+    batch = {
+        'image': rng.normal(size=(2, 64, 64, 3)).astype(np.float32),
+        'label': rng.integers(-1, num_classes, (2, 64, 64)).astype(np.int32),
+        'mask': np.ones(2, bool),
+    }
     things = np.arange(num_classes) % 2 == 0 if config.task == 'panoptic' else None
     if things is not None:
-        batch |= {'segments': rng.integers(-1, 4, (2, 64, 64)).astype(np.int32), 'left_out': np.zeros(2, np.int32),
-                  'segment_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32)}
+        batch |= {
+            'segments': rng.integers(-1, 4, (2, 64, 64)).astype(np.int32),
+            'left_out': np.zeros(2, np.int32),
+            'segment_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32),
+        }
     after, metrics = step(state, batch, jax.random.key(0))
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
     if config.model.framework != 'mask2former':
         config.eval.window, config.eval.stride = (64, 64), (32, 32)
-    predict = jax.jit(lambda variables, image, presence: inference.segment(
-        model, variables, ({'image': image, 'content': size},), size, config, canvas=(64, 64), presence=presence, things=things))
-    for function, *args in ((step, state, batch, jax.random.key(0)),
-                            (predict, state.model, batch['image'], np.ones((2, num_classes), bool))):
+    predict = jax.jit(
+        lambda variables, image, presence: inference.segment(
+            model,
+            variables,
+            ({'image': image, 'content': size},),
+            size,
+            config,
+            canvas=(64, 64),
+            presence=presence,
+            things=things,
+        )
+    )
+    for function, *args in (
+        (step, state, batch, jax.random.key(0)),
+        (predict, state.model, batch['image'], np.ones((2, num_classes), bool)),
+    ):
         jax.export.export(function, platforms=('tpu', 'cuda'))(*args)
 
 
-@pytest.mark.parametrize('recipe, width, depths, window, num_queries', [
-    ('ade20k_r50', 0, (), 0, 100), ('ade20k_swin_t', 96, (2, 2, 6, 2), 7, 100), ('ade20k_swin_s', 96, (2, 2, 18, 2), 7, 100),
-    ('ade20k_swin_b', 128, (2, 2, 18, 2), 12, 100), ('ade20k_panoptic_swin_l', 192, (2, 2, 18, 2), 12, 200)])
+@pytest.mark.parametrize(
+    'recipe, width, depths, window, num_queries',
+    [
+        ('ade20k_r50', 0, (), 0, 100),
+        ('ade20k_swin_t', 96, (2, 2, 6, 2), 7, 100),
+        ('ade20k_swin_s', 96, (2, 2, 18, 2), 7, 100),
+        ('ade20k_swin_b', 128, (2, 2, 18, 2), 12, 100),
+        ('ade20k_panoptic_swin_l', 192, (2, 2, 18, 2), 12, 200),
+    ],
+)
 def test_mask2formers_have_hugging_faces_parameters(recipe, width, depths, window, num_queries):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     stages = [f'stage{i}' for i in range(1, 5)]
-    backbone = transformers.SwinConfig(
-        embed_dim=width, depths=depths, num_heads=[width // 32 * 2**i for i in range(4)], window_size=window, out_features=stages,
-    ) if width else transformers.ResNetConfig(out_features=stages)
+    backbone = (
+        transformers.SwinConfig(
+            embed_dim=width,
+            depths=depths,
+            num_heads=[width // 32 * 2**i for i in range(4)],
+            window_size=window,
+            out_features=stages,
+        )
+        if width
+        else transformers.ResNetConfig(out_features=stages)
+    )
     with torch.device('meta'):
-        theirs = transformers.Mask2FormerForUniversalSegmentation(transformers.Mask2FormerConfig(
-            backbone_config=backbone, num_labels=150, num_queries=num_queries))
-    expected = sum(value.numel() for name, value in theirs.named_parameters() if 'encoder.swin.layernorm' not in name)  # unused
-    assert [count for name, argument, _, count in CONFIGS if (name, argument) == ('mask2former', recipe)] == [expected]
+        theirs = transformers.Mask2FormerForUniversalSegmentation(
+            transformers.Mask2FormerConfig(
+                backbone_config=backbone, num_labels=150, num_queries=num_queries
+            )
+        )
+    expected = sum(
+        value.numel()
+        for name, value in theirs.named_parameters()
+        if 'encoder.swin.layernorm' not in name
+    )  # unused
+    assert [
+        count for name, argument, _, count in CONFIGS if (name, argument) == ('mask2former', recipe)
+    ] == [expected]
 
 
-@pytest.mark.parametrize('module, recipe, expected', [
-    (segmenter, 'ade20k_b16_rankseg', {
-        (1.0, 1e-4): ['decoder/block0/LayerNorm_0/scale', 'decoder/classify/kernel'],
-        (1.0, 0.0): ['decoder/norm/scale', 'decoder/block1/LayerNorm_1/bias', 'decoder/rank/temperature/norm/scale',
-                     'backbone/position', 'backbone/class_token', 'backbone/class_position'],
-        (1.0, 1e-6): ['backbone/block3/LayerNorm_0/scale', 'decoder/project/kernel']}),
-    (segmenter, 'ade20k_b16', {(1.0, 0.0): ['decoder/block0/LayerNorm_0/scale', 'decoder/project/kernel']}),
-    (mask2former, 'ade20k_swin_b_rankseg', {
-        (0.1, 0.0): ['backbone/norm4/scale', 'backbone/stage1_block1/LayerNorm_0/scale', 'backbone/stage3_block5/position_bias',
-                     'decoder/head/class_embedding', 'decoder/head/block/LayerNorm_0/bias', 'decoder/head/norm/scale'],
-        (0.1, 0.05): ['backbone/patches/kernel', 'backbone/stage1_block1/Mlp_0/Dense_0/bias', 'decoder/head/classify/kernel'],
-        (1.0, 0.0): ['pixel_decoder/level_embedding', 'pixel_decoder/fuse4_norm/bias', 'decoder/level_embedding', 'decoder/queries',
-                     'decoder/query_position', 'decoder/layer8/norm3/scale', 'decoder/rank/temperature/norm/scale'],
-        (1.0, 0.05): ['decoder/classes/embedding', 'decoder/layer0/self/query/bias', 'pixel_decoder/fuse4_conv/kernel']}),
-    (mask2former, 'ade20k_r50', {
-        (0.1, 0.0): ['backbone/stem/norm/scale', 'backbone/stage4_block3_conv3/norm/bias'],
-        (0.1, 0.05): ['backbone/stem/conv/kernel'], (1.0, 0.05): ['decoder/classes/bias']}),
-])
+@pytest.mark.parametrize(
+    'module, recipe, expected',
+    [
+        (
+            segmenter,
+            'ade20k_b16_rankseg',
+            {
+                (1.0, 1e-4): ['decoder/block0/LayerNorm_0/scale', 'decoder/classify/kernel'],
+                (1.0, 0.0): [
+                    'decoder/norm/scale',
+                    'decoder/block1/LayerNorm_1/bias',
+                    'decoder/rank/temperature/norm/scale',
+                    'backbone/position',
+                    'backbone/class_token',
+                    'backbone/class_position',
+                ],
+                (1.0, 1e-6): ['backbone/block3/LayerNorm_0/scale', 'decoder/project/kernel'],
+            },
+        ),
+        (
+            segmenter,
+            'ade20k_b16',
+            {(1.0, 0.0): ['decoder/block0/LayerNorm_0/scale', 'decoder/project/kernel']},
+        ),
+        (
+            mask2former,
+            'ade20k_swin_b_rankseg',
+            {
+                (0.1, 0.0): [
+                    'backbone/norm4/scale',
+                    'backbone/stage1_block1/LayerNorm_0/scale',
+                    'backbone/stage3_block5/position_bias',
+                    'decoder/head/class_embedding',
+                    'decoder/head/block/LayerNorm_0/bias',
+                    'decoder/head/norm/scale',
+                ],
+                (0.1, 0.05): [
+                    'backbone/patches/kernel',
+                    'backbone/stage1_block1/Mlp_0/Dense_0/bias',
+                    'decoder/head/classify/kernel',
+                ],
+                (1.0, 0.0): [
+                    'pixel_decoder/level_embedding',
+                    'pixel_decoder/fuse4_norm/bias',
+                    'decoder/level_embedding',
+                    'decoder/queries',
+                    'decoder/query_position',
+                    'decoder/layer8/norm3/scale',
+                    'decoder/rank/temperature/norm/scale',
+                ],
+                (1.0, 0.05): [
+                    'decoder/classes/embedding',
+                    'decoder/layer0/self/query/bias',
+                    'pixel_decoder/fuse4_conv/kernel',
+                ],
+            },
+        ),
+        (
+            mask2former,
+            'ade20k_r50',
+            {
+                (0.1, 0.0): ['backbone/stem/norm/scale', 'backbone/stage4_block3_conv3/norm/bias'],
+                (0.1, 0.05): ['backbone/stem/conv/kernel'],
+                (1.0, 0.05): ['decoder/classes/bias'],
+            },
+        ),
+    ],
+)
 def test_rates_and_decays_of_a_released_recipe(module, recipe, expected):
     config = module.get_config(recipe)
     model = models.build(config, 150)
     params = jax.eval_shape(lambda: models.init(model, 150, 0, config.augment.crop_size))['params']
     groups = [*config.optimizer.groups, ('', 1.0, 1.0)]
-    numbers = traverse_util.flatten_dict(optimizers.group_numbers(params, [pattern for pattern, *_ in groups]), sep='/')
+    numbers = traverse_util.flatten_dict(
+        optimizers.group_numbers(params, [pattern for pattern, *_ in groups]), sep='/'
+    )
     for (rate, decay), names in expected.items():
         for name in names:
             factors = groups[numbers[name]][1:]
-            assert factors[0] == rate and config.optimizer.weight_decay * factors[1] == pytest.approx(decay), name
+            assert factors[0] == rate and config.optimizer.weight_decay * factors[
+                1
+            ] == pytest.approx(decay), name
 
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 HALF = ((127.5, 127.5, 127.5),) * 2
-SIXTEEN = {512: (256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024),
-           640: (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152, 1216, 1280)}
+SIXTEEN = {
+    512: (256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024),
+    640: (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152, 1216, 1280),
+}
 
 # What the released code does to images and labels:
 # (config, its arguments, data set, (mean, std), (short, long) side in training, crop, … in evaluation, sliding window)
 RELEASED_INPUTS = [
     ('segmenter', 'ade20k_b16.*', 'ade20k', HALF, (512, 2048), 512, (512, 2048), 512),
     ('segmenter', 'ade20k_l16.*', 'ade20k', HALF, (640, 2560), 640, (640, 2560), 640),
-    ('segmenter', 'coco_stuff10k_b16.*', 'coco_stuff10k', IMAGENET, (512, 2048), 512, (512, 2048), 512),
-    ('segmenter', 'coco_stuff10k_l16.*', 'coco_stuff10k', IMAGENET, (640, 2560), 640, (640, 2560), 640),
+    (
+        'segmenter',
+        'coco_stuff10k_b16.*',
+        'coco_stuff10k',
+        IMAGENET,
+        (512, 2048),
+        512,
+        (512, 2048),
+        512,
+    ),
+    (
+        'segmenter',
+        'coco_stuff10k_l16.*',
+        'coco_stuff10k',
+        IMAGENET,
+        (640, 2560),
+        640,
+        (640, 2560),
+        640,
+    ),
     ('segmenter', 'pascal60_b16.*', 'pascal_context60', HALF, (520, 4160), 480, (520, 4160), 480),
     ('segmenter', 'ade20k_full_b16.*', 'ade20k_full', IMAGENET, (512, 2048), 512, (512, 2048), 512),
     ('segmenter', 'coco_lvis_b16.*', 'coco_lvis', IMAGENET, (512, 2048), 512, (512, 2048), 512),
     ('deeplabv3', 'ade20k.*', 'ade20k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
     ('deeplabv3', 'coco_stuff10k.*', 'coco_stuff10k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
-    ('mask2former', 'ade20k_(r50|swin_t|swin_s)', 'ade20k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
-    ('mask2former', 'ade20k_(swin_b|swin_l).*', 'ade20k', IMAGENET, (640, 2560), 640, (640, 2560), 0),
-    ('mask2former', 'ade20k_panoptic.*', 'ade20k_panoptic', IMAGENET, (640, 2560), 640, (640, 2560), 0),
+    (
+        'mask2former',
+        'ade20k_(r50|swin_t|swin_s)',
+        'ade20k',
+        IMAGENET,
+        (512, 2048),
+        512,
+        (512, 2048),
+        0,
+    ),
+    (
+        'mask2former',
+        'ade20k_(swin_b|swin_l).*',
+        'ade20k',
+        IMAGENET,
+        (640, 2560),
+        640,
+        (640, 2560),
+        0,
+    ),
+    (
+        'mask2former',
+        'ade20k_panoptic.*',
+        'ade20k_panoptic',
+        IMAGENET,
+        (640, 2560),
+        640,
+        (640, 2560),
+        0,
+    ),
     ('mask2former', 'coco_panoptic.*', 'coco_panoptic', IMAGENET, (0, 0), 1024, (800, 1333), 0),
 ]
 
 
-@pytest.mark.parametrize('name, pattern, data_set, colours, base_size, crop, eval_base_size, window', RELEASED_INPUTS)
-def test_inputs_of_the_released_recipes(name, pattern, data_set, colours, base_size, crop, eval_base_size, window):
-    recipes = [recipe for recipe in importlib.import_module(f'configs.{name}').RECIPES if re.fullmatch(pattern, recipe)]
+@pytest.mark.parametrize(
+    'name, pattern, data_set, colours, base_size, crop, eval_base_size, window', RELEASED_INPUTS
+)
+def test_inputs_of_the_released_recipes(
+    name, pattern, data_set, colours, base_size, crop, eval_base_size, window
+):
+    recipes = [
+        recipe
+        for recipe in importlib.import_module(f'configs.{name}').RECIPES
+        if re.fullmatch(pattern, recipe)
+    ]
     assert recipes
     for config in (load(name, recipe) for recipe in recipes):
         detectron2, coco = name == 'mask2former', data_set == 'coco_panoptic'
         expected = {
-            'data': {'name': data_set, 'num_classes': 0, 'mean': colours[0], 'std': colours[1], 'antialias': detectron2},
-            'augment': {'base_size': base_size, 'scale_range': (0.1, 2.0) if coco else (0.5, 2.0), 'large_scale_jitter': coco,
-                        'short_sides': SIXTEEN[crop] if detectron2 and not coco else (), 'crop_size': (crop, crop),
-                        'max_category_ratio': 1.0 if detectron2 else 0.75, 'flip': 0.5, 'photometric': not coco,
-                        'pad_value': 128.0 if detectron2 else -1.0},
-            'eval': {'base_size': eval_base_size, 'window': (window, window), 'stride': (window, window), 'scales': (1.0,),
-                     'flip': False},
+            'data': {
+                'name': data_set,
+                'num_classes': 0,
+                'mean': colours[0],
+                'std': colours[1],
+                'antialias': detectron2,
+            },
+            'augment': {
+                'base_size': base_size,
+                'scale_range': (0.1, 2.0) if coco else (0.5, 2.0),
+                'large_scale_jitter': coco,
+                'short_sides': SIXTEEN[crop] if detectron2 and not coco else (),
+                'crop_size': (crop, crop),
+                'max_category_ratio': 1.0 if detectron2 else 0.75,
+                'flip': 0.5,
+                'photometric': not coco,
+                'pad_value': 128.0 if detectron2 else -1.0,
+            },
+            'eval': {
+                'base_size': eval_base_size,
+                'window': (window, window),
+                'stride': (window, window),
+                'scales': (1.0,),
+                'flip': False,
+            },
         }
         for group, keys in expected.items():
             assert {key: config[group][key] for key in keys} == keys
@@ -219,13 +432,19 @@ def test_inputs_of_the_released_recipes(name, pattern, data_set, colours, base_s
 
 def test_inputs_of_every_released_recipe_are_listed():
     for module in (segmenter, deeplabv3, mask2former):
-        patterns = [pattern for name, pattern, *_ in RELEASED_INPUTS if name == module.__name__.split('.')[1]]
+        patterns = [
+            pattern
+            for name, pattern, *_ in RELEASED_INPUTS
+            if name == module.__name__.split('.')[1]
+        ]
         for recipe in module.RECIPES:
             assert sum(bool(re.fullmatch(pattern, recipe)) for pattern in patterns) == 1
 
 
 def test_every_key_of_common_is_read_somewhere():
-    code = '\n'.join(path.read_text() for path in [ROOT / 'main.py', *(ROOT / 'rankseg_jax').rglob('*.py')])
+    code = '\n'.join(
+        path.read_text() for path in [ROOT / 'main.py', *(ROOT / 'rankseg_jax').rglob('*.py')]
+    )
 
     def leaves(config):
         for key, value in config.items():
@@ -239,7 +458,9 @@ def test_unknown_keys_and_types_are_refused():
     config = common.get_config()
     config.unlock()
     config.rankseg.num_select = 3
-    with pytest.raises(ValueError, match='config.rankseg.num_select .* config.rankseg.num_selected'):
+    with pytest.raises(
+        ValueError, match='config.rankseg.num_select .* config.rankseg.num_selected'
+    ):
         common.check(config)
     config = common.get_config()
     config.unlock()
@@ -253,28 +474,46 @@ def test_unknown_keys_and_types_are_refused():
     common.check(config)
 
 
-@pytest.mark.parametrize('group, key, value, message', [
-    ('eval', 'size', (32,), r'eval.size = \(32,\) must hold 2 whole numbers'),
-    ('eval', 'size', ('a', 'b'), 'must hold 2 whole numbers'),
-    ('augment', 'crop_size', (0, 32), 'augment.crop_size'),
-    ('augment', 'base_size', (-1, -1), 'augment.base_size'),
-    ('eval', 'base_size', (512, 0), r'eval.base_size = \(512, 0\) must'),
-    ('augment', 'scale_range', (2.0, 0.5), 'scale_range'),
-    ('augment', 'short_sides', (360, 0), r'short_sides = \(360, 0\) must hold whole numbers above 0'),
-    ('augment', 'short_sides', (0.5, 2.0), r'short_sides = \(0.5, 2.0\) must hold whole numbers'),
-    ('augment', 'short_sides', (360, 480), r'short_sides = \(360, 480\) needs a longest side: set config.augment.base_size'),
-    ('augment', 'pad_value', 256.0, 'pad_value = 256.0 must be in 0..255, or -1'),
-    ('augment', 'pad_value', -0.5, 'pad_value = -0.5 must be'),
-    ('data', 'std', (0.0, 1.0, 1.0), 'data.std'),
-    ('data', 'num_workers', -1, 'num_workers'),
-    ('eval', 'size', (32.0, 32.0), 'eval.size .* 2 whole numbers'),
-    ('eval', 'recall_at', (0,), 'eval.recall_at'),
-    ('eval', 'scales', (float('inf'),), 'eval.scales'),
-    ('eval', 'scales', (), 'eval.scales'),
-    ('eval', 'scales', (1.0, 0), 'eval.scales'),
-    ('eval', 'window', (0, 32), 'eval.window'),
-    ('eval', 'window', (32, 32), r'eval.stride = \(0, 0\) must'),
-])
+@pytest.mark.parametrize(
+    'group, key, value, message',
+    [
+        ('eval', 'size', (32,), r'eval.size = \(32,\) must hold 2 whole numbers'),
+        ('eval', 'size', ('a', 'b'), 'must hold 2 whole numbers'),
+        ('augment', 'crop_size', (0, 32), 'augment.crop_size'),
+        ('augment', 'base_size', (-1, -1), 'augment.base_size'),
+        ('eval', 'base_size', (512, 0), r'eval.base_size = \(512, 0\) must'),
+        ('augment', 'scale_range', (2.0, 0.5), 'scale_range'),
+        (
+            'augment',
+            'short_sides',
+            (360, 0),
+            r'short_sides = \(360, 0\) must hold whole numbers above 0',
+        ),
+        (
+            'augment',
+            'short_sides',
+            (0.5, 2.0),
+            r'short_sides = \(0.5, 2.0\) must hold whole numbers',
+        ),
+        (
+            'augment',
+            'short_sides',
+            (360, 480),
+            r'short_sides = \(360, 480\) needs a longest side: set config.augment.base_size',
+        ),
+        ('augment', 'pad_value', 256.0, 'pad_value = 256.0 must be in 0..255, or -1'),
+        ('augment', 'pad_value', -0.5, 'pad_value = -0.5 must be'),
+        ('data', 'std', (0.0, 1.0, 1.0), 'data.std'),
+        ('data', 'num_workers', -1, 'num_workers'),
+        ('eval', 'size', (32.0, 32.0), 'eval.size .* 2 whole numbers'),
+        ('eval', 'recall_at', (0,), 'eval.recall_at'),
+        ('eval', 'scales', (float('inf'),), 'eval.scales'),
+        ('eval', 'scales', (), 'eval.scales'),
+        ('eval', 'scales', (1.0, 0), 'eval.scales'),
+        ('eval', 'window', (0, 32), 'eval.window'),
+        ('eval', 'window', (32, 32), r'eval.stride = \(0, 0\) must'),
+    ],
+)
 def test_values_out_of_range_are_refused(group, key, value, message):
     config = common.get_config()
     config[group][key] = value
@@ -285,7 +524,10 @@ def test_values_out_of_range_are_refused(group, key, value, message):
 def test_large_scale_jitter_excludes_short_sides():
     config = common.get_config()
     config.augment.update(base_size=(480, 1333), short_sides=(360, 480), large_scale_jitter=True)
-    with pytest.raises(ValueError, match=r'short_sides = \(360, 480\) must be \(\) with config.augment.large_scale_jitter'):
+    with pytest.raises(
+        ValueError,
+        match=r'short_sides = \(360, 480\) must be \(\) with config.augment.large_scale_jitter',
+    ):
         common.check(config)
 
 
@@ -305,16 +547,32 @@ def test_frozen_norms_reach_the_backbone(framework):
     assert models.build(config, 60).backbone.frozen_norm
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.rankseg.num_select=3'], 'num_selected'),
-    (['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.steps=many'], 'many'),
-    (['--config=configs/nothing.py', '--workdir=/tmp/never'], 'configs/nothing.py'),
-    (['--config=configs/folder.py:best', '--workdir=/tmp/never'], 'folder.py:best is unknown'),
-    (['--config=configs/quickstart.py'], 'workdir'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (
+            [
+                '--config=configs/quickstart.py',
+                '--workdir=/tmp/never',
+                '--config.rankseg.num_select=3',
+            ],
+            'num_selected',
+        ),
+        (['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.steps=many'], 'many'),
+        (['--config=configs/nothing.py', '--workdir=/tmp/never'], 'configs/nothing.py'),
+        (['--config=configs/folder.py:best', '--workdir=/tmp/never'], 'folder.py:best is unknown'),
+        (['--config=configs/quickstart.py'], 'workdir'),
+    ],
+)
 def test_command_line_errors_are_one_line(arguments, message):
-    result = subprocess.run([sys.executable, 'main.py', *arguments], cwd=ROOT, capture_output=True, text=True,
-                            env=os.environ | {'XLA_FLAGS': ''}, timeout=120)
+    result = subprocess.run(
+        [sys.executable, 'main.py', *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {'XLA_FLAGS': ''},
+        timeout=120,
+    )
     assert result.returncode != 0
     assert message in result.stderr + result.stdout
     assert 'Traceback' not in result.stderr

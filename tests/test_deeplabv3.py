@@ -26,13 +26,19 @@ def test_golden_deeplabv3():
     params, statistics, classifier = released.deeplabv3_decoder(golden_files.state(g), num_heads)
     features = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
     pixels = ASPP(g['param/bottleneck.bn.weight'].shape[0], dilations).apply(
-        {'params': params, 'batch_stats': statistics}, features, train=False)
+        {'params': params, 'batch_stats': statistics}, features, train=False
+    )
     options = golden_files.rankseg(
-        g, head='encoder', share_embedding=True, hidden=dim, num_heads=num_heads, mlp_dim=hidden)
-    output = PixelClassifier(num_classes, options).apply({'params': classifier}, pixels, {32: features}, train=False)
+        g, head='encoder', share_embedding=True, hidden=dim, num_heads=num_heads, mlp_dim=hidden
+    )
+    output = PixelClassifier(num_classes, options).apply(
+        {'params': classifier}, pixels, {32: features}, train=False
+    )
     np.testing.assert_allclose(output.presence_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(output.selection.labels, g['selected'])
-    np.testing.assert_allclose(output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5
+    )
     full = full_logits(output.logits, output.selection, num_classes).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(full, g['full_logits_nchw'], rtol=1e-4, atol=1e-5)
     golden_files.check_loss(g, output)
@@ -41,23 +47,34 @@ def test_golden_deeplabv3():
 def test_baseline_is_torchvisions(monkeypatch):
     """The whole model at full width, with the second convolution that torchvision's head has after the fused branches."""
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
-    theirs = random_batch_norms(torch, torchvision.models.segmentation.deeplabv3_resnet50(
-        weights=None, weights_backbone=None, num_classes=21, aux_loss=True))
+    theirs = random_batch_norms(
+        torch,
+        torchvision.models.segmentation.deeplabv3_resnet50(
+            weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+        ),
+    )
     state = numpy_state(theirs)
-    images = np.random.default_rng(0).normal(size=(1, 313, 25, 3)).astype(np.float32)  # 40 rows at stride 8, for a dilation of 36
+    images = (
+        np.random.default_rng(0).normal(size=(1, 313, 25, 3)).astype(np.float32)
+    )  # 40 rows at stride 8, for a dilation of 36
     monkeypatch.setattr(deeplabv3, 'ASPP', partial(ASPP, fuse_kernels=(1, 3)))
     ours = deeplabv3.DeepLabV3(21, backbones.build('resnet50', output_stride=8), channels=256)
     output = ours.apply(from_torchvision(state), images, train=False)
     with torch.no_grad():
         expected = theirs(torch.tensor(images).permute(0, 3, 1, 2))
     for logits, name in ((output.logits, 'out'), (output.auxiliary_logits, 'aux')):
-        assert relative_error(resize(logits, images.shape[1:3]), expected[name].permute(0, 2, 3, 1)) <= 1e-4
+        assert (
+            relative_error(resize(logits, images.shape[1:3]), expected[name].permute(0, 2, 3, 1))
+            <= 1e-4
+        )
 
 
 def from_torchvision(state):
     """Variables of DeepLabV3 from those of torchvision's."""
     head = 'classifier.0'
-    names = {('decoder', f'branch{i}'): (f'{head}.convs.{i}.0', f'{head}.convs.{i}.1') for i in range(4)} | {
+    names = {
+        ('decoder', f'branch{i}'): (f'{head}.convs.{i}.0', f'{head}.convs.{i}.1') for i in range(4)
+    } | {
         ('decoder', 'pool'): (f'{head}.convs.4.1', f'{head}.convs.4.2'),
         ('decoder', 'fuse0'): (f'{head}.project.0', f'{head}.project.1'),
         ('decoder', 'fuse1'): ('classifier.1', 'classifier.2'),
@@ -65,23 +82,41 @@ def from_torchvision(state):
     }
     flat = {}
     for path, (conv, norm) in names.items():
-        flat['params', *path], flat['batch_stats', *path] = torch_layers.conv_norm(state, conv, norm)
-    kernel = flat['params', 'decoder', 'fuse0']['conv']['kernel']  # over the branches, the pooled one last: ours has it first
+        flat['params', *path], flat['batch_stats', *path] = torch_layers.conv_norm(
+            state, conv, norm
+        )
+    kernel = flat['params', 'decoder', 'fuse0']['conv'][
+        'kernel'
+    ]  # over the branches, the pooled one last: ours has it first
     flat['params', 'decoder', 'fuse0']['conv']['kernel'] = np.roll(kernel, 256, 2)
     for name, theirs in (('classes', 'classifier'), ('auxiliary_classes', 'aux_classifier')):
         flat['params', 'classifier', name] = {
-            'embedding': state[f'{theirs}.4.weight'][:, :, 0, 0], 'bias': state[f'{theirs}.4.bias']}
-    backbone = from_timm({key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')})
+            'embedding': state[f'{theirs}.4.weight'][:, :, 0, 0],
+            'bias': state[f'{theirs}.4.bias'],
+        }
+    backbone = from_timm(
+        {
+            key.removeprefix('backbone.'): value
+            for key, value in state.items()
+            if key.startswith('backbone.')
+        }
+    )
     flat |= {(collection, 'backbone'): tree for collection, tree in backbone.items()}
     return traverse_util.unflatten_dict(flat)
 
 
 def test_output_stride_16_is_torchvisions():
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
-    model = random_batch_norms(torch, torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]))
+    model = random_batch_norms(
+        torch, torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True])
+    )
     images = np.random.default_rng(0).normal(size=(2, 65, 49, 3)).astype(np.float32)
-    features = backbones.build('resnet50', output_stride=16).apply(from_timm(numpy_state(model)), images, train=False)
-    body = torchvision.models._utils.IntermediateLayerGetter(model, {f'layer{i}': str(i) for i in range(1, 5)})
+    features = backbones.build('resnet50', output_stride=16).apply(
+        from_timm(numpy_state(model)), images, train=False
+    )
+    body = torchvision.models._utils.IntermediateLayerGetter(
+        model, {f'layer{i}': str(i) for i in range(1, 5)}
+    )
     with torch.no_grad():
         theirs = body(torch.tensor(images).permute(0, 3, 1, 2))
     for ours, expected in zip(features.values(), theirs.values(), strict=True):
@@ -92,23 +127,33 @@ def test_deep_stem_is_timms():
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
     model = random_batch_norms(torch, timm.create_model('resnet50c', pretrained=False))
     images = np.random.default_rng(0).normal(size=(1, 65, 49, 3)).astype(np.float32)
-    ours = backbones.build('resnet50_v1c').apply(from_timm(numpy_state(model)), images, train=False)[32]
+    ours = backbones.build('resnet50_v1c').apply(
+        from_timm(numpy_state(model)), images, train=False
+    )[32]
     with torch.no_grad():
-        expected = model.forward_features(torch.tensor(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        expected = model.forward_features(torch.tensor(images).permute(0, 3, 1, 2)).permute(
+            0, 2, 3, 1
+        )
     assert relative_error(ours, expected) <= 1e-4
 
 
 def test_model_runs_at_odd_sizes_and_hands_every_image_its_own():
-    config = tiny.config('', model__framework='deeplabv3', rankseg__head='encoder', rankseg__pool=2, rankseg__hidden=8,
-                         rankseg__share_embedding=True)
+    config = tiny.config(
+        '',
+        model__framework='deeplabv3',
+        rankseg__head='encoder',
+        rankseg__pool=2,
+        rankseg__hidden=8,
+        rankseg__share_embedding=True,
+    )
     model = models.build(config, 8)
     images = np.random.default_rng(0).normal(size=(3, 37, 21, 3)).astype(np.float32)
     variables = random_variables(model, images)
     together = model.apply(variables, images, train=False)
     assert together.logits.shape == (3, 5, 3, 3) and together.auxiliary_logits.shape == (3, 5, 3, 3)
     for i in range(3):
-        alone = model.apply(variables, images[i:i + 1], train=False)
-        np.testing.assert_allclose(together.logits[i:i + 1], alone.logits, rtol=1e-4, atol=1e-4)
+        alone = model.apply(variables, images[i : i + 1], train=False)
+        np.testing.assert_allclose(together.logits[i : i + 1], alone.logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('output_stride, dilations', [(8, (1, 12, 24, 36)), (16, (1, 6, 12, 18))])

@@ -122,9 +122,7 @@ def test_a_hidden_object_does_not_count():
 
 
 def test_categories_are_few_and_long_tailed():
-    drawn = [
-        scenes.sample_scene(np.random.default_rng(index), 60) for index in range(2000)
-    ]
+    drawn = [scenes.sample_scene(np.random.default_rng(index), 60) for index in range(2000)]
     present = [{item.category for item in objects} for objects in drawn]
     assert 3 <= np.mean([len(found) for found in present]) <= 5
     counts = np.bincount([c for found in present for c in found], minlength=60)[1:]
@@ -192,9 +190,16 @@ def test_source_equals_direct_generation(few_examples, tmp_path, capsys):
         assert np.array_equal(source.panoptic(index), want['panoptic'])
         ids, segments = source.segments(index)
         labels = np.zeros(ids.max() + 1, int)
-        labels[[segment['id'] for segment in segments]] = [segment['category_id'] for segment in segments]
-        assert np.array_equal(ids, want['panoptic'] + 1) and np.array_equal(labels[ids], want['label'])
-        assert len(segments) == len(np.unique(ids)) and source.things == (False, *[True] * (len(source.class_names) - 1))
+        labels[[segment['id'] for segment in segments]] = [
+            segment['category_id'] for segment in segments
+        ]
+        assert np.array_equal(ids, want['panoptic'] + 1) and np.array_equal(
+            labels[ids], want['label']
+        )
+        assert len(segments) == len(np.unique(ids)) and source.things == (
+            False,
+            *[True] * (len(source.class_names) - 1),
+        )
     with ThreadPoolExecutor(4) as threads:
         for index, got in enumerate(threads.map(source.load, list(range(6)) * 20)):
             assert np.array_equal(got['label'], source.load(index % 6)['label'])

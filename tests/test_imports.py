@@ -31,12 +31,53 @@ ALLOWED = {
     'inference': {'data', 'decoders', 'models', 'postprocessing', 'ranking'},
     'export': {'checkpoint', 'inference', 'models', 'sharding'},
     'convert': {'backbones', 'checkpoint', 'data', 'frameworks', 'models', 'pretrained'},
-    'evaluate': {'checkpoint', 'data', 'inference', 'metrics', 'models', 'multilabel', 'sharding', 'tasks'},
-    'predict': {'checkpoint', 'data', 'export', 'inference', 'models', 'multilabel', 'sharding', 'visualize'},
-    'train': {'checkpoint', 'data', 'decoders', 'evaluate', 'inference', 'losses', 'models', 'multilabel', 'optimizers',
-              'pretrained', 'sharding', 'tasks'},
+    'evaluate': {
+        'checkpoint',
+        'data',
+        'inference',
+        'metrics',
+        'models',
+        'multilabel',
+        'sharding',
+        'tasks',
+    },
+    'predict': {
+        'checkpoint',
+        'data',
+        'export',
+        'inference',
+        'models',
+        'multilabel',
+        'sharding',
+        'visualize',
+    },
+    'train': {
+        'checkpoint',
+        'data',
+        'decoders',
+        'evaluate',
+        'inference',
+        'losses',
+        'models',
+        'multilabel',
+        'optimizers',
+        'pretrained',
+        'sharding',
+        'tasks',
+    },
     'describe': {'charts', 'data', 'metrics'},
-    'analyze': {'charts', 'checkpoint', 'data', 'describe', 'evaluate', 'inference', 'metrics', 'models', 'multilabel', 'sharding'},
+    'analyze': {
+        'charts',
+        'checkpoint',
+        'data',
+        'describe',
+        'evaluate',
+        'inference',
+        'metrics',
+        'models',
+        'multilabel',
+        'sharding',
+    },
     '__init__': set(),
 }
 
@@ -44,11 +85,19 @@ ALLOWED = {
 def imported(path):
     """The project's top-level modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split('.')[0] == 'rankseg_jax':
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split('.')[0] == 'rankseg_jax'
+        ):
             parts = node.module.split('.')
             yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
-            yield from [alias.name.split('.')[1] for alias in node.names if alias.name.startswith('rankseg_jax.')]
+            yield from [
+                alias.name.split('.')[1]
+                for alias in node.names
+                if alias.name.startswith('rankseg_jax.')
+            ]
 
 
 def test_imports_go_one_way():

@@ -35,13 +35,25 @@ class Sizes:
 
 def segmenter(**overrides):
     """(model, variables, config) of a Segmenter with RankSeg on patches of 8 pixels, weights at random."""
-    overrides = {'model__decoder_heads': 2, 'rankseg__head': 'first_block', 'rankseg__temperature': 'none',
-                 'rankseg__score_prior': False} | overrides
-    config = tiny.config('', model__framework='segmenter', model__backbone='tiny_vit', model__auxiliary_weight=0.0, **overrides)
+    overrides = {
+        'model__decoder_heads': 2,
+        'rankseg__head': 'first_block',
+        'rankseg__temperature': 'none',
+        'rankseg__score_prior': False,
+    } | overrides
+    config = tiny.config(
+        '',
+        model__framework='segmenter',
+        model__backbone='tiny_vit',
+        model__auxiliary_weight=0.0,
+        **overrides,
+    )
     model = models.build(config, 8)
     variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
     # Without the biases patches differ enough to be of several classes.
-    params = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if path[-1].key == 'bias' else x, variables['params'])
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if path[-1].key == 'bias' else x, variables['params']
+    )
     return model, {'params': params, 'batch_stats': {}}, config
 
 
@@ -49,13 +61,24 @@ def reference(forward, class_logits_of, picture, window, stride, num_selected, s
     """Upsampled logits [κ, *size] of one picture by a sliding window, as mmsegmentation does it, and its class logits."""
     torch = pytest.importorskip('torch')
     height, width = picture.shape[:2]
-    corners = [(max(min(y + window[0], height) - window[0], 0), max(min(x + window[1], width) - window[1], 0))
-               for y in range(0, max(height - window[0] + stride[0] - 1, 0) // stride[0] * stride[0] + 1, stride[0])
-               for x in range(0, max(width - window[1] + stride[1] - 1, 0) // stride[1] * stride[1] + 1, stride[1])]
+    corners = [
+        (
+            max(min(y + window[0], height) - window[0], 0),
+            max(min(x + window[1], width) - window[1], 0),
+        )
+        for y in range(
+            0, max(height - window[0] + stride[0] - 1, 0) // stride[0] * stride[0] + 1, stride[0]
+        )
+        for x in range(
+            0, max(width - window[1] + stride[1] - 1, 0) // stride[1] * stride[1] + 1, stride[1]
+        )
+    ]
     crops = []
     for y, x in corners:
-        crop = picture[y:y + window[0], x:x + window[1]]
-        crops.append(np.pad(crop, [(0, window[0] - crop.shape[0]), (0, window[1] - crop.shape[1]), (0, 0)]))
+        crop = picture[y : y + window[0], x : x + window[1]]
+        crops.append(
+            np.pad(crop, [(0, window[0] - crop.shape[0]), (0, window[1] - crop.shape[1]), (0, 0)])
+        )
     class_logits = class_logits_of(np.stack(crops)).max(0)
 
     def logits_over(selection):
@@ -63,28 +86,44 @@ def reference(forward, class_logits_of, picture, window, stride, num_selected, s
         for (y, x), crop in zip(corners, crops, strict=True):
             rows, columns = min(window[0], height - y), min(window[1], width - x)
             logits = torch.from_numpy(np.array(forward(crop[None], selection))).permute(0, 3, 1, 2)
-            logits = torch.nn.functional.interpolate(logits, window, mode='bilinear', align_corners=False)[0]
-            total[:, y:y + rows, x:x + columns] += logits[:, :rows, :columns]
-            count[y:y + rows, x:x + columns] += 1
-        return torch.nn.functional.interpolate((total / count)[None], size, mode='bilinear', align_corners=False)[0]
+            logits = torch.nn.functional.interpolate(
+                logits, window, mode='bilinear', align_corners=False
+            )[0]
+            total[:, y : y + rows, x : x + columns] += logits[:, :rows, :columns]
+            count[y : y + rows, x : x + columns] += 1
+        return torch.nn.functional.interpolate(
+            (total / count)[None], size, mode='bilinear', align_corners=False
+        )[0]
 
     return class_logits, logits_over
 
 
-@pytest.mark.parametrize('window, stride, scales, flip', [
-    ((32, 32), (32, 32), (1.0,), False),
-    ((32, 40), (20, 24), (1.0,), False),
-    ((32, 32), (24, 32), (0.75, 1.0, 1.3), True),
-])
+@pytest.mark.parametrize(
+    'window, stride, scales, flip',
+    [
+        ((32, 32), (32, 32), (1.0,), False),
+        ((32, 40), (20, 24), (1.0,), False),
+        ((32, 32), (24, 32), (0.75, 1.0, 1.3), True),
+    ],
+)
 def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales, flip):
     torch = pytest.importorskip('torch')
     model, variables, config = segmenter()
     with config.unlocked():
-        config.eval.update(base_size=(40, 100), window=window, stride=stride, scales=scales, flip=flip, batch_size=3)
+        config.eval.update(
+            base_size=(40, 100),
+            window=window,
+            stride=stride,
+            scales=scales,
+            flip=flip,
+            batch_size=3,
+        )
     source = Sizes((48, 90), (61, 50), (20, 77))
     (batch,) = pipeline.eval_batches(source, config)
     canvas = batch['label'].shape[1:]
-    found = jax.jit(lambda v, b: inference.segment(model, v, b['views'], b['size'], config, canvas=canvas))(variables, batch)
+    found = jax.jit(
+        lambda v, b: inference.segment(model, v, b['views'], b['size'], config, canvas=canvas)
+    )(variables, batch)
     labels, selection, class_logits = found.labels, found.selection, found.presence_logits
 
     forward = jax.jit(lambda x, s: models.forward(model, variables, x, selection=s).logits)
@@ -94,7 +133,7 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
         for view in transforms.eval_views(source.load(i)['image'], config):
             rows, columns = view['content'].numpy()
             picture = view['image'].numpy()[:rows, :columns]
-            for mirrored in (False, True)[:1 + flip]:
+            for mirrored in (False, True)[: 1 + flip]:
                 seen = picture[:, ::-1] if mirrored else picture
                 views.append((mirrored, *reference(forward, head, seen, window, stride, 3, size)))
         expected_logits = np.mean([class_logits for _, class_logits, _ in views], 0)
@@ -109,54 +148,95 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
         expected = np.asarray(chosen.labels[0])[scores.argmax(0)]
         clear = (best - second).numpy() > 1e-4
         assert clear.mean() > 0.9 and len(np.unique(expected)) > 1
-        np.testing.assert_array_equal(np.asarray(labels[i])[:size[0], :size[1]][clear], expected[clear])
-        assert (labels[i][size[0]:] == IGNORE_LABEL).all() and (labels[i][:, size[1]:] == IGNORE_LABEL).all()
+        np.testing.assert_array_equal(
+            np.asarray(labels[i])[: size[0], : size[1]][clear], expected[clear]
+        )
+        assert (labels[i][size[0] :] == IGNORE_LABEL).all() and (
+            labels[i][:, size[1] :] == IGNORE_LABEL
+        ).all()
 
 
 def test_a_category_of_one_window_is_selected_for_all():
     """The head sees category 5 in the right half alone, and category 2 on the left: with κ = 2 both are kept everywhere."""
+
     class Halves(nn.Module):
         @nn.compact
         def __call__(self, x, *, train, presence=None, selection=None):
             left = x[:, 0, :1, 0] > 0  # [B, 1]
             class_logits = jnp.where(left, jnp.eye(8)[2], jnp.eye(8)[5]) * 9 + jnp.arange(8) / 10
             chosen = selection or select(class_logits, 2)
-            return PixelOutput(jnp.stack([x[..., 0], -x[..., 0]], -1) * (1 - 2 * (chosen.labels[:, None, None, :1] == 5)),
-                               chosen, class_logits)
+            return PixelOutput(
+                jnp.stack([x[..., 0], -x[..., 0]], -1)
+                * (1 - 2 * (chosen.labels[:, None, None, :1] == 5)),
+                chosen,
+                class_logits,
+            )
 
-    config = tiny.config('', eval__size=(16, 32), eval__window=(16, 16), eval__stride=(16, 16), rankseg__num_selected=2)
+    config = tiny.config(
+        '',
+        eval__size=(16, 32),
+        eval__window=(16, 16),
+        eval__stride=(16, 16),
+        rankseg__num_selected=2,
+    )
     image = np.ones((1, 16, 32, 3), np.float32) * np.where(np.arange(32) < 16, 1, -1)[:, None]
     views = ({'image': jnp.asarray(image), 'content': jnp.array([[16, 32]])},)
-    found = inference.segment(Halves(), {'params': {}, 'batch_stats': {}}, views, jnp.array([[16, 32]]), config, canvas=(16, 32))
+    found = inference.segment(
+        Halves(),
+        {'params': {}, 'batch_stats': {}},
+        views,
+        jnp.array([[16, 32]]),
+        config,
+        canvas=(16, 32),
+    )
     labels = found.labels
     assert set(np.asarray(found.selection.labels[0]).tolist()) == {2, 5}
     assert (labels[0, :, :14] == 2).all() and (labels[0, :, 18:] == 5).all()
 
 
 def test_selecting_once_for_all_windows_computes_the_backbone_once():
-    model, variables, config = segmenter(eval__base_size=(32, 128), eval__window=(32, 32), eval__stride=(32, 32))
+    model, variables, config = segmenter(
+        eval__base_size=(32, 128), eval__window=(32, 32), eval__stride=(32, 32)
+    )
     images = jnp.zeros((1, 32, 96, 3))
     views, size = ({'image': images, 'content': jnp.array([[32, 96]])},), jnp.array([[32, 96]])
 
     def flops(function, *args):
         return jax.jit(function).lower(*args).compile().cost_analysis()['flops']
 
-    windows = flops(lambda v: models.forward(model, v, jnp.zeros((3, 32, 32, 3)) + images.sum()).logits, variables)
-    whole = flops(lambda v: inference.segment(model, v, views, size, config, canvas=(64, 128)).labels, variables)
-    upsampling = flops(lambda x: postprocessing.best_ranks([(x, jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))]),
-                       jnp.zeros((1, 4, 12, 3)))
+    windows = flops(
+        lambda v: models.forward(model, v, jnp.zeros((3, 32, 32, 3)) + images.sum()).logits,
+        variables,
+    )
+    whole = flops(
+        lambda v: inference.segment(model, v, views, size, config, canvas=(64, 128)).labels,
+        variables,
+    )
+    upsampling = flops(
+        lambda x: postprocessing.best_ranks([(x, jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))]),
+        jnp.zeros((1, 4, 12, 3)),
+    )
     assert whole - upsampling < 1.3 * windows
 
 
 def test_windows_over_eight_devices_give_what_one_gives():
-    model, variables, config = segmenter(eval__base_size=(40, 100), eval__window=(32, 32), eval__stride=(24, 32), eval__flip=True)
+    model, variables, config = segmenter(
+        eval__base_size=(40, 100), eval__window=(32, 32), eval__stride=(24, 32), eval__flip=True
+    )
     config.eval.batch_size = 8
-    (batch,) = pipeline.eval_batches(Sizes(*[(20 + 9 * i, 70 - 5 * i) for i in range(7)]), config)  # and one that fills up
+    (batch,) = pipeline.eval_batches(
+        Sizes(*[(20 + 9 * i, 70 - 5 * i) for i in range(7)]), config
+    )  # and one that fills up
     results = []
     for num_devices in (1, 8):
         mesh = sharding.make_mesh(num_devices)
-        segment = jax.jit(lambda v, b: inference.segment(model, v, b['views'], b['size'], config, canvas=b['label'].shape[1:]),
-                          in_shardings=(sharding.copied(mesh), sharding.split(mesh)), out_shardings=sharding.split(mesh))
+        segment = jax.jit(
+            lambda v, b: inference.segment(
+                model, v, b['views'], b['size'], config, canvas=b['label'].shape[1:]
+            ),
+            in_shardings=(sharding.copied(mesh), sharding.split(mesh)),
+            out_shardings=sharding.split(mesh),
+        )
         results.append(jax.device_get(segment(variables, sharding.shard_batch(batch, mesh))))
     one, eight = results
     np.testing.assert_allclose(one.presence_logits, eight.presence_logits, rtol=1e-4, atol=1e-4)
@@ -173,10 +253,27 @@ def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
         def __call__(self, x, **_):
             return PixelOutput(jnp.asarray(logits))
 
-    views = ({'image': jnp.zeros((batch, *image_shape, 3)), 'content': jnp.array([content or image_shape] * batch)},)
+    views = (
+        {
+            'image': jnp.zeros((batch, *image_shape, 3)),
+            'content': jnp.array([content or image_shape] * batch),
+        },
+    )
     given = {'params': {}, 'batch_stats': {}}
-    return np.asarray(jax.jit(lambda: inference.segment(
-        Given(), given, views, jnp.array([size] * batch), tiny.config(''), canvas=canvas or size).labels)())
+    return np.asarray(
+        jax.jit(
+            lambda: (
+                inference.segment(
+                    Given(),
+                    given,
+                    views,
+                    jnp.array([size] * batch),
+                    tiny.config(''),
+                    canvas=canvas or size,
+                ).labels
+            )
+        )()
+    )
 
 
 @pytest.mark.parametrize('size', [(16, 20), (33, 17), (8, 100), (130, 5), (1, 1)])
@@ -185,7 +282,9 @@ def test_a_whole_image_is_resized_as_in_torch(size):
     logits = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)
     resized = torch.from_numpy(logits).permute(0, 3, 1, 2)
     for shape in ((16, 20), size):
-        resized = torch.nn.functional.interpolate(resized, shape, mode='bilinear', align_corners=False)
+        resized = torch.nn.functional.interpolate(
+            resized, shape, mode='bilinear', align_corners=False
+        )
     np.testing.assert_array_equal(best_rank(logits, size), resized.argmax(1))
 
 
@@ -201,7 +300,9 @@ def test_padding_of_the_input_does_not_leak_into_the_picture():
 def test_weights_sum_to_one_over_the_cells_that_hold_the_picture(content, window, cells):
     """Where rounding cells / window up to float32 would count one cell too many."""
     size = jnp.array([content])
-    weights = inference.interpolation(content, size, size, jnp.array([[0]]), window, window, cells, False)[0]  # [content, cells]
+    weights = inference.interpolation(
+        content, size, size, jnp.array([[0]]), window, window, cells, False
+    )[0]  # [content, cells]
     held = -(-content * cells // window)
     np.testing.assert_allclose(weights[:, :held].sum(1), 1, rtol=1e-6)
     assert not weights[:, held:].any()
@@ -219,23 +320,42 @@ def test_ranks_become_class_ids():
     rng = np.random.default_rng(0)
     selection = select(jnp.asarray(rng.normal(size=(3, 300)), jnp.float32), 7)
     logits = rng.normal(size=(3, 4, 4, 7)).astype(np.float32)
-    ranks = postprocessing.best_ranks([(logits, np.eye(4)[None].repeat(3, 0), np.eye(4)[None].repeat(3, 0))])
+    ranks = postprocessing.best_ranks(
+        [(logits, np.eye(4)[None].repeat(3, 0), np.eye(4)[None].repeat(3, 0))]
+    )
     full = np.asarray(full_logits(logits, selection, 300))
     np.testing.assert_array_equal(from_ranks(ranks, selection), full.argmax(-1))
 
 
 def test_no_tensor_of_all_pixels_and_ranks_is_built():
     """However large the image: its map needs the memory of the rows that are upsampled at once."""
+
     class Given(nn.Module):
         @nn.compact
         def __call__(self, x, *, train, presence, selection):
-            return PixelOutput(x.mean((1, 2))[:, None, None, :1] * jnp.ones((16, 16, 8)),
-                               Selection(jnp.zeros((2, 8), jnp.int32), jnp.zeros((2, 8))))
+            return PixelOutput(
+                x.mean((1, 2))[:, None, None, :1] * jnp.ones((16, 16, 8)),
+                Selection(jnp.zeros((2, 8), jnp.int32), jnp.zeros((2, 8))),
+            )
 
     def build(image):
         views = ({'image': image, 'content': jnp.full((2, 2), 64)},)
-        return inference.segment(Given(), {'params': {}, 'batch_stats': {}}, views, jnp.full((2, 2), 512), tiny.config(''),
-                                 canvas=(512, 512)).labels
+        return inference.segment(
+            Given(),
+            {'params': {}, 'batch_stats': {}},
+            views,
+            jnp.full((2, 2), 512),
+            tiny.config(''),
+            canvas=(512, 512),
+        ).labels
 
-    temporary = jax.jit(build).lower(jnp.zeros((2, 64, 64, 3))).compile().memory_analysis().temp_size_in_bytes
-    assert temporary < 2 * postprocessing.ROWS * 512 * 8 * 4 * 4 < 2 * 512 * 512 * 8 * 4  # four times those rows
+    temporary = (
+        jax.jit(build)
+        .lower(jnp.zeros((2, 64, 64, 3)))
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
+    assert (
+        temporary < 2 * postprocessing.ROWS * 512 * 8 * 4 * 4 < 2 * 512 * 512 * 8 * 4
+    )  # four times those rows

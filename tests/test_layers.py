@@ -9,8 +9,14 @@ from rankseg_jax.layers import ConvNorm, adaptive_average_pool, attend, resize
 from tests.helpers import random_variables
 
 SIZES = [
-    ((3, 4), (5, 7)), ((3, 4), (24, 31)), ((17, 25), (17, 25)), ((17, 25), (33, 49)),
-    ((33, 49), (16, 10)), ((31, 9), (3, 40)), ((1, 1), (6, 5)), ((8, 13), (1, 1)),
+    ((3, 4), (5, 7)),
+    ((3, 4), (24, 31)),
+    ((17, 25), (17, 25)),
+    ((17, 25), (33, 49)),
+    ((33, 49), (16, 10)),
+    ((31, 9), (3, 40)),
+    ((1, 1), (6, 5)),
+    ((8, 13), (1, 1)),
 ]
 
 
@@ -102,6 +108,7 @@ def test_statistics_and_gradients_are_of_the_global_batch_on_eight_devices():
                 {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
             )
             return jnp.sum(y**3), (y, updated)
+
         return jax.value_and_grad(loss, has_aux=True)(variables['params'])
 
     mesh = Mesh(np.array(jax.devices()[:8]), ('data',))
@@ -116,15 +123,24 @@ def test_statistics_and_gradients_are_of_the_global_batch_on_eight_devices():
 
 @pytest.mark.parametrize('platform', ['cpu', 'default'])
 def test_attention_is_flaxs_for_any_lengths(platform, monkeypatch):
-    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, **branches: branches[platform](*args))
-    query, key, value = (np.random.default_rng(i).normal(size=(2, n, 3, 8)).astype(np.float32) for i, n in enumerate((5, 9, 9)))
+    monkeypatch.setattr(
+        jax.lax, 'platform_dependent', lambda *args, **branches: branches[platform](*args)
+    )
+    query, key, value = (
+        np.random.default_rng(i).normal(size=(2, n, 3, 8)).astype(np.float32)
+        for i, n in enumerate((5, 9, 9))
+    )
     ours = attend.__wrapped__(query, key, value)
-    np.testing.assert_allclose(ours, nn.dot_product_attention(query, key, value), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        ours, nn.dot_product_attention(query, key, value), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_half_precision_attention_has_a_full_softmax():
     """Scores of 72 ± 4, which bfloat16 would round to multiples of 0.5."""
-    query, key, value = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 100, 2, 64)), jnp.bfloat16)
+    query, key, value = jnp.asarray(
+        np.random.default_rng(0).normal(size=(3, 1, 100, 2, 64)), jnp.bfloat16
+    )
     query, key = query + 3, key + 3
     exact = nn.dot_product_attention(*(x.astype(jnp.float32) for x in (query, key, value)))
     ours = attend(query, key, value)

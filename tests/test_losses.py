@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +15,23 @@ def test_golden_asymmetric_loss_and_gradient():
     assert settings
     for setting in settings:
         gamma_neg, gamma_pos, clip = map(float, setting.split('_'))
-        value, slope = jax.value_and_grad(lambda x: losses.asymmetric_loss(
-            x, g['targets'], gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip))(g['logits'])  # noqa: B023
+        loss = partial(
+            losses.asymmetric_loss,
+            presence=g['targets'],
+            gamma_neg=gamma_neg,
+            gamma_pos=gamma_pos,
+            clip=clip,
+        )
+        value, slope = jax.value_and_grad(loss)(g['logits'])
         np.testing.assert_allclose(value, g[f'asl/{setting}'], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(slope, g[f'asl_grad/{setting}'], rtol=1e-4, atol=1e-7)
 
 
 def test_golden_binary_cross_entropy():
     g = golden_files.load('losses_metrics')
-    np.testing.assert_allclose(losses.binary_cross_entropy(g['logits'], g['targets']), g['bce'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        losses.binary_cross_entropy(g['logits'], g['targets']), g['bce'], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('loss', [losses.asymmetric_loss, losses.binary_cross_entropy])
@@ -40,20 +50,30 @@ def test_multilabel_losses_stay_finite_and_respect_the_mask(loss):
 def test_pixel_cross_entropy_against_torch(upsample, average_all):
     torch = pytest.importorskip('torch')
     rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(2, 4, 5, 6)).astype(np.float32), rng.integers(-1, 6, (2, 16, 20))
-    ours = losses.pixel_cross_entropy(logits, jnp.asarray(labels), upsample=upsample, average_all=average_all)
+    logits, labels = (
+        rng.normal(size=(2, 4, 5, 6)).astype(np.float32),
+        rng.integers(-1, 6, (2, 16, 20)),
+    )
+    ours = losses.pixel_cross_entropy(
+        logits, jnp.asarray(labels), upsample=upsample, average_all=average_all
+    )
     theirs, target = torch.from_numpy(logits).permute(0, 3, 1, 2), torch.from_numpy(labels)
     if upsample:
-        theirs = torch.nn.functional.interpolate(theirs, (16, 20), mode='bilinear', align_corners=False)
+        theirs = torch.nn.functional.interpolate(
+            theirs, (16, 20), mode='bilinear', align_corners=False
+        )
     else:
         target = target[:, 2::4, 2::4]
     expected = torch.nn.functional.cross_entropy(
-        theirs, target, ignore_index=-1, reduction='none' if average_all else 'mean').mean()
+        theirs, target, ignore_index=-1, reduction='none' if average_all else 'mean'
+    ).mean()
     np.testing.assert_allclose(ours, expected, rtol=1e-4)
 
 
 def test_all_ignored_pixels_cost_nothing():
-    value, slope = jax.value_and_grad(losses.pixel_cross_entropy)(jnp.ones((1, 2, 2, 3)), jnp.full((1, 8, 8), -1))
+    value, slope = jax.value_and_grad(losses.pixel_cross_entropy)(
+        jnp.ones((1, 2, 2, 3)), jnp.full((1, 8, 8), -1)
+    )
     assert value == 0 and (slope == 0).all()
 
 

@@ -18,13 +18,35 @@ STAGES = [f'stage{i}' for i in range(1, 5)]
 SWIN = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], out_features=STAGES)
 # Hugging Face's options of three models, of their decoders and backbones, and the size of the images.
 MODELS = {
-    'swin': (dict(num_labels=4), dict(num_queries=5, decoder_layers=2), SWIN | dict(window_size=4), (64, 96)),
+    'swin': (
+        dict(num_labels=4),
+        dict(num_queries=5, decoder_layers=2),
+        SWIN | dict(window_size=4),
+        (64, 96),
+    ),
     'same_width': (  # the last map has the width of the queries: it is not projected
         dict(num_labels=7, fpn_feature_size=64, mask_feature_size=64),
-        dict(num_queries=12, d_model=64, decoder_layers=1, decoder_attention_heads=8, decoder_ffn_dim=40),
-        SWIN | dict(window_size=3), (75, 49)),
-    'resnet': (dict(num_labels=2), dict(num_queries=3, decoder_layers=2), dict(
-        embedding_size=8, hidden_sizes=[32, 64, 128, 256], depths=[1, 2, 1, 1], out_features=STAGES), (53, 70)),
+        dict(
+            num_queries=12,
+            d_model=64,
+            decoder_layers=1,
+            decoder_attention_heads=8,
+            decoder_ffn_dim=40,
+        ),
+        SWIN | dict(window_size=3),
+        (75, 49),
+    ),
+    'resnet': (
+        dict(num_labels=2),
+        dict(num_queries=3, decoder_layers=2),
+        dict(
+            embedding_size=8,
+            hidden_sizes=[32, 64, 128, 256],
+            depths=[1, 2, 1, 1],
+            out_features=STAGES,
+        ),
+        (53, 70),
+    ),
 }
 
 
@@ -34,20 +56,28 @@ def hf_config(options, decoder, backbone):
     decoder = dict(d_model=32, decoder_ffn_dim=24, decoder_attention_heads=4) | decoder
     options = dict(fpn_feature_size=32, mask_feature_size=32) | options
     return transformers.MaskFormerConfig(
-        backbone_config=kind(**backbone), decoder_config=transformers.DetrConfig(**decoder), **options)
+        backbone_config=kind(**backbone),
+        decoder_config=transformers.DetrConfig(**decoder),
+        **options,
+    )
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_every_output_is_hugging_faces(name, tmp_path):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     *options, size = MODELS[name]
-    theirs = random_batch_norms(torch, transformers.MaskFormerForInstanceSegmentation(hf_config(*options)))
+    theirs = random_batch_norms(
+        torch, transformers.MaskFormerForInstanceSegmentation(hf_config(*options))
+    )
     theirs = random_parameters(torch, theirs, 0.15)
     theirs.save_pretrained(tmp_path)
     model, variables = load_hf(tmp_path)
     images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
-    output, state = jax.jit(lambda variables, images: model.apply(
-        variables, images, train=False, capture_intermediates=True, mutable=['intermediates']))(variables, images)
+    output, state = jax.jit(
+        lambda variables, images: model.apply(
+            variables, images, train=False, capture_intermediates=True, mutable=['intermediates']
+        )
+    )(variables, images)
     kept = state['intermediates']
     with torch.no_grad():
         expected = theirs(torch.tensor(images).permute(0, 3, 1, 2), output_hidden_states=True)
@@ -57,7 +87,9 @@ def test_every_output_is_hugging_faces(name, tmp_path):
     def channels_last(x):
         return x.permute(0, 2, 3, 1)
 
-    for ours, feature in zip(kept['backbone']['__call__'][0].values(), expected.encoder_hidden_states, strict=True):
+    for ours, feature in zip(
+        kept['backbone']['__call__'][0].values(), expected.encoder_hidden_states, strict=True
+    ):
         assert relative_error(ours, channels_last(feature)) <= 1e-4
     maps, pixels = kept['pixel_decoder']['__call__'][0]
     assert relative_error(pixels, channels_last(expected.pixel_decoder_last_hidden_state)) <= 1e-4
@@ -72,23 +104,43 @@ def test_every_output_is_hugging_faces(name, tmp_path):
         assert relative_error(kept['decoder'][f'layer{i}']['__call__'][0], x) <= 1e-4
         with torch.no_grad():
             x = norm(x)
-            masks = torch.einsum('bqc,bchw->bqhw', theirs.mask_embedder(x), expected.pixel_decoder_last_hidden_state)
+            masks = torch.einsum(
+                'bqc,bchw->bqhw', theirs.mask_embedder(x), expected.pixel_decoder_last_hidden_state
+            )
             assert relative_error(ours[0], theirs.class_predictor(x)) <= 1e-4
             assert relative_error(ours[1], masks) <= 1e-4
     assert relative_error(kept['decoder']['norm']['__call__'][-1], last) <= 1e-4
 
 
-@pytest.mark.parametrize('name, backbone', [
-    ('swin_b12', dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window_size=12)),
-    ('resnet50', dict()), ('resnet18', dict(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type='basic'))])
+@pytest.mark.parametrize(
+    'name, backbone',
+    [
+        (
+            'swin_b12',
+            dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window_size=12),
+        ),
+        ('resnet50', dict()),
+        (
+            'resnet18',
+            dict(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type='basic'),
+        ),
+    ],
+)
 def test_a_config_describes_the_published_sizes(name, backbone, tmp_path):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
-    theirs = hf_config(dict(num_labels=150, fpn_feature_size=256, mask_feature_size=256), dict(
-        d_model=256, decoder_ffn_dim=2048, decoder_attention_heads=8), backbone | dict(out_features=STAGES))
+    theirs = hf_config(
+        dict(num_labels=150, fpn_feature_size=256, mask_feature_size=256),
+        dict(d_model=256, decoder_ffn_dim=2048, decoder_attention_heads=8),
+        backbone | dict(out_features=STAGES),
+    )
     with torch.device('meta'):
         state = transformers.MaskFormerForInstanceSegmentation(theirs).state_dict()
-    state = {key.replace('.o_proj.', '.out_proj.').replace('.mlp.fc', '.fc'): np.broadcast_to(np.float32(0), value.shape)
-             for key, value in state.items()}  # as they are saved
+    state = {
+        key.replace('.o_proj.', '.out_proj.').replace('.mlp.fc', '.fc'): np.broadcast_to(
+            np.float32(0), value.shape
+        )
+        for key, value in state.items()
+    }  # as they are saved
     theirs.save_pretrained(tmp_path)
     described = common.get_config()
     model = hf.build(json.loads((tmp_path / 'config.json').read_text()), state)
@@ -96,7 +148,11 @@ def test_a_config_describes_the_published_sizes(name, backbone, tmp_path):
     common.check(described)
     assert described.model.backbone == name and models.build(described, 150) == model
     assert jax.tree.map(np.shape, hf.variables(theirs.to_dict(), state)) == jax.tree.map(
-        np.shape, jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False)))
+        np.shape,
+        jax.eval_shape(
+            lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False)
+        ),
+    )
 
 
 def test_rank_space_agrees_with_all_classes_and_dropout_drops():
@@ -104,7 +160,9 @@ def test_rank_space_agrees_with_all_classes_and_dropout_drops():
     options.update(num_selected=3, layer=1, temperature='none', score_prior=False)
     model = DetrDecoder(7, 4, 16, 2, 2, 24, rankseg=FrozenConfigDict(options), dropout=0.5)
     rng = np.random.default_rng(0)
-    memory, pixels = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 3, 4, 24), (2, 6, 8, 16)])
+    memory, pixels = (
+        rng.normal(size=shape).astype(np.float32) for shape in [(2, 3, 4, 24), (2, 6, 8, 16)]
+    )
     variables = random_variables(model, memory, {}, pixels)
 
     @jax.jit
@@ -114,7 +172,9 @@ def test_rank_space_agrees_with_all_classes_and_dropout_drops():
 
         return apply(train=False), apply(train=False, all_classes=True), apply(train=True)
 
-    (ranked, full, dropped), (_, _, other) = (forward(variables, jax.random.key(seed)) for seed in (0, 1))
+    (ranked, full, dropped), (_, _, other) = (
+        forward(variables, jax.random.key(seed)) for seed in (0, 1)
+    )
     chosen = gather(full.class_logits, ranked.selection, keep_last=True)
     np.testing.assert_allclose(ranked.class_logits, chosen, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(ranked.mask_logits, full.mask_logits)
@@ -123,7 +183,9 @@ def test_rank_space_agrees_with_all_classes_and_dropout_drops():
 
 def test_lowers_for_accelerators_with_its_gradient():
     config = common.get_config()
-    config.model.update(framework='maskformer', backbone='tiny', channels=32, decoder_heads=4, num_queries=5)
+    config.model.update(
+        framework='maskformer', backbone='tiny', channels=32, decoder_heads=4, num_queries=5
+    )
     config.rankseg.layer = 1
     model = models.build(config, 60)
     variables = jax.eval_shape(lambda: models.init(model, 60, 0, (64, 64)))
@@ -133,5 +195,7 @@ def test_lowers_for_accelerators_with_its_gradient():
         return output.class_logits.mean() + output.mask_logits.mean()
 
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), np.float32)
-    exported = jax.export.export(jax.jit(jax.value_and_grad(loss)), platforms=('tpu', 'cuda'))(variables, images)
+    exported = jax.export.export(jax.jit(jax.value_and_grad(loss)), platforms=('tpu', 'cuda'))(
+        variables, images
+    )
     assert exported.out_avals[0].shape == ()

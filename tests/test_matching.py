@@ -14,13 +14,17 @@ WEIGHTS = (2.0, 5.0, 5.0)
 
 def random_inputs(batch, num_queries, num_targets, num_points=50, num_classes=7, seed=0):
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(batch, num_queries, num_classes + 1)).astype(np.float32),
-            rng.normal(size=(batch, num_queries, num_points)).astype(np.float32) * 3,
-            rng.integers(0, num_classes, (batch, num_targets)).astype(np.int32),
-            (rng.random((batch, num_targets, num_points)) < 0.3).astype(np.float32))
+    return (
+        rng.normal(size=(batch, num_queries, num_classes + 1)).astype(np.float32),
+        rng.normal(size=(batch, num_queries, num_points)).astype(np.float32) * 3,
+        rng.integers(0, num_classes, (batch, num_targets)).astype(np.int32),
+        (rng.random((batch, num_targets, num_points)) < 0.3).astype(np.float32),
+    )
 
 
-@pytest.mark.parametrize('num_queries, num_targets', [(12, 5), (8, 8), (5, 12), (1, 1), (6, 1), (1, 4)])
+@pytest.mark.parametrize(
+    'num_queries, num_targets', [(12, 5), (8, 8), (5, 12), (1, 1), (6, 1), (1, 4)]
+)
 def test_least_cost_of_the_valid_targets(num_queries, num_targets):
     rng = np.random.default_rng(0)
     costs = rng.normal(size=(2, 9, num_queries, num_targets)).astype(np.float32) * 10
@@ -37,8 +41,11 @@ def test_least_cost_of_the_valid_targets(num_queries, num_targets):
             chosen = queries[layer, i][matched]
             assert matched.sum() == len(rows) and not matched[~valid[i]].any()
             assert len(set(chosen.tolist())) == len(chosen)
-            np.testing.assert_allclose(costs[layer, i][chosen, np.flatnonzero(matched)].sum(),
-                                       costs[layer, i][:, valid[i]][rows, columns].sum(), rtol=1e-5)
+            np.testing.assert_allclose(
+                costs[layer, i][chosen, np.flatnonzero(matched)].sum(),
+                costs[layer, i][:, valid[i]][rows, columns].sum(),
+                rtol=1e-5,
+            )
 
 
 def test_padding_changes_no_match():
@@ -62,14 +69,18 @@ def test_costs_are_those_of_each_pair_in_torch():
         pixels = torch.nn.functional.binary_cross_entropy_with_logits(logits, mask)
         inside = logits.sigmoid()
         dice = 1 - (2 * (inside * mask).sum() + 1) / (inside.sum() + mask.sum() + 1)
-        np.testing.assert_allclose(costs[b, q, t], -2 * probability + 5 * pixels + 5 * dice, rtol=1e-5)
+        np.testing.assert_allclose(
+            costs[b, q, t], -2 * probability + 5 * pixels + 5 * dice, rtol=1e-5
+        )
 
 
 def test_costs_are_finite_whatever_is_predicted():
     class_logits, mask_logits, labels, masks = random_inputs(1, 6, 3)
     mask_logits[0, 0], mask_logits[0, 1], mask_logits[0, 2] = np.nan, np.inf, -3e38
     class_logits[0, 3] = np.nan
-    costs = np.asarray(matching.costs(class_logits, mask_logits, labels - 1, masks, WEIGHTS))  # one label is padding
+    costs = np.asarray(
+        matching.costs(class_logits, mask_logits, labels - 1, masks, WEIGHTS)
+    )  # one label is padding
     assert np.isfinite(costs).all() and (costs[0, [0, 1, 3]] == matching.WORST).all()
     assert (costs[0, 4:] < 100).all()
     queries = np.asarray(assign(costs, np.array([[True, False, True]])))

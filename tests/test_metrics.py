@@ -29,7 +29,8 @@ def test_semantic_scores_match_sklearn_confusion_matrix(num_classes):
     labels, predictions = random_maps(num_classes)
     valid = labels >= 0
     confusion = confusion_matrix(
-        labels[valid], predictions[valid], labels=range(num_classes)).astype(float)
+        labels[valid], predictions[valid], labels=range(num_classes)
+    ).astype(float)
     right, labelled, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid='ignore'):
         iou, accuracy = right / (labelled + predicted - right), right / labelled
@@ -47,7 +48,8 @@ def test_semantic_scores_match_sklearn_confusion_matrix(num_classes):
 @pytest.mark.parametrize('num_classes', [7, 300])
 def test_miou_matches_torchmetrics(num_classes):
     torch, classification = (
-        pytest.importorskip(name) for name in ('torch', 'torchmetrics.classification'))
+        pytest.importorskip(name) for name in ('torch', 'torchmetrics.classification')
+    )
     labels, predictions = random_maps(num_classes, seed=1)
     peer = classification.MulticlassJaccardIndex(num_classes, average='macro', ignore_index=-1)
     expected = peer(torch.tensor(predictions), torch.tensor(labels)).item()
@@ -75,8 +77,10 @@ def test_nothing_labelled_gives_nan():
 
 
 @settings(max_examples=40, deadline=None)
-@given(hnp.arrays(np.int32, (2, 3, 4), elements=st.integers(-2, 6)),
-       hnp.arrays(np.int32, (2, 3, 4), elements=st.integers(-2, 6)))
+@given(
+    hnp.arrays(np.int32, (2, 3, 4), elements=st.integers(-2, 6)),
+    hnp.arrays(np.int32, (2, 3, 4), elements=st.integers(-2, 6)),
+)
 def test_counts_match_loop(labels, predictions):
     expected = np.zeros((3, 5), int)
     for label, prediction in zip(labels.flat, predictions.flat, strict=True):
@@ -88,7 +92,8 @@ def test_counts_match_loop(labels, predictions):
             expected[0, label] += label == prediction
     metric = semantic(labels, predictions, 5)
     np.testing.assert_array_equal(
-        [metric.intersection, metric.predicted, metric.labelled], expected)
+        [metric.intersection, metric.predicted, metric.labelled], expected
+    )
 
 
 def test_merged_batches_are_the_whole():
@@ -120,7 +125,8 @@ def test_20000_classes_need_no_tensor_larger_than_the_batch():
     labels, predictions = random_maps(20_000)
     metric = semantic(labels, predictions, 20_000)
     np.testing.assert_array_equal(
-        metric.labelled, np.bincount(labels[labels >= 0], minlength=20_000))
+        metric.labelled, np.bincount(labels[labels >= 0], minlength=20_000)
+    )
 
 
 def test_semantic_errors():
@@ -151,13 +157,16 @@ def loop_scores(logits, counts, ks):
             sums.setdefault(f'precision@{k}', []).append(len(present & set(best)) / k)
             if present:
                 sums.setdefault(f'category_recall@{k}', []).append(
-                    len(present & set(best)) / len(present))
+                    len(present & set(best)) / len(present)
+                )
                 sums.setdefault(f'pixel_recall@{k}', []).append(
-                    sum(areas[c] for c in best) / sum(areas))
+                    sum(areas[c] for c in best) / sum(areas)
+                )
         if present:
             ranks = sorted(order.index(c) + 1 for c in present)
             sums.setdefault('ranking_ap', []).append(
-                sum(i / rank for i, rank in enumerate(ranks, 1)) / len(ranks))
+                sum(i / rank for i, rank in enumerate(ranks, 1)) / len(ranks)
+            )
     return {key: sum(values) / len(values) for key, values in sums.items()}
 
 
@@ -166,8 +175,7 @@ def test_ranking_ap_matches_sklearn(num_classes):
     metrics = pytest.importorskip('sklearn.metrics')
     logits, counts, mask = random_multilabel(6, num_classes)
     labelled = (counts > 0).any(1)
-    expected = metrics.label_ranking_average_precision_score(
-        counts[labelled] > 0, logits[labelled])
+    expected = metrics.label_ranking_average_precision_score(counts[labelled] > 0, logits[labelled])
     assert not labelled.all()
     ap = multilabel(logits, counts, (1,), mask).compute()['ranking_ap']
     assert ap == pytest.approx(expected, rel=1e-5)
@@ -178,19 +186,23 @@ def test_multilabel_golden():
     ks = tuple(sorted(int(key.split('/')[1]) for key in case if key.startswith('precision/')))
     logits = case['logits']
     scores = multilabel(
-        logits, case['pixel_counts'].astype(np.int32), ks, np.ones(len(logits), bool)).compute()
+        logits, case['pixel_counts'].astype(np.int32), ks, np.ones(len(logits), bool)
+    ).compute()
     assert ks
     for k in ks:
         for name in ('category_recall', 'pixel_recall', 'precision'):
             np.testing.assert_allclose(
-                scores[f'{name}@{k}'], case[f'{name}/{k}'], rtol=1e-4, atol=1e-5)
+                scores[f'{name}@{k}'], case[f'{name}/{k}'], rtol=1e-4, atol=1e-5
+            )
     np.testing.assert_allclose(scores['ranking_ap'], case['ranking_ap'], rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
-@given(hnp.arrays(np.float32, (4, 6), elements=st.sampled_from([-3.5, -0.0, 0.0, 0.5, 1.25])),
-       hnp.arrays(np.int32, (4, 6), elements=st.sampled_from([0, 0, 1, 5, 70_000_000])),
-       hnp.arrays(bool, 4))
+@given(
+    hnp.arrays(np.float32, (4, 6), elements=st.sampled_from([-3.5, -0.0, 0.0, 0.5, 1.25])),
+    hnp.arrays(np.int32, (4, 6), elements=st.sampled_from([0, 0, 1, 5, 70_000_000])),
+    hnp.arrays(bool, 4),
+)
 def test_multilabel_scores_match_loop(logits, counts, mask):
     ks = (1, 3, 6)
     scores = multilabel(logits, counts, ks, mask).compute()

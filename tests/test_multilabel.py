@@ -16,7 +16,9 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize('name', ['multilabel_encoder_mask2former', 'multilabel_encoder_shared_embedding'])
+@pytest.mark.parametrize(
+    'name', ['multilabel_encoder_mask2former', 'multilabel_encoder_shared_embedding']
+)
 def test_golden_encoder_head(name):
     g = golden_files.load(name)
     num_heads = int(g['hparam/num_heads'])
@@ -24,10 +26,16 @@ def test_golden_encoder_head(name):
     shared = 'param/cls_emb' not in g
     hidden = g['param/proj_dec.weight'].shape[0]
     head = multilabel.EncoderHead(
-        int(g['hparam/num_classes']), hidden, num_heads, g['param/block.mlp.fc1.weight'].shape[0],
-        int(g.get('hparam/pool', 0)))
+        int(g['hparam/num_classes']),
+        hidden,
+        num_heads,
+        g['param/block.mlp.fc1.weight'].shape[0],
+        int(g.get('hparam/pool', 0)),
+    )
     tokens = g['query_features_bcn'].transpose(0, 2, 1)
-    logits = head.apply({'params': params}, tokens, g['class_embedding'] if shared else None, train=False)
+    logits = head.apply(
+        {'params': params}, tokens, g['class_embedding'] if shared else None, train=False
+    )
     np.testing.assert_allclose(logits, g['class_logits'], rtol=1e-4, atol=1e-5)
 
 
@@ -36,8 +44,12 @@ def test_golden_decoder_head():
     num_heads, num_layers = int(g['hparam/num_heads']), int(g['hparam/num_layers'])
     params = released.decoder_head(golden_files.state(g), '', num_heads)
     head = multilabel.DecoderHead(
-        int(g['hparam/num_classes']), g['param/query_embed.weight'].shape[1], num_heads, num_layers,
-        g['param/transformer.decoder.layers.0.linear1.weight'].shape[0])
+        int(g['hparam/num_classes']),
+        g['param/query_embed.weight'].shape[1],
+        num_heads,
+        num_layers,
+        g['param/transformer.decoder.layers.0.linear1.weight'].shape[0],
+    )
     features = g['features_nchw'].transpose(0, 2, 3, 1)
     logits = head.apply({'params': params}, features, train=False)
     np.testing.assert_allclose(logits, g['class_logits'], rtol=1e-4, atol=1e-5)
@@ -51,7 +63,9 @@ def test_each_image_gives_what_it_gives_alone(name):
     together = head.apply(variables, features, train=False)
     assert together.shape == (3, 11) and together.dtype == jnp.float32
     for i in range(3):
-        np.testing.assert_allclose(together[i:i + 1], head.apply(variables, features[i:i + 1], train=False), atol=1e-5)
+        np.testing.assert_allclose(
+            together[i : i + 1], head.apply(variables, features[i : i + 1], train=False), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize('name', HEADS)
@@ -66,9 +80,16 @@ def test_bfloat16_heads_give_float32_logits(name):
 
 def test_log_sum_exp_against_numpy():
     rng = np.random.default_rng(0)
-    features, kernel, bias = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(5, 6)), rng.normal(size=6)
+    features, kernel, bias = (
+        rng.normal(size=(2, 3, 4, 5)),
+        rng.normal(size=(5, 6)),
+        rng.normal(size=6),
+    )
     logits = multilabel.LogSumExpHead(6).apply(
-        {'params': {'classify': {'kernel': kernel, 'bias': bias}}}, jnp.asarray(features, jnp.float32), train=False)
+        {'params': {'classify': {'kernel': kernel, 'bias': bias}}},
+        jnp.asarray(features, jnp.float32),
+        train=False,
+    )
     expected = np.log(np.mean(np.exp(features.reshape(2, 12, 5) @ kernel + bias), axis=1))
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
 
@@ -77,13 +98,18 @@ def test_dropout_only_in_training():
     head = HEADS['encoder']()
     features = jax.random.normal(jax.random.key(0), (1, 4, 4, 12))
     variables = random_variables(head, features)
-    draws = [head.apply(variables, features, train=True, rngs={'dropout': jax.random.key(i)}) for i in range(2)]
+    draws = [
+        head.apply(variables, features, train=True, rngs={'dropout': jax.random.key(i)})
+        for i in range(2)
+    ]
     assert np.abs(draws[0] - draws[1]).max() > 1e-4
 
 
 def test_shared_embedding_of_another_width_is_refused():
     with pytest.raises(ValueError, match='width 8.*width 16'):
-        HEADS['encoder']().init(jax.random.key(0), jnp.zeros((1, 2, 2, 4)), jnp.zeros((11, 8)), train=False)
+        HEADS['encoder']().init(
+            jax.random.key(0), jnp.zeros((1, 2, 2, 4)), jnp.zeros((11, 8)), train=False
+        )
 
 
 @pytest.mark.parametrize('num_classes', [1, 7, 300])
@@ -97,4 +123,9 @@ def test_pixel_counts_against_bincount(num_classes):
 def test_pixel_counts_makes_no_one_hot():
     labels = jnp.zeros((2, 64, 64), jnp.int32)
     jaxpr = str(jax.make_jaxpr(lambda x: multilabel.pixel_counts(x, 1000))(labels))
-    assert '1000,64' not in jaxpr and '64,1000' not in jaxpr and '4096,1000' not in jaxpr and '4096,1001' not in jaxpr
+    assert (
+        '1000,64' not in jaxpr
+        and '64,1000' not in jaxpr
+        and '4096,1000' not in jaxpr
+        and '4096,1001' not in jaxpr
+    )

@@ -16,9 +16,15 @@ def options(**values):
 
 
 def test_groups_take_the_first_pattern_found():
-    params = {'backbone': {'conv1': {'kernel': 0}, 'norm': {'scale': 0}}, 'classifier': {'rank': {'log_tau': 0}}}
+    params = {
+        'backbone': {'conv1': {'kernel': 0}, 'norm': {'scale': 0}},
+        'classifier': {'rank': {'log_tau': 0}},
+    }
     numbers = optimizers.group_numbers(params, ['backbone', '(scale|log_tau)$', ''])
-    assert numbers == {'backbone': {'conv1': {'kernel': 0}, 'norm': {'scale': 0}}, 'classifier': {'rank': {'log_tau': 1}}}
+    assert numbers == {
+        'backbone': {'conv1': {'kernel': 0}, 'norm': {'scale': 0}},
+        'classifier': {'rank': {'log_tau': 1}},
+    }
 
 
 @pytest.mark.parametrize('name', ['sgd', 'adamw'])
@@ -28,15 +34,29 @@ def test_steps_against_torch(name):
     rng = np.random.default_rng(0)
     start = {key: rng.normal(size=3).astype(np.float32) for key in ('slow', 'bias', 'other')}
     factors = {'slow': (0.1, 1.0), 'bias': (2.0, 0.0), 'other': (1.0, 1.0)}
-    chosen = options(name=name, learning_rate=0.1, weight_decay=0.05, schedule='poly', clip_norm=1.0,
-                     groups=(('slow', 0.1, 1.0), ('bias$', 2.0, 0.0)))
+    chosen = options(
+        name=name,
+        learning_rate=0.1,
+        weight_decay=0.05,
+        schedule='poly',
+        clip_norm=1.0,
+        groups=(('slow', 0.1, 1.0), ('bias$', 2.0, 0.0)),
+    )
     optimizer = optimizers.make_optimizer(chosen, 10)
     params = jax.tree.map(jnp.asarray, start)
     state = optimizer.init(params)
 
-    theirs = {key: torch.nn.Parameter(torch.from_numpy(value.copy())) for key, value in start.items()}
-    groups = [{'params': [theirs[k]], 'lr': 0.1 * factors[k][0], 'weight_decay': 0.05 * factors[k][1]} for k in theirs]
-    kinds = {'sgd': lambda: torch.optim.SGD(groups, momentum=0.9), 'adamw': lambda: torch.optim.AdamW(groups)}
+    theirs = {
+        key: torch.nn.Parameter(torch.from_numpy(value.copy())) for key, value in start.items()
+    }
+    groups = [
+        {'params': [theirs[k]], 'lr': 0.1 * factors[k][0], 'weight_decay': 0.05 * factors[k][1]}
+        for k in theirs
+    ]
+    kinds = {
+        'sgd': lambda: torch.optim.SGD(groups, momentum=0.9),
+        'adamw': lambda: torch.optim.AdamW(groups),
+    }
     peer = kinds[name]()
     schedule = torch.optim.lr_scheduler.PolynomialLR(peer, 10, power=0.9)
     for i in range(5):
@@ -53,11 +73,17 @@ def test_steps_against_torch(name):
 
 
 def test_schedules_at_their_corners():
-    poly = optimizers.make_schedule(options(learning_rate=2.0, schedule='poly', end_factor=0.1, warmup_steps=4), 14)
+    poly = optimizers.make_schedule(
+        options(learning_rate=2.0, schedule='poly', end_factor=0.1, warmup_steps=4), 14
+    )
     np.testing.assert_allclose([poly(0), poly(2), poly(4), poly(14)], [0, 1, 2, 0.2], rtol=1e-6)
-    np.testing.assert_allclose(poly(9), 0.2 + 1.8 * 0.5 ** 0.9, rtol=1e-6)
-    step = optimizers.make_schedule(options(learning_rate=2.0, schedule='step', milestones=(3, 6), warmup_steps=2), 8)
-    np.testing.assert_allclose([step(i) for i in range(8)], [0, 1, 2, 0.2, 0.2, 0.2, 0.02, 0.02], rtol=1e-6)
+    np.testing.assert_allclose(poly(9), 0.2 + 1.8 * 0.5**0.9, rtol=1e-6)
+    step = optimizers.make_schedule(
+        options(learning_rate=2.0, schedule='step', milestones=(3, 6), warmup_steps=2), 8
+    )
+    np.testing.assert_allclose(
+        [step(i) for i in range(8)], [0, 1, 2, 0.2, 0.2, 0.2, 0.02, 0.02], rtol=1e-6
+    )
     step = optimizers.make_schedule(options(learning_rate=2.0, schedule='step'), 8)
     np.testing.assert_allclose([step(0), step(7)], [2, 2])
     cosine = optimizers.make_schedule(options(learning_rate=2.0, schedule='cosine'), 10)

@@ -10,22 +10,51 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankseg_jax import checkpoint, data, evaluate, export, inference, models, optimizers, predict, sharding, train
+from rankseg_jax import (
+    checkpoint,
+    data,
+    evaluate,
+    export,
+    inference,
+    models,
+    optimizers,
+    predict,
+    sharding,
+    train,
+)
 from rankseg_jax.data import CorruptExample, coco, pipeline
 from rankseg_jax.decoders.query_decoder import QueryOutput
 from tests import tiny
 
 NUM_CLASSES = 8
 QUERIES = dict(
-    task='panoptic', model__framework='mask2former', model__channels=32, model__decoder_heads=2, model__pixel_layers=1,
-    model__decoder_layers=1, model__num_queries=6, rankseg__layer=0, loss__num_points=64, data__max_targets=4,
-    augment__photometric=False, eval__threshold=0.0, eval__overlap=0.0)
+    task='panoptic',
+    model__framework='mask2former',
+    model__channels=32,
+    model__decoder_heads=2,
+    model__pixel_layers=1,
+    model__decoder_layers=1,
+    model__num_queries=6,
+    rankseg__layer=0,
+    loss__num_points=64,
+    data__max_targets=4,
+    augment__photometric=False,
+    eval__threshold=0.0,
+    eval__overlap=0.0,
+)
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """(config, workdir, source of the evaluation split) of a run that has learned where the background is."""
-    config = tiny.config(tmp_path_factory.mktemp('scenes'), steps=40, log_every=13, eval_every=17, checkpoint_every=11, **QUERIES)
+    config = tiny.config(
+        tmp_path_factory.mktemp('scenes'),
+        steps=40,
+        log_every=13,
+        eval_every=17,
+        checkpoint_every=11,
+        **QUERIES,
+    )
     workdir = tmp_path_factory.mktemp('run')
     scores = train.train(config, workdir)
     assert 0 < scores['PQ'] < 1 and 0 < scores['mIoU'] < 1
@@ -38,7 +67,10 @@ def test_the_log_tells_of_every_loss_and_of_targets_left_out(trained):
     assert [row['step'] for row in losses] == [1, 13, 26, 39, 40]
     for row in losses:
         parts = [row[f'train/loss_{name}'] for name in ('class', 'mask', 'dice', 'multilabel')]
-        assert row['train/loss'] == pytest.approx(sum(parts), rel=1e-5) and row['train/targets_left_out'] >= 0
+        assert (
+            row['train/loss'] == pytest.approx(sum(parts), rel=1e-5)
+            and row['train/targets_left_out'] >= 0
+        )
     assert max(row['train/targets_left_out'] for row in losses) > 0
     assert rows[-1]['eval/PQ'] >= 0 and rows[-1]['eval/mIoU'] >= 0
 
@@ -55,12 +87,19 @@ def test_scores_and_files_are_those_of_panopticapi(trained, tmp_path):
     for annotation in predictions['annotations']:
         ids, segments = source.segments(annotation['image_id'])
         red, green = ids % 256, ids // 256
-        Image.fromarray(np.stack([red, green, 0 * ids], -1).astype(np.uint8)).save(truth / annotation['file_name'])
-        infos = [segment | {'iscrowd': 0, 'area': int((ids == segment['id']).sum())} for segment in segments]
+        Image.fromarray(np.stack([red, green, 0 * ids], -1).astype(np.uint8)).save(
+            truth / annotation['file_name']
+        )
+        infos = [
+            segment | {'iscrowd': 0, 'area': int((ids == segment['id']).sum())}
+            for segment in segments
+        ]
         pairs.append((annotation | {'segments_info': infos}, annotation))
     assert len(pairs) == len(source)
     categories = {category['id']: category for category in predictions['categories']}
-    counts = evaluation.pq_compute_single_core(0, pairs, truth, tmp_path / 'coco/predictions', categories)
+    counts = evaluation.pq_compute_single_core(
+        0, pairs, truth, tmp_path / 'coco/predictions', categories
+    )
     for suffix, isthing in (('', None), ('_things', True), ('_stuff', False)):
         expected, rows = counts.pq_average(categories, isthing)
         for name in ('PQ', 'SQ', 'RQ'):
@@ -76,7 +115,15 @@ def test_eight_devices_score_as_one(trained):
         mesh = sharding.make_mesh(num_devices)
         manager = checkpoint.open_checkpoints(workdir)
         variables = models.restore(manager, 40, model, config, NUM_CLASSES, sharding.copied(mesh))
-        found.append(evaluate.evaluate(evaluate.make_eval_step(model, config, source, mesh), variables, source, config, mesh))
+        found.append(
+            evaluate.evaluate(
+                evaluate.make_eval_step(model, config, source, mesh),
+                variables,
+                source,
+                config,
+                mesh,
+            )
+        )
     for name in ('PQ', 'SQ_stuff', 'mIoU', 'aAcc'):
         assert found[0][name] == pytest.approx(found[1][name], abs=2e-3)
 
@@ -91,7 +138,9 @@ def test_segments_that_cannot_be_read_are_not_scored(trained, monkeypatch):
         return read(self, index)
 
     counts = [row['segments'] for row in evaluate.run(config, workdir)['panoptic_classes']]
-    held = np.bincount([segment['category_id'] for segment in source.segments(3)[1]], minlength=NUM_CLASSES)
+    held = np.bincount(
+        [segment['category_id'] for segment in source.segments(3)[1]], minlength=NUM_CLASSES
+    )
     monkeypatch.setattr(type(source), 'segments', segments)
     fewer = [row['segments'] for row in evaluate.run(config, workdir)['panoptic_classes']]
     np.testing.assert_array_equal(np.subtract(counts, fewer), held)
@@ -102,17 +151,24 @@ def test_predictions_of_a_run_and_of_its_export(trained, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (32, 24, 3), np.uint8)
     image[4:20, 4:20] = source.load(0)['image'][4:20, 4:20]
     result = predict.load(workdir)(image)
-    assert result.segment_ids.shape == (32, 24) and len(result.segments) == result.segment_ids.max() > 0
+    assert (
+        result.segment_ids.shape == (32, 24)
+        and len(result.segments) == result.segment_ids.max() > 0
+    )
     classes = np.array([-1, *(label for label, _ in result.segments)])[result.segment_ids]
     names = {name for name, _ in result.categories}
     assert {source.class_names[c] for c in np.unique(classes) if c >= 0} <= names
-    assert (classes == 0).sum() == 0 or sum(label == 0 for label, _ in result.segments) == 1  # stuff is one segment
+    assert (classes == 0).sum() == 0 or sum(
+        label == 0 for label, _ in result.segments
+    ) == 1  # stuff is one segment
     result.save(tmp_path / 'a')
     ids = coco.rgb_to_ids(np.array(Image.open(tmp_path / 'a_panoptic.png')))
     np.testing.assert_array_equal(ids, result.segment_ids)
     told = json.loads((tmp_path / 'a.json').read_text())['segments_info']
     assert [info['id'] for info in told] == np.unique(ids[ids > 0]).tolist()
-    assert all((ids == info['id']).sum() == info['area'] and 0 < info['score'] <= 1 for info in told)
+    assert all(
+        (ids == info['id']).sum() == info['area'] and 0 < info['score'] <= 1 for info in told
+    )
     assert Image.open(tmp_path / 'a_overlay.png').mode == 'RGB'
 
     served = predict.load(export.run(config, workdir, tmp_path / 'export'))(image)
@@ -156,7 +212,9 @@ def test_batches_hold_the_segments_of_the_source(trained):
     config = config.copy_and_resolve_references()
     config.augment.update(scale_range=(1.0, 1.0), flip=0.0, max_category_ratio=1.0)
     batch = next(pipeline.train_batches(source, config, start_step=5))
-    for i, index in enumerate(pipeline.example_indices(len(source), config.seed, 5, config.batch_size)):
+    for i, index in enumerate(
+        pipeline.example_indices(len(source), config.seed, 5, config.batch_size)
+    ):
         ids, segments = source.segments(index)
         category = {segment['id']: segment['category_id'] for segment in segments}
         areas = {i: int((ids == i).sum()) for i in category}
@@ -165,9 +223,13 @@ def test_batches_hold_the_segments_of_the_source(trained):
         for place, label in enumerate(batch['segment_labels'][i]):
             mask = batch['segments'][i] == place
             assert (label == -1) == (not mask.any())
-            assert not mask.any() or any((mask == (ids == j)).all() and category[j] == label for j in kept)
+            assert not mask.any() or any(
+                (mask == (ids == j)).all() and category[j] == label for j in kept
+            )
         inside = batch['segments'][i] >= 0
-        np.testing.assert_array_equal(batch['label'][i][inside], source.load(index)['label'][inside])
+        np.testing.assert_array_equal(
+            batch['label'][i][inside], source.load(index)['label'][inside]
+        )
         assert (batch['label'][i][~inside] == -1).all()
 
 
@@ -178,14 +240,27 @@ def random_batch(rng, batch=4, num_targets=4):
     labels[0], segments[0] = -1, -1
     segments[1] = -1
     mask = np.array([True, True, False, True])
-    label = np.stack([np.append(row, -1)[places] for row, places in zip(labels, segments, strict=True)])
-    return {'image': rng.normal(size=(batch, 32, 32, 3)).astype(np.float32), 'label': label, 'mask': mask, 'segments': segments,
-            'segment_labels': labels, 'left_out': np.zeros(batch, np.int32)}
+    label = np.stack(
+        [np.append(row, -1)[places] for row, places in zip(labels, segments, strict=True)]
+    )
+    return {
+        'image': rng.normal(size=(batch, 32, 32, 3)).astype(np.float32),
+        'label': label,
+        'mask': mask,
+        'segments': segments,
+        'segment_labels': labels,
+        'left_out': np.zeros(batch, np.int32),
+    }
 
 
-@pytest.mark.parametrize('change', [{'model__dtype': 'bfloat16', 'rankseg__num_selected': NUM_CLASSES},
-                                    {'rankseg__missed': 'ignore', 'rankseg__num_selected': 1, 'model__num_queries': 2}],
-                         ids=['bfloat16, all categories', 'one category, fewer queries than targets'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'model__dtype': 'bfloat16', 'rankseg__num_selected': NUM_CLASSES},
+        {'rankseg__missed': 'ignore', 'rankseg__num_selected': 1, 'model__num_queries': 2},
+    ],
+    ids=['bfloat16, all categories', 'one category, fewer queries than targets'],
+)
 def test_losses_stay_finite_whatever_an_image_holds(change):
     config = tiny.config('', **QUERIES | change)
     model = models.build(config, NUM_CLASSES)
@@ -193,8 +268,11 @@ def test_losses_stay_finite_whatever_an_image_holds(change):
     state = jax.jit(lambda: train.create_state(model, optimizer, config, NUM_CLASSES))()
     step = jax.jit(train.make_train_step(model, optimizer, config, NUM_CLASSES))
     batch = random_batch(np.random.default_rng(0))
-    nothing = batch | {'mask': np.zeros(4, bool), 'label': np.full_like(batch['label'], -1),
-                       'segments': np.full_like(batch['segments'], -1)}
+    nothing = batch | {
+        'mask': np.zeros(4, bool),
+        'label': np.full_like(batch['label'], -1),
+        'segments': np.full_like(batch['segments'], -1),
+    }
     for case in (batch, nothing, batch | {'image': 1e4 * batch['image']}):
         state, metrics = step(state, case, jax.random.key(0))
         assert all(np.isfinite(value) for value in metrics.values()), metrics
@@ -204,7 +282,10 @@ def test_losses_stay_finite_whatever_an_image_holds(change):
 def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
     config, workdir, source = trained
     pixels = tiny.config(config.data.dir, task='panoptic')
-    with pytest.raises(ValueError, match="config.task = 'panoptic' needs a per-query framework such as mask2former, not upernet"):
+    with pytest.raises(
+        ValueError,
+        match="config.task = 'panoptic' needs a per-query framework such as mask2former, not upernet",
+    ):
         train.train(pixels, tmp_path)
 
     class LabelMaps:
@@ -221,10 +302,23 @@ def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
     def segment(config, variables):
         views = ({'image': jnp.zeros((1, 32, 32, 3)), 'content': size},) * len(config.eval.scales)
         return inference.segment(
-            model, variables, views, size, config, canvas=(32, 32), things=jnp.ones(NUM_CLASSES, bool))
+            model,
+            variables,
+            views,
+            size,
+            config,
+            canvas=(32, 32),
+            things=jnp.ones(NUM_CLASSES, bool),
+        )
 
-    for change, message in (({'window': (16, 16), 'stride': (16, 16)}, r'eval.window = \(16, 16\): mask2former sees images whole'),
-                            ({'flip': True}, 'come from one view'), ({'scales': (1.0, 2.0)}, 'come from one view')):
+    for change, message in (
+        (
+            {'window': (16, 16), 'stride': (16, 16)},
+            r'eval.window = \(16, 16\): mask2former sees images whole',
+        ),
+        ({'flip': True}, 'come from one view'),
+        ({'scales': (1.0, 2.0)}, 'come from one view'),
+    ):
         changed = config.copy_and_resolve_references()
         changed.eval.update(change)
         with pytest.raises(ValueError, match=message):

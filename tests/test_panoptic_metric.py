@@ -9,15 +9,26 @@ import pytest
 from rankseg_jax.data import coco
 from rankseg_jax.metrics.panoptic import PanopticMetric
 
-CATEGORIES = [{'id': 10 * i + 3, 'name': f'class {i}', 'isthing': int(i < 3), 'color': [i, 2 * i, 3 * i]} for i in range(6)]
+CATEGORIES = [
+    {'id': 10 * i + 3, 'name': f'class {i}', 'isthing': int(i < 3), 'color': [i, 2 * i, 3 * i]}
+    for i in range(6)
+]
 THINGS = [bool(category['isthing']) for category in CATEGORIES]
 
 
 def random_truth(rng, shape=(24, 30)):
     """An id map of blocks, some void, and its segments: some crowds, some areas that are not the map's, one that is not there."""
     ids = np.kron(rng.integers(0, 9, (shape[0] // 6, shape[1] // 6)), np.ones((6, 6), int)) * 70_001
-    segments = [{'id': i, 'category_id': int(rng.integers(0, 5)), 'iscrowd': int(rng.random() < 0.3),
-                 'area': int((ids == i).sum() * rng.choice([1, 1, 1, 0.8]))} for i in np.unique(ids).tolist() if i]
+    segments = [
+        {
+            'id': i,
+            'category_id': int(rng.integers(0, 5)),
+            'iscrowd': int(rng.random() < 0.3),
+            'area': int((ids == i).sum() * rng.choice([1, 1, 1, 0.8])),
+        }
+        for i in np.unique(ids).tolist()
+        if i
+    ]
     for segment in segments[:-1]:
         segment['area'] = max(segment['area'], 1)
     return ids, segments + [{'id': 5, 'category_id': 4, 'iscrowd': 0, 'area': 7}]
@@ -31,7 +42,10 @@ def random_prediction(rng, ids, segments):
         moved = np.where(moved == 70_001, 2 * 70_001, moved)
     category = {segment['id']: segment['category_id'] for segment in segments}
     values, places = np.unique(moved, return_inverse=True)
-    labels = [category.get(i, 0) if rng.random() < 0.8 else int(rng.integers(0, 6)) for i in values.tolist()]
+    labels = [
+        category.get(i, 0) if rng.random() < 0.8 else int(rng.integers(0, 6))
+        for i in values.tolist()
+    ]
     ids = places.reshape(ids.shape) + 1
     return np.where((moved == 0) & (rng.random() < 0.5), 0, ids), labels
 
@@ -40,8 +54,13 @@ def write_truth(path, images):
     annotations = []
     path.with_suffix('').mkdir()
     for image_id, (ids, segments) in images.items():
-        infos = [{**segment, 'category_id': CATEGORIES[segment['category_id']]['id']} for segment in segments]
-        annotations.append({'image_id': image_id, 'file_name': f'{image_id}.png', 'segments_info': infos})
+        infos = [
+            {**segment, 'category_id': CATEGORIES[segment['category_id']]['id']}
+            for segment in segments
+        ]
+        annotations.append(
+            {'image_id': image_id, 'file_name': f'{image_id}.png', 'segments_info': infos}
+        )
         coco.Image.fromarray(coco.ids_to_rgb(ids)).save(path.with_suffix('') / f'{image_id}.png')
     path.write_text(json.dumps({'annotations': annotations, 'categories': CATEGORIES}))
 
@@ -52,8 +71,12 @@ def panopticapi_scores(truth, predictions):
     contents = [json.loads(path.read_text()) for path in (truth, predictions)]
     found = {annotation['image_id']: annotation for annotation in contents[1]['annotations']}
     categories = {category['id']: category for category in contents[0]['categories']}
-    pairs = [(annotation, found[annotation['image_id']]) for annotation in contents[0]['annotations']]
-    counts = evaluation.pq_compute_single_core(0, pairs, truth.with_suffix(''), predictions.with_suffix(''), categories)
+    pairs = [
+        (annotation, found[annotation['image_id']]) for annotation in contents[0]['annotations']
+    ]
+    counts = evaluation.pq_compute_single_core(
+        0, pairs, truth.with_suffix(''), predictions.with_suffix(''), categories
+    )
     scores = {}
     for suffix, isthing in (('', None), ('_things', True), ('_stuff', False)):
         means, rows = counts.pq_average(categories, isthing)
@@ -79,14 +102,20 @@ def compare(folder, images, predictions):
         if name != 'classes':
             np.testing.assert_allclose(scores[name], value, rtol=1e-12, err_msg=name)
     for ours, theirs in zip(scores['classes'], expected['classes'], strict=True):
-        np.testing.assert_allclose([np.nan_to_num(ours[name]) for name in ('PQ', 'SQ', 'RQ')], list(theirs.values()), rtol=1e-12)
+        np.testing.assert_allclose(
+            [np.nan_to_num(ours[name]) for name in ('PQ', 'SQ', 'RQ')],
+            list(theirs.values()),
+            rtol=1e-12,
+        )
     return metric, scores
 
 
 def test_random_images_equal_panopticapi(tmp_path):
     rng = np.random.default_rng(0)
     images = {i: random_truth(rng) for i in range(40)}
-    metric, scores = compare(tmp_path, images, {i: random_prediction(rng, *truth) for i, truth in images.items()})
+    metric, scores = compare(
+        tmp_path, images, {i: random_prediction(rng, *truth) for i, truth in images.items()}
+    )
     assert min(metric.matched.sum(), metric.wrong.sum(), metric.missed.sum()) > 10
     assert 0 < scores['PQ_things'] < scores['SQ_things'] < 1
 
@@ -109,9 +138,15 @@ def test_adversarial_images_equal_panopticapi(tmp_path):
     add((rows < 4).astype(int), [segment(1, 1, 40)], full, [0])  # more than half void: no error
     add(half, [segment(1, 0, 50, 1)], half, [0])  # a crowd is no target, nor an error
     add(half, [segment(1, 0, 50, 1)], half, [1])  # but of another category it is
-    add(half + 1, [segment(1, 0, 50, 1), segment(2, 0, 50, 1)], (rows < 3) + 2 * (rows >= 7), [0, 0])  # two crowds: the last counts
-    add((rows < 3) + 2 * (rows >= 7), [segment(1, 3, 30, 1), segment(2, 2, 30)], full, [3])  # crowd and void together
-    add(half + 1, [segment(1, 0, 50), segment(2, 0, 50)], full, [0])  # half of the union is not enough
+    add(
+        half + 1, [segment(1, 0, 50, 1), segment(2, 0, 50, 1)], (rows < 3) + 2 * (rows >= 7), [0, 0]
+    )  # two crowds: the last counts
+    add(
+        (rows < 3) + 2 * (rows >= 7), [segment(1, 3, 30, 1), segment(2, 2, 30)], full, [3]
+    )  # crowd and void together
+    add(
+        half + 1, [segment(1, 0, 50), segment(2, 0, 50)], full, [0]
+    )  # half of the union is not enough
     add(half, [segment(1, 4, 49)], half, [4])  # area in the file below the map's
     add(half, [segment(1, 4, 98)], half, [4])  # and far above
     add(7 * half, [], full, [2])  # a segment that no file lists is not void
@@ -126,7 +161,9 @@ def test_adversarial_images_equal_panopticapi(tmp_path):
 def test_panopticapi_accepts_the_files(tmp_path, monkeypatch):
     """Its own entry point; and an image that was not predicted, which it refuses, counts as empty with us."""
     evaluation = pytest.importorskip('panopticapi.evaluation')
-    monkeypatch.setattr(evaluation.multiprocessing, 'Pool', ThreadPool)  # no fork beside JAX's threads
+    monkeypatch.setattr(
+        evaluation.multiprocessing, 'Pool', ThreadPool
+    )  # no fork beside JAX's threads
     rng = np.random.default_rng(1)
     images = {i: random_truth(rng) for i in range(3)}
     predictions = {i: random_prediction(rng, *truth) for i, truth in images.items()}
@@ -151,7 +188,8 @@ def test_files_hold_what_was_written(tmp_path):
     assert content['images'] == [{'id': 17, 'file_name': 'street 17.png', 'height': 4, 'width': 6}]
     assert content['annotations'][0]['segments_info'] == [
         {'id': 1, 'category_id': 53, 'iscrowd': 0, 'area': 6, 'bbox': [2, 1, 3, 2]},
-        {'id': 3, 'category_id': 3, 'iscrowd': 0, 'area': 1, 'bbox': [0, 3, 1, 1]}]
+        {'id': 3, 'category_id': 3, 'iscrowd': 0, 'area': 1, 'bbox': [0, 3, 1, 1]},
+    ]
     saved = np.asarray(coco.Image.open(tmp_path / 'a' / 'street 17.png'))
     np.testing.assert_array_equal(coco.rgb_to_ids(saved), ids)
     large = np.random.default_rng(0).integers(0, 2**24, (5, 5))
@@ -162,10 +200,11 @@ def test_errors_and_nothing_to_score():
     ids = np.ones((4, 4), int)
     segments, predicted = [segment(1, 0, 16)], [{'id': 1, 'category_id': 0}]
     for match, arguments in (
-            (r'\(4, 4\).*\(2, 2\)', (ids, segments, ids[:2, :2], predicted)),
-            (r'segments \[1, 2\]', (ids, segments, 2 * ids, predicted)),
-            (r'segments \[3\]', (ids, segments, ids, [*predicted, {'id': 3, 'category_id': 0}])),
-            (r'categories \[6\]', (ids, [segment(1, 6, 16)], ids, predicted))):
+        (r'\(4, 4\).*\(2, 2\)', (ids, segments, ids[:2, :2], predicted)),
+        (r'segments \[1, 2\]', (ids, segments, 2 * ids, predicted)),
+        (r'segments \[3\]', (ids, segments, ids, [*predicted, {'id': 3, 'category_id': 0}])),
+        (r'categories \[6\]', (ids, [segment(1, 6, 16)], ids, predicted)),
+    ):
         with pytest.raises(ValueError, match=match):
             PanopticMetric.from_image(*arguments, 6)
     with pytest.raises(ValueError, match='3 and 4'):

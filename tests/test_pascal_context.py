@@ -7,11 +7,20 @@ import pytest
 import scipy.io
 from pycocotools import mask
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, official, pascal_context59, pascal_context60
+from rankseg_jax.data import (
+    IGNORE_LABEL,
+    CorruptExample,
+    official,
+    pascal_context59,
+    pascal_context60,
+)
 from tests import official_cases
 
 IDS = official.read_classes('pascal_context')['ids']
-NAMES = {'train': ['2008_000002', '2008_000007', '2010_004402'], 'val': ['2008_000003', '2010_006082']}
+NAMES = {
+    'train': ['2008_000002', '2008_000007', '2010_004402'],
+    'val': ['2008_000003', '2010_006082'],
+}
 SHAPES = {name: (20 + i, 30 - i) for i, name in enumerate(NAMES['train'] + NAMES['val'])}
 # The 59 classes in the order of the authors' list, and the numbers of these names in their list of 459.
 OFFICIAL = """
@@ -48,12 +57,18 @@ def fill(root, kind='png', lists='SegmentationContext'):
     if kind == 'mat':
         (root / 'trainval').mkdir()
         for name in SHAPES:
-            scipy.io.savemat(root / f'trainval/{name}.mat', {'LabelMap': numbers(name).astype(np.uint16)}, do_compression=True)
+            scipy.io.savemat(
+                root / f'trainval/{name}.mat',
+                {'LabelMap': numbers(name).astype(np.uint16)},
+                do_compression=True,
+            )
     elif kind == 'json':
         (root / 'trainval_merged.json').write_text(json.dumps(detail()))
     else:
         for name in SHAPES:
-            official_cases.values(root / f'SegmentationClassContext/{name}.png', expected(name).astype(np.uint8))
+            official_cases.values(
+                root / f'SegmentationClassContext/{name}.png', expected(name).astype(np.uint8)
+            )
 
 
 def encoded(there):
@@ -69,13 +84,35 @@ def detail():
         for name in names[::-1]:
             image_id = int(name.replace('_', ''))
             rows, columns = SHAPES.get(name, (5, 6))
-            images.append({'file_name': f'{name}.jpg', 'phase': phase, 'height': rows, 'width': columns, 'image_id': image_id})
+            images.append(
+                {
+                    'file_name': f'{name}.jpg',
+                    'phase': phase,
+                    'height': rows,
+                    'width': columns,
+                    'image_id': image_id,
+                }
+            )
             drawn = numbers(name) if name in SHAPES else np.full((5, 6), 2)
             drawn = np.where(np.isin(drawn, IDS), drawn, 0)
-            annotations += [{'image_id': image_id, 'category_id': number, 'iscrowd': 0, 'segmentation': encoded(drawn >= number)}
-                            for number in np.unique(drawn).tolist() if number]
+            annotations += [
+                {
+                    'image_id': image_id,
+                    'category_id': number,
+                    'iscrowd': 0,
+                    'segmentation': encoded(drawn >= number),
+                }
+                for number in np.unique(drawn).tolist()
+                if number
+            ]
     annotations.sort(key=lambda annotation: annotation['category_id'])
-    return {'images': images, 'annos_segmentation': annotations, 'annos_occlusion': [], 'categories': [], 'parts': []}
+    return {
+        'images': images,
+        'annos_segmentation': annotations,
+        'annos_occlusion': [],
+        'categories': [],
+        'parts': [],
+    }
 
 
 class PascalContext60Test(official_cases.Case):
@@ -94,12 +131,21 @@ class PascalContext59Test(official_cases.Case):
 
 
 def test_the_classes():
-    with_background, without = official.read_classes('pascal_context'), official.read_classes('pascal_context59')
-    assert with_background['names'][0] == 'background' and IDS[0] == 0 and len(IDS) == len(set(IDS)) == 60
+    with_background, without = (
+        official.read_classes('pascal_context'),
+        official.read_classes('pascal_context59'),
+    )
+    assert (
+        with_background['names'][0] == 'background'
+        and IDS[0] == 0
+        and len(IDS) == len(set(IDS)) == 60
+    )
     assert without == {key: values[1:] for key, values in with_background.items()}
     assert without['names'] == sorted(without['names']) and without['ids'] == sorted(without['ids'])
     official_numbers = dict(entry.split() for entry in OFFICIAL.split(','))
-    assert {name: int(number) for name, number in official_numbers.items()} == dict(zip(*without.values(), strict=True))
+    assert {name: int(number) for name, number in official_numbers.items()} == dict(
+        zip(*without.values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize('lists', ['SegmentationContext', 'Main'])
@@ -107,15 +153,23 @@ def test_the_classes():
 def test_each_kind_of_labels(tmp_path, kind, lists):
     fill(tmp_path, kind, lists)
     for split, phase in (('train', 'train'), ('validation', 'val')):
-        sources = [module.get_source(official_cases.config(tmp_path), split) for module in (pascal_context60, pascal_context59)]
+        sources = [
+            module.get_source(official_cases.config(tmp_path), split)
+            for module in (pascal_context60, pascal_context59)
+        ]
         for source, first in zip(sources, (0, 1), strict=True):
             assert source.ids == NAMES[phase] and source.category_ids == tuple(IDS[first:])
             assert source.label_values == tuple(range(first, 60))
-            assert len(source.class_names) == 60 - first and source.class_names[1 - first] == 'aeroplane'
+            assert (
+                len(source.class_names) == 60 - first
+                and source.class_names[1 - first] == 'aeroplane'
+            )
         for index, name in enumerate(NAMES[phase]):
             labels = expected(name)
             np.testing.assert_array_equal(sources[0].load(index)['label'], labels)
-            np.testing.assert_array_equal(sources[1].load(index)['label'], np.where(labels == 0, IGNORE_LABEL, labels - 1))
+            np.testing.assert_array_equal(
+                sources[1].load(index)['label'], np.where(labels == 0, IGNORE_LABEL, labels - 1)
+            )
             assert 0 in labels and labels.max() > 40
 
 
@@ -123,11 +177,16 @@ def test_each_kind_of_labels(tmp_path, kind, lists):
 @pytest.mark.parametrize('module', [pascal_context60, pascal_context59])
 def test_records_hold_what_the_folder_holds(tmp_path, module, kind):
     fill(tmp_path / 'data', kind)
-    builder_class, highest = ((module.PascalContext60, expected('2008_000002').max()) if module is pascal_context60
-                              else (module.PascalContext59, 65535))
+    builder_class, highest = (
+        (module.PascalContext60, expected('2008_000002').max())
+        if module is pascal_context60
+        else (module.PascalContext59, 65535)
+    )
     builder = official_cases.prepare(builder_class, tmp_path / 'data', tmp_path / 'records')
     for split in ('train', 'validation'):
-        official_cases.assert_same(module.get_source, tmp_path / 'data', tmp_path / 'records', split)
+        official_cases.assert_same(
+            module.get_source, tmp_path / 'data', tmp_path / 'records', split
+        )
     assert builder.as_data_source('train')[0]['labels'].max() == highest
 
 
@@ -144,10 +203,14 @@ def test_which_labels_and_lists_are_taken(tmp_path):
     (root / 'ImageSets/Main/train.txt').write_text('2010_006082\n')
     (root / 'trainval').mkdir()
     for name in SHAPES:
-        scipy.io.savemat(root / f'trainval/{name}.mat', {'LabelMap': np.full(SHAPES[name], 458, np.uint16)})
+        scipy.io.savemat(
+            root / f'trainval/{name}.mat', {'LabelMap': np.full(SHAPES[name], 458, np.uint16)}
+        )
     assert first() == {59}
     for name in SHAPES:
-        official_cases.values(root / f'SegmentationClassContext/{name}.png', np.full(SHAPES[name], 7, np.uint8))
+        official_cases.values(
+            root / f'SegmentationClassContext/{name}.png', np.full(SHAPES[name], 7, np.uint8)
+        )
     assert first() == {7}
     (root / 'trainval').rename(tmp_path / 'away')
     assert first() == {7}
@@ -162,10 +225,16 @@ def test_values_that_are_no_class(tmp_path):
     official_cases.values(png, np.full(SHAPES[name], 60, np.uint8))
     fill(tmp_path / 'json', 'json')
     content = detail()
-    content['annos_segmentation'][-1] = {'image_id': 2008000002, 'category_id': 457, 'segmentation': encoded(np.ones(SHAPES[name]))}
+    content['annos_segmentation'][-1] = {
+        'image_id': 2008000002,
+        'category_id': 457,
+        'segmentation': encoded(np.ones(SHAPES[name])),
+    }
     (tmp_path / 'json/VOCdevkit/VOC2010/trainval_merged.json').write_text(json.dumps(content))
-    for kind, message in (('png', rf'SegmentationClassContext/{name}.png: label values \[60\] are no class'),
-                          ('json', rf'trainval_merged.json, {name}: label values \[457\] are no class')):
+    for kind, message in (
+        ('png', rf'SegmentationClassContext/{name}.png: label values \[60\] are no class'),
+        ('json', rf'trainval_merged.json, {name}: label values \[457\] are no class'),
+    ):
         for module in (pascal_context60, pascal_context59):
             with pytest.raises(ValueError, match=message):
                 module.get_source(official_cases.config(tmp_path / kind), 'train').load(0)
@@ -178,12 +247,18 @@ def test_files_that_cannot_be_read(tmp_path):
     (root / 'trainval/2008_000007.mat').write_bytes(b'not MATLAB')
     official_cases.picture(root / 'JPEGImages/2010_004402.jpg', 9, 8)
     source = pascal_context59.get_source(official_cases.config(tmp_path / 'mat'), 'train')
-    for index, message in enumerate(("2008_000002.mat: KeyError: 'LabelMap'", '2008_000007.mat: ', '9 x 8')):
+    for index, message in enumerate(
+        ("2008_000002.mat: KeyError: 'LabelMap'", '2008_000007.mat: ', '9 x 8')
+    ):
         with pytest.raises(CorruptExample, match=message):
             source.load(index)
     fill(tmp_path / 'json', 'json')
-    for segmentation in ([[1, 1, 5, 1, 5, 5]], {'size': [2, 2], 'counts': '04'}, {'size': [20, 30]},
-                         {'size': list(SHAPES['2008_000002']), 'counts': '04'}):
+    for segmentation in (
+        [[1, 1, 5, 1, 5, 5]],
+        {'size': [2, 2], 'counts': '04'},
+        {'size': [20, 30]},
+        {'size': list(SHAPES['2008_000002']), 'counts': '04'},
+    ):
         content = detail()
         content['annos_segmentation'][0] |= {'image_id': 2008000002, 'segmentation': segmentation}
         (tmp_path / 'json/VOCdevkit/VOC2010/trainval_merged.json').write_text(json.dumps(content))
@@ -196,7 +271,9 @@ def test_broken_json_files_are_named(tmp_path):
     path = tmp_path / 'VOCdevkit/VOC2010/trainval_merged.json'
     for broken in ('', '[]', '{}', path.read_text()[:-9]):
         path.write_text(broken)
-        with pytest.raises(ValueError, match='trainval_merged.json is broken, or no JSON file of the Detail API'):
+        with pytest.raises(
+            ValueError, match='trainval_merged.json is broken, or no JSON file of the Detail API'
+        ):
             pascal_context60.get_source(official_cases.config(tmp_path), 'train')
 
 
@@ -204,21 +281,59 @@ def test_images_listed_twice_are_refused(tmp_path):
     fill(tmp_path)
     path = tmp_path / 'VOCdevkit/VOC2010/ImageSets/SegmentationContext/train.txt'
     path.write_text(path.read_text() + '\n2008_000007')
-    with pytest.raises(ValueError, match="'train': images are listed twice, 2008_000007 among them"):
+    with pytest.raises(
+        ValueError, match="'train': images are listed twice, 2008_000007 among them"
+    ):
         pascal_context60.get_source(official_cases.config(tmp_path), 'train')
 
 
-@pytest.mark.parametrize('builder', [pascal_context60.PascalContext60, pascal_context59.PascalContext59])
-@pytest.mark.parametrize(('kind', 'gone', 'message'), [
-    ('png', 'JPEGImages/2008_000003.jpg', r"split 'validation': 1 of 4 files are missing: \S*/JPEGImages/2008_000003.jpg"),
-    ('png', 'SegmentationClassContext/2010_006082.png', r'1 of 4 files are missing: \S*/SegmentationClassContext/2010_006082.png'),
-    ('mat', 'trainval/2008_000007.mat', r"split 'train': 1 of 6 files are missing: \S*/trainval/2008_000007.mat"),
-    ('mat', 'trainval', r'3 of 6 files are missing: \S*/SegmentationClassContext/2008_000002.png'),
-    ('json', 'JPEGImages/2008_000007.jpg', r'1 of 3 files are missing: \S*/JPEGImages/2008_000007.jpg'),
-    ('png', 'ImageSets/SegmentationContext/val.txt', r'1 of 1 files are missing: \S*Context/val.txt or \S*Main/val.txt'),
-    ('png', 'JPEGImages', 'holds no pascal_context..: neither JPEGImages is there, or in VOCdevkit/VOC2010 there')])
+@pytest.mark.parametrize(
+    'builder', [pascal_context60.PascalContext60, pascal_context59.PascalContext59]
+)
+@pytest.mark.parametrize(
+    ('kind', 'gone', 'message'),
+    [
+        (
+            'png',
+            'JPEGImages/2008_000003.jpg',
+            r"split 'validation': 1 of 4 files are missing: \S*/JPEGImages/2008_000003.jpg",
+        ),
+        (
+            'png',
+            'SegmentationClassContext/2010_006082.png',
+            r'1 of 4 files are missing: \S*/SegmentationClassContext/2010_006082.png',
+        ),
+        (
+            'mat',
+            'trainval/2008_000007.mat',
+            r"split 'train': 1 of 6 files are missing: \S*/trainval/2008_000007.mat",
+        ),
+        (
+            'mat',
+            'trainval',
+            r'3 of 6 files are missing: \S*/SegmentationClassContext/2008_000002.png',
+        ),
+        (
+            'json',
+            'JPEGImages/2008_000007.jpg',
+            r'1 of 3 files are missing: \S*/JPEGImages/2008_000007.jpg',
+        ),
+        (
+            'png',
+            'ImageSets/SegmentationContext/val.txt',
+            r'1 of 1 files are missing: \S*Context/val.txt or \S*Main/val.txt',
+        ),
+        (
+            'png',
+            'JPEGImages',
+            'holds no pascal_context..: neither JPEGImages is there, or in VOCdevkit/VOC2010 there',
+        ),
+    ],
+)
 def test_missing_files_are_named_and_nothing_is_written(tmp_path, builder, kind, gone, message):
     fill(tmp_path / 'data', kind)
     path = tmp_path / 'data/VOCdevkit/VOC2010' / gone
     path.rename(tmp_path / 'away')
-    official_cases.assert_refused(builder, tmp_path / 'data', tmp_path / 'records', FileNotFoundError, message)
+    official_cases.assert_refused(
+        builder, tmp_path / 'data', tmp_path / 'records', FileNotFoundError, message
+    )

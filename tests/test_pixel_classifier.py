@@ -34,11 +34,21 @@ def test_score_prior_adds_the_log_of_the_probability():
 def test_temperature_divides_by_rank_and_may_be_shared():
     tau = np.array([0.5, 1, 2, 3, 4], np.float32)
     np.testing.assert_allclose(
-        scaled(temperature='temperature', params={'temperature': {'log_tau': np.log(tau)}}), LOGITS / tau, rtol=1e-5)
+        scaled(temperature='temperature', params={'temperature': {'log_tau': np.log(tau)}}),
+        LOGITS / tau,
+        rtol=1e-5,
+    )
     np.testing.assert_allclose(
-        scaled(temperature='shared', params={'temperature': {'log_tau': np.log([0.5])}}), LOGITS / 0.5, rtol=1e-5)
-    variables = RankScale(options(temperature='temperature'), 0.07).init(jax.random.key(0), LOGITS, SELECTION)
-    np.testing.assert_allclose(np.exp(variables['params']['temperature']['log_tau']), np.full(5, 0.07), rtol=1e-6)
+        scaled(temperature='shared', params={'temperature': {'log_tau': np.log([0.5])}}),
+        LOGITS / 0.5,
+        rtol=1e-5,
+    )
+    variables = RankScale(options(temperature='temperature'), 0.07).init(
+        jax.random.key(0), LOGITS, SELECTION
+    )
+    np.testing.assert_allclose(
+        np.exp(variables['params']['temperature']['log_tau']), np.full(5, 0.07), rtol=1e-6
+    )
 
 
 def test_oracle_shuts_absent_categories_out():
@@ -48,8 +58,10 @@ def test_oracle_shuts_absent_categories_out():
     assert (out[0, ..., 2:] == -100).all() and (out[1, ..., 1:] == -100).all()
 
 
-@pytest.mark.parametrize('train, missed, expected', [
-    (True, 'force', [3, 0]), (True, 'ignore', [0, 1]), (False, 'force', [0, 1])])
+@pytest.mark.parametrize(
+    'train, missed, expected',
+    [(True, 'force', [3, 0]), (True, 'ignore', [0, 1]), (False, 'force', [0, 1])],
+)
 def test_missed_categories_are_forced_in_training_alone(train, missed, expected):
     class_logits = jnp.array([[3.0, 2, 1, 0]])
     presence = jnp.array([[True, False, False, True]])
@@ -58,11 +70,16 @@ def test_missed_categories_are_forced_in_training_alone(train, missed, expected)
 
 
 def test_no_gradient_of_the_pixel_loss_reaches_the_multilabel_head():
-    model = PixelClassifier(6, options(num_selected=3, score_prior=True, head='log_sum_exp', stride=8))
+    model = PixelClassifier(
+        6, options(num_selected=3, score_prior=True, head='log_sum_exp', stride=8)
+    )
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 7)), jnp.float32)
     variables = model.init(jax.random.key(0), pixels, {8: pixels}, train=True)
-    grads = jax.grad(lambda p: jnp.square(model.apply({'params': p}, pixels, {8: pixels}, train=True).logits).sum())(
-        variables['params'])
+    grads = jax.grad(
+        lambda p: jnp.square(
+            model.apply({'params': p}, pixels, {8: pixels}, train=True).logits
+        ).sum()
+    )(variables['params'])
     assert np.abs(grads['classes']['embedding']).max() > 0
     assert all(np.abs(leaf).max() == 0 for leaf in jax.tree.leaves(grads['head']))
 
@@ -70,4 +87,8 @@ def test_no_gradient_of_the_pixel_loss_reaches_the_multilabel_head():
 def test_a_stride_that_is_not_there_is_named():
     with pytest.raises(ValueError, match='config.rankseg.stride = 32 must be one of .8, 16.'):
         PixelClassifier(6, options(stride=32)).init(
-            jax.random.key(0), jnp.zeros((1, 2, 2, 3)), {8: jnp.zeros((1, 2, 2, 3)), 16: None}, train=False)
+            jax.random.key(0),
+            jnp.zeros((1, 2, 2, 3)),
+            {8: jnp.zeros((1, 2, 2, 3)), 16: None},
+            train=False,
+        )

@@ -14,7 +14,10 @@ def random_inputs(scale=2.0):
     rng = np.random.default_rng(0)
     num_cells = sum(height * width for height, width in SHAPES)
     value = rng.normal(size=(2, num_cells, 2, 5))
-    points = np.asarray(centres(SHAPES))[:, None, :, None] + rng.normal(size=(2, num_cells, 2, 3, 3, 2)) * scale
+    points = (
+        np.asarray(centres(SHAPES))[:, None, :, None]
+        + rng.normal(size=(2, num_cells, 2, 3, 3, 2)) * scale
+    )
     return [np.float32(x) for x in (value, points, rng.normal(size=points.shape[:-1]))]
 
 
@@ -23,10 +26,16 @@ def torch_sample(torch, value, points, weights):
     ends = np.cumsum([height * width for height, width in SHAPES])[:-1]
     levels, total = value.tensor_split(torch.tensor(ends), 1), 0
     for i, (level, (height, width)) in enumerate(zip(levels, SHAPES, strict=True)):
-        level = level.permute(0, 2, 3, 1).reshape(-1, value.shape[-1], height, width)  # [B · H, d, h, w]
+        level = level.permute(0, 2, 3, 1).reshape(
+            -1, value.shape[-1], height, width
+        )  # [B · H, d, h, w]
         grid = (points[:, :, :, i] + 0.5) / torch.tensor([width, height]) * 2 - 1  # [B, M, H, P, 2]
-        taken = torch.nn.functional.grid_sample(level, grid.transpose(1, 2).flatten(0, 1), align_corners=False)
-        total = total + (taken * weights[:, :, :, i].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)  # [B · H, d, M]
+        taken = torch.nn.functional.grid_sample(
+            level, grid.transpose(1, 2).flatten(0, 1), align_corners=False
+        )
+        total = total + (taken * weights[:, :, :, i].transpose(1, 2).flatten(0, 1)[:, None]).sum(
+            -1
+        )  # [B · H, d, M]
     return total.reshape(value.shape[0], -1, *total.shape[1:]).permute(0, 3, 1, 2)
 
 
@@ -45,10 +54,12 @@ def test_sample_and_its_gradients_are_torchs():
 
 def test_points_in_the_middle_of_cells():
     """There they start: the slope is that towards the next cell, as PyTorch has it."""
-    value = jnp.arange(6.0).reshape(1, 6, 1, 1)**2  # rows 0, 1, 4 and 9, 16, 25
+    value = jnp.arange(6.0).reshape(1, 6, 1, 1) ** 2  # rows 0, 1, 4 and 9, 16, 25
 
     def at(point):
-        return sample(value, point.reshape(1, 1, 1, 1, 1, 2), jnp.ones((1, 1, 1, 1, 1)), ((2, 3),)).sum()
+        return sample(
+            value, point.reshape(1, 1, 1, 1, 1, 2), jnp.ones((1, 1, 1, 1, 1)), ((2, 3),)
+        ).sum()
 
     taken, slope = jax.value_and_grad(at)(jnp.array([1.0, 0.0]))
     assert taken == 1
@@ -59,13 +70,17 @@ def test_bfloat16_sample_stays_near_float32():
     value, points, weights = random_inputs()
     half, pull = jax.vjp(lambda value: sample(value, points, weights, SHAPES), jnp.bfloat16(value))
     assert half.dtype == pull(half)[0].dtype == jnp.bfloat16
-    np.testing.assert_allclose(half.astype(np.float32), sample(value, points, weights, SHAPES), atol=0.1)
+    np.testing.assert_allclose(
+        half.astype(np.float32), sample(value, points, weights, SHAPES), atol=0.1
+    )
 
 
 def test_attention_starts_as_published():
     """Heads look into eight directions, one to four cells away, at every point alike."""
     x = jnp.ones((1, 6, 16))
-    params = DeformableAttention(8).init(jax.random.key(0), x, jnp.zeros((6, 16)), ((2, 3),))['params']
+    params = DeformableAttention(8).init(jax.random.key(0), x, jnp.zeros((6, 16)), ((2, 3),))[
+        'params'
+    ]
     offsets = params['offsets']['bias']  # [H, L, P, 2]
     np.testing.assert_allclose(offsets[1, 0], [(1, 1), (2, 2), (3, 3), (4, 4)], atol=1e-5)
     np.testing.assert_allclose(offsets[4, 0], [(-1, 0), (-2, 0), (-3, 0), (-4, 0)], atol=1e-5)
@@ -75,7 +90,10 @@ def test_attention_starts_as_published():
 
 def test_every_image_gets_its_own_at_odd_sizes_and_gradients_reach_all():
     rng = np.random.default_rng(0)
-    features = {stride: np.float32(rng.normal(size=(2, -(-37 // stride), -(-70 // stride), 3))) for stride in (4, 8, 16, 32)}
+    features = {
+        stride: np.float32(rng.normal(size=(2, -(-37 // stride), -(-70 // stride), 3)))
+        for stride in (4, 8, 16, 32)
+    }
     model = PixelDecoder(32, 1, 4, 8)
     variables = random_variables(model, features)
 
@@ -84,11 +102,16 @@ def test_every_image_gets_its_own_at_odd_sizes_and_gradients_reach_all():
         def total(params):
             maps, pixels = model.apply({'params': params}, features, train=False)
             return jnp.square(pixels - 1).mean(), (maps, pixels)
+
         return jax.grad(total, has_aux=True)(params)
 
     gradient, (maps, pixels) = run(variables['params'], features)
     _, (alone, _) = run(variables['params'], {stride: x[::-1] for stride, x in features.items()})
-    assert {stride: x.shape for stride, x in maps.items()} == {32: (2, 2, 3, 32), 16: (2, 3, 5, 32), 8: (2, 5, 9, 32)}
+    assert {stride: x.shape for stride, x in maps.items()} == {
+        32: (2, 2, 3, 32),
+        16: (2, 3, 5, 32),
+        8: (2, 5, 9, 32),
+    }
     assert pixels.shape == (2, 10, 18, 32)
     for stride, x in maps.items():
         np.testing.assert_allclose(x[::-1], alone[stride], rtol=1e-4, atol=1e-4)

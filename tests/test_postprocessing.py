@@ -18,14 +18,18 @@ panoptic_segments = jax.jit(postprocessing.panoptic_segments, static_argnames='k
 def resizing(length, cells, batch):
     """Weights [B, length, cells] of a bilinear resize."""
     whole = jnp.full(batch, length)
-    return inference.interpolation(length, whole, whole, jnp.zeros((batch, 1), int), length, length, cells, False)
+    return inference.interpolation(
+        length, whole, whole, jnp.zeros((batch, 1), int), length, length, cells, False
+    )
 
 
 def random_outputs(batch=4, num_queries=12, num_classes=5, size=(12, 10), seed=0):
     """Smooth blobs, half of the queries sure of a class; logits of [B, Q, C + 1] and [B, Q, h, w]."""
     rng = np.random.default_rng(seed)
     sharpness = rng.choice([1, 12], (batch, num_queries, 1))
-    class_logits = (rng.normal(size=(batch, num_queries, num_classes + 1)) * sharpness).astype(np.float32)
+    class_logits = (rng.normal(size=(batch, num_queries, num_classes + 1)) * sharpness).astype(
+        np.float32
+    )
     coarse = rng.normal(-0.5, 8, (batch, num_queries, 3, 3))
     masks = jax.image.resize(coarse, (batch, num_queries, *size), 'bilinear')
     return class_logits, np.asarray(masks + rng.normal(size=masks.shape), np.float32)
@@ -43,13 +47,17 @@ def hf(outputs):
     module = pytest.importorskip('transformers.models.mask2former.image_processing_mask2former')
     class_logits, mask_logits = (torch.from_numpy(np.array(x)) for x in outputs)
     processor = module.Mask2FormerImageProcessor
-    return processor, SimpleNamespace(class_queries_logits=class_logits, masks_queries_logits=mask_logits)
+    return processor, SimpleNamespace(
+        class_queries_logits=class_logits, masks_queries_logits=mask_logits
+    )
 
 
 def test_semantic_maps_equal_transformers():
     outputs = random_outputs(batch=2)
     processor, output = hf(outputs)
-    results = processor.post_process_semantic_segmentation(None, output, return_segmentation_scores=True)
+    results = processor.post_process_semantic_segmentation(
+        None, output, return_segmentation_scores=True
+    )
     labels = np.asarray(semantic_ranks([view(outputs)]))
     for ours, result in zip(labels, results, strict=True):
         best, second = result.segmentation_scores.topk(2, 0).values
@@ -67,13 +75,17 @@ def test_the_mean_of_views_in_rank_space():
         ranked = gather(jnp.asarray(class_logits), selection, keep_last=True)
         views.append(view((ranked, mask_logits), 70, 90))
         probabilities = jax.nn.softmax(ranked)[..., :-1]
-        masks = jax.nn.sigmoid(jax.image.resize(mask_logits, (*mask_logits.shape[:2], 70, 90), 'bilinear'))
+        masks = jax.nn.sigmoid(
+            jax.image.resize(mask_logits, (*mask_logits.shape[:2], 70, 90), 'bilinear')
+        )
         expected = expected + np.einsum('bqk,bqrc->bkrc', probabilities, masks)
     labels = np.asarray(from_ranks(semantic_ranks(views), selection))
     _, second, best = np.sort(expected, 1).swapaxes(0, 1)
     clear = best - second > 1e-5
     assert clear.mean() > 0.99 and len(np.unique(labels)) > 2
-    np.testing.assert_array_equal(labels[clear], np.asarray(from_ranks(expected.argmax(1), selection))[clear])
+    np.testing.assert_array_equal(
+        labels[clear], np.asarray(from_ranks(expected.argmax(1), selection))[clear]
+    )
 
 
 @pytest.mark.parametrize('threshold, overlap', [(0.5, 0.8), (0.3, 0.3), (0.8, 0.5)])
@@ -83,31 +95,50 @@ def test_panoptic_segments_equal_transformers(threshold, overlap):
     processor, output = hf(outputs)
     stuff = {1}
     results = processor.post_process_panoptic_segmentation(
-        None, output, threshold=threshold, overlap_mask_area_threshold=overlap, label_ids_to_fuse=stuff)
+        None,
+        output,
+        threshold=threshold,
+        overlap_mask_area_threshold=overlap,
+        label_ids_to_fuse=stuff,
+    )
     things = np.array([[True, False]] * 16)
-    segments = panoptic_segments(view(outputs), things, np.full((16, 2), SIDE), threshold=threshold, overlap=overlap,
-                                 keep_unsure=True)
+    segments = panoptic_segments(
+        view(outputs),
+        things,
+        np.full((16, 2), SIDE),
+        threshold=threshold,
+        overlap=overlap,
+        keep_unsure=True,
+    )
     compared = fused = 0
     for i, result in enumerate(results):
         infos = result['segments_info']
         by_id = {info['id']: info['label_id'] for info in infos}
-        distinct = len({(info['label_id'], info['label_id'] in stuff or n) for n, info in enumerate(infos)})
+        distinct = len(
+            {(info['label_id'], info['label_id'] in stuff or n) for n, info in enumerate(infos)}
+        )
         if distinct > len(by_id):
             continue  # HF gives an id again after it has fused stuff
         compared += 1
         fused += len(infos) > distinct
         np.testing.assert_array_equal(segments.ids[i], result['segmentation'].clip(0))
         count = len(by_id)
-        assert segments.labels[i].tolist() == [by_id[n + 1] for n in range(count)] + [-1] * (12 - count)
+        assert segments.labels[i].tolist() == [by_id[n + 1] for n in range(count)] + [-1] * (
+            12 - count
+        )
         scores = {info['id']: info['score'] for info in infos[::-1]}
-        np.testing.assert_allclose(segments.scores[i][:count], [scores[n + 1] for n in range(count)], atol=1e-5)
+        np.testing.assert_allclose(
+            segments.scores[i][:count], [scores[n + 1] for n in range(count)], atol=1e-5
+        )
     assert compared > 8 and fused and (segments.ids[0] == 0).all()
 
 
 def segments_by_loop(class_logits, masks, things, threshold, overlap):
     """Ids [H, W] and labels of one image, query by query: class_logits [Q, C + 1], masks [Q, H, W] probabilities."""
     probabilities = np.asarray(jax.nn.softmax(class_logits))
-    kept = [q for q, p in enumerate(probabilities) if p.argmax() < len(things) and p.max() > threshold]
+    kept = [
+        q for q, p in enumerate(probabilities) if p.argmax() < len(things) and p.max() > threshold
+    ]
     ids, labels = np.zeros(masks.shape[1:], int), []
     if kept:
         winner = np.array(kept)[np.argmax([probabilities[q].max() * masks[q] for q in kept], 0)]
@@ -133,7 +164,9 @@ def test_panoptic_segments_as_released_against_a_loop():
     masks = np.asarray(jax.nn.sigmoid(np.einsum('brh,bqhw,bcw->bqrc', rows, outputs[1], columns)))
     void = merged = 0
     for i, (height, width) in enumerate(sizes):
-        ids, labels = segments_by_loop(outputs[0][i], masks[i, :, :height, :width], things[i], 0.4, 0.5)
+        ids, labels = segments_by_loop(
+            outputs[0][i], masks[i, :, :height, :width], things[i], 0.4, 0.5
+        )
         ours = np.asarray(segments.ids[i])
         np.testing.assert_array_equal(ours[:height, :width], ids)
         assert not ours[height:].any() and not ours[:, width:].any()
@@ -145,8 +178,15 @@ def test_panoptic_segments_as_released_against_a_loop():
 def test_no_map_of_all_queries_is_built():
     def temporary(function, rows):
         shapes = [(1, 50, 9), (1, 50, 32, 32), (1, rows, 32), (1, 64, 32)]
-        arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes], jnp.ones((1, 8), bool), jnp.array([[rows, 64]])
+        arguments = (
+            [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
+            jnp.ones((1, 8), bool),
+            jnp.array([[rows, 64]]),
+        )
         return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
-    for function in (lambda view, *_: postprocessing.semantic_ranks([view]), postprocessing.panoptic_segments):
+    for function in (
+        lambda view, *_: postprocessing.semantic_ranks([view]),
+        postprocessing.panoptic_segments,
+    ):
         assert temporary(function, 1024) < 1.5 * temporary(function, 128)

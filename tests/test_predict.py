@@ -50,17 +50,30 @@ def test_any_size_gives_its_own_size(predictor, shape):
 def test_arrays_pictures_and_paths_agree(predictor, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / 'a.png')
-    for other in (Image.fromarray(image), tmp_path / 'a.png', str(tmp_path / 'a.png'), Image.fromarray(image).convert('RGBA')):
+    for other in (
+        Image.fromarray(image),
+        tmp_path / 'a.png',
+        str(tmp_path / 'a.png'),
+        Image.fromarray(image).convert('RGBA'),
+    ):
         np.testing.assert_array_equal(predictor(other).labels, predictor(image).labels)
 
 
-@pytest.mark.parametrize('image', [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    'image', [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
+)
 def test_bad_arrays_are_refused(predictor, image):
     with pytest.raises(ValueError, match='uint8'):
         predictor(image)
 
 
-WINDOWS = {'base_size': (24, 64), 'window': (16, 16), 'stride': (12, 12), 'flip': True, 'batch_size': 16}
+WINDOWS = {
+    'base_size': (24, 64),
+    'window': (16, 16),
+    'stride': (12, 12),
+    'flip': True,
+    'batch_size': 16,
+}
 
 
 @pytest.mark.parametrize('options', [{}, WINDOWS])
@@ -72,16 +85,27 @@ def test_predictor_agrees_with_the_evaluation(trained, options, tmp_path):
     predictor = predict.load(workdir, config=config)
     mesh = sharding.make_mesh(1)
     model = models.build(config, 8)
-    variables = models.restore(checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh))
+    variables = models.restore(
+        checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh)
+    )
     source = data.get_source(config.data, 'validation')
     writer = folder.LabelWriter(tmp_path, source)
-    scores = evaluate.evaluate(evaluate.make_eval_step(model, config, source, mesh), variables, source, config, mesh, writer)
+    scores = evaluate.evaluate(
+        evaluate.make_eval_step(model, config, source, mesh),
+        variables,
+        source,
+        config,
+        mesh,
+        writer,
+    )
     right = total = 0
     for i in range(len(source)):
         example = source.load(i)
         labels = predictor(example['image']).labels
         right, total = right + (labels == example['label']).sum(), total + labels.size
-        np.testing.assert_array_equal(np.array(Image.open(tmp_path / f'{source.ids[i]}.png')), labels)
+        np.testing.assert_array_equal(
+            np.array(Image.open(tmp_path / f'{source.ids[i]}.png')), labels
+        )
     np.testing.assert_allclose(scores['aAcc'], right / total, rtol=1e-6)
 
 
@@ -93,7 +117,12 @@ def test_files_folders_and_lists(predictor, tmp_path):
     (images / 'broken.jpg').write_bytes(b'\xff\xd8\xff nothing')
     (tmp_path / 'list.txt').write_text('images/b.png\n')
     output = predict.predict_files(predictor, [images, tmp_path / 'list.txt'], tmp_path / 'out')
-    assert {p.name for p in output.glob('*.json')} == {'a.json', 'a.png.json', 'b.json', 'b.png.json'}
+    assert {p.name for p in output.glob('*.json')} == {
+        'a.json',
+        'a.png.json',
+        'b.json',
+        'b.png.json',
+    }
     labels = np.asarray(Image.open(output / 'b.png'))
     np.testing.assert_array_equal(labels, predictor(images / 'b.png').labels)
     rows = json.loads((output / 'b.json').read_text())['categories']
@@ -129,11 +158,15 @@ def test_oracle_needs_labels_and_uses_them(trained):
     config, workdir = trained
     model = models.build(config, 8)
     mesh = sharding.make_mesh(1)
-    variables = models.restore(checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh))
+    variables = models.restore(
+        checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh)
+    )
     with config.unlocked():
         config.rankseg.oracle = True
     try:
-        oracle = predict.Predictor(predict.from_model(models.build(config, 8), variables, config), 'abcdefgh')
+        oracle = predict.Predictor(
+            predict.from_model(models.build(config, 8), variables, config), 'abcdefgh'
+        )
         image, label = np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 6)
         label[3:, 4:] = 2
         assert set(np.unique(oracle(image, label).labels)) <= {2, 6}
@@ -158,8 +191,12 @@ def test_exported_model_equals_the_model_for_any_batch(predictor, exported):
         for i, image in enumerate(batch):
             result = predictor(image)
             np.testing.assert_array_equal(found['labels'][i], result.labels)
-            assert [predictor.class_names[c] for c in found['categories'][i]] == [name for name, _ in result.categories]
-            np.testing.assert_allclose(found['confidences'][i], [score for _, score in result.categories], rtol=1e-4)
+            assert [predictor.class_names[c] for c in found['categories'][i]] == [
+                name for name, _ in result.categories
+            ]
+            np.testing.assert_allclose(
+                found['confidences'][i], [score for _, score in result.categories], rtol=1e-4
+            )
 
 
 def test_exported_model_ignores_what_is_beyond_the_picture(exported, predictor):
@@ -184,9 +221,13 @@ def test_photos_are_shrunk_as_in_evaluation(exported, predictor, tmp_path, antia
     photo.save(tmp_path / 'photo.png', exif=exif)
     turned = photo.rotate(-90, expand=True)
     middle = np.asarray(turned)[2::5, 2::5]  # [20, 32]: of 5 × 5 pixels
-    expected = predictor(turned.resize((32, 20), Image.Resampling.BILINEAR) if antialias else middle).labels
+    expected = predictor(
+        turned.resize((32, 20), Image.Resampling.BILINEAR) if antialias else middle
+    ).labels
     loaded = predict.load(exported)(tmp_path / 'photo.png').labels
-    assert (loaded[2::5, 2::5] != expected).mean() <= (0.03 if antialias else 0)  # smoothed by another, pixels differ by a level
+    assert (loaded[2::5, 2::5] != expected).mean() <= (
+        0.03 if antialias else 0
+    )  # smoothed by another, pixels differ by a level
     run_example(exported, tmp_path)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
 
@@ -201,8 +242,14 @@ def test_export_leaves_other_files_alone(trained, tmp_path):
 
 def run_example(exported, folder):
     """Runs example.py on photo.png in `folder`; returns what it prints."""
-    result = subprocess.run([sys.executable, exported / 'example.py', 'photo.png'], cwd=folder, capture_output=True, text=True,
-                            env={k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'XLA_FLAGS')}, timeout=300)
+    result = subprocess.run(
+        [sys.executable, exported / 'example.py', 'photo.png'],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'XLA_FLAGS')},
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -212,10 +259,15 @@ def test_example_runs_without_this_package(exported, predictor, tmp_path):
     Image.fromarray(image).save(tmp_path / 'photo.png')
     assert '% of the pixels' in run_example(exported, tmp_path)
     assert 'rankseg' not in (exported / 'example.py').read_text()
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), predictor(image).labels)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / 'labels.png')), predictor(image).labels
+    )
 
 
-@pytest.mark.parametrize('key, value, message', [('rankseg.oracle', True, 'oracle'), ('eval.scales', (0.5, 1.0), 'eval.scales')])
+@pytest.mark.parametrize(
+    'key, value, message',
+    [('rankseg.oracle', True, 'oracle'), ('eval.scales', (0.5, 1.0), 'eval.scales')],
+)
 def test_what_cannot_be_exported_is_refused(trained, tmp_path, key, value, message):
     config = trained[0].copy_and_resolve_references()
     config.update_from_flattened_dict({key: value})
@@ -226,13 +278,20 @@ def test_what_cannot_be_exported_is_refused(trained, tmp_path, key, value, messa
 def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
     config, workdir = trained
     file = tmp_path / 'run.py'
-    file.write_text(f'from tests import tiny\ndef get_config(): return tiny.config({config.data.dir!r}, steps=2, ema=0.5)\n')
+    file.write_text(
+        f'from tests import tiny\ndef get_config(): return tiny.config({config.data.dir!r}, steps=2, ema=0.5)\n'
+    )
 
     def call(*arguments):
         result = subprocess.run(
-            [sys.executable, 'main.py', f'--config={file}', f'--workdir={workdir}', *arguments], cwd=ROOT,
-            capture_output=True, text=True, timeout=300,
-            env=os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PYTHONPATH': str(ROOT)})
+            [sys.executable, 'main.py', f'--config={file}', f'--workdir={workdir}', *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ
+            | {'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PYTHONPATH': str(ROOT)},
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -25,8 +25,12 @@ def folder(tmp_path):
     for split, prefix, count in (('training', 'train', 7), ('validation', 'val', 2)):
         for i in range(count):
             name = f'{split}/ADE_{prefix}_{i:08}'
-            official_cases.picture(root / f'ADEChallengeData2016/images/{name}.jpg', 20, 24, seed=10 * count + i)
-            label = np.random.default_rng(10 * count + i).integers(0, 151, (20, 24)).astype(np.uint8)
+            official_cases.picture(
+                root / f'ADEChallengeData2016/images/{name}.jpg', 20, 24, seed=10 * count + i
+            )
+            label = (
+                np.random.default_rng(10 * count + i).integers(0, 151, (20, 24)).astype(np.uint8)
+            )
             official_cases.values(root / f'ADEChallengeData2016/annotations/{name}.png', label)
     return root
 
@@ -58,8 +62,11 @@ def contents(records):
     """Names of the files that were prepared, and every example."""
     source = ade20k.Ade20k(data_dir=records).as_data_source()
     files = sorted(path.name for path in (records / 'ade20k/1.0.0').iterdir())
-    return files, [{key: np.asarray(value).tolist() for key, value in example.items()}
-                   for split in ('train', 'validation') for example in source[split]]
+    return files, [
+        {key: np.asarray(value).tolist() for key, value in example.items()}
+        for split in ('train', 'validation')
+        for example in source[split]
+    ]
 
 
 def left_behind(records):
@@ -94,8 +101,12 @@ builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual
 
 def test_a_killed_preparation_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     records = tmp_path / 'records'
-    process = subprocess.Popen([sys.executable, '-c', PROGRAM, str(folder), str(records)], cwd=ROOT, stderr=subprocess.PIPE,
-                               env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    process = subprocess.Popen(
+        [sys.executable, '-c', PROGRAM, str(folder), str(records)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     parts = records / 'ade20k/1.0.0.parts'
     done = [f'ade20k-train.array_record-0000{i}-of-00004' for i in (0, 1)]
     until = time.time() + 60
@@ -107,13 +118,18 @@ def test_a_killed_preparation_goes_on_where_it_stopped(folder, tmp_path, monkeyp
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    assert not (records / 'ade20k/1.0.0').exists() and len(left_behind(records)) == 2  # the parts, and TFDS's own folder
+    assert (
+        not (records / 'ade20k/1.0.0').exists() and len(left_behind(records)) == 2
+    )  # the parts, and TFDS's own folder
 
     read, names = ade20k.Ade20k.read, []
     monkeypatch.setattr(ade20k.Ade20k, 'read', lambda entry: names.append(entry[0]) or read(entry))
     prepare(folder, records)
     left = [*(f'ADE_train_{i:08}' for i in (4, 5, 6)), 'ADE_val_00000000', 'ADE_val_00000001']
-    tried = ['ADE_train_00000000', 'ADE_val_00000000']  # the first of each split, before anything is written
+    tried = [
+        'ADE_train_00000000',
+        'ADE_val_00000000',
+    ]  # the first of each split, before anything is written
     assert sorted(names) == sorted(tried + left) and not left_behind(records)
     prepare(folder, tmp_path / 'at_once')
     assert contents(records) == contents(tmp_path / 'at_once')
@@ -129,9 +145,14 @@ def test_parts_of_other_files_are_not_taken(folder, tmp_path):
     assert list((records / 'ade20k/1.0.0.parts').glob('*train*'))  # to go on with
     path.write_bytes(content)
     for kind in ('images', 'annotations'):  # now the folder holds one example less
-        next((folder / f'ADEChallengeData2016/{kind}/training').glob('ADE_train_00000003.*')).unlink()
+        next(
+            (folder / f'ADEChallengeData2016/{kind}/training').glob('ADE_train_00000003.*')
+        ).unlink()
     prepare(folder, records)
-    names = [record['file_name'].decode() for record in ade20k.Ade20k(data_dir=records).as_data_source('train')]
+    names = [
+        record['file_name'].decode()
+        for record in ade20k.Ade20k(data_dir=records).as_data_source('train')
+    ]
     assert names == [f'ADE_train_{i:08}' for i in (0, 1, 2, 4, 5, 6)]
 
 
@@ -146,16 +167,24 @@ def test_what_reads_otherwise_than_written_is_refused(folder, tmp_path, monkeypa
     assert not (tmp_path / 'records/ade20k/1.0.0').exists()
 
 
-@pytest.mark.parametrize('name, content', [('metadata.json', '{}'), ('metadata.json', ''), ('dataset_info.json', '{"name')])
+@pytest.mark.parametrize(
+    'name, content',
+    [('metadata.json', '{}'), ('metadata.json', ''), ('dataset_info.json', '{"name')],
+)
 def test_records_half_there_are_named(folder, tmp_path, name, content):
     path = Path(prepare(folder, tmp_path / 'records').data_path)
     (path / name).write_text(content)
-    with pytest.raises(ValueError, match='records/ade20k.* holds records that are broken, not all there'):
+    with pytest.raises(
+        ValueError, match='records/ade20k.* holds records that are broken, not all there'
+    ):
         ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
 
 
 def test_records_that_cannot_be_read_are_corrupt_examples(folder, tmp_path):
-    path = Path(prepare(folder, tmp_path / 'records').data_path) / 'ade20k-train.array_record-00001-of-00004'
+    path = (
+        Path(prepare(folder, tmp_path / 'records').data_path)
+        / 'ade20k-train.array_record-00001-of-00004'
+    )
     content = bytearray(path.read_bytes())
     content[500] ^= 255
     for broken in (bytes(content), b'', None):
@@ -169,14 +198,21 @@ def test_records_that_cannot_be_read_are_corrupt_examples(folder, tmp_path):
 def test_pictures_that_are_none_are_named(folder):
     path = folder / 'ADEChallengeData2016/images/training/ADE_train_00000003.jpg'
     path.write_bytes(b'none')
-    with pytest.raises(CorruptExample, match='ADE_train_00000003: UnidentifiedImageError: cannot identify image file$'):
+    with pytest.raises(
+        CorruptExample,
+        match='ADE_train_00000003: UnidentifiedImageError: cannot identify image file$',
+    ):
         ade20k.get_source(official_cases.config(folder), 'train').load(3)
 
 
 def test_records_in_another_format_are_named(folder, tmp_path):
     builder = ade20k.Ade20k(data_dir=tmp_path / 'records', file_format='tfrecord')
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))
-    with pytest.raises(ValueError, match='not of the format array_record; remove that folder and prepare it again'):
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(folder))
+    )
+    with pytest.raises(
+        ValueError, match='not of the format array_record; remove that folder and prepare it again'
+    ):
         ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
 
 
@@ -185,7 +221,9 @@ def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
         raise RuntimeError('No space left on device')
 
     monkeypatch.setattr(preparation.file_adapters.ArrayRecordFileAdapter, 'write_examples', full)
-    with pytest.raises(OSError, match=r'parts/ade20k-\S*tmp cannot be written, or not be read back: No space left'):
+    with pytest.raises(
+        OSError, match=r'parts/ade20k-\S*tmp cannot be written, or not be read back: No space left'
+    ):
         prepare(folder, tmp_path / 'records')
 
 
@@ -202,9 +240,13 @@ def test_progress_is_shown(folder, tmp_path, capsys):
 
 def test_a_wrong_folder_leaves_nothing(tmp_path):
     (tmp_path / 'data/somewhere').mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match='holds no ade20k: neither images/training') as error:
+    with pytest.raises(
+        FileNotFoundError, match='holds no ade20k: neither images/training'
+    ) as error:
         prepare(tmp_path / 'data', tmp_path / 'records')
-    assert 'docs/datasets.md' in str(error.value) and 'ADEChallengeData2016/annotations' in str(error.value)
+    assert 'docs/datasets.md' in str(error.value) and 'ADEChallengeData2016/annotations' in str(
+        error.value
+    )
     assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
 
 
@@ -212,14 +254,18 @@ def test_half_a_folder_is_named_and_leaves_nothing(folder, tmp_path):
     for i in (1, 4):
         (folder / f'ADEChallengeData2016/annotations/training/ADE_train_{i:08}.png').unlink()
     (folder / 'ADEChallengeData2016/images/training/ADE_train_00000002.jpg').unlink()
-    for attempt in (lambda: prepare(folder, tmp_path / 'records'),
-                    lambda: ade20k.get_source(official_cases.config(folder), 'train')):
+    for attempt in (
+        lambda: prepare(folder, tmp_path / 'records'),
+        lambda: ade20k.get_source(official_cases.config(folder), 'train'),
+    ):
         with pytest.raises(FileNotFoundError, match='3 of 14 files are missing') as error:
             attempt()
         for name in ('ADE_train_00000001.png', 'ADE_train_00000004.png', 'ADE_train_00000002.jpg'):
             assert name in str(error.value)
     assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
-    assert len(ade20k.get_source(official_cases.config(folder), 'validation')) == 2  # which is whole
+    assert (
+        len(ade20k.get_source(official_cases.config(folder), 'validation')) == 2
+    )  # which is whole
 
 
 def test_an_empty_split_is_named(folder):
@@ -237,11 +283,14 @@ def test_config_errors_name_the_way_out(folder):
         ade20k.get_source(official_cases.config(folder, num_classes=151), 'train')
 
 
-@pytest.mark.parametrize('values, ids, ignored, expected', [
-    ([0, 1, 3], (1, 3), (0,), [65535, 0, 1]),
-    ([7, 2000, 9], (2000, 7), None, [1, 0, 65535]),
-    ([255, 254], range(255), (255,), [65535, 254]),
-])
+@pytest.mark.parametrize(
+    'values, ids, ignored, expected',
+    [
+        ([0, 1, 3], (1, 3), (0,), [65535, 0, 1]),
+        ([7, 2000, 9], (2000, 7), None, [1, 0, 65535]),
+        ([255, 254], range(255), (255,), [65535, 254]),
+    ],
+)
 def test_to_labels(values, ids, ignored, expected):
     assert official.to_labels(np.array([values]), ids, ignored, 'a.png').tolist() == [expected]
 

@@ -16,8 +16,14 @@ from tests.helpers import random_variables
 
 
 def segmenter_config(method='rankseg', num_classes=8, side=32):
-    config = tiny.config('', model__framework='segmenter', model__backbone='vit_ti16', model__channels=64,
-                         model__decoder_heads=1, augment__crop_size=(side, side))
+    config = tiny.config(
+        '',
+        model__framework='segmenter',
+        model__backbone='vit_ti16',
+        model__channels=64,
+        model__decoder_heads=1,
+        augment__crop_size=(side, side),
+    )
     if method == 'baseline':
         config.rankseg = None
     else:
@@ -34,30 +40,56 @@ def fresh(config, num_classes=8):
 def released_state(num_classes, num_selected, method='rankseg', grid=2):
     """A random state dict with the names and shapes of the released Segmenter: ViT-Ti of 12 layers, decoder of width 64."""
     dim, head, rng = 192, 64, np.random.default_rng(0)
-    shapes = {'backbone.cls_token': (1, 1, dim), 'backbone.pos_embed': (1, grid**2 + 1, dim),
-              'backbone.patch_embed.projection.weight': (dim, 3, 16, 16), 'backbone.patch_embed.projection.bias': (dim,),
-              'backbone.ln1.weight': (dim,), 'backbone.ln1.bias': (dim,)}
+    shapes = {
+        'backbone.cls_token': (1, 1, dim),
+        'backbone.pos_embed': (1, grid**2 + 1, dim),
+        'backbone.patch_embed.projection.weight': (dim, 3, 16, 16),
+        'backbone.patch_embed.projection.bias': (dim,),
+        'backbone.ln1.weight': (dim,),
+        'backbone.ln1.bias': (dim,),
+    }
     for i in range(12):
         layer = f'backbone.layers.{i}'
         shapes |= {f'{layer}.ln{n}.{leaf}': (dim,) for n in (1, 2) for leaf in ('weight', 'bias')}
-        shapes |= {f'{layer}.attn.attn.in_proj_weight': (3 * dim, dim), f'{layer}.attn.attn.in_proj_bias': (3 * dim,),
-                   f'{layer}.attn.attn.out_proj.weight': (dim, dim), f'{layer}.attn.attn.out_proj.bias': (dim,),
-                   f'{layer}.ffn.layers.0.0.weight': (4 * dim, dim), f'{layer}.ffn.layers.0.0.bias': (4 * dim,),
-                   f'{layer}.ffn.layers.1.weight': (dim, 4 * dim), f'{layer}.ffn.layers.1.bias': (dim,)}
-    decoder = {'cls_emb': (1, num_classes, head), 'proj_dec.weight': (head, dim), 'proj_dec.bias': (head,),
-               'proj_patch': (head, head), 'proj_classes': (head, head)}
+        shapes |= {
+            f'{layer}.attn.attn.in_proj_weight': (3 * dim, dim),
+            f'{layer}.attn.attn.in_proj_bias': (3 * dim,),
+            f'{layer}.attn.attn.out_proj.weight': (dim, dim),
+            f'{layer}.attn.attn.out_proj.bias': (dim,),
+            f'{layer}.ffn.layers.0.0.weight': (4 * dim, dim),
+            f'{layer}.ffn.layers.0.0.bias': (4 * dim,),
+            f'{layer}.ffn.layers.1.weight': (dim, 4 * dim),
+            f'{layer}.ffn.layers.1.bias': (dim,),
+        }
+    decoder = {
+        'cls_emb': (1, num_classes, head),
+        'proj_dec.weight': (head, dim),
+        'proj_dec.bias': (head,),
+        'proj_patch': (head, head),
+        'proj_classes': (head, head),
+    }
     for i in range(3 if method == 'rankseg' else 2):
         block = f'blocks.{i}'
-        decoder |= {f'{block}.norm{n}.{leaf}': (head,) for n in (1, 2) for leaf in ('weight', 'bias')}
-        decoder |= {f'{block}.attn.qkv.weight': (3 * head, head), f'{block}.attn.qkv.bias': (3 * head,),
-                    f'{block}.attn.proj.weight': (head, head), f'{block}.attn.proj.bias': (head,),
-                    f'{block}.mlp.fc1.weight': (4 * head, head), f'{block}.mlp.fc1.bias': (4 * head,),
-                    f'{block}.mlp.fc2.weight': (head, 4 * head), f'{block}.mlp.fc2.bias': (head,)}
+        decoder |= {
+            f'{block}.norm{n}.{leaf}': (head,) for n in (1, 2) for leaf in ('weight', 'bias')
+        }
+        decoder |= {
+            f'{block}.attn.qkv.weight': (3 * head, head),
+            f'{block}.attn.qkv.bias': (3 * head,),
+            f'{block}.attn.proj.weight': (head, head),
+            f'{block}.attn.proj.bias': (head,),
+            f'{block}.mlp.fc1.weight': (4 * head, head),
+            f'{block}.mlp.fc1.bias': (4 * head,),
+            f'{block}.mlp.fc2.weight': (head, 4 * head),
+            f'{block}.mlp.fc2.bias': (head,),
+        }
     norms = {'decoder_norm': head, 'mask_norm': num_classes}
     if method == 'rankseg':
         norms = {'decoder_norm': head, 'decoder_norm2': head, 'mask_norm': num_selected}
         decoder |= {'ml_fc.W': (1, num_classes, head), 'ml_fc.b': (1, num_classes)}
-    decoder |= {f'{name}.{leaf}': (size,) for name, size in norms.items() for leaf in ('weight', 'bias')}
+    decoder |= {
+        f'{name}.{leaf}': (size,) for name, size in norms.items() for leaf in ('weight', 'bias')
+    }
     shapes |= {f'decode_head.{name}': shape for name, shape in decoder.items()}
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
@@ -67,13 +99,24 @@ def test_released_segmenter_fills_every_parameter(tmp_path, method):
     torch = pytest.importorskip('torch')
     state = released_state(8, 3, method)
     path = tmp_path / 'model.pth'
-    torch.save({'meta': {'epoch': 1}, 'state_dict': {k: torch.tensor(v) for k, v in state.items()}}, path)
+    torch.save(
+        {'meta': {'epoch': 1}, 'state_dict': {k: torch.tensor(v) for k, v in state.items()}}, path
+    )
     variables = fresh(segmenter_config(method))
     loaded = pretrained.load(path, variables)
-    ours, theirs = (sorted(float(np.abs(x).sum()) for x in jax.tree.leaves(tree)) for tree in (loaded['params'], state))
-    np.testing.assert_allclose(sum(ours), sum(theirs), rtol=1e-5)  # nothing is lost and nothing is left as it was
-    kernel = loaded['params']['decoder']['block1']['MultiHeadDotProductAttention_0']['key']['kernel']
-    np.testing.assert_array_equal(kernel[:, 0], state['decode_head.blocks.1.attn.qkv.weight'][64:128].T)
+    ours, theirs = (
+        sorted(float(np.abs(x).sum()) for x in jax.tree.leaves(tree))
+        for tree in (loaded['params'], state)
+    )
+    np.testing.assert_allclose(
+        sum(ours), sum(theirs), rtol=1e-5
+    )  # nothing is lost and nothing is left as it was
+    kernel = loaded['params']['decoder']['block1']['MultiHeadDotProductAttention_0']['key'][
+        'kernel'
+    ]
+    np.testing.assert_array_equal(
+        kernel[:, 0], state['decode_head.blocks.1.attn.qkv.weight'][64:128].T
+    )
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
 
 
@@ -90,28 +133,44 @@ def test_another_number_of_classes_starts_afresh_and_says_so(tmp_path):
         loaded = pretrained.load(path, variables)
     finally:
         absl_logging.get_absl_logger().removeHandler(handler)
-    assert any('decoder/class_embedding starts afresh, its shape is (20, 64) and in the model (8, 64)' in line for line in lines)
+    assert any(
+        'decoder/class_embedding starts afresh, its shape is (20, 64) and in the model (8, 64)'
+        in line
+        for line in lines
+    )
     decoder = loaded['params']['decoder']
-    np.testing.assert_array_equal(decoder['class_embedding'], variables['params']['decoder']['class_embedding'])
+    np.testing.assert_array_equal(
+        decoder['class_embedding'], variables['params']['decoder']['class_embedding']
+    )
     np.testing.assert_array_equal(decoder['project']['bias'], state['decode_head.proj_dec.bias'])
 
 
 def test_position_codes_are_resampled_and_a_backbones_file_leaves_the_rest(tmp_path):
     path = tmp_path / 'backbone.safetensors'
     safetensors = pytest.importorskip('safetensors.numpy')
-    state = {k.removeprefix('backbone.'): v for k, v in released_state(8, 3, grid=4).items() if k.startswith('backbone.')}
+    state = {
+        k.removeprefix('backbone.'): v
+        for k, v in released_state(8, 3, grid=4).items()
+        if k.startswith('backbone.')
+    }
     safetensors.save_file(state, path)
     variables = fresh(segmenter_config())
     loaded = pretrained.load(path, variables)
     assert loaded['params']['backbone']['position'].shape == (2, 2, 192)
-    np.testing.assert_array_equal(loaded['params']['backbone']['class_position'], state['pos_embed'][0, 0])
-    jax.tree.map(np.testing.assert_array_equal, loaded['params']['decoder'], variables['params']['decoder'])
+    np.testing.assert_array_equal(
+        loaded['params']['backbone']['class_position'], state['pos_embed'][0, 0]
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded['params']['decoder'], variables['params']['decoder']
+    )
 
 
 def test_another_model_lists_both_sides(tmp_path):
     state = {k: v for k, v in released_state(8, 3).items() if 'layers.11.' not in k}
     np.savez(tmp_path / 'model.npz', **state)
-    with pytest.raises(ValueError, match=r'(?s)block11.*checkpoint has none, model \(192,\).*Choose the model'):
+    with pytest.raises(
+        ValueError, match=r'(?s)block11.*checkpoint has none, model \(192,\).*Choose the model'
+    ):
         pretrained.load(tmp_path / 'model.npz', fresh(segmenter_config()))
 
 
@@ -133,19 +192,30 @@ HUB_NAME = 'somebody/mask2former-tiny.v2'
 def downloading(monkeypatch, download):
     """Replaces the hub's `snapshot_download`, and returns what records its calls."""
     hub = pytest.importorskip('huggingface_hub')
-    monkeypatch.setattr(hub, 'snapshot_download', mock.create_autospec(hub.snapshot_download, side_effect=download))
+    monkeypatch.setattr(
+        hub, 'snapshot_download', mock.create_autospec(hub.snapshot_download, side_effect=download)
+    )
     return hub.snapshot_download
 
 
 def test_a_name_on_the_hub_is_downloaded_but_for_what_is_not_read(tmp_path, monkeypatch):
-    files = ['config.json', 'preprocessor_config.json', 'model-00001-of-00002.safetensors', 'model.safetensors.index.json']
+    files = [
+        'config.json',
+        'preprocessor_config.json',
+        'model-00001-of-00002.safetensors',
+        'model.safetensors.index.json',
+    ]
     (tmp_path / 'hub').mkdir()
     for name in [*files, 'pytorch_model.bin', 'README.md']:
         (tmp_path / 'hub' / name).write_text(name)
 
     def download(name, allow_patterns):
         def others(_, names):
-            return [file for file in names if not any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)]
+            return [
+                file
+                for file in names
+                if not any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
+            ]
 
         return shutil.copytree(tmp_path / 'hub', tmp_path / 'cache' / name, ignore=others)
 
@@ -153,7 +223,13 @@ def test_a_name_on_the_hub_is_downloaded_but_for_what_is_not_read(tmp_path, monk
     assert sorted(path.name for path in hf.locate(HUB_NAME).iterdir()) == sorted(files)
     assert calls.call_count == 1
     monkeypatch.chdir(tmp_path / 'cache')
-    for path in (HUB_NAME, 'weights/backbone.pth', tmp_path / 'nothing', 'nothing', 'a/b/c'):  # the first is there now
+    for path in (
+        HUB_NAME,
+        'weights/backbone.pth',
+        tmp_path / 'nothing',
+        'nothing',
+        'a/b/c',
+    ):  # the first is there now
         assert hf.locate(path) == type(tmp_path)(path)
     assert calls.call_count == 1
 
@@ -162,7 +238,10 @@ def test_a_name_that_cannot_be_downloaded_is_named_with_the_fix(monkeypatch):
     hub = pytest.importorskip('huggingface_hub')
     downloading(monkeypatch, hub.errors.LocalEntryNotFoundError('cannot reach the host'))
     for load in (pretrained.load_hf, pretrained.read_variables):
-        with pytest.raises(OSError, match=rf'{HUB_NAME} is no file or folder.*Check the name.*cannot reach the host'):
+        with pytest.raises(
+            OSError,
+            match=rf'{HUB_NAME} is no file or folder.*Check the name.*cannot reach the host',
+        ):
             load(HUB_NAME)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(ImportError, match=rf'{HUB_NAME} is no file.*pip install huggingface_hub'):
@@ -174,9 +253,17 @@ def test_a_run_is_read_with_other_classes_and_ranks(tmp_path, averaged):
     """From 8 categories to 5, and from 3 ranks to 2: everything else is the run's, the averaged parameters if it has some."""
     config = tiny.config('', rankseg__temperature='temperature')
     variables = fresh(config)
-    saved = variables | ({'ema': jax.tree.map(lambda x: x + 1, variables['params'])} if averaged else {})
+    saved = variables | (
+        {'ema': jax.tree.map(lambda x: x + 1, variables['params'])} if averaged else {}
+    )
     with checkpoint.open_checkpoints(tmp_path, 1) as manager:
-        checkpoint.save(manager, 3, saved, None, {'config': config.to_dict(), 'class_names': [], 'next_step': 3, 'mIoU': None})
+        checkpoint.save(
+            manager,
+            3,
+            saved,
+            None,
+            {'config': config.to_dict(), 'class_names': [], 'next_step': 3, 'mIoU': None},
+        )
     config.rankseg.num_selected = 2
     model = random_variables(models.build(config, 5), np.zeros((1, 32, 32, 3), np.float32), seed=1)
     loaded = pretrained.load(tmp_path, model)
@@ -190,9 +277,18 @@ def test_a_run_is_read_with_other_classes_and_ranks(tmp_path, averaged):
 
     run = {'params': saved.get('ema', saved['params']), 'batch_stats': saved['batch_stats']}
     jax.tree.map_with_path(compare, loaded, run, model)
-    assert found == {f'params/classifier/{name}' for name in (
-        'auxiliary_classes/bias', 'auxiliary_classes/embedding', 'classes/bias', 'classes/embedding', 'head/classify/bias',
-        'head/classify/kernel', 'rank/temperature/log_tau')}
+    assert found == {
+        f'params/classifier/{name}'
+        for name in (
+            'auxiliary_classes/bias',
+            'auxiliary_classes/embedding',
+            'classes/bias',
+            'classes/embedding',
+            'head/classify/bias',
+            'head/classify/kernel',
+            'rank/temperature/log_tau',
+        )
+    }
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

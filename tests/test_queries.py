@@ -17,14 +17,20 @@ K = 9
 
 def as_masks(labels, segments):
     """The targets of an image as a set of (class, mask)."""
-    return {(int(label), (np.asarray(segments) == place).tobytes()) for place, label in enumerate(labels) if label >= 0}
+    return {
+        (int(label), (np.asarray(segments) == place).tobytes())
+        for place, label in enumerate(labels)
+        if label >= 0
+    }
 
 
 def random_segments(rng, crowds=True):
     """COCO's ids [12, 16], some void, and their segments; one is not in the map, one id in no list."""
     ids = rng.choice([0, 7, 9, 300, 301, 70_000, 80_000], (12, 16))
-    segments = [{'id': i, 'category_id': int(rng.integers(0, K)), 'iscrowd': int(crowds and i == 9)}
-                for i in (80_000, 9, 300, 301, 7, 55)]
+    segments = [
+        {'id': i, 'category_id': int(rng.integers(0, K)), 'iscrowd': int(crowds and i == 9)}
+        for i in (80_000, 9, 300, 301, 7, 55)
+    ]
     return ids, segments
 
 
@@ -38,7 +44,9 @@ def test_categories_of_a_label_map():
         for i, label in enumerate(labels):
             classes, areas = np.unique(label[label >= 0], return_counts=True)
             largest = classes[np.argsort(-areas, kind='stable')][:max_targets]
-            assert as_masks(targets.labels[i], targets.segments[i]) == {(c, (label == c).tobytes()) for c in largest.tolist()}
+            assert as_masks(targets.labels[i], targets.segments[i]) == {
+                (c, (label == c).tobytes()) for c in largest.tolist()
+            }
         held = [len(np.unique(label[label >= 0])) for label in labels]
         np.testing.assert_array_equal(targets.left_out, np.maximum(np.array(held) - max_targets, 0))
 
@@ -47,13 +55,19 @@ def test_segments_without_void_and_crowds():
     rng = np.random.default_rng(0)
     for _ in range(10):
         ids, segments = random_segments(rng)
-        expected = {(s['category_id'], (ids == s['id']).tobytes()) for s in segments if s['id'] not in (9, 55)}
+        expected = {
+            (s['category_id'], (ids == s['id']).tobytes())
+            for s in segments
+            if s['id'] not in (9, 55)
+        }
         labels, places, left_out = coco.targets(ids, segments, 6)
         assert labels.shape == (6,) and left_out == 0 and as_masks(labels, places) == expected
         labels, places, left_out = coco.targets(ids, segments, 3)
         assert left_out == 1 and as_masks(labels, places) < expected
         areas = [(places == place).sum() for place in range(3)]
-        assert min(areas) >= min((ids == s['id']).sum() for s in segments if s['id'] not in (9, 55)) and areas[0] == max(areas)
+        assert min(areas) >= min(
+            (ids == s['id']).sum() for s in segments if s['id'] not in (9, 55)
+        ) and areas[0] == max(areas)
     labels, places, left_out = coco.targets(np.zeros((3, 3), int), [], 2)
     assert (labels == -1).all() and (places == -1).all() and left_out == 0
 
@@ -74,20 +88,40 @@ def test_the_loss_in_rank_space(selected):
     targets = queries.from_segments(segment_labels, segments, left_out)
     chosen = np.stack([rng.permutation(K)[:4] for _ in range(3)])
     selection = Selection(jnp.asarray(chosen), jnp.zeros((3, 4))) if selected else None
-    outputs = [(rng.normal(size=(3, 7, (4 if selected else K) + 1)), rng.normal(size=(3, 7, 3, 4))) for _ in range(2)]
+    outputs = [
+        (rng.normal(size=(3, 7, (4 if selected else K) + 1)), rng.normal(size=(3, 7, 3, 4)))
+        for _ in range(2)
+    ]
     config = common.get_config()
     config.loss.num_points, config.loss.no_object = 40, 0.3
     config.loss.class_weight, config.loss.mask_weight, config.loss.dice_weight = 1.5, 3.0, 4.0
     first, last = outputs
-    batch = {'mask': np.ones(3, bool), 'segments': segments, 'segment_labels': segment_labels, 'left_out': np.array([0, 3, 0])}
+    batch = {
+        'mask': np.ones(3, bool),
+        'segments': segments,
+        'segment_labels': segment_labels,
+        'left_out': np.array([0, 3, 0]),
+    }
     parts, figures = queries.loss(
-        jax.random.key(0), QueryOutput(*last, selection, auxiliary=(first,)), batch, config, K)
+        jax.random.key(0), QueryOutput(*last, selection, auxiliary=(first,)), batch, config, K
+    )
     assert figures['targets_left_out'] == 1
     labels = np.asarray(targets.labels)
     if selected:
-        labels = np.array([[row.tolist().index(c) if c in row else -1 for c in image]
-                           for row, image in zip(chosen, labels, strict=True)])
+        labels = np.array(
+            [
+                [row.tolist().index(c) if c in row else -1 for c in image]
+                for row, image in zip(chosen, labels, strict=True)
+            ]
+        )
         assert (labels < 0).sum() > (targets.labels < 0).sum()
     expected = losses.query_losses(
-        jax.random.key(0), outputs, labels, targets.segments, weights=(1.5, 3.0, 4.0), num_points=40, no_object_weight=0.3)
+        jax.random.key(0),
+        outputs,
+        labels,
+        targets.segments,
+        weights=(1.5, 3.0, 4.0),
+        num_points=40,
+        no_object_weight=0.3,
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)

@@ -28,14 +28,20 @@ def decoder(options=None, **fields):
 def random_inputs(batch=2):
     """Maps of strides 32, 16 and 8, and pixel embeddings."""
     rng = np.random.default_rng(0)
-    maps = {stride: rng.normal(size=(batch, 48 // stride + 1, 72 // stride + 1, D)).astype(np.float32) for stride in (32, 16, 8)}
+    maps = {
+        stride: rng.normal(size=(batch, 48 // stride + 1, 72 // stride + 1, D)).astype(np.float32)
+        for stride in (32, 16, 8)
+    }
     return maps, rng.normal(size=(batch, 13, 19, D)).astype(np.float32)
 
 
 def apply(model, variables, inputs, **choice):
     train = choice.pop('train', False)
-    return jax.jit(lambda variables, inputs, choice: model.apply(
-        variables, *inputs, train=train, rngs={'dropout': jax.random.key(0)}, **choice))(variables, inputs, choice)
+    return jax.jit(
+        lambda variables, inputs, choice: model.apply(
+            variables, *inputs, train=train, rngs={'dropout': jax.random.key(0)}, **choice
+        )
+    )(variables, inputs, choice)
 
 
 def test_golden_rank_logits():
@@ -43,7 +49,10 @@ def test_golden_rank_logits():
     num_selected = int(g['hparam/num_selected'])
     selection = select(g['class_logits'], num_selected)
     np.testing.assert_array_equal(selection.labels, g['selected_with_no_object'][:, :-1])
-    scale = RankScale(rankseg(num_selected=num_selected, temperature='layer_norm', score_prior=False), no_object=True)
+    scale = RankScale(
+        rankseg(num_selected=num_selected, temperature='layer_norm', score_prior=False),
+        no_object=True,
+    )
     norm = {'scale': g['param/ml_norm.weight'], 'bias': g['param/ml_norm.bias']}
     logits = gather(g['query_logits'], selection, keep_last=True)
     logits = scale.apply({'params': {'temperature': {'norm': norm}}}, logits, selection)
@@ -55,19 +64,30 @@ def test_a_query_without_a_mask_looks_everywhere():
     inputs, model = random_inputs(), decoder()
     params = random_variables(model, *inputs)['params']
     last = params['mask']['Dense_2']
-    nowhere = params | {'mask': params['mask'] | {'Dense_2': {'kernel': 0 * last['kernel'], 'bias': last['bias']}}}
+    nowhere = params | {
+        'mask': params['mask'] | {'Dense_2': {'kernel': 0 * last['kernel'], 'bias': last['bias']}}
+    }
     maps, pixels = inputs
-    empty, full = (apply(model, {'params': nowhere}, (maps, sign * np.abs(pixels))) for sign in (-1, 1))
+    empty, full = (
+        apply(model, {'params': nowhere}, (maps, sign * np.abs(pixels))) for sign in (-1, 1)
+    )
     assert (np.asarray(empty.mask_logits) < 0).all() and (np.asarray(full.mask_logits) > 0).all()
     np.testing.assert_allclose(empty.class_logits, full.class_logits, rtol=1e-5, atol=1e-5)
 
     rng = np.random.default_rng(0)
     query, key, value = (rng.normal(size=(1, n, 2, 4)).astype(np.float32) for n in (1, 5, 5))
-    np.testing.assert_allclose(attend(query, key, value, None, np.arange(5)[None, None] == 3)[:, 0], value[:, 3], rtol=1e-5)
+    np.testing.assert_allclose(
+        attend(query, key, value, None, np.arange(5)[None, None] == 3)[:, 0], value[:, 3], rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize('options, cosine', [
-    (dict(temperature='layer_norm', head='encoder'), True), (dict(temperature='temperature', score_prior=False), False)])
+@pytest.mark.parametrize(
+    'options, cosine',
+    [
+        (dict(temperature='layer_norm', head='encoder'), True),
+        (dict(temperature='temperature', score_prior=False), False),
+    ],
+)
 def test_rank_space_agrees_with_all_classes(options, cosine):
     """What is selected has the logits that classification over all K gives it, scaled by rank, for every prediction."""
     inputs, model = random_inputs(), decoder(rankseg(**options), cosine=cosine)
@@ -78,12 +98,22 @@ def test_rank_space_agrees_with_all_classes(options, cosine):
     np.testing.assert_array_equal(labels, np.argsort(-np.asarray(output.presence_logits))[:, :3])
     assert len(output.auxiliary) == 2 and len(full.auxiliary) == 2
     tau = 0.07 if cosine else 1.0
-    for (ours, masks), (theirs, same) in zip([*output.auxiliary, (output.class_logits, output.mask_logits)],
-                                             [*full.auxiliary, (full.class_logits, full.mask_logits)], strict=True):
-        chosen = np.take_along_axis(np.asarray(theirs), np.pad(labels, ((0, 0), (0, 1)), constant_values=K)[:, None], -1) * tau
+    for (ours, masks), (theirs, same) in zip(
+        [*output.auxiliary, (output.class_logits, output.mask_logits)],
+        [*full.auxiliary, (full.class_logits, full.mask_logits)],
+        strict=True,
+    ):
+        chosen = (
+            np.take_along_axis(
+                np.asarray(theirs), np.pad(labels, ((0, 0), (0, 1)), constant_values=K)[:, None], -1
+            )
+            * tau
+        )
         if options['temperature'] == 'layer_norm':
             norm = params['rank']['temperature']['norm']
-            chosen = (chosen - chosen.mean(-1, keepdims=True)) / np.sqrt(chosen.var(-1, keepdims=True) + 1e-5)
+            chosen = (chosen - chosen.mean(-1, keepdims=True)) / np.sqrt(
+                chosen.var(-1, keepdims=True) + 1e-5
+            )
             chosen = chosen * norm['scale'] + norm['bias']
             chosen[..., :-1] -= np.log1p(np.exp(-np.asarray(scores)))[:, None]
         else:
@@ -100,15 +130,26 @@ def test_forced_given_oracle_and_all_classes():
     output = apply(model, variables, inputs, train=True, presence=presence)
     assert (np.asarray(output.selection.labels) == [[1], [5]]).any(-1).all()
     chosen = Selection(np.array([[0, 1, 2], [4, 5, 6]]), np.zeros((2, 3), np.float32))
-    np.testing.assert_array_equal(apply(model, variables, inputs, selection=chosen).selection.labels, chosen.labels)
-    assert model.apply(variables, *inputs, train=False, all_classes=True).class_logits.shape == (2, 4, K + 1)
+    np.testing.assert_array_equal(
+        apply(model, variables, inputs, selection=chosen).selection.labels, chosen.labels
+    )
+    assert model.apply(variables, *inputs, train=False, all_classes=True).class_logits.shape == (
+        2,
+        4,
+        K + 1,
+    )
     oracle = decoder(rankseg(oracle=True)).apply(variables, *inputs, train=False, presence=presence)
     np.testing.assert_array_equal(oracle.selection.labels[:, 0], [1, 5])
-    np.testing.assert_array_equal((np.asarray(oracle.class_logits) == -100).all(1), [[False, True, True, False]] * 2)
+    np.testing.assert_array_equal(
+        (np.asarray(oracle.class_logits) == -100).all(1), [[False, True, True, False]] * 2
+    )
 
 
 def test_gradients_reach_masks_and_selected_classes_and_are_finite():
-    inputs, model = random_inputs(), decoder(rankseg(head='encoder', share_embedding=True, hidden=D), cosine=True)
+    inputs, model = (
+        random_inputs(),
+        decoder(rankseg(head='encoder', share_embedding=True, hidden=D), cosine=True),
+    )
     params = random_variables(model, *inputs)['params']
     params['queries'] = 0 * params['queries']
 
@@ -117,7 +158,11 @@ def test_gradients_reach_masks_and_selected_classes_and_are_finite():
         def loss(params):
             output = model.apply({'params': params}, *inputs, train=False)
             predictions = [*output.auxiliary, (output.class_logits, output.mask_logits)]
-            return sum(jnp.square(classes).mean() + jnp.square(masks).mean() for classes, masks in predictions)
+            return sum(
+                jnp.square(classes).mean() + jnp.square(masks).mean()
+                for classes, masks in predictions
+            )
+
         return jax.grad(loss)(params)
 
     leaves = jax.tree.leaves_with_path(gradient(params))
@@ -134,10 +179,19 @@ def test_bfloat16_gives_float32_logits():
     assert np.isfinite(output.class_logits).all()
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(layer=3), 'rankseg.layer = 3 must be 0 or one of the 2'), (dict(head='decoder'), 'needs a map'),
-    (dict(layer=0, stride=4), r'stride = 4 must be one of \[8, 16, 32\]'),
-    (dict(num_selected=8), 'at most the number of categories')])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(layer=3), 'rankseg.layer = 3 must be 0 or one of the 2'),
+        (dict(head='decoder'), 'needs a map'),
+        (dict(layer=0, stride=4), r'stride = 4 must be one of \[8, 16, 32\]'),
+        (dict(num_selected=8), 'at most the number of categories'),
+    ],
+)
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda: decoder(rankseg(**options)).init(jax.random.key(0), *random_inputs(), train=False))
+        jax.eval_shape(
+            lambda: decoder(rankseg(**options)).init(
+                jax.random.key(0), *random_inputs(), train=False
+            )
+        )

@@ -18,6 +18,7 @@ query_losses = jax.jit(functools.partial(losses.query_losses, num_points=POINTS)
 @jax.jit
 def losses_and_slopes(key, outputs, labels, segments):
     """The parts, and the gradient of their sum with respect to the outputs."""
+
     def total(outputs):
         parts = losses.query_losses(key, outputs, labels, segments, num_points=POINTS)
         return sum(parts.values()), parts
@@ -29,8 +30,13 @@ def losses_and_slopes(key, outputs, labels, segments):
 def random_case(batch=2, num_queries=9, num_targets=5, num_classes=6, layers=2, seed=0):
     """Outputs of some layers, labels with padding, and a map of segments at four times the size."""
     rng = np.random.default_rng(seed)
-    outputs = tuple((rng.normal(size=(batch, num_queries, num_classes + 1)).astype(np.float32),
-                     3 * rng.normal(size=(batch, num_queries, 8, 10)).astype(np.float32)) for _ in range(layers))
+    outputs = tuple(
+        (
+            rng.normal(size=(batch, num_queries, num_classes + 1)).astype(np.float32),
+            3 * rng.normal(size=(batch, num_queries, 8, 10)).astype(np.float32),
+        )
+        for _ in range(layers)
+    )
     labels = rng.integers(0, num_classes, (batch, num_targets)).astype(np.int32)
     labels[0, -2:] = -1
     segments = np.kron(rng.integers(-1, num_targets, (batch, 8, 10)), np.ones((4, 4), int))
@@ -41,23 +47,48 @@ def hf_losses(outputs, labels, segments, points):
     """The same from `Mask2FormerLoss`, given our points where it draws its own."""
     torch = pytest.importorskip('torch')
     modeling = pytest.importorskip('transformers.models.mask2former.modeling_mask2former')
-    config = modeling.Mask2FormerConfig(num_labels=outputs[0][0].shape[-1] - 1, train_num_points=POINTS)
+    config = modeling.Mask2FormerConfig(
+        num_labels=outputs[0][0].shape[-1] - 1, train_num_points=POINTS
+    )
     criterion = modeling.Mask2FormerLoss(config, {})
     points = torch.from_numpy(np.array(points))
-    parts = {POINTS: points[:POINTS], 3 * POINTS: points[:3 * POINTS], POINTS // 4: points[3 * POINTS:]}
+    parts = {
+        POINTS: points[:POINTS],
+        3 * POINTS: points[: 3 * POINTS],
+        POINTS // 4: points[3 * POINTS :],
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, 'rand', lambda n, count, _, **__: parts[count][None].repeat(n, 1, 1))
-        predictions = [{'class_queries_logits': torch.from_numpy(c).requires_grad_(),
-                        'masks_queries_logits': torch.from_numpy(m).requires_grad_()} for c, m in outputs]
-        losses = criterion(**predictions[-1], auxiliary_predictions=predictions[:-1],
-                           mask_labels=[torch.from_numpy(s == np.flatnonzero(i >= 0)[:, None, None]).float()
-                                        for s, i in zip(segments, labels, strict=True)],
-                           class_labels=[torch.from_numpy(i[i >= 0]).long() for i in labels])
-    names = {'loss_class': ('loss_cross_entropy', 2), 'loss_mask': ('loss_mask', 5), 'loss_dice': ('loss_dice', 5)}
-    parts = {ours: weight * sum(value for name, value in losses.items() if name.startswith(theirs))
-             for ours, (theirs, weight) in names.items()}
+        predictions = [
+            {
+                'class_queries_logits': torch.from_numpy(c).requires_grad_(),
+                'masks_queries_logits': torch.from_numpy(m).requires_grad_(),
+            }
+            for c, m in outputs
+        ]
+        losses = criterion(
+            **predictions[-1],
+            auxiliary_predictions=predictions[:-1],
+            mask_labels=[
+                torch.from_numpy(s == np.flatnonzero(i >= 0)[:, None, None]).float()
+                for s, i in zip(segments, labels, strict=True)
+            ],
+            class_labels=[torch.from_numpy(i[i >= 0]).long() for i in labels],
+        )
+    names = {
+        'loss_class': ('loss_cross_entropy', 2),
+        'loss_mask': ('loss_mask', 5),
+        'loss_dice': ('loss_dice', 5),
+    }
+    parts = {
+        ours: weight * sum(value for name, value in losses.items() if name.startswith(theirs))
+        for ours, (theirs, weight) in names.items()
+    }
     sum(parts.values()).backward()
-    slopes = [(p['class_queries_logits'].grad.numpy(), p['masks_queries_logits'].grad.numpy()) for p in predictions]
+    slopes = [
+        (p['class_queries_logits'].grad.numpy(), p['masks_queries_logits'].grad.numpy())
+        for p in predictions
+    ]
     return {name: float(value.detach()) for name, value in parts.items()}, slopes
 
 
@@ -71,19 +102,29 @@ def test_losses_and_gradients_equal_transformers(case):
     assert parts.keys() == expected.keys()
     for name, value in parts.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), list(ours), slopes)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), list(ours), slopes
+    )
 
 
 def test_golden_ranks_and_cross_entropy():
     g = golden_files.load('mask2former_rank_labels')
     num_classes, num_selected = int(g['hparam/num_classes']), int(g['hparam/num_selected'])
-    selection = Selection(jnp.asarray(g['selected_with_no_object'][:, :num_selected]), jnp.zeros((3, num_selected)))
-    norm = {'params': {'norm': {'scale': g['param/ml_norm.weight'], 'bias': g['param/ml_norm.bias']}}}
+    selection = Selection(
+        jnp.asarray(g['selected_with_no_object'][:, :num_selected]), jnp.zeros((3, num_selected))
+    )
+    norm = {
+        'params': {'norm': {'scale': g['param/ml_norm.weight'], 'bias': g['param/ml_norm.bias']}}
+    }
     temperature = RankTemperature(num_selected + 1, 'layer_norm')
-    logits = temperature.apply(norm, gather(g['query_logits'], selection, keep_last=True))  # [B, Q, κ + 1]
+    logits = temperature.apply(
+        norm, gather(g['query_logits'], selection, keep_last=True)
+    )  # [B, Q, κ + 1]
     np.testing.assert_allclose(logits, g['rank_logits'], rtol=1e-4, atol=1e-5)
     with_no_object = selection.replace(labels=jnp.asarray(g['selected_with_no_object']))
-    np.testing.assert_allclose(full_logits(logits, with_no_object, num_classes + 1), g['full_logits'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        full_logits(logits, with_no_object, num_classes + 1), g['full_logits'], rtol=1e-4, atol=1e-5
+    )
 
     labels = to_ranks(g['target_labels'], selection, num_classes=num_classes, ignore_label=-1)
     assert (np.asarray(labels)[g['target_labels'] >= 0] < 0).any()
@@ -97,7 +138,10 @@ def test_a_category_that_is_not_selected_is_no_target():
     outputs, labels, segments = random_case()
     dropped, without, others = labels.copy(), labels.copy(), segments.copy()
     dropped[1, 1:3] = -1
-    without[1], others[1] = np.roll(dropped[1], 2), np.where(segments[1] < 0, -1, (segments[1] + 2) % 5)
+    without[1], others[1] = (
+        np.roll(dropped[1], 2),
+        np.where(segments[1] < 0, -1, (segments[1] + 2) % 5),
+    )
     others[1][(segments[1] == 1) | (segments[1] == 2)] = -1
     parts = query_losses(jax.random.key(0), outputs, dropped, segments)
     expected = query_losses(jax.random.key(0), outputs, without, others)
@@ -112,7 +156,9 @@ def test_losses_and_gradients_stay_finite(what):
     elif what == 'empty masks':
         segments = np.full_like(segments, -1)
     else:
-        change = {'bfloat16': jnp.bfloat16, 'huge': lambda x: 1e30 * x, 'constant': jnp.zeros_like}[what]
+        change = {'bfloat16': jnp.bfloat16, 'huge': lambda x: 1e30 * x, 'constant': jnp.zeros_like}[
+            what
+        ]
         outputs = jax.tree.map(change, outputs)
     parts, slopes = losses_and_slopes(jax.random.key(0), outputs, labels, segments)
     assert np.isfinite(jax.tree.leaves(parts)).all()
@@ -126,8 +172,12 @@ def test_losses_and_gradients_stay_finite(what):
 
 def test_images_that_do_not_count():
     outputs, labels, segments = random_case(batch=3)
-    expected = query_losses(jax.random.key(0), jax.tree.map(lambda x: x[:2], outputs), labels[:2], segments[:2])
-    parts = query_losses(jax.random.key(0), outputs, labels, segments, mask=np.array([True, True, False]))
+    expected = query_losses(
+        jax.random.key(0), jax.tree.map(lambda x: x[:2], outputs), labels[:2], segments[:2]
+    )
+    parts = query_losses(
+        jax.random.key(0), outputs, labels, segments, mask=np.array([True, True, False])
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)
     nothing = query_losses(jax.random.key(0), outputs, labels, segments, mask=np.zeros(3, bool))
     assert max(nothing.values()) == 0
@@ -139,7 +189,10 @@ def test_targets_are_counted_over_all_devices():
     labels[:7] = -1
     mesh = sharding.make_mesh(8)
     arguments = sharding.shard_batch((outputs, labels, segments), mesh)
-    parts, alone = query_losses(jax.random.key(0), *arguments), query_losses(jax.random.key(0), outputs, labels, segments)
+    parts, alone = (
+        query_losses(jax.random.key(0), *arguments),
+        query_losses(jax.random.key(0), outputs, labels, segments),
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, alone)
     assert alone['loss_mask'] > 0
 
@@ -148,20 +201,40 @@ def test_the_masks_of_segments_are_not_built():
     def build(segments):
         return losses.sample_segments(segments, 50, jnp.ones((100, 2)) / 3)
 
-    memory = jax.jit(build).lower(jax.ShapeDtypeStruct((1, 256, 256), jnp.int32)).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 4 * 256 * 256  # bytes of the map; 50 masks of a byte have 12 times as many
-    segments, points = np.random.default_rng(0).integers(-1, 4, (2, 5, 7)), jax.random.uniform(jax.random.key(0), (30, 2))
+    memory = (
+        jax.jit(build)
+        .lower(jax.ShapeDtypeStruct((1, 256, 256), jnp.int32))
+        .compile()
+        .memory_analysis()
+    )
+    assert (
+        memory.temp_size_in_bytes < 4 * 256 * 256
+    )  # bytes of the map; 50 masks of a byte have 12 times as many
+    segments, points = (
+        np.random.default_rng(0).integers(-1, 4, (2, 5, 7)),
+        jax.random.uniform(jax.random.key(0), (30, 2)),
+    )
     masks = segments[:, None] == np.arange(4)[:, None, None]
-    np.testing.assert_allclose(losses.sample_segments(segments, 4, points), losses.sample(masks, points), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        losses.sample_segments(segments, 4, points),
+        losses.sample(masks, points),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_samples_equal_grid_sample():
     torch = pytest.importorskip('torch')
     rng = np.random.default_rng(0)
-    maps, points = rng.normal(size=(2, 3, 5, 7)).astype(np.float32), rng.random((40, 2)).astype(np.float32)
+    maps, points = (
+        rng.normal(size=(2, 3, 5, 7)).astype(np.float32),
+        rng.random((40, 2)).astype(np.float32),
+    )
     points[:5] = [(0, 0), (1, 1), (0.5, 1), (0, 0.3), (1 / 14, 1 / 10)]
     grid = torch.from_numpy(2 * points - 1)[None, None].repeat(2, 1, 1, 1)
-    expected = torch.nn.functional.grid_sample(torch.from_numpy(maps), grid, align_corners=False)[:, :, 0]
+    expected = torch.nn.functional.grid_sample(torch.from_numpy(maps), grid, align_corners=False)[
+        :, :, 0
+    ]
     np.testing.assert_allclose(losses.sample(maps, points), expected, rtol=1e-4, atol=1e-6)
 
 

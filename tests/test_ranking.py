@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rankseg_jax.ranking import RankTemperature, Selection, from_ranks, full_logits, gather, select, to_ranks
+from rankseg_jax.ranking import (
+    RankTemperature,
+    Selection,
+    from_ranks,
+    full_logits,
+    gather,
+    select,
+    to_ranks,
+)
 
 settings.register_profile('quick', max_examples=40, deadline=None)
 settings.load_profile('quick')
@@ -20,8 +28,9 @@ SCORES = st.sampled_from([-np.inf, -100.0, -1.5, -0.0, 0.0, 0.25, 7.0])
 @st.composite
 def selections(draw):
     """(class_logits [B, K], κ). Few shapes, since each is compiled: no image to three, κ = 1 to κ = K."""
-    batch, num_classes, num_selected = draw(st.sampled_from(
-        [(0, 4, 2), (1, 1, 1), (1, 7, 7), (2, 7, 1), (3, 7, 4)]))
+    batch, num_classes, num_selected = draw(
+        st.sampled_from([(0, 4, 2), (1, 1, 1), (1, 7, 7), (2, 7, 1), (3, 7, 4)])
+    )
     return draw(hnp.arrays(np.float32, (batch, num_classes), elements=SCORES)), num_selected
 
 
@@ -46,7 +55,9 @@ def test_must_include_against_a_loop(case, data):
     logits, num_selected = case
     present = data.draw(hnp.arrays(bool, logits.shape))
     selection = select(logits, num_selected, must_include=present)
-    for scores, mask, labels, kept in zip(logits, present, selection.labels, selection.scores, strict=True):
+    for scores, mask, labels, kept in zip(
+        logits, present, selection.labels, selection.scores, strict=True
+    ):
         chosen = best_first(scores, np.flatnonzero(mask))[:num_selected]
         absent = best_first(scores, np.flatnonzero(~mask))
         while len(chosen) < num_selected:
@@ -67,14 +78,27 @@ def test_to_ranks_and_back_against_a_loop(case, data):
     logits, num_selected = case
     num_classes = logits.shape[1]
     shape = (len(logits), *data.draw(st.sampled_from([(), (0,), (6,), (3, 2, 4)])))
-    ignore_label = data.draw(st.sampled_from([-1, num_classes, max(num_classes - 1, num_selected), 255, -100]))
-    labels = data.draw(hnp.arrays(np.int32, shape, elements=st.one_of(
-        st.integers(0, num_classes - 1), st.just(ignore_label), st.integers(-3, num_classes + 3))))
+    ignore_label = data.draw(
+        st.sampled_from([-1, num_classes, max(num_classes - 1, num_selected), 255, -100])
+    )
+    labels = data.draw(
+        hnp.arrays(
+            np.int32,
+            shape,
+            elements=st.one_of(
+                st.integers(0, num_classes - 1),
+                st.just(ignore_label),
+                st.integers(-3, num_classes + 3),
+            ),
+        )
+    )
     selection = select(logits, num_selected)
     ranks = to_ranks(labels, selection, num_classes=num_classes, ignore_label=ignore_label)
     back = from_ranks(ranks, selection)
     assert ranks.shape == back.shape == shape and ranks.dtype == back.dtype == jnp.int32
-    for image, chosen, rank, label in zip(labels, np.asarray(selection.labels).tolist(), ranks, back, strict=True):
+    for image, chosen, rank, label in zip(
+        labels, np.asarray(selection.labels).tolist(), ranks, back, strict=True
+    ):
         for c, r, b in zip(image.ravel(), rank.ravel(), label.ravel(), strict=True):
             expected = chosen.index(c) if c in chosen and c != ignore_label else ignore_label
             assert r == expected
@@ -110,7 +134,9 @@ def test_kappa_out_of_range_is_named(num_selected):
 
 def test_ambiguous_ignore_label_is_refused():
     with pytest.raises(ValueError, match='ignore_label = 3 .* κ = 4'):
-        to_ranks(jnp.zeros((1, 2), int), select(jnp.zeros((1, 9)), 4), num_classes=9, ignore_label=3)
+        to_ranks(
+            jnp.zeros((1, 2), int), select(jnp.zeros((1, 9)), 4), num_classes=9, ignore_label=3
+        )
 
 
 def test_mask_of_another_shape_is_refused():
@@ -124,7 +150,9 @@ def test_gather_against_a_loop(case, num_axes, keep_last):
     selection = select(logits, num_selected)
     batch, num_classes = logits.shape
     rng = np.random.default_rng(0)
-    values = rng.normal(size=(batch, *(2, 3, 1)[:num_axes], num_classes + keep_last)).astype(np.float32)
+    values = rng.normal(size=(batch, *(2, 3, 1)[:num_axes], num_classes + keep_last)).astype(
+        np.float32
+    )
     gathered = gather(values, selection, keep_last=keep_last)
     expected = np.zeros((*values.shape[:-1], num_selected + keep_last), np.float32)
     for b in range(batch):
@@ -141,8 +169,12 @@ def test_gather_class_embeddings_against_a_loop(case):
     own, shared = rng.normal(size=(*logits.shape, 3)), rng.normal(size=(logits.shape[1], 3))
     for b, labels in enumerate(selection.labels.tolist()):
         for rank, label in enumerate(labels):
-            np.testing.assert_allclose(gather(own, selection, axis=1)[b, rank], own[b, label], rtol=1e-6)
-            np.testing.assert_allclose(gather(shared, selection, axis=-2)[b, rank], shared[label], rtol=1e-6)
+            np.testing.assert_allclose(
+                gather(own, selection, axis=1)[b, rank], own[b, label], rtol=1e-6
+            )
+            np.testing.assert_allclose(
+                gather(shared, selection, axis=-2)[b, rank], shared[label], rtol=1e-6
+            )
 
 
 @given(selections())
@@ -162,7 +194,11 @@ def test_gradients_reach_what_was_gathered_and_nothing_else():
 
     def loss(logits, embedding):
         selection = select(logits, 2)
-        return gather(logits, selection).sum() + 3 * gather(embedding, selection, 0).sum() + 7 * selection.scores.sum()
+        return (
+            gather(logits, selection).sum()
+            + 3 * gather(embedding, selection, 0).sum()
+            + 7 * selection.scores.sum()
+        )
 
     of_logits, of_embedding = jax.grad(loss, (0, 1))(logits, embedding)
     np.testing.assert_array_equal(of_logits, [[0, 1, 1]])
@@ -185,10 +221,16 @@ def test_temperature_divides_by_a_positive_tau():
 
 def test_layer_norm_against_torch():
     torch = pytest.importorskip('torch')
-    logits, scale, bias = (np.random.default_rng(i).normal(size=s).astype(np.float32)
-                           for i, s in enumerate([(2, 3, 5), (5,), (5,)]))
-    ours = RankTemperature(5, 'layer_norm').apply({'params': {'norm': {'scale': scale, 'bias': bias}}}, logits)
-    theirs = torch.nn.functional.layer_norm(*map(torch.from_numpy, (logits,)), (5,), *map(torch.from_numpy, (scale, bias)))
+    logits, scale, bias = (
+        np.random.default_rng(i).normal(size=s).astype(np.float32)
+        for i, s in enumerate([(2, 3, 5), (5,), (5,)])
+    )
+    ours = RankTemperature(5, 'layer_norm').apply(
+        {'params': {'norm': {'scale': scale, 'bias': bias}}}, logits
+    )
+    theirs = torch.nn.functional.layer_norm(
+        *map(torch.from_numpy, (logits,)), (5,), *map(torch.from_numpy, (scale, bias))
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -215,10 +257,13 @@ def test_compiles_once_with_static_kappa():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize('build', [
-    lambda labels, selection: to_ranks(labels, selection, num_classes=1009, ignore_label=-1),
-    from_ranks,
-])
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda labels, selection: to_ranks(labels, selection, num_classes=1009, ignore_label=-1),
+        from_ranks,
+    ],
+)
 def test_no_comparison_tensor(build):
     """Nothing as large as pixels × κ or pixels × K is built."""
     selection = Selection(jnp.zeros((2, 31), jnp.int32), jnp.zeros((2, 31)))

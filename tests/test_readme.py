@@ -16,8 +16,10 @@ TEXT = (ROOT / 'README.md').read_text()
 
 
 def test_own_model_snippet_trains_in_rank_space():
-    code = next(block for block in re.findall(r'```python\n(.*?)```', TEXT, re.S) if 'class Head' in block)
-    body = code[code.index('class Head'):]
+    code = next(
+        block for block in re.findall(r'```python\n(.*?)```', TEXT, re.S) if 'class Head' in block
+    )
+    body = code[code.index('class Head') :]
     assert len([line for line in body.splitlines() if line.strip()]) <= 15
     assert set(re.findall(r'from rankseg_jax import (.*)', code)) == {'multilabel, ranking'}
     space = {}
@@ -31,9 +33,13 @@ def test_own_model_snippet_trains_in_rank_space():
     @jax.jit
     @jax.value_and_grad
     def step(params):
-        logits, selection, class_logits = head.apply(params, features, train=True, presence=presence)
+        logits, selection, class_logits = head.apply(
+            params, features, train=True, presence=presence
+        )
         ranks = ranking.to_ranks(labels, selection, num_classes=20, ignore_label=-1)
-        return losses.pixel_cross_entropy(logits, ranks) + losses.binary_cross_entropy(class_logits, presence)
+        return losses.pixel_cross_entropy(logits, ranks) + losses.binary_cross_entropy(
+            class_logits, presence
+        )
 
     first, _ = step(params)
     for _ in range(300):
@@ -48,27 +54,46 @@ def test_own_model_snippet_trains_in_rank_space():
 def test_links_and_commands_name_files_that_exist():
     for path in re.findall(r'\]\((?!http)([^)]+)\)', TEXT):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r'(?:python |--config=|-r )((?:configs|benchmarks|main|requirements)[\w/.-]*\.(?:py|txt))', TEXT):
+    for path in re.findall(
+        r'(?:python |--config=|-r )((?:configs|benchmarks|main|requirements)[\w/.-]*\.(?:py|txt))',
+        TEXT,
+    ):
         assert (ROOT / path).exists(), path
 
 
 def test_the_table_of_data_sets_is_right():
     """Names, numbers of classes and of examples, and the configs that train on them."""
     text = (ROOT / 'docs/datasets.md').read_text()
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('| [`')]
+    rows = [
+        [cell.strip() for cell in line.split('|')[1:-1]]
+        for line in text.splitlines()
+        if line.startswith('| [`')
+    ]
     named = []
     for names, numbers, counts, _, configs in rows:
-        for name, number in zip(re.findall(r'`(\w+)`', names), re.findall(r'[\d,]+', numbers), strict=False):
+        for name, number in zip(
+            re.findall(r'`(\w+)`', names), re.findall(r'[\d,]+', numbers), strict=False
+        ):
             builder = data.builder_class(name)
             named.append(builder.name)
-            assert len(official.read_classes(builder.CLASSES)['names']) == int(number.replace(',', ''))
+            assert len(official.read_classes(builder.CLASSES)['names']) == int(
+                number.replace(',', '')
+            )
             published = getattr(builder, 'PUBLISHED_VIDEOS', builder.PUBLISHED).values()
-            assert counts == ' / '.join(f'{count:,}' for count in published) + (' videos' if 'videos' in counts else ' images')
+            assert counts == ' / '.join(f'{count:,}' for count in published) + (
+                ' videos' if 'videos' in counts else ' images'
+            )
         first = re.findall(r'`(\w+)`', names)[0]
-        for module, recipe, other in re.findall(r'(\w+)\.py:(\w+)(?: --config\.data\.name=(\w+))?', configs):
+        for module, recipe, other in re.findall(
+            r'(\w+)\.py:(\w+)(?: --config\.data\.name=(\w+))?', configs
+        ):
             config = importlib.import_module(f'configs.{module}').get_config(recipe)
             assert first == (other or config.data.name)
-    modules = {path.stem for path in (ROOT / 'rankseg_jax/data').glob('*.py') if '.get_source\n' in path.read_text()}
+    modules = {
+        path.stem
+        for path in (ROOT / 'rankseg_jax/data').glob('*.py')
+        if '.get_source\n' in path.read_text()
+    }
     assert sorted(named) == sorted(modules) and len(named) == 11
 
 

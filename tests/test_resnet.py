@@ -15,8 +15,10 @@ def timm_model(name):
     """timm's encoder with random weights, scales, offsets and statistics."""
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
     torch.manual_seed(0)
-    return random_batch_norms(torch, timm.create_model(
-        name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)))
+    return random_batch_norms(
+        torch,
+        timm.create_model(name, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)),
+    )
 
 
 def random_images(*size, seed=0):
@@ -32,9 +34,9 @@ def forward(model, images):
 
 def apply(model, variables, images, train=False):
     """(features, updated statistics)."""
-    return jax.jit(
-        lambda *inputs: model.apply(*inputs, train=train, mutable=['batch_stats'])
-    )(variables, images)
+    return jax.jit(lambda *inputs: model.apply(*inputs, train=train, mutable=['batch_stats']))(
+        variables, images
+    )
 
 
 @pytest.mark.parametrize('name', TIMM)
@@ -91,34 +93,43 @@ def test_frozen_norms_are_torchvisions():
     """In training: features, gradients of all kernels, zero gradients of scales and biases, statistics as they were."""
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
     torch.manual_seed(0)
-    theirs = torchvision.models.resnet18(weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d).train()
+    theirs = torchvision.models.resnet18(
+        weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d
+    ).train()
     theirs.fc = torch.nn.Identity()
     with torch.no_grad():
         for name, value in theirs.named_buffers():
             value.uniform_(0.5, 1.5) if name.endswith(('weight', 'var')) else value.normal_(std=0.2)
     kept = {}
     for i in range(1, 5):
-        theirs.get_submodule(f'layer{i}').register_forward_hook(lambda *x, i=i: kept.update({2 * 2**i: x[-1].permute(0, 2, 3, 1)}))
+        theirs.get_submodule(f'layer{i}').register_forward_hook(
+            lambda *x, i=i: kept.update({2 * 2**i: x[-1].permute(0, 2, 3, 1)})
+        )
     images = random_images(2, 33, 41)
     theirs(torch.tensor(images).permute(0, 3, 1, 2))
     sum(feature.square().mean() for feature in kept.values()).backward()
     state = theirs.state_dict()
     gradients = {name: value.grad for name, value in theirs.named_parameters()}
-    expected = from_timm({name: gradients.get(name, torch.zeros_like(value)) for name, value in state.items()})['params']
+    expected = from_timm(
+        {name: gradients.get(name, torch.zeros_like(value)) for name, value in state.items()}
+    )['params']
 
     variables = from_timm(state)
 
     @jax.jit
     def loss(params):
         features, updated = backbones.build('resnet18', frozen_norm=True).apply(
-            variables | {'params': params}, images, train=True, mutable=['batch_stats'])
+            variables | {'params': params}, images, train=True, mutable=['batch_stats']
+        )
         return sum(jnp.square(feature).mean() for feature in features.values()), (features, updated)
 
     gradients, (features, updated) = jax.grad(loss, has_aux=True)(variables['params'])
     for stride, feature in kept.items():
         assert relative_error(features[stride], feature.detach()) <= 1e-4
     jax.tree.map(np.testing.assert_array_equal, updated['batch_stats'], variables['batch_stats'])
-    for (path, ours), gradient in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True):
+    for (path, ours), gradient in zip(
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True
+    ):
         if path[-1].key == 'kernel':
             assert np.abs(gradient).max() > 0 and relative_error(ours, gradient) <= 1e-4
         else:
@@ -132,7 +143,9 @@ def test_freezing_norms_changes_neither_parameters_nor_prediction():
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
     expected, _ = apply(model, variables, images)
     for train in (False, True):
-        jax.tree.map(np.testing.assert_array_equal, apply(frozen, variables, images, train)[0], expected)
+        jax.tree.map(
+            np.testing.assert_array_equal, apply(frozen, variables, images, train)[0], expected
+        )
 
 
 def test_torchvision_has_the_same_names():

@@ -9,6 +9,7 @@ from rankseg_jax.tasks import semantic
 def test_loss_in_rank_space_equals_the_loss_over_selected_categories():
     """Pixels of other categories are left out; the rest see a softmax over the κ selected."""
     from configs import common
+
     config = common.get_config()
     rng = np.random.default_rng(0)
     num_classes, labels = 12, rng.integers(-1, 12, (2, 8, 8))

@@ -18,18 +18,28 @@ def tiny(**fields):
 
 
 def apply(model, params, images):
-    return jax.jit(lambda params, images: model.apply({'params': params}, images, train=False))(params, images)
+    return jax.jit(lambda params, images: model.apply({'params': params}, images, train=False))(
+        params, images
+    )
 
 
 def hf_backbone(window=3, **options):
     """Hugging Face's backbone of the size of `tiny`, with random weights, scales and offsets."""
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
-    config = transformers.SwinConfig(embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], window_size=window,
-                                     out_features=[f'stage{i}' for i in range(1, 5)], **options)
+    config = transformers.SwinConfig(
+        embed_dim=8,
+        depths=[1, 2, 1, 1],
+        num_heads=[1, 2, 2, 4],
+        window_size=window,
+        out_features=[f'stage{i}' for i in range(1, 5)],
+        **options,
+    )
     return random_parameters(torch, transformers.SwinBackbone(config))
 
 
-@pytest.mark.parametrize('window, size, absolute', [(4, (65, 97), False), (7, (33, 130), False), (3, (64, 64), True)])
+@pytest.mark.parametrize(
+    'window, size, absolute', [(4, (65, 97), False), (7, (33, 130), False), (3, (64, 64), True)]
+)
 def test_features_are_hugging_faces(window, size, absolute):
     torch = pytest.importorskip('torch')
     theirs = hf_backbone(window, use_absolute_embeddings=absolute, image_size=size[0])
@@ -55,33 +65,63 @@ def test_older_names_are_read_alike(tmp_path):
 def test_features_are_timms():
     """On whole windows: elsewhere timm rolls before it pads, unlike Mask2Former. The norms of features start afresh."""
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
-    theirs = random_parameters(torch, timm.models.swin_transformer.SwinTransformer(
-        96, embed_dim=8, depths=(1, 2, 1, 1), num_heads=(1, 2, 2, 4), window_size=3, num_classes=5, strict_img_size=False,
-        always_partition=True))
+    theirs = random_parameters(
+        torch,
+        timm.models.swin_transformer.SwinTransformer(
+            96,
+            embed_dim=8,
+            depths=(1, 2, 1, 1),
+            num_heads=(1, 2, 2, 4),
+            window_size=3,
+            num_classes=5,
+            strict_img_size=False,
+            always_partition=True,
+        ),
+    )
     images = random_images(1, 96, 192)
     features = apply(tiny(), from_torch(numpy_state(theirs)), images)
     with torch.no_grad():
-        expected = theirs.forward_intermediates(torch.tensor(images).permute(0, 3, 1, 2), intermediates_only=True)
+        expected = theirs.forward_intermediates(
+            torch.tensor(images).permute(0, 3, 1, 2), intermediates_only=True
+        )
     for ours, feature in zip(features.values(), expected, strict=True):
         feature = feature.permute(0, 2, 3, 1)
-        assert relative_error(ours, torch.nn.functional.layer_norm(feature, feature.shape[-1:])) <= 1e-4
+        assert (
+            relative_error(ours, torch.nn.functional.layer_norm(feature, feature.shape[-1:]))
+            <= 1e-4
+        )
 
 
-@pytest.mark.parametrize('size, theirs', [('t7', 'tiny_patch4_window7_224'), ('s7', 'small_patch4_window7_224'),
-                                          ('b12', 'base_patch4_window12_384'), ('l12', 'large_patch4_window12_384')])
+@pytest.mark.parametrize(
+    'size, theirs',
+    [
+        ('t7', 'tiny_patch4_window7_224'),
+        ('s7', 'small_patch4_window7_224'),
+        ('b12', 'base_patch4_window12_384'),
+        ('l12', 'large_patch4_window12_384'),
+    ],
+)
 def test_parameters_are_timms(size, theirs):
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
     with torch.device('meta'):
         model = timm.create_model(f'swin_{theirs}', num_classes=0)
-    state = {name: np.broadcast_to(np.float32(0), value.shape) for name, value in model.state_dict().items()}
-    ours = jax.eval_shape(lambda: backbones.build(f'swin_{size}', family=swin).init(
-        jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    state = {
+        name: np.broadcast_to(np.float32(0), value.shape)
+        for name, value in model.state_dict().items()
+    }
+    ours = jax.eval_shape(
+        lambda: backbones.build(f'swin_{size}', family=swin).init(
+            jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
+        )
+    )
     assert jax.tree.map(jnp.shape, from_torch(state)) == jax.tree.map(jnp.shape, ours['params'])
 
 
 @pytest.mark.parametrize('size', [(96, 96), (65, 97), (31, 1)])
 def test_any_input_size(size):
-    features = jax.eval_shape(lambda: tiny().init_with_output(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)[0])
+    features = jax.eval_shape(
+        lambda: tiny().init_with_output(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)[0]
+    )
     for stride, feature in features.items():
         assert feature.shape == (1, -(-size[0] // stride), -(-size[1] // stride), 2 * stride)
 
@@ -97,20 +137,26 @@ def test_drop_path_and_remat():
     def gradient(**fields):
         def loss(params):
             model = two_stages(drop_path=0.9, **fields)
-            feature = model.apply({'params': params}, images, train=True, rngs={'dropout': jax.random.key(1)})[8]
+            feature = model.apply(
+                {'params': params}, images, train=True, rngs={'dropout': jax.random.key(1)}
+            )[8]
             return jnp.square(feature - 1).mean(), feature
 
         return jax.jit(jax.grad(loss, has_aux=True))(params)
 
     (kept, dropped), (again, _) = gradient(), gradient(remat=True)
-    assert len(np.unique(np.asarray(dropped).round(4), axis=0)) > 1  # the images of a batch draw apart
+    assert (
+        len(np.unique(np.asarray(dropped).round(4), axis=0)) > 1
+    )  # the images of a batch draw apart
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), again, kept)
 
 
 def test_bfloat16_stays_near_float32():
     images = random_images(1, 65, 64)
     params = random_variables(two_stages(), images)['params']
-    half, full = (apply(two_stages(dtype=dtype), params, images) for dtype in (jnp.bfloat16, jnp.float32))
+    half, full = (
+        apply(two_stages(dtype=dtype), params, images) for dtype in (jnp.bfloat16, jnp.float32)
+    )
     for stride, feature in half.items():
         assert feature.dtype == jnp.bfloat16
         assert relative_error(feature.astype(jnp.float32), full[stride]) < 0.05

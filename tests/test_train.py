@@ -43,16 +43,28 @@ def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 4, 6, 7]
     assert [row['step'] for row in rows if 'eval/mIoU' in row] == [3, 6, 7]
-    parts = {'train/loss_pixel', 'train/loss_auxiliary', 'train/loss_multilabel', 'train/grad_norm', 'learning_rate',
-             'steps/s', 'img/s', 'img/s/device'}
+    parts = {
+        'train/loss_pixel',
+        'train/loss_auxiliary',
+        'train/loss_multilabel',
+        'train/grad_norm',
+        'learning_rate',
+        'steps/s',
+        'img/s',
+        'img/s/device',
+    }
     assert parts <= rows[0].keys()
     for row in rows:
         if 'train/loss' in row:
-            total = row['train/loss_pixel'] + row['train/loss_auxiliary'] + row['train/loss_multilabel']
+            total = (
+                row['train/loss_pixel'] + row['train/loss_auxiliary'] + row['train/loss_multilabel']
+            )
             assert row['train/loss'] == pytest.approx(total, rel=1e-5)
     assert scores['mIoU'] == rows[-1]['eval/mIoU'] and 0 <= scores['mIoU'] <= 1
     assert list(tmp_path.glob('events.out.tfevents.*'))
-    best = max((row for row in rows if 'eval/mIoU' in row), key=lambda row: row['eval/mIoU'])['step']
+    best = max((row for row in rows if 'eval/mIoU' in row), key=lambda row: row['eval/mIoU'])[
+        'step'
+    ]
     manager = checkpoint.open_checkpoints(tmp_path)
     assert set(manager.all_steps()) == {7, best}
     assert checkpoint.find(manager, 'best') == best and checkpoint.find(manager, 'last') == 7
@@ -62,11 +74,25 @@ def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
 
 def command(config_dir, workdir, *overrides):
     file = Path(config_dir) / 'run.py'
-    file.write_text(f'from tests import tiny\ndef get_config(): return tiny.config({str(config_dir)!r})\n')
+    file.write_text(
+        f'from tests import tiny\ndef get_config(): return tiny.config({str(config_dir)!r})\n'
+    )
     env = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PYTHONPATH': str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, 'main.py', f'--config={file}', f'--workdir={workdir}', '--config.num_pictures=0', *overrides],
-        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            'main.py',
+            f'--config={file}',
+            f'--workdir={workdir}',
+            '--config.num_pictures=0',
+            *overrides,
+        ],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process):
@@ -79,7 +105,9 @@ def wait_for_step(workdir, step, process):
     """Waits until metrics.jsonl tells of a step."""
     for _ in range(3000):
         file = workdir / 'metrics.jsonl'
-        if file.exists() and any(json.loads(x)['step'] >= step for x in file.read_text().splitlines()):
+        if file.exists() and any(
+            json.loads(x)['step'] >= step for x in file.read_text().splitlines()
+        ):
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -88,7 +116,12 @@ def wait_for_step(workdir, step, process):
 
 def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(data_dir, tmp_path):
     """SIGKILL at a random step, then SIGTERM, then to the end: bit by bit what an undisturbed run gives."""
-    options = ('--config.steps=200', '--config.log_every=5', '--config.eval_every=1000', '--config.checkpoint_every=10')
+    options = (
+        '--config.steps=200',
+        '--config.log_every=5',
+        '--config.eval_every=1000',
+        '--config.checkpoint_every=10',
+    )
     straight, broken = tmp_path / 'straight', tmp_path / 'broken'
     undisturbed = command(data_dir, straight, *options)
 
@@ -113,8 +146,14 @@ def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(data_dir
 
 
 def test_a_loss_that_is_not_finite_names_step_and_examples(data_dir, tmp_path):
-    config = tiny.config(data_dir, steps=9, optimizer__learning_rate=1e30, optimizer__groups=(), checkpoint_every=1,
-                         eval_every=100)
+    config = tiny.config(
+        data_dir,
+        steps=9,
+        optimizer__learning_rate=1e30,
+        optimizer__groups=(),
+        checkpoint_every=1,
+        eval_every=100,
+    )
     with pytest.raises(FloatingPointError, match='at step') as error:
         train.train(config, tmp_path)
     step = int(str(error.value).split('at step ')[1].split(',')[0])
@@ -135,9 +174,11 @@ def setup(config, **kwargs):
 
 def random_batch(seed=0, batch=8):
     rng = np.random.default_rng(seed)
-    return {'image': rng.normal(size=(batch, 32, 32, 3)).astype(np.float32),
-            'label': rng.integers(-1, 8, (batch, 32, 32)).astype(np.int32),
-            'mask': np.ones(batch, bool)}
+    return {
+        'image': rng.normal(size=(batch, 32, 32, 3)).astype(np.float32),
+        'label': rng.integers(-1, 8, (batch, 32, 32)).astype(np.int32),
+        'mask': np.ones(batch, bool),
+    }
 
 
 def test_eight_devices_give_what_one_gives():
@@ -147,10 +188,14 @@ def test_eight_devices_give_what_one_gives():
         mesh = sharding.make_mesh(devices)
         state, step, _ = setup(config)
         copied = sharding.copied(mesh)
-        step = jax.jit(step, in_shardings=(copied, sharding.split(mesh), None), out_shardings=copied)
+        step = jax.jit(
+            step, in_shardings=(copied, sharding.split(mesh), None), out_shardings=copied
+        )
         state = jax.device_put(state, copied)
         for i in range(3):
-            state, metrics = step(state, sharding.shard_batch(random_batch(i), mesh), jax.random.key(i))
+            state, metrics = step(
+                state, sharding.shard_batch(random_batch(i), mesh), jax.random.key(i)
+            )
         results.append((state.model, metrics))
     # AdamW's first steps divide by the gradient's size, which magnifies rounding where it is near zero.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), *results)
@@ -158,15 +203,28 @@ def test_eight_devices_give_what_one_gives():
 
 
 def test_accumulation_averages_the_gradients_of_the_micro_batches():
-    options = dict(model__dropout=0.0, optimizer__name='sgd', optimizer__momentum=0.0, optimizer__weight_decay=0.0,
-                   optimizer__schedule='poly', optimizer__learning_rate=1.0)
+    options = dict(
+        model__dropout=0.0,
+        optimizer__name='sgd',
+        optimizer__momentum=0.0,
+        optimizer__weight_decay=0.0,
+        optimizer__schedule='poly',
+        optimizer__learning_rate=1.0,
+    )
     batch = random_batch()
     state, step, _ = setup(tiny.config('', accumulate=2, **options))
     together, _ = jax.jit(step)(state, batch, jax.random.key(0))
     single = jax.jit(setup(tiny.config('', **options))[1])
-    halves = [single(state, jax.tree.map(lambda x, i=i: x[i::2], batch), jax.random.key(0))[0] for i in (0, 1)]
+    halves = [
+        single(state, jax.tree.map(lambda x, i=i: x[i::2], batch), jax.random.key(0))[0]
+        for i in (0, 1)
+    ]
     expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half.model['params'] for half in halves))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), together.model['params'], expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        together.model['params'],
+        expected,
+    )
 
 
 def test_masked_images_count_for_nothing():
@@ -180,7 +238,9 @@ def test_masked_images_count_for_nothing():
     @jax.jit
     def loss(batch):
         output = model.apply(variables, batch['image'], train=False)
-        return train.total_loss(output, batch, pixel_counts(batch['label'], 8) > 0, config, 8, None)[0]
+        return train.total_loss(
+            output, batch, pixel_counts(batch['label'], 8) > 0, config, 8, None
+        )[0]
 
     np.testing.assert_allclose(loss(batch), loss(jax.tree.map(lambda x: x[:3], batch)), rtol=1e-5)
 
@@ -190,9 +250,18 @@ def test_ema_and_dropout_streams():
     state, step, _ = setup(config)
     step = jax.jit(step)
     after, metrics = step(state, random_batch(), jax.random.key(0))
-    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.model['params'], after.model['params'])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.model['ema'], expected)
-    again, other = step(state, random_batch(), jax.random.key(0))[1], step(state, random_batch(), jax.random.key(1))[1]
+    expected = jax.tree.map(
+        lambda old, new: 0.75 * old + 0.25 * new, state.model['params'], after.model['params']
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        after.model['ema'],
+        expected,
+    )
+    again, other = (
+        step(state, random_batch(), jax.random.key(0))[1],
+        step(state, random_batch(), jax.random.key(1))[1],
+    )
     assert again['loss'] == metrics['loss'] != other['loss']
 
 
@@ -201,33 +270,40 @@ def test_all_classes_step_trains_the_same_parameters_without_selection():
     after, metrics = jax.jit(step)(state, random_batch(), jax.random.key(0))
     assert jax.tree.structure(after.model) == jax.tree.structure(state.model)
     assert np.isfinite(metrics['loss'])
-    np.testing.assert_array_equal(after.model['params']['classifier']['rank']['temperature']['norm']['scale'], np.ones(3))
+    np.testing.assert_array_equal(
+        after.model['params']['classifier']['rank']['temperature']['norm']['scale'], np.ones(3)
+    )
 
 
 def test_resuming_with_another_model_lists_both_sides(data_dir, tmp_path):
     train.train(tiny.config(data_dir, steps=1), tmp_path)
-    with pytest.raises(ValueError, match=r'decoder/fuse/norm/mean: checkpoint \(8,\), model \(16,\)'):
+    with pytest.raises(
+        ValueError, match=r'decoder/fuse/norm/mean: checkpoint \(8,\), model \(16,\)'
+    ):
         train.train(tiny.config(data_dir, model__channels=16), tmp_path)
 
 
-@pytest.mark.parametrize('key, value, message', [
-    ('rankseg__num_selected', 9, 'κ.* = 9 .* K = 8'),
-    ('batch_size', 7, 'batch_size = 7 .*accumulate = 2'),
-    ('mesh_data', 99, 'mesh_data = 99, but there are 8'),
-    ('model__backbone', 'vgg', "'vgg'.*resnet50"),
-    ('model__framework', 'unet', "'unet'.*upernet"),
-    ('data__name', 'imagenet', "'imagenet'.*emoji_scenes"),
-    ('optimizer__name', 'lion', "'lion'.*adamw"),
-    ('optimizer__schedule', 'linear', "'linear'.*cosine"),
-    ('rankseg__head', 'mlp', "'mlp'.*log_sum_exp"),
-    ('rankseg__temperature', 'softmax', "'softmax'"),
-    ('rankseg__missed', 'drop', "'drop'.*force"),
-    ('loss__multilabel', 'focal', "'focal'.*bce"),
-    ('model__dtype', 'float15', "'float15'.*bfloat16"),
-    ('rankseg__stride', 3, 'stride = 3'),
-    ('log_every', 0, 'log_every = 0'),
-    ('optimizer__warmup_steps', 6, 'warmup_steps = 6 .*steps = 6'),
-])
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('rankseg__num_selected', 9, 'κ.* = 9 .* K = 8'),
+        ('batch_size', 7, 'batch_size = 7 .*accumulate = 2'),
+        ('mesh_data', 99, 'mesh_data = 99, but there are 8'),
+        ('model__backbone', 'vgg', "'vgg'.*resnet50"),
+        ('model__framework', 'unet', "'unet'.*upernet"),
+        ('data__name', 'imagenet', "'imagenet'.*emoji_scenes"),
+        ('optimizer__name', 'lion', "'lion'.*adamw"),
+        ('optimizer__schedule', 'linear', "'linear'.*cosine"),
+        ('rankseg__head', 'mlp', "'mlp'.*log_sum_exp"),
+        ('rankseg__temperature', 'softmax', "'softmax'"),
+        ('rankseg__missed', 'drop', "'drop'.*force"),
+        ('loss__multilabel', 'focal', "'focal'.*bce"),
+        ('model__dtype', 'float15', "'float15'.*bfloat16"),
+        ('rankseg__stride', 3, 'stride = 3'),
+        ('log_every', 0, 'log_every = 0'),
+        ('optimizer__warmup_steps', 6, 'warmup_steps = 6 .*steps = 6'),
+    ],
+)
 def test_bad_values_are_named(data_dir, tmp_path, key, value, message):
     config = tiny.config(data_dir, accumulate=2, **{key: value})
     with pytest.raises(ValueError, match=message):

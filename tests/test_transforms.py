@@ -86,7 +86,9 @@ def test_resize_label_against_pillow(size):
 def test_resize_image_against_opencv_and_pillow(antialias, size):
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
     pillow = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-    expected = np.array(pillow) if antialias else pytest.importorskip('cv2').resize(image, size[::-1])
+    expected = (
+        np.array(pillow) if antialias else pytest.importorskip('cv2').resize(image, size[::-1])
+    )
     found = transforms.resize_image(image, size, antialias).numpy()
     np.testing.assert_allclose(found, expected, atol=1.01)  # they round to whole levels, twice
 
@@ -101,22 +103,35 @@ def resize_shortest_edge(rows, columns, short, longest):
     return int(height + 0.5), int(width + 0.5)
 
 
-@pytest.mark.parametrize('short_sides, longest', [
-    ((256, 307, 358, 512, 921, 1024), 2048), ((320, 640, 1280), 2560), ((360, 480), 1333), ((800,), 1333)])
+@pytest.mark.parametrize(
+    'short_sides, longest',
+    [
+        ((256, 307, 358, 512, 921, 1024), 2048),
+        ((320, 640, 1280), 2560),
+        ((360, 480), 1333),
+        ((800,), 1333),
+    ],
+)
 def test_limited_size_is_detectron2s(short_sides, longest):
     rng = np.random.default_rng(0)
     for size in [(480, 640), (640, 480), (100, 1000), (1000, 99), *rng.integers(50, 3000, (40, 2))]:
         for short in short_sides:
             expected = resize_shortest_edge(*size, short, longest)
             assert tuple(transforms.limited_size(size, (short, longest)).numpy()) == expected
-            assert tuple(transforms.scaled_size(size, (short, longest), 1.0).numpy()) == expected  # as in evaluation
+            assert (
+                tuple(transforms.scaled_size(size, (short, longest), 1.0).numpy()) == expected
+            )  # as in evaluation
 
 
 def test_every_short_side_is_as_likely():
     image, label = coded(20, 30)
     options = {'base_size': (1, 39), 'scale_range': (0.5, 2.0), 'short_sides': (10, 20, 30)}
     sizes = [transforms.random_scale(image, label, key, **options)[1].shape for key in keys(150)]
-    assert set(sizes) == {(10, 15), (20, 30), (26, 39)}  # 39 is the longest that the long side may be
+    assert set(sizes) == {
+        (10, 15),
+        (20, 30),
+        (26, 39),
+    }  # 39 is the longest that the long side may be
     assert min(sizes.count(size) for size in set(sizes)) > 35
 
 
@@ -287,15 +302,29 @@ def photometric_distortion(image, brightness, contrast, saturation, hue, contras
 
 # 8 bits cut off less than a level of the sum and of the product each, the first multiplied by the contrast. Their hue has steps of
 # 2 degrees, of which half a step is 255 / 60 levels of one channel; saturation and result are rounded to a level as well.
-@pytest.mark.parametrize('draws, largest, mean', [
-    ((20.3, 1.0, 1.0, 0, True), 1, 0.5), ((0.0, 1.37, 1.0, 0, True), 1, 0.5), ((-25.5, 1.5, 1.0, 0, False), 2.5, 0.75),
-    ((0.0, 1.0, 1.3, 0, True), 6, 0.75), ((0.0, 1.0, 0.6, 0, True), 6, 0.75), ((0.0, 1.0, 1.0, -18, True), 6, 0.75),
-    ((0.0, 1.0, 1.0, 17, False), 6, 0.75), ((0.0, 1.0, 1.4, -9, True), 6, 0.75), ((12.5, 1.45, 1.4, -9, True), 9, 1.5),
-    ((12.5, 1.45, 0.6, 13, False), 9, 1.5), ((-30.0, 0.55, 1.5, 17, True), 9, 1.5), ((-30.0, 1.5, 1.5, 17, False), 9, 1.5)])
+@pytest.mark.parametrize(
+    'draws, largest, mean',
+    [
+        ((20.3, 1.0, 1.0, 0, True), 1, 0.5),
+        ((0.0, 1.37, 1.0, 0, True), 1, 0.5),
+        ((-25.5, 1.5, 1.0, 0, False), 2.5, 0.75),
+        ((0.0, 1.0, 1.3, 0, True), 6, 0.75),
+        ((0.0, 1.0, 0.6, 0, True), 6, 0.75),
+        ((0.0, 1.0, 1.0, -18, True), 6, 0.75),
+        ((0.0, 1.0, 1.0, 17, False), 6, 0.75),
+        ((0.0, 1.0, 1.4, -9, True), 6, 0.75),
+        ((12.5, 1.45, 1.4, -9, True), 9, 1.5),
+        ((12.5, 1.45, 0.6, 13, False), 9, 1.5),
+        ((-30.0, 0.55, 1.5, 17, True), 9, 1.5),
+        ((-30.0, 1.5, 1.5, 17, False), 9, 1.5),
+    ],
+)
 def test_distortion_against_opencv(draws, largest, mean):
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     *numbers, hue, contrast_first = draws
-    found = transforms.distort_colours(image.astype(np.float32), *numbers, hue / 180, contrast_first).numpy()
+    found = transforms.distort_colours(
+        image.astype(np.float32), *numbers, hue / 180, contrast_first
+    ).numpy()
     error = np.abs(found - photometric_distortion(image, *draws))
     assert error.max() < largest and error.mean() < mean
 
@@ -382,11 +411,16 @@ def picture(rows, columns, seed=0):
 def pillow(image, label, size):
     """Both resized to (rows, columns). From odd sides, so that no label has two nearest ones."""
     image = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.array(image), np.array(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+    return np.array(image), np.array(
+        Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST)
+    )
 
 
 def windows(image, label, size, starts):
-    return [(image[r : r + size[0], c : c + size[1]], label[r : r + size[0], c : c + size[1]]) for r, c in starts]
+    return [
+        (image[r : r + size[0], c : c + size[1]], label[r : r + size[0], c : c + size[1]])
+        for r, c in starts
+    ]
 
 
 def mirrored(image, label):
@@ -407,11 +441,18 @@ def draws_of(config, image, label, candidates, count):
     found = []
     for key in keys(count):
         pixels, labels = (x.numpy() for x in transform(key))
-        found += [[np.array_equal(labels, y) and np.all(np.abs(pixels - x) * STD < 1.01) for x, y in candidates].index(True)]
+        found += [
+            [
+                np.array_equal(labels, y) and np.all(np.abs(pixels - x) * STD < 1.01)
+                for x, y in candidates
+            ].index(True)
+        ]
     return np.array(found)
 
 
-@pytest.mark.parametrize('config', [segmenter.get_config('coco_stuff10k_b16'), deeplabv3.get_config('coco_stuff10k')])
+@pytest.mark.parametrize(
+    'config', [segmenter.get_config('coco_stuff10k_b16'), deeplabv3.get_config('coco_stuff10k')]
+)
 def test_mmsegmentations_training_example(config):
     cv2 = pytest.importorskip('cv2')
     config.augment.update(base_size=(10, 40), crop_size=(16, 16), photometric=False)
@@ -420,11 +461,18 @@ def test_mmsegmentations_training_example(config):
     for ratio, margin in ((1, (0, 4)), (2, (4, 24))):
         config.augment.scale_range = (ratio, ratio)
         size = (20 * ratio, 10 * ratio)
-        larger = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-        cut = windows(*larger, (16, 16), [(r, c) for r in range(margin[0] + 1) for c in range(margin[1] + 1)])
+        larger = (
+            cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
+            cv2.resize(label, size, interpolation=cv2.INTER_NEAREST),
+        )
+        cut = windows(
+            *larger, (16, 16), [(r, c) for r in range(margin[0] + 1) for c in range(margin[1] + 1)]
+        )
         counted = [np.unique(y[y != IGNORE_LABEL], return_counts=True)[1] for _, y in cut]
         cut = [x for x, n in zip(cut, counted, strict=True) if n.max() / n.sum() < 0.75]
-        candidates = [finished(*x, (16, 16), MEAN) for x in cut] + [finished(*mirrored(*x), (16, 16), MEAN) for x in cut]
+        candidates = [finished(*x, (16, 16), MEAN) for x in cut] + [
+            finished(*mirrored(*x), (16, 16), MEAN) for x in cut
+        ]
         found = draws_of(config, image, label, candidates, 60)
         assert 20 < (found < len(cut)).sum() < 40  # not mirrored
         assert len(set(found)) > 0.5 * min(len(candidates), 60)
@@ -432,12 +480,16 @@ def test_mmsegmentations_training_example(config):
 
 def test_mask2formers_training_example():
     config = mask2former.get_config('ade20k_r50')
-    config.augment.update(base_size=(16, 34), crop_size=(16, 16), short_sides=(12, 24), photometric=False)
+    config.augment.update(
+        base_size=(16, 34), crop_size=(16, 16), short_sides=(12, 24), photometric=False
+    )
     image, label = picture(21, 31)
     small = windows(*pillow(image, label, (12, 18)), (16, 16), [(0, c) for c in range(3)])
     large = pillow(image, label, (23, 34))  # 24 × 36, but for the limit
     large = windows(*large, (16, 16), [(r, c) for r in range(8) for c in range(19)])
-    candidates = [finished(*f(*x), (16, 16), 128.0) for x in small + large for f in (lambda *x: x, mirrored)]
+    candidates = [
+        finished(*f(*x), (16, 16), 128.0) for x in small + large for f in (lambda *x: x, mirrored)
+    ]
     found = draws_of(config, image, label, candidates, 80)
     assert 25 < (found < 6).sum() < 55 and 25 < (found % 2).sum() < 55
     assert set(range(6)) <= set(found) and len(set(found[found >= 6])) > 20
@@ -450,18 +502,27 @@ def test_large_scale_jitters_training_example(ratio, size):
     image, label = picture(21, 25)
     margin = np.maximum(np.subtract(size, 16), 0)
     starts = {tuple(np.round(margin * share).astype(int)) for share in np.linspace(0, 1, 1000)}
-    cut = [window for x in ((image, label), mirrored(image, label))
-           for window in windows(*pillow(*map(np.ascontiguousarray, x), size), (16, 16), starts)]
+    cut = [
+        window
+        for x in ((image, label), mirrored(image, label))
+        for window in windows(*pillow(*map(np.ascontiguousarray, x), size), (16, 16), starts)
+    ]
     found = draws_of(config, image, label, [finished(*x, (16, 16), 128.0) for x in cut], 60)
     assert 20 < (found < len(starts)).sum() < 40 and len(set(found)) > 0.5 * len(cut)
 
 
 def test_large_scale_jitter_covers_its_range_evenly():
     image, label = coded(40, 40)
-    crops = [transforms.large_scale_jitter(image, label, key, crop_size=(30, 30), scale_range=(0.1, 2.0), antialias=False)[1].shape
-             for key in keys(200)]
+    crops = [
+        transforms.large_scale_jitter(
+            image, label, key, crop_size=(30, 30), scale_range=(0.1, 2.0), antialias=False
+        )[1].shape
+        for key in keys(200)
+    ]
     assert crops.count((30, 30)) / 200 == pytest.approx(1 / 1.9, abs=0.1)
-    histogram, _ = np.histogram([shape[0] for shape in crops if shape[0] < 30], bins=3, range=(3, 30))
+    histogram, _ = np.histogram(
+        [shape[0] for shape in crops if shape[0] < 30], bins=3, range=(3, 30)
+    )
     assert histogram.min() > 18
 
 
@@ -474,14 +535,23 @@ def test_a_mirror_image_may_be_cut_out_or_a_window_mirrored():
         return transforms.crop(image, label, tf.constant(start), tf.constant(window))
 
     image, label = picture(20, 22)
-    first, last = cut(*mirrored(image, label), start), cut(image, label, (start[0], size[1] - window[1] - start[1]))
+    first, last = (
+        cut(*mirrored(image, label), start),
+        cut(image, label, (start[0], size[1] - window[1] - start[1])),
+    )
     for x, y in zip(first, mirrored(*last), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
 def video_config():
     config = mask2former.get_config('ade20k_r50')
-    config.augment.update(base_size=(18, 44), crop_size=(24, 48), short_sides=(12, 18), photometric=False, pad_value=-1.0)
+    config.augment.update(
+        base_size=(18, 44),
+        crop_size=(24, 48),
+        short_sides=(12, 18),
+        photometric=False,
+        pad_value=-1.0,
+    )
     return config
 
 
@@ -496,8 +566,12 @@ def test_videos_training_example():
     assert np.bincount(found).min() > 10 and set(found) == {0, 1, 2, 3}
 
 
-CONFIGS = {'mmsegmentation': segmenter.get_config('ade20k_b16'), 'mask2former': mask2former.get_config('ade20k_r50'),
-           'large_scale_jitter': mask2former.get_config('coco_panoptic_r50'), 'video': video_config()}
+CONFIGS = {
+    'mmsegmentation': segmenter.get_config('ade20k_b16'),
+    'mask2former': mask2former.get_config('ade20k_r50'),
+    'large_scale_jitter': mask2former.get_config('coco_panoptic_r50'),
+    'video': video_config(),
+}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -508,7 +582,9 @@ def test_a_clip_is_transformed_like_its_frames(name):
     image, label = picture(21, 31)
     label = label // 40  # so that categories dominate
     specs = [([None, None, None, 3], tf.uint8), ([None, None, None], tf.int32), ([2], tf.int64)]
-    of_clip = tf.function(lambda *x: transforms.train_transform(*x, config), [tf.TensorSpec(*spec) for spec in specs])
+    of_clip = tf.function(
+        lambda *x: transforms.train_transform(*x, config), [tf.TensorSpec(*spec) for spec in specs]
+    )
     of_image = tf.function(lambda key: transforms.train_transform(image, label, key, config))
     for key in keys(8):
         pixels, labels = of_image(key)
@@ -517,22 +593,34 @@ def test_a_clip_is_transformed_like_its_frames(name):
             assert clip[0].shape == (length, 16, 16, 3) and np.array_equal(clip[0][0], clip[0][-1])
             np.testing.assert_allclose(clip[0][0], pixels, atol=1e-4)
             np.testing.assert_array_equal(clip[1], np.stack([labels] * length))
-        _, ignored = of_clip(np.stack([image] * 3), np.full([3, 21, 31], IGNORE_LABEL, np.int32), key)
+        _, ignored = of_clip(
+            np.stack([image] * 3), np.full([3, 21, 31], IGNORE_LABEL, np.int32), key
+        )
         assert ignored.shape == (3, 16, 16) and np.all(ignored == IGNORE_LABEL)
 
 
-@pytest.mark.parametrize('name, colour', [
-    ('mmsegmentation', None), ('mask2former', 128), ('large_scale_jitter', 128), ('video', None)])
+@pytest.mark.parametrize(
+    'name, colour',
+    [('mmsegmentation', None), ('mask2former', 128), ('large_scale_jitter', 128), ('video', None)],
+)
 def test_what_is_padded_is_not_distorted(name, colour):
     config = CONFIGS[name].copy_and_resolve_references()
-    config.augment.update(base_size=(20, 80), crop_size=(16, 40), photometric=True, scale_range=(0.4, 0.4))
+    config.augment.update(
+        base_size=(20, 80), crop_size=(16, 40), photometric=True, scale_range=(0.4, 0.4)
+    )
     config.augment.short_sides = config.augment.short_sides and (8,)
-    expected = np.zeros(3) if colour is None else (colour - np.array(config.data.mean)) / config.data.std
+    expected = (
+        np.zeros(3) if colour is None else (colour - np.array(config.data.mean)) / config.data.std
+    )
     rows = 6 if config.augment.large_scale_jitter else 8
     for key in keys(10):
         pixels, labels = transforms.train_transform(*picture(20, 30), key, config)
-        np.testing.assert_allclose(pixels[rows:], np.broadcast_to(expected, (16 - rows, 40, 3)), atol=1e-6 * (colour or 0))
-        assert np.all(labels[rows:] == IGNORE_LABEL) and np.all(pixels[:rows, 0].numpy().std(axis=0) > 0)
+        np.testing.assert_allclose(
+            pixels[rows:], np.broadcast_to(expected, (16 - rows, 40, 3)), atol=1e-6 * (colour or 0)
+        )
+        assert np.all(labels[rows:] == IGNORE_LABEL) and np.all(
+            pixels[:rows, 0].numpy().std(axis=0) > 0
+        )
 
 
 def test_eval_views_of_a_clip_are_its_frames():
@@ -540,7 +628,9 @@ def test_eval_views_of_a_clip_are_its_frames():
     config.eval.update(base_size=(32, 50), scales=(0.5, 1.0))
     frames = np.stack([picture(51, 101, seed)[0] for seed in range(2)])
     for t, frame in enumerate(frames):
-        for view, expected in zip(transforms.eval_views(frames, config), transforms.eval_views(frame, config), strict=True):
+        for view, expected in zip(
+            transforms.eval_views(frames, config), transforms.eval_views(frame, config), strict=True
+        ):
             np.testing.assert_array_equal(view['image'][t], expected['image'])
             np.testing.assert_array_equal(view['content'], expected['content'])
 

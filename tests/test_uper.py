@@ -16,9 +16,9 @@ def random_features(batch=4):
 
 def apply(head, variables, features, train=False):
     """(pixel embeddings, pyramid)."""
-    return jax.jit(
-        lambda *inputs: head.apply(*inputs, train=train, mutable=['batch_stats'])[0]
-    )(variables, features)
+    return jax.jit(lambda *inputs: head.apply(*inputs, train=train, mutable=['batch_stats'])[0])(
+        variables, features
+    )
 
 
 def torch_uper_head(variables, features, train):
@@ -32,8 +32,13 @@ def torch_uper_head(variables, features, train):
         weight = params[name]['conv']['kernel'].permute(3, 2, 0, 1)
         x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
         x = F.batch_norm(
-            x, statistics[name]['norm']['mean'], statistics[name]['norm']['var'],
-            params[name]['norm']['scale'], params[name]['norm']['bias'], training=train, eps=1e-5,
+            x,
+            statistics[name]['norm']['mean'],
+            statistics[name]['norm']['var'],
+            params[name]['norm']['scale'],
+            params[name]['norm']['bias'],
+            training=train,
+            eps=1e-5,
         )
         return F.relu(x)
 
@@ -62,7 +67,8 @@ def test_equals_torch(train):
     expected_pixels, expected_pyramid = torch_uper_head(variables, features, train)
     assert pixels.shape == (4, 17, 25, 16) and pyramid.keys() == expected_pyramid.keys()
     for ours, expected in [
-        (pixels, expected_pixels), *((pyramid[s], expected_pyramid[s]) for s in SIZES)
+        (pixels, expected_pixels),
+        *((pyramid[s], expected_pyramid[s]) for s in SIZES),
     ]:
         atol = 1e-4 * float(expected.abs().max())
         np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1), rtol=1e-4, atol=atol)
@@ -76,7 +82,8 @@ def test_each_image_of_a_batch_gives_what_it_gives_alone():
         alone = apply(head, variables, {s: f[i : i + 1] for s, f in features.items()})
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_allclose(a[i], b[0], rtol=1e-5, atol=1e-5),
-            together, alone,
+            together,
+            alone,
         )
 
 

@@ -21,14 +21,21 @@ def test_sample(length, num_frames, reach, seed):
     times = np.bincount(frames)
     assert times.max() - times[times > 0].min() <= 1
     if times.max() > 1:  # then everything within reach of a reference is there
-        assert any(all(t in frames for t in range(max(r - reach, 0), min(r + reach + 1, length))) for r in references)
-    np.testing.assert_array_equal(frames, videos.sample(length, num_frames, reach, np.random.default_rng(seed)))
+        assert any(
+            all(t in frames for t in range(max(r - reach, 0), min(r + reach + 1, length)))
+            for r in references
+        )
+    np.testing.assert_array_equal(
+        frames, videos.sample(length, num_frames, reach, np.random.default_rng(seed))
+    )
 
 
 @given(st.integers(1, 12), seeds)
 @settings(deadline=None)
 def test_a_video_of_one_frame_is_repeated(num_frames, seed):
-    assert videos.sample(1, num_frames, 20, np.random.default_rng(seed)).tolist() == [0] * num_frames
+    assert (
+        videos.sample(1, num_frames, 20, np.random.default_rng(seed)).tolist() == [0] * num_frames
+    )
 
 
 def test_every_pair_within_reach_comes_up_and_as_often_as_by_the_rule():
@@ -50,7 +57,9 @@ def test_every_pair_within_reach_comes_up_and_as_often_as_by_the_rule():
 def test_chunks(length, size):
     pieces = videos.chunks(length, size)
     assert [frame for piece in pieces for frame in piece] == list(range(length))
-    assert all(len(piece) == size for piece in pieces[:-1]) and all(0 < len(piece) <= size for piece in pieces)
+    assert all(len(piece) == size for piece in pieces[:-1]) and all(
+        0 < len(piece) <= size for piece in pieces
+    )
 
 
 def test_chunks_of_20():

@@ -50,9 +50,16 @@ def test_class_255_is_a_class():
     assert tuple(colorize(np.array([[255]]), palette(300))[0, 0]) == tuple(palette(300)[255])
 
 
-@pytest.mark.parametrize('height, width, expected', [
-    (96, 96, (384, 384)), (96, 50, (200, 384)), (1, 1, (384, 384)), (400, 500, (500, 400)),
-    (1, 500, (500, 1))])
+@pytest.mark.parametrize(
+    'height, width, expected',
+    [
+        (96, 96, (384, 384)),
+        (96, 50, (200, 384)),
+        (1, 1, (384, 384)),
+        (400, 500, (500, 400)),
+        (1, 500, (500, 1)),
+    ],
+)
 def test_overlay_size(height, width, expected):
     image, labels = example(height, width)
     assert overlay(image, labels, NAMES, legend=False).size == expected
@@ -108,7 +115,9 @@ def test_segments_of_a_class_that_touch_are_outlined(background):
     image, labels = np.full((400, 400, 3), background, np.uint8), np.ones((400, 400), int)
     plain = np.asarray(overlay(image, labels, NAMES, 0, legend=False))
     assert (plain == background).all()
-    picture = np.asarray(overlay(image, labels, NAMES, 0, legend=False, segments=stripes(3, 70_000)))
+    picture = np.asarray(
+        overlay(image, labels, NAMES, 0, legend=False, segments=stripes(3, 70_000))
+    )
     seam = picture[:, 195:205].astype(int)
     assert (seam.max(1) > 170).all() and (seam.min(1) < 90).all()  # a light and a dark line
     assert (picture[:, :195] == background).all() and (picture[:, 205:] == background).all()
@@ -116,7 +125,9 @@ def test_segments_of_a_class_that_touch_are_outlined(background):
 
 def test_outlines_are_thin_however_much_the_picture_is_enlarged():
     image, labels = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4), int)
-    picture = np.asarray(overlay(image, labels, NAMES, 0, legend=False, segments=np.arange(16).reshape(4, 4) + 1))
+    picture = np.asarray(
+        overlay(image, labels, NAMES, 0, legend=False, segments=np.arange(16).reshape(4, 4) + 1)
+    )
     assert picture.shape == (384, 384, 3)
     assert (picture > 0).any(-1).mean() < 0.02
 
@@ -143,7 +154,9 @@ def test_legend_counts_segments():
     def legend(ids, labels=labels):
         return overlay(image, labels, NAMES, segments=ids).crop((0, 400, 400, 500))
 
-    legends = [legend(stripes(*range(1, n + 1))) for n in range(1, 6)]  # the name is longer than the row
+    legends = [
+        legend(stripes(*range(1, n + 1))) for n in range(1, 6)
+    ]  # the name is longer than the row
     assert all(a != b for i, a in enumerate(legends) for b in legends[:i])
     assert legends[0] == legend(None) == legend(stripes(7, 0, 7))
     assert legends[2] == legend(stripes(9, 70_000, 1, 9, 0))
@@ -156,7 +169,10 @@ def test_panel_shows_the_segments_of_each_map():
     image, labels = np.zeros((384, 384, 3), np.uint8), np.ones((384, 384), int)
     ids = stripes(1, 2)[:384, :384]
     plain = panel(image, labels, [], NAMES, labels)
-    one, other, both = (panel(image, labels, [], NAMES, labels, *given) for given in ((ids, None), (None, ids), (ids, ids)))
+    one, other, both = (
+        panel(image, labels, [], NAMES, labels, *given)
+        for given in ((ids, None), (None, ids), (ids, ids))
+    )
     truth, prediction = (404, 0, 808, plain.height), (808, 0, plain.width, plain.height)
     assert one.crop(truth) == plain.crop(truth) != both.crop(truth)
     assert other.crop(prediction) == plain.crop(prediction) != both.crop(prediction)
@@ -177,8 +193,9 @@ def test_panel_sizes(height, width):
 
 def test_panel_bars_are_in_rank_order_and_as_long_as_their_scores():
     image, prediction = np.zeros((300, 300, 3), np.uint8), np.full((300, 300), -1)
-    picture = np.asarray(panel(
-        image, prediction, [('road', 1.0), (NAMES[2], 0.5), ('sky', 0.0)], NAMES))
+    picture = np.asarray(
+        panel(image, prediction, [('road', 1.0), (NAMES[2], 0.5), ('sky', 0.0)], NAMES)
+    )
     bars = [np.nonzero((picture == palette(4)[c]).all(-1)) for c in (1, 2, 0)]
     tops, widths = zip(*((y.min(), np.ptp(x)) for y, x in bars), strict=True)
     assert sorted(tops) == list(tops)
@@ -210,7 +227,7 @@ def test_panel_with_many_classes_and_all_ignored():
 
 def test_panels_stack():
     image, labels = example(40, 40)
-    panels = [panel(image, labels, [], NAMES, labels), panel(image, labels, [('sky', 1.)], NAMES)]
+    panels = [panel(image, labels, [], NAMES, labels), panel(image, labels, [('sky', 1.0)], NAMES)]
     picture = grid(panels)
     assert picture.size == (max(p.width for p in panels), sum(p.height for p in panels))
     assert picture.crop((0, 0, panels[0].width, panels[0].height)) == panels[0]

@@ -16,7 +16,11 @@ from rankseg_jax.data.videos import chunks, sample
 from tests import official_cases
 
 # Split: videos and their numbers of frames.
-VIDEOS = {'train': {'1001_a': 5, '7_b': 1, '12_c': 3}, 'val': {'30_d': 23, '31_e': 2}, 'test': {'40_f': 2}}
+VIDEOS = {
+    'train': {'1001_a': 5, '7_b': 1, '12_c': 3},
+    'val': {'30_d': 23, '31_e': 2},
+    'test': {'40_f': 2},
+}
 VALUES = np.array([0, 1, 2, 77, 124, 255], np.uint8)
 
 
@@ -32,8 +36,12 @@ def fill(root):
         for v, (video, length) in enumerate(videos.items()):
             label = rng.choice(VALUES, (20 + 2 * v, 26))
             for i, frame in enumerate(frame_names(length)):
-                official_cases.picture(root / f'data/{video}/origin/{frame}.jpg', *label.shape, seed=i)
-                label = np.where(rng.random(label.shape) < 0.05, rng.choice(VALUES, label.shape), label)
+                official_cases.picture(
+                    root / f'data/{video}/origin/{frame}.jpg', *label.shape, seed=i
+                )
+                label = np.where(
+                    rng.random(label.shape) < 0.05, rng.choice(VALUES, label.shape), label
+                )
                 if list_name != 'test':
                     official_cases.values(root / f'data/{video}/mask/{frame}.png', label)
     (root / 'train.txt').write_bytes('\r\n'.join(VIDEOS['train']).encode() + b'\r\n')
@@ -59,28 +67,47 @@ def open_split(folder, split):
 
 def raw_masks(folder, video):
     """uint8 [T, H, W] as in the files."""
-    return np.stack([np.array(Image.open(path)) for path in sorted((folder / f'VSPW_480p/data/{video}/mask').glob('*.png'))])
+    return np.stack(
+        [
+            np.array(Image.open(path))
+            for path in sorted((folder / f'VSPW_480p/data/{video}/mask').glob('*.png'))
+        ]
+    )
 
 
 def test_frames_of_videos_in_order(folder):
     source = open_split(folder, 'train')
-    assert source.videos == [('1001_a', range(5)), ('7_b', range(5, 6)), ('12_c', range(6, 9))]  # the order of the list
-    assert source.ids == [f'{video}/{frame}' for video, length in VIDEOS['train'].items() for frame in frame_names(length)]
+    assert source.videos == [
+        ('1001_a', range(5)),
+        ('7_b', range(5, 6)),
+        ('12_c', range(6, 9)),
+    ]  # the order of the list
+    assert source.ids == [
+        f'{video}/{frame}'
+        for video, length in VIDEOS['train'].items()
+        for frame in frame_names(length)
+    ]
     assert source.published is None and source.published_videos == 2_806
     assert len(source.class_names) == 124 and source.category_ids == tuple(range(1, 125))
     for video, frames in source.videos:
         raw = raw_masks(folder, video)  # [T, H, W]
         for t, index in enumerate(frames):
             example = source.load(index)
-            picture = np.array(Image.open(folder / f'VSPW_480p/data/{video}/origin/{frame_names(5)[t]}.jpg'))
+            picture = np.array(
+                Image.open(folder / f'VSPW_480p/data/{video}/origin/{frame_names(5)[t]}.jpg')
+            )
             np.testing.assert_array_equal(example['image'], picture)
-            expected = [[v - 1 if 1 <= v <= 124 else IGNORE_LABEL for v in row] for row in raw[t].tolist()]
+            expected = [
+                [v - 1 if 1 <= v <= 124 else IGNORE_LABEL for v in row] for row in raw[t].tolist()
+            ]
             np.testing.assert_array_equal(example['label'], expected)
 
 
 def test_the_test_split_counts_no_pixel(folder):
     source = open_split(folder, 'test')
-    assert len(source) == 2 and all((source.load(index)['label'] == IGNORE_LABEL).all() for index in range(2))
+    assert len(source) == 2 and all(
+        (source.load(index)['label'] == IGNORE_LABEL).all() for index in range(2)
+    )
 
 
 def test_a_clip_reads_its_frames_and_nothing_else(folder, monkeypatch):
@@ -102,8 +129,12 @@ def test_chunks_and_samples_of_every_video(folder):
         source = open_split(folder, split)
         for video, (_, frames) in enumerate(source.videos):
             labels = [source.clip(video, chunk)['labels'] for chunk in chunks(len(frames))]
-            np.testing.assert_array_equal(np.concatenate(labels), [source.load(index)['label'] for index in frames])
-            assert len(source.clip(video, sample(len(frames), 2, 20, rng))['labels']) == 2  # of one frame, too
+            np.testing.assert_array_equal(
+                np.concatenate(labels), [source.load(index)['label'] for index in frames]
+            )
+            assert (
+                len(source.clip(video, sample(len(frames), 2, 20, rng))['labels']) == 2
+            )  # of one frame, too
 
 
 def test_frames_of_another_size_are_no_clip(folder):
@@ -128,16 +159,29 @@ def test_a_frame_that_cannot_be_read_is_named(folder):
 
 def test_models_of_images_take_frames(folder):
     config = common.get_config()
-    config.batch_size, config.eval.batch_size, config.eval.size, config.augment.crop_size = 4, 4, (32, 32), (16, 16)
+    config.batch_size, config.eval.batch_size, config.eval.size, config.augment.crop_size = (
+        4,
+        4,
+        (32, 32),
+        (16, 16),
+    )
     config.data.update({'name': 'vspw', 'dir': str(folder)})
-    batch = next(pipeline.train_batches(data.get_source(config.data, 'train'), config, start_step=0))
-    assert batch['image'].shape == (4, 16, 16, 3) and batch['label'].max() < 124 and batch['mask'].all()
+    batch = next(
+        pipeline.train_batches(data.get_source(config.data, 'train'), config, start_step=0)
+    )
+    assert (
+        batch['image'].shape == (4, 16, 16, 3)
+        and batch['label'].max() < 124
+        and batch['mask'].all()
+    )
     source = data.get_source(config.data, 'validation')
     seen = 0
     for batch in pipeline.eval_batches(source, config):
         for i in np.flatnonzero(batch['mask']):
             expected = source.load(batch['index'][i])['label']
-            np.testing.assert_array_equal(batch['label'][i][:expected.shape[0], :expected.shape[1]], expected)
+            np.testing.assert_array_equal(
+                batch['label'][i][: expected.shape[0], : expected.shape[1]], expected
+            )
             seen += 1
     assert seen == 25
 
@@ -159,7 +203,9 @@ def test_without_test_videos_the_rest_is_prepared(folder, tmp_path):
     assert list(builder.info.splits) == ['train', 'validation']
     with pytest.raises(ValueError, match="prepared without the split 'test'"):
         open_split(tmp_path / 'records', 'test')
-    with pytest.raises(FileNotFoundError, match=r"split 'test': 1 of 1 files are missing: .*40_f/origin/\*.jpg"):
+    with pytest.raises(
+        FileNotFoundError, match=r"split 'test': 1 of 1 files are missing: .*40_f/origin/\*.jpg"
+    ):
         open_split(folder, 'test')
 
 
@@ -169,11 +215,20 @@ def test_missing_files_are_named(folder, tmp_path):
     (root / '12_c/origin/00000064.jpg').unlink()
     (root / '12_c/origin/._00000004.jpg').write_bytes(b'of a Mac')
     (folder / 'VSPW_480p/train.txt').write_text('1001_a\n12_c\n99_absent')
-    for attempt in (lambda: open_split(folder, 'train'), lambda: vspw.Vspw.prepare(folder, tmp_path / 'records')):
+    for attempt in (
+        lambda: open_split(folder, 'train'),
+        lambda: vspw.Vspw.prepare(folder, tmp_path / 'records'),
+    ):
         with pytest.raises(FileNotFoundError, match='4 of 18 files are missing') as error:
             attempt()
-        for name in ('1001_a/mask/00000034.png', '12_c/origin/00000064.jpg', '99_absent/origin/*.jpg', '99_absent/mask/*.png',
-                     'VSPW_480p/data/<video>/mask/*.png', 'docs/datasets.md'):
+        for name in (
+            '1001_a/mask/00000034.png',
+            '12_c/origin/00000064.jpg',
+            '99_absent/origin/*.jpg',
+            '99_absent/mask/*.png',
+            'VSPW_480p/data/<video>/mask/*.png',
+            'docs/datasets.md',
+        ):
             assert name in str(error.value)
     assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
     assert len(open_split(folder, 'validation')) == 25  # which is whole
@@ -188,14 +243,20 @@ def test_each_folder_is_listed_once(folder, monkeypatch):
 
 def test_a_wrong_folder_leaves_nothing(tmp_path):
     (tmp_path / 'data/somewhere').mkdir(parents=True)
-    for attempt in (lambda: open_split(tmp_path / 'data', 'train'),
-                    lambda: vspw.Vspw.prepare(tmp_path / 'data', tmp_path / 'records')):
-        with pytest.raises(FileNotFoundError, match='holds no vspw: neither train.txt nor val.txt nor test.txt'):
+    for attempt in (
+        lambda: open_split(tmp_path / 'data', 'train'),
+        lambda: vspw.Vspw.prepare(tmp_path / 'data', tmp_path / 'records'),
+    ):
+        with pytest.raises(
+            FileNotFoundError, match='holds no vspw: neither train.txt nor val.txt nor test.txt'
+        ):
             attempt()
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['data', 'somewhere']
 
 
-@pytest.mark.parametrize('text, message', [('\n \r\n', 'it is empty'), ('1001_a\n12_c\n1001_a', 'each once')])
+@pytest.mark.parametrize(
+    'text, message', [('\n \r\n', 'it is empty'), ('1001_a\n12_c\n1001_a', 'each once')]
+)
 def test_lists_that_cannot_be(folder, text, message):
     (folder / 'VSPW_480p/train.txt').write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -210,7 +271,9 @@ def test_a_missing_list_is_named(folder):
 
 @pytest.mark.parametrize('value', [125, 254])
 def test_other_values_are_refused(folder, value):
-    official_cases.values(folder / 'VSPW_480p/data/7_b/mask/00000004.png', np.full((22, 26), value, np.uint8))
+    official_cases.values(
+        folder / 'VSPW_480p/data/7_b/mask/00000004.png', np.full((22, 26), value, np.uint8)
+    )
     with pytest.raises(ValueError, match=rf'7_b/mask/00000004.png: label values \[{value}\]'):
         open_split(folder, 'train').load(5)
 
@@ -223,7 +286,9 @@ def consistency(truth, predicted, n):
         for pixel in np.ndindex(truth.shape[1:]):
             if all(truth[start + j][pixel] == truth[start][pixel] for j in range(n)):
                 total += 1
-                kept += all(predicted[start + j][pixel] == predicted[start][pixel] for j in range(n))
+                kept += all(
+                    predicted[start + j][pixel] == predicted[start][pixel] for j in range(n)
+                )
         if total:
             shares.append(kept / total)
     return np.mean(shares)
@@ -273,7 +338,10 @@ def fill_long(root, length):
     root = root / 'VSPW_480p'
     official_cases.picture(root / 'frame.jpg', 480, 853)
     regions = np.random.default_rng(0).integers(0, 125, (8, 12)).astype(np.uint8)
-    official_cases.values(root / 'frame.png', np.array(Image.fromarray(regions).resize((853, 480), Image.Resampling.NEAREST)))
+    official_cases.values(
+        root / 'frame.png',
+        np.array(Image.fromarray(regions).resize((853, 480), Image.Resampling.NEAREST)),
+    )
     for name, video, count in (('train', 'long', length), ('val', 'short', 1)):
         (root / f'{name}.txt').write_text(video)
         for kind, suffix in (('origin', 'jpg'), ('mask', 'png')):
@@ -284,8 +352,13 @@ def fill_long(root, length):
 
 def peaks(folder):
     """Peak memory in MiB of a process that loads frame by frame: after 100 frames, and after all."""
-    out = subprocess.run([sys.executable, '-c', LONG, str(folder)], cwd=Path(__file__).parents[1], check=True,
-                         capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, '-c', LONG, str(folder)],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     return list(map(int, out.split()))
 
 

@@ -18,20 +18,30 @@ from tests import official_cases
 SIZE = (20, 26)
 NAMES = official.read_classes('youtube_vis_2019')['names']
 # By split: videos (id, name, number of frames). Their order is that of neither ids nor names.
-VIDEOS = {'train': [(7, 'dd', 6), (2, 'aa', 1), (3, 'cc', 22), (5, 'bb', 2)], 'valid': [(1, 'ee', 3)], 'test': [(1, 'ff', 2)]}
+VIDEOS = {
+    'train': [(7, 'dd', 6), (2, 'aa', 1), (3, 'cc', 22), (5, 'bb', 2)],
+    'valid': [(1, 'ee', 3)],
+    'test': [(1, 'ff', 2)],
+}
 
 
 def run_lengths(mask):
     """As in the official files: down the columns, beginning with zeros."""
-    runs = [(bool(value), len(list(group))) for value, group in itertools.groupby(mask.ravel(order='F').tolist())]
-    return {'counts': [length for _, length in ([] if not runs[0][0] else [(False, 0)]) + runs], 'size': list(mask.shape)}
+    runs = [
+        (bool(value), len(list(group)))
+        for value, group in itertools.groupby(mask.ravel(order='F').tolist())
+    ]
+    return {
+        'counts': [length for _, length in ([] if not runs[0][0] else [(False, 0)]) + runs],
+        'size': list(mask.shape),
+    }
 
 
 def blob(rng):
     """A random rectangle with a hole, bool [H, W]."""
     mask = np.zeros(SIZE, bool)
     top, left = rng.integers(0, 12, 2)
-    mask[top:top + rng.integers(2, 9), left:left + rng.integers(2, 15)] = True
+    mask[top : top + rng.integers(2, 9), left : left + rng.integers(2, 15)] = True
     mask[top + 1, left + 1] = False
     return mask
 
@@ -39,17 +49,45 @@ def blob(rng):
 def write_json(path, videos, tracks=None):
     """`tracks`: (id, video id, category id, iscrowd, masks, each bool [H, W] or None); no annotations without it."""
     content = {
-        'info': {'description': 'made for a test'}, 'licenses': [],
-        'categories': [{'supercategory': 'object', 'id': i, 'name': name} for i, name in enumerate(NAMES, 1)],
-        'videos': [{'id': i, 'height': SIZE[0], 'width': SIZE[1], 'length': length, 'license': 1,
-                    'file_names': [f'{name}/{5 * t:05}.jpg' for t in range(length)]} for i, name, length in videos]}
+        'info': {'description': 'made for a test'},
+        'licenses': [],
+        'categories': [
+            {'supercategory': 'object', 'id': i, 'name': name} for i, name in enumerate(NAMES, 1)
+        ],
+        'videos': [
+            {
+                'id': i,
+                'height': SIZE[0],
+                'width': SIZE[1],
+                'length': length,
+                'license': 1,
+                'file_names': [f'{name}/{5 * t:05}.jpg' for t in range(length)],
+            }
+            for i, name, length in videos
+        ],
+    }
     if tracks is not None:
         content['annotations'] = [
-            {'id': i, 'video_id': video, 'category_id': category, 'iscrowd': crowd, 'height': SIZE[0], 'width': SIZE[1],
-             'segmentations': [mask if mask is None else run_lengths(mask) for mask in masks],
-             'areas': [mask if mask is None else int(mask.sum()) for mask in masks],
-             'bboxes': [mask if mask is None else coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask, np.uint8))).tolist()
-                        for mask in masks]} for i, video, category, crowd, masks in tracks]
+            {
+                'id': i,
+                'video_id': video,
+                'category_id': category,
+                'iscrowd': crowd,
+                'height': SIZE[0],
+                'width': SIZE[1],
+                'segmentations': [mask if mask is None else run_lengths(mask) for mask in masks],
+                'areas': [mask if mask is None else int(mask.sum()) for mask in masks],
+                'bboxes': [
+                    mask
+                    if mask is None
+                    else coco_mask.toBbox(
+                        coco_mask.encode(np.asfortranarray(mask, np.uint8))
+                    ).tolist()
+                    for mask in masks
+                ],
+            }
+            for i, video, category, crowd, masks in tracks
+        ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
@@ -60,8 +98,15 @@ def make_tracks():
     a, b, c, d, e = ([blob(rng) for _ in range(22)] for _ in range(5))
     a[2] = a[3] = b[0] = e[0] = None
     everywhere = [np.ones(SIZE, bool)] * 6
-    return [(11, 7, 40, 0, a[:6]), (4, 3, 1, 0, d), (12, 7, 1, 0, b[:6]), (13, 7, 1, 0, everywhere), (20, 5, 7, 0, [None, None]),
-            (14, 7, 9, 1, c[:6]), (15, 3, 3, 0, e)]
+    return [
+        (11, 7, 40, 0, a[:6]),
+        (4, 3, 1, 0, d),
+        (12, 7, 1, 0, b[:6]),
+        (13, 7, 1, 0, everywhere),
+        (20, 5, 7, 0, [None, None]),
+        (14, 7, 9, 1, c[:6]),
+        (15, 3, 3, 0, e),
+    ]
 
 
 def fill(root):
@@ -70,7 +115,9 @@ def fill(root):
     for name, videos in VIDEOS.items():
         for _, video, length in videos:
             for t in range(length):
-                official_cases.picture(root / f'{name}/JPEGImages/{video}/{5 * t:05}.jpg', *SIZE, seed=t)
+                official_cases.picture(
+                    root / f'{name}/JPEGImages/{video}/{5 * t:05}.jpg', *SIZE, seed=t
+                )
         write_json(root / f'{name}.json', videos, make_tracks() if name == 'train' else None)
     path = root / 'train.json'
     content = json.loads(path.read_text())
@@ -108,7 +155,12 @@ def change(folder, changes, name='train'):
 
 def test_frames_of_videos_in_the_order_of_the_file(folder):
     source = open_split(folder, 'train')
-    assert source.videos == [('dd', range(6)), ('aa', range(6, 7)), ('cc', range(7, 29)), ('bb', range(29, 31))]
+    assert source.videos == [
+        ('dd', range(6)),
+        ('aa', range(6, 7)),
+        ('cc', range(7, 29)),
+        ('bb', range(29, 31)),
+    ]
     assert source.ids[:7] == [*(f'dd/{5 * t:05}' for t in range(6)), 'aa/00000']
     assert [source.video_id(video) for video in range(4)] == [7, 2, 3, 5]
     assert source.published is None and source.published_videos == 2_238
@@ -120,16 +172,22 @@ def test_tracks_are_those_of_the_file(folder):
     for video, (video_id, _, length) in enumerate(VIDEOS['train']):
         wanted = [track for track in make_tracks() if track[1] == video_id]
         tracks = source.tracks(video)
-        assert [(t['id'], t['category_id'] + 1, t['iscrowd']) for t in tracks] == [(i, c, crowd) for i, _, c, crowd, _ in wanted]
+        assert [(t['id'], t['category_id'] + 1, t['iscrowd']) for t in tracks] == [
+            (i, c, crowd) for i, _, c, crowd, _ in wanted
+        ]
         decoded = youtube_vis_2019.masks(tracks, (length, *SIZE))
         assert decoded.shape == (len(wanted), length, *SIZE) and decoded.dtype == bool
         for n, (*_, masks) in enumerate(wanted):
             for t, mask in enumerate(masks):
                 segmentation = tracks[n]['segmentations'][t]
                 assert (segmentation is None) == (mask is None)
-                np.testing.assert_array_equal(decoded[n, t], np.zeros(SIZE, bool) if mask is None else mask)
+                np.testing.assert_array_equal(
+                    decoded[n, t], np.zeros(SIZE, bool) if mask is None else mask
+                )
                 if mask is not None:
-                    assert segmentation['size'] == list(SIZE) and isinstance(segmentation['counts'], str)
+                    assert segmentation['size'] == list(SIZE) and isinstance(
+                        segmentation['counts'], str
+                    )
                     np.testing.assert_array_equal(coco_mask.decode(segmentation), mask)
 
 
@@ -138,11 +196,18 @@ def test_labels_are_the_class_of_the_smallest_track(folder):
     covered = 0
     for index, name in enumerate(source.ids):
         video = next(i for i, directory, _ in VIDEOS['train'] if directory == name[:2])
-        masks = [(masks[int(name[3:]) // 5], category) for _, of, category, _, masks in make_tracks() if of == video]
+        masks = [
+            (masks[int(name[3:]) // 5], category)
+            for _, of, category, _, masks in make_tracks()
+            if of == video
+        ]
         label = source.load(index)['label']
         for pixel in np.ndindex(SIZE):
-            over = [(int(mask.sum()), -place, category - 1)
-                    for place, (mask, category) in enumerate(masks) if mask is not None and mask[pixel]]
+            over = [
+                (int(mask.sum()), -place, category - 1)
+                for place, (mask, category) in enumerate(masks)
+                if mask is not None and mask[pixel]
+            ]
             assert label[pixel] == (min(over)[2] if over else IGNORE_LABEL)
             covered += len(over) > 1
     assert covered > 100
@@ -151,15 +216,23 @@ def test_labels_are_the_class_of_the_smallest_track(folder):
 def test_splits_without_annotations_count_no_pixel(folder):
     for split, name in (('validation', 'valid'), ('test', 'test')):
         for annotations in ([], None):
-            change(folder, lambda content, value=annotations: content.update(annotations=value), name)
+            change(
+                folder, lambda content, value=annotations: content.update(annotations=value), name
+            )
             source = open_split(folder, split)
-            assert all((source.load(index)['label'] == IGNORE_LABEL).all() for index in range(len(source)))
+            assert all(
+                (source.load(index)['label'] == IGNORE_LABEL).all() for index in range(len(source))
+            )
             assert source.tracks(0) == [] and source.clip(0, [1, 0])['tracks'] == []
             assert youtube_vis_2019.masks([], (2, *SIZE)).shape == (0, 2, *SIZE)
 
 
 def test_validation_may_have_annotations(folder):
-    write_json(folder / 'ytvis_2019/valid.json', VIDEOS['valid'], [(1, 1, 5, 0, [None, np.ones(SIZE, bool), None])])
+    write_json(
+        folder / 'ytvis_2019/valid.json',
+        VIDEOS['valid'],
+        [(1, 1, 5, 0, [None, np.ones(SIZE, bool), None])],
+    )
     source = open_split(folder, 'validation')
     assert (source.load(1)['label'] == 4).all() and (source.load(0)['label'] == IGNORE_LABEL).all()
 
@@ -167,11 +240,20 @@ def test_validation_may_have_annotations(folder):
 def test_a_clip_reads_its_frames_and_nothing_else(folder, monkeypatch):
     source = open_split(folder, 'train')
     tracks, read, seen = source.tracks(2), youtube_vis_2019.YoutubeVis2019.read, []
-    monkeypatch.setattr(youtube_vis_2019.YoutubeVis2019, 'read', lambda entry: seen.append(entry[0]) or read(entry))
+    monkeypatch.setattr(
+        youtube_vis_2019.YoutubeVis2019, 'read', lambda entry: seen.append(entry[0]) or read(entry)
+    )
     clip = source.clip(2, [0, 4, 21])
     assert seen == ['cc/00000', 'cc/00020', 'cc/00105']
-    assert clip['frames'].shape == (3, *SIZE, 3) and clip['frames'].dtype == np.uint8 and clip['labels'].dtype == np.int32
-    assert clip['tracks'] == [track | {'segmentations': [track['segmentations'][t] for t in (0, 4, 21)]} for track in tracks]
+    assert (
+        clip['frames'].shape == (3, *SIZE, 3)
+        and clip['frames'].dtype == np.uint8
+        and clip['labels'].dtype == np.int32
+    )
+    assert clip['tracks'] == [
+        track | {'segmentations': [track['segmentations'][t] for t in (0, 4, 21)]}
+        for track in tracks
+    ]
     assert clip['tracks'][1]['segmentations'][0] is None
     for place, t in enumerate((0, 4, 21)):
         np.testing.assert_array_equal(clip['labels'][place], source.load(7 + t)['label'])
@@ -190,34 +272,63 @@ def test_clips_of_every_video(folder):
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(youtube_vis_2019.YoutubeVis2019, folder, tmp_path / 'records')
-    assert builder.name == 'youtube_vis_2019' and (tmp_path / 'records/youtube_vis_2019/1.0.0').is_dir()
+    assert (
+        builder.name == 'youtube_vis_2019'
+        and (tmp_path / 'records/youtube_vis_2019/1.0.0').is_dir()
+    )
     for split in ('train', 'validation', 'test'):
         official_cases.assert_same(youtube_vis_2019.get_source, folder, tmp_path / 'records', split)
     record = builder.as_data_source('train')[2]
     assert record['file_name'] == b'dd/00010' and record['video_id'] == 7
     tracks = record['tracks']
-    assert [list(tracks[key]) for key in ('id', 'category_id', 'iscrowd')] == [[11, 12, 13, 14], [39, 0, 0, 8], [0, 0, 0, 1]]
+    assert [list(tracks[key]) for key in ('id', 'category_id', 'iscrowd')] == [
+        [11, 12, 13, 14],
+        [39, 0, 0, 8],
+        [0, 0, 0, 1],
+    ]
     assert tracks['counts'][0] == b''
-    mask = coco_mask.decode({'size': record['original_size'].tolist(), 'counts': tracks['counts'][1]})
+    mask = coco_mask.decode(
+        {'size': record['original_size'].tolist(), 'counts': tracks['counts'][1]}
+    )
     np.testing.assert_array_equal(mask, make_tracks()[2][-1][2])
 
 
 def average_precision(truth: dict, results: list) -> np.ndarray:
     """The nine scores of the benchmark by pycocotools, which sees the frames of a video one below the other."""
+
     def as_coco(tracks):
         annotations = []
         for i, track in enumerate(tracks, 1):
-            frames = [np.zeros(SIZE, np.uint8) if rle is None else
-                      coco_mask.decode(coco_mask.frPyObjects(rle, *SIZE) if isinstance(rle['counts'], list) else rle)
-                      for rle in track['segmentations']]
+            frames = [
+                np.zeros(SIZE, np.uint8)
+                if rle is None
+                else coco_mask.decode(
+                    coco_mask.frPyObjects(rle, *SIZE) if isinstance(rle['counts'], list) else rle
+                )
+                for rle in track['segmentations']
+            ]
             areas = [frame.sum() for frame in frames if frame.any()]
-            annotations.append({'id': i, 'image_id': track['video_id'], 'category_id': track['category_id'],
-                                'iscrowd': track.get('iscrowd', 0), 'score': track.get('score'),
-                                'area': float(np.mean(areas)) if areas else 0.0,
-                                'segmentation': coco_mask.encode(np.asfortranarray(np.concatenate(frames)))})
+            annotations.append(
+                {
+                    'id': i,
+                    'image_id': track['video_id'],
+                    'category_id': track['category_id'],
+                    'iscrowd': track.get('iscrowd', 0),
+                    'score': track.get('score'),
+                    'area': float(np.mean(areas)) if areas else 0.0,
+                    'segmentation': coco_mask.encode(np.asfortranarray(np.concatenate(frames))),
+                }
+            )
         coco = COCO()
-        images = [{'id': video['id'], 'height': video['length'] * SIZE[0], 'width': SIZE[1]} for video in truth['videos']]
-        coco.dataset = {'images': images, 'annotations': annotations, 'categories': truth['categories']}
+        images = [
+            {'id': video['id'], 'height': video['length'] * SIZE[0], 'width': SIZE[1]}
+            for video in truth['videos']
+        ]
+        coco.dataset = {
+            'images': images,
+            'annotations': annotations,
+            'categories': truth['categories'],
+        }
         coco.createIndex()
         return coco
 
@@ -238,20 +349,32 @@ def test_written_truth_is_perfect_to_pycocotools(folder, tmp_path):
 
     def encode_again(video):
         frames = source.videos[video][1]
-        tracks = [track | {'score': 1 - 0.1 * n, 'segmentations': []} for n, track in enumerate(source.tracks(video))]
+        tracks = [
+            track | {'score': 1 - 0.1 * n, 'segmentations': []}
+            for n, track in enumerate(source.tracks(video))
+        ]
         for frame in range(len(frames)):
             clip = source.clip(video, [frame])
-            for track, mask in zip(tracks, youtube_vis_2019.masks(clip['tracks'], clip['labels'].shape), strict=True):
+            for track, mask in zip(
+                tracks, youtube_vis_2019.masks(clip['tracks'], clip['labels'].shape), strict=True
+            ):
                 track['segmentations'].append(rle.encode(mask[0]))
         return source.video_id(video), tracks
 
-    as_read = [(source.video_id(video), [track | {'score': 0.5} for track in source.tracks(video)]) for video in range(4)]
+    as_read = [
+        (source.video_id(video), [track | {'score': 0.5} for track in source.tracks(video)])
+        for video in range(4)
+    ]
     for predictions in (as_read, map(encode_again, range(4))):
         youtube_vis_2019.write_results(tmp_path / 'results.json', predictions)
         results = json.loads((tmp_path / 'results.json').read_text())
-        assert all(result.keys() == {'video_id', 'category_id', 'segmentations', 'score'} for result in results)
-        assert sorted((r['video_id'], r['category_id']) for r in results if r['video_id'] != 5) == sorted(
-            (a['video_id'], a['category_id']) for a in truth['annotations'])
+        assert all(
+            result.keys() == {'video_id', 'category_id', 'segmentations', 'score'}
+            for result in results
+        )
+        assert sorted(
+            (r['video_id'], r['category_id']) for r in results if r['video_id'] != 5
+        ) == sorted((a['video_id'], a['category_id']) for a in truth['annotations'])
         stats = average_precision(truth, results)
         assert stats[0] == stats[1] == stats[2] == stats[3] == 1 and stats[8] == 1
     assert 0 < average_precision(truth, results[1:])[0] < 1
@@ -265,11 +388,19 @@ def test_missing_files_are_named(folder, tmp_path):
     for path in (images / 'bb').iterdir():
         path.unlink()
     (images / 'bb').rmdir()
-    for attempt in (lambda: open_split(folder, 'train'),
-                    lambda: youtube_vis_2019.YoutubeVis2019.prepare(folder, tmp_path / 'records')):
+    for attempt in (
+        lambda: open_split(folder, 'train'),
+        lambda: youtube_vis_2019.YoutubeVis2019.prepare(folder, tmp_path / 'records'),
+    ):
         with pytest.raises(FileNotFoundError, match='3 of 31 files are missing') as error:
             attempt()
-        for name in ('dd/00010.jpg', 'bb/00000.jpg', 'bb/00005.jpg', '{train,valid,test}/JPEGImages', 'docs/datasets.md'):
+        for name in (
+            'dd/00010.jpg',
+            'bb/00000.jpg',
+            'bb/00005.jpg',
+            '{train,valid,test}/JPEGImages',
+            'docs/datasets.md',
+        ):
             assert name in str(error.value)
     assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
 
@@ -288,18 +419,27 @@ def test_only_the_training_split_must_be_there(folder, tmp_path):
         (root / name).rename(tmp_path / name)
     builder = official_cases.prepare(youtube_vis_2019.YoutubeVis2019, folder, tmp_path / 'records')
     assert list(builder.info.splits) == ['train']
-    with pytest.raises(FileNotFoundError, match=r"split 'validation': 1 of 1 files are missing: .*valid.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"split 'validation': 1 of 1 files are missing: .*valid.json"
+    ):
         open_split(folder, 'validation')
     (tmp_path / 'valid').rename(root / 'valid')  # half there
-    with pytest.raises(FileNotFoundError, match=r"split 'validation': 1 of 1 files are missing: .*valid.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"split 'validation': 1 of 1 files are missing: .*valid.json"
+    ):
         youtube_vis_2019.YoutubeVis2019.prepare(folder, tmp_path / 'others')
 
 
 def test_a_wrong_folder_leaves_nothing(tmp_path):
     (tmp_path / 'data/somewhere').mkdir(parents=True)
-    for attempt in (lambda: open_split(tmp_path / 'data', 'train'),
-                    lambda: youtube_vis_2019.YoutubeVis2019.prepare(tmp_path / 'data', tmp_path / 'records')):
-        with pytest.raises(FileNotFoundError, match='holds no youtube_vis_2019: neither train.json nor valid.json nor test.json'):
+    for attempt in (
+        lambda: open_split(tmp_path / 'data', 'train'),
+        lambda: youtube_vis_2019.YoutubeVis2019.prepare(tmp_path / 'data', tmp_path / 'records'),
+    ):
+        with pytest.raises(
+            FileNotFoundError,
+            match='holds no youtube_vis_2019: neither train.json nor valid.json nor test.json',
+        ):
             attempt()
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['data', 'somewhere']
 
@@ -310,7 +450,10 @@ def test_the_categories_of_2021_are_refused_by_name(folder):
             content['categories'][i - 1]['name'] = name
 
     change(folder, of_2021)
-    with pytest.raises(ValueError, match='train.json is .*: 3 categories differ: 1 is airplane, not person, 2 is bear, not giant'):
+    with pytest.raises(
+        ValueError,
+        match='train.json is .*: 3 categories differ: 1 is airplane, not person, 2 is bear, not giant',
+    ):
         open_split(folder, 'train')
     change(folder, lambda content: content['categories'].pop())
     with pytest.raises(ValueError, match='40 is missing, not tennis_racket'):
@@ -322,34 +465,89 @@ def test_names_with_spaces_are_the_same(folder):
     assert open_split(folder, 'train').class_names[1] == 'giant_panda'
 
 
-@pytest.mark.parametrize('text', ['', '{"videos": [', '\x00\x01', '[1, 2]', 'null', '{}', '{"categories": 3}',
-                                  '{"images": [], "categories": [], "annotations": []}'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        '{"videos": [',
+        '\x00\x01',
+        '[1, 2]',
+        'null',
+        '{}',
+        '{"categories": 3}',
+        '{"images": [], "categories": [], "annotations": []}',
+    ],
+)
 def test_a_file_that_is_broken_or_of_another_kind(folder, text):
     (folder / 'ytvis_2019/train.json').write_text(text)
-    with pytest.raises(ValueError, match='train.json is broken, or no JSON file of YouTubeVIS-2019: '):
+    with pytest.raises(
+        ValueError, match='train.json is broken, or no JSON file of YouTubeVIS-2019: '
+    ):
         open_split(folder, 'train')
 
 
-@pytest.mark.parametrize('changes, message', [
-    (lambda c: c['videos'].clear(), 'each of its videos must have .* frames'),
-    (lambda c: c['videos'][0].update(file_names=[]), 'each of its videos must have .* frames'),
-    (lambda c: c['videos'][0]['file_names'].append('aa/00000.jpg'), 'all in a folder of its own'),
-    (lambda c: c['videos'][1].update(file_names=['dd/00000.jpg']), 'all in a folder of its own'),
-    (lambda c: c['videos'][1].update(id=7), 'each of its videos must have an id of its own'),
-    (lambda c: c['videos'][1].pop('height'), "train.json is broken.*KeyError: 'height'"),
-    (lambda c: c.pop('annotations'), 'train.json has no annotations'),
-    (lambda c: c['annotations'][0].update(video_id=99), 'no video 99 or no category 40, which the track 11 has'),
-    (lambda c: c['annotations'][0].update(category_id=0), 'no video 7 or no category 0, which the track 11 has'),
-    (lambda c: c['annotations'][0]['segmentations'].pop(), 'the track 11 needs for each of 6 frames'),
-    (lambda c: c['annotations'][1]['segmentations'][4].update(size=[26, 20]), 'the track 4 needs .* of 20 x 26 pixels'),
-    (lambda c: c['annotations'][1]['segmentations'][4].update(counts=[500, 19]), 'the track 4: run lengths'),
-    (lambda c: c['annotations'][1]['segmentations'][4].update(counts=[530, -10]), 'the track 4: run lengths'),
-    (lambda c: c['annotations'][1]['segmentations'][4].update(counts=[260.0, 260.0]), 'the track 4: run lengths'),
-    (lambda c: c['annotations'][1]['segmentations'][4].update(counts=[]), 'the track 4: run lengths'),
-    (lambda c: c['annotations'][1]['segmentations'][4].update(counts=''), 'the track 4: run lengths'),
-    (lambda c: c['annotations'][1]['segmentations'][4].update(counts='54'), 'the track 4: run lengths'),
-    (lambda c: c['annotations'][1]['segmentations'].__setitem__(4, [[1, 1, 9, 9, 1, 9]]), 'train.json is broken'),  # a polygon
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (lambda c: c['videos'].clear(), 'each of its videos must have .* frames'),
+        (lambda c: c['videos'][0].update(file_names=[]), 'each of its videos must have .* frames'),
+        (
+            lambda c: c['videos'][0]['file_names'].append('aa/00000.jpg'),
+            'all in a folder of its own',
+        ),
+        (
+            lambda c: c['videos'][1].update(file_names=['dd/00000.jpg']),
+            'all in a folder of its own',
+        ),
+        (lambda c: c['videos'][1].update(id=7), 'each of its videos must have an id of its own'),
+        (lambda c: c['videos'][1].pop('height'), "train.json is broken.*KeyError: 'height'"),
+        (lambda c: c.pop('annotations'), 'train.json has no annotations'),
+        (
+            lambda c: c['annotations'][0].update(video_id=99),
+            'no video 99 or no category 40, which the track 11 has',
+        ),
+        (
+            lambda c: c['annotations'][0].update(category_id=0),
+            'no video 7 or no category 0, which the track 11 has',
+        ),
+        (
+            lambda c: c['annotations'][0]['segmentations'].pop(),
+            'the track 11 needs for each of 6 frames',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentations'][4].update(size=[26, 20]),
+            'the track 4 needs .* of 20 x 26 pixels',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentations'][4].update(counts=[500, 19]),
+            'the track 4: run lengths',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentations'][4].update(counts=[530, -10]),
+            'the track 4: run lengths',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentations'][4].update(counts=[260.0, 260.0]),
+            'the track 4: run lengths',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentations'][4].update(counts=[]),
+            'the track 4: run lengths',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentations'][4].update(counts=''),
+            'the track 4: run lengths',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentations'][4].update(counts='54'),
+            'the track 4: run lengths',
+        ),
+        (
+            lambda c: c['annotations'][1]['segmentations'].__setitem__(4, [[1, 1, 9, 9, 1, 9]]),
+            'train.json is broken',
+        ),  # a polygon
+    ],
+)
 def test_content_that_cannot_be(folder, changes, message):
     change(folder, changes)
     with pytest.raises(ValueError, match=message):
@@ -380,7 +578,10 @@ def test_long_runs_and_runs_of_nothing():
     mask = np.zeros((720, 1280), bool)
     mask[3, 5] = mask[700:, 900] = mask[:, 901:] = True
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    assert rle.compress({'size': [720, 1280], 'counts': encoded['counts'].decode()})['counts'] == encoded['counts'].decode()
+    assert (
+        rle.compress({'size': [720, 1280], 'counts': encoded['counts'].decode()})['counts']
+        == encoded['counts'].decode()
+    )
     odd = rle.compress({'size': [2, 3], 'counts': [2, 0, 1, 1, 0, 2]})
     np.testing.assert_array_equal(rle.decode(odd), [[False, False, True], [False, True, True]])
 
@@ -393,4 +594,6 @@ def test_no_string_is_taken_that_is_not_a_mask(text):
     except ValueError:
         return
     assert rle.decode(compressed).shape == (3, 4)
-    np.testing.assert_array_equal(rle.decode(compressed), rle.decode({'size': [3, 4], 'counts': text}))
+    np.testing.assert_array_equal(
+        rle.decode(compressed), rle.decode({'size': [3, 4], 'counts': text})
+    )

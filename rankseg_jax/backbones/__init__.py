@@ -13,5 +13,7 @@ def build(name: str, dtype=jnp.float32, *, family=resnet, **fields) -> nn.Module
       ValueError: `family`, the module of this package whose backbones the framework can use, has none of this name.
     """
     if name not in family.VARIANTS:
-        raise ValueError(f'config.model.backbone = {name!r} does not fit this framework; use one of {", ".join(family.VARIANTS)}')
+        raise ValueError(
+            f'config.model.backbone = {name!r} does not fit this framework; use one of {", ".join(family.VARIANTS)}'
+        )
     return family.VARIANTS[name](dtype=dtype, **fields)

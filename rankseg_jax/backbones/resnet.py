@@ -33,9 +33,16 @@ class ResNet(nn.Module):
 
         Dilated stages keep the name s, but have the output stride's size.
         """
+
         def conv(name, x, features, kernel, stride=1, **options):
             return ConvNorm(
-                features, kernel, stride, frozen=self.frozen_norm, dtype=self.dtype, name=name, **options
+                features,
+                kernel,
+                stride,
+                frozen=self.frozen_norm,
+                dtype=self.dtype,
+                name=name,
+                **options,
             )(x, train=train)
 
         def block(name, x, width, stride, dilation):
@@ -66,7 +73,9 @@ class ResNet(nn.Module):
         else:
             raise ValueError(f"ResNet.stem is {self.stem!r}; use 'imagenet', 'deep' or 'small'.")
         if self.output_stride not in (8, 16, 32):
-            raise ValueError(f'config.model.output_stride = {self.output_stride} must be 8, 16 or 32')
+            raise ValueError(
+                f'config.model.output_stride = {self.output_stride} must be 8, 16 or 32'
+            )
 
         features = {}
         for i, size in enumerate(self.stage_sizes):

@@ -39,6 +39,7 @@ class Swin(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool):
         """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), C]} for s = 4, 8, 16 and 32."""
+
         def norm(name, x):
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
 
@@ -46,7 +47,9 @@ class Swin(nn.Module):
             return block(x, train=train)
 
         run = nn.remat(run) if self.remat else run
-        x = nn.Conv(self.width, (4, 4), (4, 4), 'VALID', dtype=self.dtype, name='patches')(pad_to(images, 4))
+        x = nn.Conv(self.width, (4, 4), (4, 4), 'VALID', dtype=self.dtype, name='patches')(
+            pad_to(images, 4)
+        )
         x = norm('patch_norm', x)  # [B, H/4, W/4, C]
         if self.position_shape is not None:
             position = self.param('position', token_init, (*self.position_shape, self.width))
@@ -55,11 +58,22 @@ class Swin(nn.Module):
         for i, (depth, num_heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
             if i:
                 x = space_to_depth(pad_to(x, 2))  # [B, H/2s, W/2s, 4C]
-                x = nn.Dense(x.shape[-1] // 2, use_bias=False, dtype=self.dtype, name=f'merge{i}')(norm(f'merge{i}_norm', x))
+                x = nn.Dense(x.shape[-1] // 2, use_bias=False, dtype=self.dtype, name=f'merge{i}')(
+                    norm(f'merge{i}_norm', x)
+                )
             for j in range(depth):
                 drop_path = self.drop_path * number / max(sum(self.depths) - 1, 1)
-                x = run(SwinBlock(num_heads, self.window, self.window // 2 * (j % 2), drop_path, self.dtype,
-                                  name=f'stage{i + 1}_block{j + 1}'), x)
+                x = run(
+                    SwinBlock(
+                        num_heads,
+                        self.window,
+                        self.window // 2 * (j % 2),
+                        drop_path,
+                        self.dtype,
+                        name=f'stage{i + 1}_block{j + 1}',
+                    ),
+                    x,
+                )
                 number += 1
             features[4 * 2**i] = norm(f'norm{4 * 2**i}', x)  # [B, H/s, W/s, C]
         return features
@@ -83,9 +97,13 @@ class SwinBlock(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)
-        table = self.param('position_bias', token_init, (2 * self.window - 1, 2 * self.window - 1, self.num_heads))
+        table = self.param(
+            'position_bias', token_init, (2 * self.window - 1, 2 * self.window - 1, self.num_heads)
+        )
         rows, columns = (i.reshape(-1) for i in np.indices((self.window, self.window)))
-        apart = [i[:, None] - i + self.window - 1 for i in (rows, columns)]  # [N, N] each, N cells of a window
+        apart = [
+            i[:, None] - i + self.window - 1 for i in (rows, columns)
+        ]  # [N, N] each, N cells of a window
         bias = table[apart[0], apart[1]].transpose(2, 0, 1)  # [heads, N, N]
 
         y = pad_to(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x), self.window)
@@ -93,9 +111,10 @@ class SwinBlock(nn.Module):
         mask = same_region(*y.shape[1:3], self.window, self.shift) if self.shift else None
         padded, y = y.shape, to_windows(y, self.window)  # [B, windows, N, C]
         y = nn.MultiHeadDotProductAttention(
-            self.num_heads, dtype=self.dtype, attention_fn=partial(attend, bias=bias))(y, mask=mask, deterministic=not train)
+            self.num_heads, dtype=self.dtype, attention_fn=partial(attend, bias=bias)
+        )(y, mask=mask, deterministic=not train)
         y = jnp.roll(from_windows(y, padded, self.window), (self.shift, self.shift), (1, 2))
-        x = x + drop_path(y[:, :x.shape[1], :x.shape[2]])
+        x = x + drop_path(y[:, : x.shape[1], : x.shape[2]])
         y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
         return x + drop_path(Mlp(4 * x.shape[-1], dtype=self.dtype)(y, train=train))
 
@@ -128,7 +147,10 @@ def from_windows(x, shape, window: int):
 
 def same_region(height: int, width: int, window: int, shift: int):
     """Which cells of a window were neighbours before the map was rolled by `shift`, [windows, window², window²] bool."""
-    def regions(size):  # 0, then 1 and 2 in the last window: what was there, and what the roll brought
+
+    def regions(
+        size,
+    ):  # 0, then 1 and 2 in the last window: what was there, and what the roll brought
         place = np.arange(size)
         return (place >= size - window).astype(int) + (place >= size - shift)
 
@@ -143,4 +165,8 @@ SIZES = {  # width, depths, heads
     'b': (128, (2, 2, 18, 2), (4, 8, 16, 32)),
     'l': (192, (2, 2, 18, 2), (6, 12, 24, 48)),
 }
-VARIANTS = {f'swin_{size}{window}': partial(Swin, *shape, window) for size, shape in SIZES.items() for window in (7, 12)}
+VARIANTS = {
+    f'swin_{size}{window}': partial(Swin, *shape, window)
+    for size, shape in SIZES.items()
+    for window in (7, 12)
+}

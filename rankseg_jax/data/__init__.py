@@ -33,9 +33,13 @@ def builder_class(name):
     Raises:
       ValueError: no data set has this name, or it is no published one.
     """
-    found = getattr(_module(name).get_source, '__self__', None)  # of which get_source is a class method
+    found = getattr(
+        _module(name).get_source, '__self__', None
+    )  # of which get_source is a class method
     if found is None:
-        raise ValueError(f'config.data.name = {name!r} needs no preparing; --mode=prepare is for the data sets of docs/datasets.md')
+        raise ValueError(
+            f'config.data.name = {name!r} needs no preparing; --mode=prepare is for the data sets of docs/datasets.md'
+        )
     return found
 
 
@@ -73,5 +77,7 @@ def things(source, task):
     if task != 'panoptic':
         return None
     if not hasattr(source, 'segments'):
-        raise ValueError("config.task = 'panoptic' needs data with segments, which this data set has not")
+        raise ValueError(
+            "config.task = 'panoptic' needs data with segments, which this data set has not"
+        )
     return [bool(thing) for thing in source.things]

@@ -18,21 +18,31 @@ class Ade20k(official.Builder):
     CLASSES = 'ade20k'
     FOLDER = 'ADEChallengeData2016'
     MARKERS = ('images/training', 'images/validation')
-    LAYOUT = ('  ADEChallengeData2016/images/{training,validation}/*.jpg\n'
-              '  ADEChallengeData2016/annotations/{training,validation}/*.png')
+    LAYOUT = (
+        '  ADEChallengeData2016/images/{training,validation}/*.jpg\n'
+        '  ADEChallengeData2016/annotations/{training,validation}/*.png'
+    )
     PUBLISHED = {'train': 20_210, 'validation': 2_000}
     HOMEPAGE = 'http://sceneparsing.csail.mit.edu'
     LICENSE = 'Images: for non-commercial research and education; annotations: BSD 3-Clause'
 
     @classmethod
     def find(cls, root, split):
-        return cls.pairs(split, root / 'images' / FOLDERS[split], root / 'annotations' / FOLDERS[split])
+        return cls.pairs(
+            split, root / 'images' / FOLDERS[split], root / 'annotations' / FOLDERS[split]
+        )
 
     @classmethod
     def read(cls, entry):
         _, image, label = entry
-        labels = official.to_labels(folder.read_values(label), official.read_classes(cls.CLASSES)['ids'], (0,), label)
-        return {'image': official.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
+        labels = official.to_labels(
+            folder.read_values(label), official.read_classes(cls.CLASSES)['ids'], (0,), label
+        )
+        return {
+            'image': official.read_bytes(image),
+            'labels': labels,
+            'original_size': labels.shape,
+        }
 
 
 get_source = Ade20k.get_source

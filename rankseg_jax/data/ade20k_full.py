@@ -37,13 +37,15 @@ class Ade20kFull(official.Builder):
     CLASSES = 'ade20k_full'
     FOLDER = 'ADE20K_2021_17_01'
     MARKERS = ('images/ADE', 'images_detectron2', 'train/image', 'val/image')
-    LAYOUT = ('  ADE20K_2021_17_01/images/ADE/{training,validation}/<group>/<scene>/*.jpg and *_seg.png\n'
-              'or, converted,\n'
-              '  ADE20K_2021_17_01/images_detectron2/{training,validation}/*.jpg\n'
-              '  ADE20K_2021_17_01/annotations_detectron2/{training,validation}/*.tif\n'
-              'or\n'
-              '  {train,val}/image/*.jpg\n'
-              '  {train,val}/label/*.tif')
+    LAYOUT = (
+        '  ADE20K_2021_17_01/images/ADE/{training,validation}/<group>/<scene>/*.jpg and *_seg.png\n'
+        'or, converted,\n'
+        '  ADE20K_2021_17_01/images_detectron2/{training,validation}/*.jpg\n'
+        '  ADE20K_2021_17_01/annotations_detectron2/{training,validation}/*.tif\n'
+        'or\n'
+        '  {train,val}/image/*.jpg\n'
+        '  {train,val}/label/*.tif'
+    )
     PUBLISHED = {'train': 25_574, 'validation': 2_000}
     HOMEPAGE = 'https://groups.csail.mit.edu/vision/datasets/ADE20K/'
     LICENSE = 'Images: for non-commercial research and education; annotations: BSD 3-Clause'
@@ -52,8 +54,10 @@ class Ade20kFull(official.Builder):
     def find(cls, root, split):
         long, short = FOLDERS[split]
         released = root / 'images/ADE' / long
-        for images, labels in ((root / 'images_detectron2' / long, root / 'annotations_detectron2' / long),
-                               (root / short / 'image', root / short / 'label')):
+        for images, labels in (
+            (root / 'images_detectron2' / long, root / 'annotations_detectron2' / long),
+            (root / short / 'image', root / short / 'label'),
+        ):
             if not released.is_dir() and (images.is_dir() or labels.is_dir()):
                 return cls.pairs(split, images, labels, '.tif')
         return cls._find_released(released, split)
@@ -63,28 +67,46 @@ class Ade20kFull(official.Builder):
         """As `find`; ValueError if two scenes have an image of the same name."""
         images, labels = set(), set()  # paths without suffix
         for scene, folders, files in os.walk(root, followlinks=True):
-            files = [file for file in files if not file.startswith('.')]  # a Mac adds ._a.jpg to a.jpg
+            files = [
+                file for file in files if not file.startswith('.')
+            ]  # a Mac adds ._a.jpg to a.jpg
             found = {file.removesuffix('.jpg') for file in files if file.endswith('.jpg')}
             folders[:] = set(folders) - found  # those hold masks of the objects of an image
             images |= {Path(scene, name) for name in found}
-            labels |= {Path(scene, file.removesuffix('_seg.png')) for file in files if file.endswith('_seg.png')}
-        missing = sorted([f'{path}_seg.png' for path in images - labels] + [f'{path}.jpg' for path in labels - images])
+            labels |= {
+                Path(scene, file.removesuffix('_seg.png'))
+                for file in files
+                if file.endswith('_seg.png')
+            }
+        missing = sorted(
+            [f'{path}_seg.png' for path in images - labels]
+            + [f'{path}.jpg' for path in labels - images]
+        )
         if missing or not images:
             files = missing or [root / '*/*/*.jpg', root / '*/*/*_seg.png']
             raise cls.missing(split, files, 2 * max(len(images | labels), 1))
         counts = Counter(path.name for path in images)
-        if twice := sorted((path for path in images if counts[path.name] > 1), key=lambda path: (path.name, path)):
-            files = ', '.join(f'{path}.jpg' for path in twice[:official.LISTED])
-            raise ValueError(f'{cls.name}, split {split!r}: {len(twice)} images share their names with others: {files}. '
-                             'The release has each name once: remove what does not belong to it')
-        return sorted((path.name, path.with_name(f'{path.name}.jpg'), path.with_name(f'{path.name}_seg.png')) for path in images)
+        if twice := sorted(
+            (path for path in images if counts[path.name] > 1), key=lambda path: (path.name, path)
+        ):
+            files = ', '.join(f'{path}.jpg' for path in twice[: official.LISTED])
+            raise ValueError(
+                f'{cls.name}, split {split!r}: {len(twice)} images share their names with others: {files}. '
+                'The release has each name once: remove what does not belong to it'
+            )
+        return sorted(
+            (path.name, path.with_name(f'{path.name}.jpg'), path.with_name(f'{path.name}_seg.png'))
+            for path in images
+        )
 
     @classmethod
     def read(cls, entry):
         _, image, label = entry
         classes, content = official.read_classes(cls.CLASSES)['ids'], official.read_bytes(image)
         if label.suffix == '.tif':
-            labels = official.to_labels(folder.read_values(label), range(len(classes)), (official.IGNORED,), label)
+            labels = official.to_labels(
+                folder.read_values(label), range(len(classes)), (official.IGNORED,), label
+            )
             return {'image': content, 'labels': labels, 'original_size': labels.shape}
         colours = official.read_colours(label)  # [H, W, 3]
         objects = colours[..., 0].astype(np.int32) // 10 * 256 + colours[..., 1]  # [H, W]
@@ -94,7 +116,9 @@ class Ade20kFull(official.Builder):
             if picture.shape[:2] != objects.shape:
                 raise CorruptExample(folder.size_mismatch(image, picture.shape[:2], objects.shape))
             content = encode_jpeg(transforms.resize_image(picture, size).numpy())
-        rows, columns = (np.arange(new) * (1 / (new / old)) for new, old in zip(size, objects.shape, strict=True))
+        rows, columns = (
+            np.arange(new) * (1 / (new / old)) for new, old in zip(size, objects.shape, strict=True)
+        )
         objects_there = objects[np.ix_(rows.astype(int), columns.astype(int))]  # [h, w]
         labels = official.to_labels(objects_there, classes, None, label)
         return {'image': content, 'labels': labels, 'original_size': objects.shape}

@@ -26,9 +26,11 @@ class Ade20kPanoptic(official.PanopticBuilder):
     CLASSES = 'ade20k_panoptic'
     FOLDER = 'ADEChallengeData2016'
     MARKERS = ('images/training', 'images/validation')
-    LAYOUT = ('  ADEChallengeData2016/images/{training,validation}/*.jpg\n'
-              '  ADEChallengeData2016/annotations/{training,validation}/*.png\n'
-              '  ADEChallengeData2016/annotations_instance/{training,validation}/*.png')
+    LAYOUT = (
+        '  ADEChallengeData2016/images/{training,validation}/*.jpg\n'
+        '  ADEChallengeData2016/annotations/{training,validation}/*.png\n'
+        '  ADEChallengeData2016/annotations_instance/{training,validation}/*.png'
+    )
     PUBLISHED = {'train': 20_210, 'validation': 2_000}
     HOMEPAGE = 'http://sceneparsing.csail.mit.edu'
     LICENSE = 'Images: for non-commercial research and education; annotations: BSD 3-Clause'
@@ -36,36 +38,60 @@ class Ade20kPanoptic(official.PanopticBuilder):
 
     @classmethod
     def find(cls, root, split):
-        images, labels, instances = (root / kind / FOLDERS[split] for kind in ('images', 'annotations', 'annotations_instance'))
-        both = zip(cls.pairs(split, images, labels), cls.pairs(split, images, instances), strict=True)
+        images, labels, instances = (
+            root / kind / FOLDERS[split]
+            for kind in ('images', 'annotations', 'annotations_instance')
+        )
+        both = zip(
+            cls.pairs(split, images, labels), cls.pairs(split, images, instances), strict=True
+        )
         return [(*pair, instance) for pair, (_, _, instance) in both]
 
     @classmethod
     def read(cls, entry):
         _, image, label, instance = entry
-        things = np.flatnonzero(official.read_classes(cls.CLASSES)['isthing'])  # [100] class of each category of instances
-        labels = official.to_labels(folder.read_values(label), cls.LABEL_VALUES, (0,), label)  # [H, W]
+        things = np.flatnonzero(
+            official.read_classes(cls.CLASSES)['isthing']
+        )  # [100] class of each category of instances
+        labels = official.to_labels(
+            folder.read_values(label), cls.LABEL_VALUES, (0,), label
+        )  # [H, W]
         colours = official.read_colours(instance)  # [H, W, 3]
         if colours.shape[:2] != labels.shape:
-            raise CorruptExample(f'{instance}: {colours.shape[0]} x {colours.shape[1]} pixels (rows x columns), but {label} has '
-                                 f'{labels.shape[0]} x {labels.shape[1]}')
+            raise CorruptExample(
+                f'{instance}: {colours.shape[0]} x {colours.shape[1]} pixels (rows x columns), but {label} has '
+                f'{labels.shape[0]} x {labels.shape[1]}'
+            )
         stuff = ~np.isin(labels, [*things, official.IGNORED])
         category, number = colours[..., 0].astype(int), colours[..., 1].astype(int)
-        keys = np.where(number > 0, 256 * number + category, np.where(stuff, labels.astype(int) + 1, 0))  # [H, W], 0: void
+        keys = np.where(
+            number > 0, 256 * number + category, np.where(stuff, labels.astype(int) + 1, 0)
+        )  # [H, W], 0: void
         found = np.flatnonzero(np.bincount(keys.ravel())[1:]) + 1  # [N], stuff before instances
         numbers, categories = np.divmod(found[found >= 256], 256)
         if wrong := set(categories.tolist()) - set(range(1, len(things) + 1)):
-            raise ValueError(f'{instance}: instances of the categories {sorted(wrong)[:official.LISTED]}, but red must be in '
-                             f'1..{len(things)} where green is not 0')
+            raise ValueError(
+                f'{instance}: instances of the categories {sorted(wrong)[: official.LISTED]}, but red must be in '
+                f'1..{len(things)} where green is not 0'
+            )
         if len(twice := numbers[1:][np.diff(numbers) == 0]):
-            raise ValueError(f'{instance}: the instance {twice[0]} (green) has more than one category (red): '
-                             f'{categories[numbers == twice[0]].tolist()}')
+            raise ValueError(
+                f'{instance}: the instance {twice[0]} (green) has more than one category (red): '
+                f'{categories[numbers == twice[0]].tolist()}'
+            )
         places = np.zeros(keys.max() + 1, np.int32)
         places[found] = np.arange(1, len(found) + 1)
         ids = places[keys]  # [H, W]
-        segments = coco.segments_info(ids, [*found[found < 256] - 1, *things[categories - 1]], range(150))
-        return {'image': official.read_bytes(image), 'labels': official.segment_labels(ids, segments, instance),
-                'original_size': labels.shape, 'panoptic_ids': coco.ids_to_rgb(ids), 'segments': segments}
+        segments = coco.segments_info(
+            ids, [*found[found < 256] - 1, *things[categories - 1]], range(150)
+        )
+        return {
+            'image': official.read_bytes(image),
+            'labels': official.segment_labels(ids, segments, instance),
+            'original_size': labels.shape,
+            'panoptic_ids': coco.ids_to_rgb(ids),
+            'segments': segments,
+        }
 
 
 get_source = Ade20kPanoptic.get_source

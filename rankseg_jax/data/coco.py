@@ -1,7 +1,7 @@
 """COCO's panoptic format: a JSON file, and beside it a PNG for each image whose colours are segment ids.
 
-    <folder>/predictions.json             {'images': …, 'annotations': …, 'categories': …}
-    <folder>/predictions/<name>.png       id = red + 256 · green + 65536 · blue; 0: void
+<folder>/predictions.json             {'images': …, 'annotations': …, 'categories': …}
+<folder>/predictions/<name>.png       id = red + 256 · green + 65536 · blue; 0: void
 """
 
 import json
@@ -17,7 +17,9 @@ def image_number(file_name: str) -> int:
     """The id of an image of COCO: the digits at the end of its name; ValueError if there are none."""
     digits = file_name.rpartition('_')[2]
     if not digits.isdecimal():
-        raise ValueError(f"{file_name} is no name of an image of COCO, which ends in the image's number: remove what is not COCO's")
+        raise ValueError(
+            f"{file_name} is no name of an image of COCO, which ends in the image's number: remove what is not COCO's"
+        )
     return int(digits)
 
 
@@ -47,7 +49,7 @@ def targets(ids, segments, max_targets: int):
     held = [segment for segment in segments if segment['id'] in area and not segment.get('iscrowd')]
     chosen = sorted(held, key=lambda segment: -area[segment['id']])[:max_targets]
     labels = np.full(max_targets, IGNORE_LABEL, np.int32)
-    labels[:len(chosen)] = [segment['category_id'] for segment in chosen]
+    labels[: len(chosen)] = [segment['category_id'] for segment in chosen]
     places = np.full(len(values), IGNORE_LABEL, np.int32)
     places[np.searchsorted(values, [segment['id'] for segment in chosen])] = np.arange(len(chosen))
     return labels, places[index.reshape(ids.shape)], len(held) - len(chosen)
@@ -56,8 +58,10 @@ def targets(ids, segments, max_targets: int):
 def categories(source) -> list[dict]:
     """The categories of a source as COCO's files list them; their ids are its `category_ids`, else 0..K-1."""
     ids = getattr(source, 'category_ids', range(len(source.class_names)))
-    return [{'id': i, 'name': name, 'isthing': int(thing)}
-            for i, name, thing in zip(ids, source.class_names, source.things, strict=True)]
+    return [
+        {'id': i, 'name': name, 'isthing': int(thing)}
+        for i, name, thing in zip(ids, source.class_names, source.things, strict=True)
+    ]
 
 
 def segments_info(ids, labels, category_ids) -> list[dict]:
@@ -69,13 +73,24 @@ def segments_info(ids, labels, category_ids) -> list[dict]:
       category_ids: K ids that the classes have in the data set.
     """
     areas = np.bincount(ids.ravel(), minlength=len(labels) + 1)[1:]
-    return [{'id': i, 'category_id': int(category_ids[label]), 'iscrowd': 0, 'area': int(area), 'bbox': box(ids == i)}
-            for i, (label, area) in enumerate(zip(labels, areas, strict=True), 1) if area]
+    return [
+        {
+            'id': i,
+            'category_id': int(category_ids[label]),
+            'iscrowd': 0,
+            'area': int(area),
+            'bbox': box(ids == i),
+        }
+        for i, (label, area) in enumerate(zip(labels, areas, strict=True), 1)
+        if area
+    ]
 
 
 def box(mask) -> list[int]:
     """(left, top, width, height) of what is true in [H, W]."""
-    (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]].tolist() for axis in (1, 0))
+    (top, bottom), (left, right) = (
+        np.flatnonzero(mask.any(axis))[[0, -1]].tolist() for axis in (1, 0)
+    )
     return [left, top, right - left + 1, bottom - top + 1]
 
 
@@ -108,9 +123,17 @@ class Writer:
         file_name = f'{name}.png'
         Image.fromarray(ids_to_rgb(ids)).save(self.folder / file_name)
         infos = segments_info(ids, labels, [category['id'] for category in self.categories])
-        self.annotations.append({'image_id': image_id, 'file_name': file_name, 'segments_info': infos})
-        self.images.append({'id': image_id, 'file_name': file_name, 'height': ids.shape[0], 'width': ids.shape[1]})
+        self.annotations.append(
+            {'image_id': image_id, 'file_name': file_name, 'segments_info': infos}
+        )
+        self.images.append(
+            {'id': image_id, 'file_name': file_name, 'height': ids.shape[0], 'width': ids.shape[1]}
+        )
 
     def __exit__(self, *_):
-        content = {'images': self.images, 'annotations': self.annotations, 'categories': self.categories}
+        content = {
+            'images': self.images,
+            'annotations': self.annotations,
+            'categories': self.categories,
+        }
         self.path.write_text(json.dumps(content))

@@ -35,13 +35,19 @@ class CocoLvis(official.Builder):
 
     CLASSES = 'coco_lvis'
     FOLDER = 'coco'
-    MARKERS = (*(place + name for place in PLACES for name in FILES.values()), 'lvis/lvis_mask', 'lvis_mask')
-    LAYOUT = ('  coco/{train2017,val2017}/*.jpg\n'
-              '  coco/{lvis_v1_train,lvis_v1_val}.json, or in coco/annotations/ or coco/lvis/\n'
-              '  coco/stuffthingmaps/{train2017,val2017}/*.png\n'
-              'or\n'
-              '  lvis/images/{train2017,val2017}/*.jpg\n'
-              '  lvis/lvis_mask/{train2017,val2017}/*.png')
+    MARKERS = (
+        *(place + name for place in PLACES for name in FILES.values()),
+        'lvis/lvis_mask',
+        'lvis_mask',
+    )
+    LAYOUT = (
+        '  coco/{train2017,val2017}/*.jpg\n'
+        '  coco/{lvis_v1_train,lvis_v1_val}.json, or in coco/annotations/ or coco/lvis/\n'
+        '  coco/stuffthingmaps/{train2017,val2017}/*.png\n'
+        'or\n'
+        '  lvis/images/{train2017,val2017}/*.jpg\n'
+        '  lvis/lvis_mask/{train2017,val2017}/*.png'
+    )
     PUBLISHED = {'train': 100_170, 'validation': 19_809}
     HOMEPAGE = 'https://www.lvisdataset.org'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
@@ -60,7 +66,9 @@ class CocoLvis(official.Builder):
         if not annotations:
             raise ValueError(f'{path} lists no images')
         entries = []
-        for place in sorted({place for place, _ in annotations}):  # LVIS's validation images are of both folders
+        for place in sorted(
+            {place for place, _ in annotations}
+        ):  # LVIS's validation images are of both folders
             names = [name for other, name in annotations if other == place]
             pairs = cls.pairs(split, root / place, root / 'stuffthingmaps' / place, names=names)
             entries += [(*pair, annotations[place, pair[0]]) for pair in pairs]
@@ -74,8 +82,14 @@ class CocoLvis(official.Builder):
             labels = stuff_labels(values, path)
             paint(labels, *annotations, image)
         else:
-            labels = official.to_labels(values, official.read_classes(cls.CLASSES)['ids'], (0,), path)
-        return {'image': official.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
+            labels = official.to_labels(
+                values, official.read_classes(cls.CLASSES)['ids'], (0,), path
+            )
+        return {
+            'image': official.read_bytes(image),
+            'labels': labels,
+            'original_size': labels.shape,
+        }
 
 
 def read_json(path: Path, names: list[str]) -> dict[tuple, list]:
@@ -84,7 +98,10 @@ def read_json(path: Path, names: list[str]) -> dict[tuple, list]:
     Raises:
       ValueError: the file is broken, of another version or of another kind.
     """
-    def keep(value):  # of an annotation what is needed, its numbers as arrays: all of it would need 6 GB instead of 1.6
+
+    def keep(
+        value,
+    ):  # of an annotation what is needed, its numbers as arrays: all of it would need 6 GB instead of 1.6
         if 'segmentation' in value:
             return value['image_id'], value['category_id'], compact(value['segmentation'])
         if 'coco_url' in value:
@@ -95,13 +112,21 @@ def read_json(path: Path, names: list[str]) -> dict[tuple, list]:
         content = json.loads(path.read_text('utf-8'), object_hook=keep)
         found = {category['id']: category['name'] for category in content['categories']}
         if found != (wanted := dict(enumerate(names, 1))):
-            differ = [f'{i} {found.get(i)}' for i in sorted(found.keys() | wanted.keys()) if found.get(i) != wanted.get(i)]
-            raise ValueError(f'it lists {len(found)} categories, version 1 has {len(names)} (version 0.5: 1230); they differ in '
-                             f'{", ".join(differ[:official.LISTED])}')
+            differ = [
+                f'{i} {found.get(i)}'
+                for i in sorted(found.keys() | wanted.keys())
+                if found.get(i) != wanted.get(i)
+            ]
+            raise ValueError(
+                f'it lists {len(found)} categories, version 1 has {len(names)} (version 0.5: 1230); they differ in '
+                f'{", ".join(differ[: official.LISTED])}'
+            )
         of_image = {image_id: [] for image_id, _, _ in content['images']}
         for image_id, category, segmentation in content['annotations']:
             if category not in wanted:
-                raise ValueError(f'an annotation of the image {image_id} is of the category {category}')
+                raise ValueError(
+                    f'an annotation of the image {image_id} is of the category {category}'
+                )
             of_image[image_id].append((category - 1, segmentation))
         return {(place, name): of_image[image_id] for image_id, place, name in content['images']}
 
@@ -109,7 +134,9 @@ def read_json(path: Path, names: list[str]) -> dict[tuple, list]:
 def compact(segmentation):
     """Polygons as arrays, run lengths compressed; ValueError for what pycocotools would take for something else."""
     if isinstance(segmentation, list):
-        if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+        if not segmentation or any(
+            len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation
+        ):
             raise ValueError(f'polygons need three points or more: {segmentation}')
         polygons = [array('d', polygon) for polygon in segmentation]
         if not all(np.abs(polygon).max() < FARTHEST for polygon in polygons):
@@ -124,9 +151,13 @@ def stuff_labels(values, path) -> np.ndarray:
     Raises:
       ValueError: other values.
     """
-    categories = official.to_labels(values, range(STUFF_IDS.stop - 1), (255,), path).astype(int)  # [H, W]; category - 1
+    categories = official.to_labels(values, range(STUFF_IDS.stop - 1), (255,), path).astype(
+        int
+    )  # [H, W]; category - 1
     table = np.full(official.IGNORED + 1, official.IGNORED, np.uint16)
-    table[STUFF_IDS.start - 1:STUFF_IDS.stop - 1] = official.read_classes(CocoLvis.CLASSES)['stuff']
+    table[STUFF_IDS.start - 1 : STUFF_IDS.stop - 1] = official.read_classes(CocoLvis.CLASSES)[
+        'stuff'
+    ]
     return table[categories]
 
 
@@ -146,7 +177,9 @@ def paint(labels, annotations, path):
             polygons = [polygon.tolist() for polygon in segmentation]
             segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         if (size := tuple(segmentation['size'])) != labels.shape:
-            raise ValueError(f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it {size}')
+            raise ValueError(
+                f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it {size}'
+            )
         labels[rle.decode(segmentation)] = label
 
 

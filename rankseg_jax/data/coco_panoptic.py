@@ -28,10 +28,12 @@ class CocoPanoptic(official.PanopticBuilder):
     CLASSES = 'coco_panoptic'
     FOLDER = 'coco'
     MARKERS = tuple(f'annotations/panoptic_{name}.json' for name in FOLDERS.values())
-    LAYOUT = ('  coco/{train2017,val2017}/*.jpg\n'
-              '  coco/annotations/panoptic_{train2017,val2017}.json\n'
-              '  coco/panoptic_{train2017,val2017}/*.png or coco/annotations/panoptic_{train2017,val2017}/*.png\n'
-              f'or the records of {TFDS_NAME}, prepared by TFDS')
+    LAYOUT = (
+        '  coco/{train2017,val2017}/*.jpg\n'
+        '  coco/annotations/panoptic_{train2017,val2017}.json\n'
+        '  coco/panoptic_{train2017,val2017}/*.png or coco/annotations/panoptic_{train2017,val2017}/*.png\n'
+        f'or the records of {TFDS_NAME}, prepared by TFDS'
+    )
     PUBLISHED = {'train': 118_287, 'validation': 5_000}
     HOMEPAGE = 'https://cocodataset.org'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
@@ -45,13 +47,23 @@ class CocoPanoptic(official.PanopticBuilder):
         if not path.is_file():
             raise cls.missing(split, [path], 1)
         rows = read_json(path, official.read_classes(cls.CLASSES))
-        pairs = cls.pairs(split, root / FOLDERS[split], official.first_of(root / name, path.parent / name), names=sorted(rows))
+        pairs = cls.pairs(
+            split,
+            root / FOLDERS[split],
+            official.first_of(root / name, path.parent / name),
+            names=sorted(rows),
+        )
         return [(*pair, rows[pair[0]]) for pair in pairs]
 
     @classmethod
     def read(cls, entry):
         _, image, path, rows = entry
-        return make_example(official.read_bytes(image), official.decode_image(official.read_bytes(path), path), rows, path)
+        return make_example(
+            official.read_bytes(image),
+            official.decode_image(official.read_bytes(path), path),
+            rows,
+            path,
+        )
 
     @classmethod
     def open_split(cls, path, split):
@@ -68,20 +80,38 @@ def read_json(path: Path, classes: dict) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the file is broken, or of another kind.
     """
-    def keep(value):  # the segments of an image as an array: as dicts, those of all images would need half a gigabyte
+
+    def keep(
+        value,
+    ):  # the segments of an image as an array: as dicts, those of all images would need half a gigabyte
         if 'bbox' in value:
-            return value['id'], value['category_id'], value['iscrowd'], value['area'], *value['bbox']
+            return (
+                value['id'],
+                value['category_id'],
+                value['iscrowd'],
+                value['area'],
+                *value['bbox'],
+            )
         if 'segments_info' in value:
-            return value | {'segments_info': np.array(value['segments_info'], np.int32).reshape(-1, 8)}
+            return value | {
+                'segments_info': np.array(value['segments_info'], np.int32).reshape(-1, 8)
+            }
         return value
 
     segments = {}
     with official.parsing(path, 'JSON file of COCO panoptic'):
         content = json.loads(path.read_text('utf-8'), object_hook=keep)
-        found = {(category['id'], category['name'], category['isthing']) for category in content['categories']}
-        if found != (wanted := set(zip(classes['ids'], classes['names'], classes['isthing'], strict=True))):
-            raise ValueError(f'it lists {len(found)} categories, not the {len(wanted)} of COCO panoptic; they differ in '
-                             f'{sorted(found ^ wanted)[:official.LISTED]}')
+        found = {
+            (category['id'], category['name'], category['isthing'])
+            for category in content['categories']
+        }
+        if found != (
+            wanted := set(zip(classes['ids'], classes['names'], classes['isthing'], strict=True))
+        ):
+            raise ValueError(
+                f'it lists {len(found)} categories, not the {len(wanted)} of COCO panoptic; they differ in '
+                f'{sorted(found ^ wanted)[: official.LISTED]}'
+            )
         labels = {category: label for label, category in enumerate(classes['ids'])}
         for annotation in content['annotations']:
             name, rows = Path(annotation['file_name']).stem, annotation['segments_info']  # [N, 8]
@@ -103,13 +133,23 @@ def make_example(image: bytes, colours, rows, path) -> dict:
     Raises:
       ValueError: an id has no segment, or the other way round.
     """
-    segments = [{'id': i, 'category_id': label, 'iscrowd': crowd, 'area': area, 'bbox': box}
-                for i, label, crowd, area, *box in rows.tolist()]
+    segments = [
+        {'id': i, 'category_id': label, 'iscrowd': crowd, 'area': area, 'bbox': box}
+        for i, label, crowd, area, *box in rows.tolist()
+    ]
     ids = coco.rgb_to_ids(colours)  # [H, W]
     labels = official.segment_labels(ids, segments, path)
     if absent := [segment['id'] for segment in segments if not (ids == segment['id']).any()]:
-        raise ValueError(f'{path}: ids {absent[:official.LISTED]} are among its segments in the JSON file but not in the picture')
-    return {'image': image, 'labels': labels, 'original_size': labels.shape, 'panoptic_ids': colours, 'segments': segments}
+        raise ValueError(
+            f'{path}: ids {absent[: official.LISTED]} are among its segments in the JSON file but not in the picture'
+        )
+    return {
+        'image': image,
+        'labels': labels,
+        'original_size': labels.shape,
+        'panoptic_ids': colours,
+        'segments': segments,
+    }
 
 
 class TfdsSource(official.PanopticSource):
@@ -122,17 +162,25 @@ class TfdsSource(official.PanopticSource):
     def __init__(self, builder, split, prepared):
         path, skip = prepared.data_path, tfds.decode.SkipDecoding()
         try:
-            records = prepared.as_data_source(split, decoders={'image': skip, 'panoptic_image': skip})
+            records = prepared.as_data_source(
+                split, decoders={'image': skip, 'panoptic_image': skip}
+            )
         except NotImplementedError as error:
             raise ValueError(
                 f'{path} holds records of the format {prepared.info.file_format.value}, which cannot be read in any order. Prepare '
                 f"them in another folder: tfds.builder('{TFDS_NAME}', data_dir=<folder>, file_format='array_record')"
                 '.download_and_prepare(download_dir=<where the downloads are>); or convert them by `tfds convert_format '
                 f'--dataset_version_dir={path} --out_file_format=array_record --out_dir=<folder>/{TFDS_NAME}/{prepared.version}`, '
-                'which needs apache-beam') from error
-        found, names = prepared.info.features['panoptic_objects']['label'].names, official.read_classes(builder.CLASSES)['names']
+                'which needs apache-beam'
+            ) from error
+        found, names = (
+            prepared.info.features['panoptic_objects']['label'].names,
+            official.read_classes(builder.CLASSES)['names'],
+        )
         if found != names:
-            raise ValueError(f'{path} has other categories than COCO panoptic: {", ".join(found[:official.LISTED])}, …')
+            raise ValueError(
+                f'{path} has other categories than COCO panoptic: {", ".join(found[: official.LISTED])}, …'
+            )
         super().__init__(builder, split, Mapped(records, read_record), ())
         self.ids = Mapped(records, record_name)
         self.image_ids = Mapped(self.ids, builder.image_id)
@@ -161,8 +209,16 @@ def read_record(record: dict) -> dict:
     colours = official.decode_image(record['panoptic_image'], name)  # [H, W, 3]
     height, width, _ = colours.shape
     boxes = np.reshape(objects['bbox'], (-1, 4))  # of no object, TFDS has an empty list
-    top, left, bottom, right = np.rint(boxes * [height, width, height, width]).astype(int).T  # [N] each
-    rows = [*(objects[key] for key in ('id', 'label', 'is_crowd', 'area')), left, top, right - left, bottom - top]
+    top, left, bottom, right = (
+        np.rint(boxes * [height, width, height, width]).astype(int).T
+    )  # [N] each
+    rows = [
+        *(objects[key] for key in ('id', 'label', 'is_crowd', 'area')),
+        left,
+        top,
+        right - left,
+        bottom - top,
+    ]
     return make_example(record['image'], colours, np.stack(rows, 1), name) | {'file_name': name}
 
 

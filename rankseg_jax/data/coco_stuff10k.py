@@ -26,12 +26,14 @@ class CocoStuff10k(official.Builder):
     CLASSES = 'coco_stuff'
     FOLDER = 'coco_stuff10k'
     MARKERS = ('imageLists', 'annotations/train2014', 'annotations/test2014')
-    LAYOUT = ('  coco_stuff10k/images/*.jpg\n'
-              '  coco_stuff10k/annotations/*.mat\n'
-              '  coco_stuff10k/imageLists/{train,test}.txt\n'
-              'or\n'
-              '  coco_stuff10k/images/{train2014,test2014}/*.jpg\n'
-              f'  coco_stuff10k/annotations/{{train2014,test2014}}/*{TRAIN_IDS}')
+    LAYOUT = (
+        '  coco_stuff10k/images/*.jpg\n'
+        '  coco_stuff10k/annotations/*.mat\n'
+        '  coco_stuff10k/imageLists/{train,test}.txt\n'
+        'or\n'
+        '  coco_stuff10k/images/{train2014,test2014}/*.jpg\n'
+        f'  coco_stuff10k/annotations/{{train2014,test2014}}/*{TRAIN_IDS}'
+    )
     PUBLISHED = {'train': 9_000, 'validation': 1_000}
     HOMEPAGE = 'https://github.com/nightrome/cocostuff10k'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
@@ -56,8 +58,14 @@ class CocoStuff10k(official.Builder):
         if label.suffix == '.mat':
             labels = official.to_labels(read_mat(label), ids, (0,), label)
         else:
-            labels = official.to_labels(folder.read_values(label), range(1, len(ids) + 1), (0,), label)
-        return {'image': official.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
+            labels = official.to_labels(
+                folder.read_values(label), range(1, len(ids) + 1), (0,), label
+            )
+        return {
+            'image': official.read_bytes(image),
+            'labels': labels,
+            'original_size': labels.shape,
+        }
 
 
 def read_mat(path) -> np.ndarray:
@@ -69,13 +77,17 @@ def read_mat(path) -> np.ndarray:
     """
     try:
         content = io.loadmat(path, variable_names=('S', 'names'))
-    except Exception as error:  # SciPy raises OSError, ValueError, NotImplementedError, zlib.error, …
+    except (
+        Exception
+    ) as error:  # SciPy raises OSError, ValueError, NotImplementedError, zlib.error, …
         raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
     if 'S' not in content:
         raise ValueError(f'{path} holds no map S: it is no file of COCO-Stuff 10K')
     if 'names' in content and np.size(content['names']) != NUM_NAMES:
-        raise ValueError(f'{path} names {np.size(content["names"])} categories, files of version 1.1 name {NUM_NAMES}; those of '
-                         'version 1.0 have 172, of other numbers. Get cocostuff-10k-v1.1.zip')
+        raise ValueError(
+            f'{path} names {np.size(content["names"])} categories, files of version 1.1 name {NUM_NAMES}; those of '
+            'version 1.0 have 172, of other numbers. Get cocostuff-10k-v1.1.zip'
+        )
     return content['S'].astype(np.int32)
 
 

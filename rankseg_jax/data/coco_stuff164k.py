@@ -20,12 +20,16 @@ class CocoStuff164k(official.Builder):
 
     CLASSES = 'coco_stuff'
     FOLDER = 'coco'
-    MARKERS = tuple(f'{kind}/{name}' for kind in ('stuffthingmaps', 'annotations') for name in FOLDERS.values())
-    LAYOUT = ('  coco/{train2017,val2017}/*.jpg\n'
-              '  coco/stuffthingmaps/{train2017,val2017}/*.png\n'
-              'or\n'
-              '  coco/images/{train2017,val2017}/*.jpg\n'
-              f'  coco/annotations/{{train2017,val2017}}/*.png or *{TRAIN_IDS}')
+    MARKERS = tuple(
+        f'{kind}/{name}' for kind in ('stuffthingmaps', 'annotations') for name in FOLDERS.values()
+    )
+    LAYOUT = (
+        '  coco/{train2017,val2017}/*.jpg\n'
+        '  coco/stuffthingmaps/{train2017,val2017}/*.png\n'
+        'or\n'
+        '  coco/images/{train2017,val2017}/*.jpg\n'
+        f'  coco/annotations/{{train2017,val2017}}/*.png or *{TRAIN_IDS}'
+    )
     PUBLISHED = {'train': 118_287, 'validation': 5_000}
     HOMEPAGE = 'https://github.com/nightrome/cocostuff'
     LICENSE = 'Images: terms of use of Flickr; annotations: CC BY 4.0'
@@ -44,9 +48,15 @@ class CocoStuff164k(official.Builder):
     @classmethod
     def read(cls, entry):
         _, image, label = entry
-        values = range(len(cls.LABEL_VALUES)) if label.name.endswith(TRAIN_IDS) else cls.LABEL_VALUES
+        values = (
+            range(len(cls.LABEL_VALUES)) if label.name.endswith(TRAIN_IDS) else cls.LABEL_VALUES
+        )
         labels = official.to_labels(folder.read_values(label), values, (255,), label)
-        return {'image': official.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
+        return {
+            'image': official.read_bytes(image),
+            'labels': labels,
+            'original_size': labels.shape,
+        }
 
 
 get_source = CocoStuff164k.get_source

@@ -87,9 +87,7 @@ class EmojiScenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split):
         config = self.builder_config
         count = config.examples[split]
-        yield from enumerate(
-            scenes.generate(config.num_classes, config.image_size, split, count)
-        )
+        yield from enumerate(scenes.generate(config.num_classes, config.image_size, split, count))
 
 
 class EmojiScenesSource:
@@ -132,7 +130,10 @@ class EmojiScenesSource:
         label, numbers = self._read(index, 'label', 'panoptic')
         ids = numbers.astype(np.int32) + 1
         values, first = np.unique(ids, return_index=True)
-        return ids, [{'id': i, 'category_id': int(label.flat[place])} for i, place in zip(values.tolist(), first, strict=True)]
+        return ids, [
+            {'id': i, 'category_id': int(label.flat[place])}
+            for i, place in zip(values.tolist(), first, strict=True)
+        ]
 
 
 def _prepare(builder: EmojiScenes) -> None:
@@ -166,9 +167,7 @@ def get_source(data_config, split: str) -> EmojiScenesSource:
         known = ', '.join([*EXAMPLES, *UNSEEN])
         raise ValueError(f'emoji_scenes has no split {split!r}; the splits are {known}.')
     config = EmojiScenesConfig(
-        num_classes=data_config.num_classes,
-        image_size=data_config.image_size,
-        examples=examples,
+        num_classes=data_config.num_classes, image_size=data_config.image_size, examples=examples
     )
     config = EmojiScenes.builder_configs.get(config.name, config)  # TFDS refuses an equal twin
     arguments = {

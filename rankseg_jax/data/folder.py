@@ -153,7 +153,9 @@ class LabelWriter:
         self.folder = Path(folder)
         values = list(getattr(source, 'label_values', range(len(source.class_names))))
         dtype = np.uint8 if max(values) < 255 else np.uint16
-        self.values = np.array([*values, np.iinfo(dtype).max if 0 in values else 0], dtype)  # [K + 1]
+        self.values = np.array(
+            [*values, np.iinfo(dtype).max if 0 in values else 0], dtype
+        )  # [K + 1]
 
     def __enter__(self):
         return self
@@ -262,11 +264,15 @@ def check(source, max_corrupt=None):
     Returns:
       A Report; training should not start if it has `problems`.
     """
-    pixels, images = (np.zeros(len(source.class_names) + 1, np.int64) for _ in range(2))  # [K + 1], the ignored last
+    pixels, images = (
+        np.zeros(len(source.class_names) + 1, np.int64) for _ in range(2)
+    )  # [K + 1], the ignored last
     categories, faults = [], {'wrong': [], 'corrupt': []}
     with ThreadPool() as pool:
         found = pool.imap(lambda pair: _check_pair(source, *pair), source.pairs)
-        for held, counts, fault, message in tqdm(found, 'Checking', len(source), unit=' files', delay=3, mininterval=3):
+        for held, counts, fault, message in tqdm(
+            found, 'Checking', len(source), unit=' files', delay=3, mininterval=3
+        ):
             if fault:
                 faults[fault].append(message)
                 continue

@@ -54,9 +54,11 @@ def to_labels(values, ids, ignored, path) -> np.ndarray:
     labels = table[values]
     if (labels == IGNORED - 1).any():
         wrong = np.unique(values[labels == IGNORED - 1])[:LISTED].tolist()
-        raise ValueError(f'{path}: label values {wrong} are no class of this data set ({len(ids)} classes, values {min(ids)}..'
-                         f'{max(ids)}) and not among those that do not count ({", ".join(map(str, ignored)) or "none"}): is it a '
-                         'file of another data set, or one that was converted?')
+        raise ValueError(
+            f'{path}: label values {wrong} are no class of this data set ({len(ids)} classes, values {min(ids)}..'
+            f'{max(ids)}) and not among those that do not count ({", ".join(map(str, ignored)) or "none"}): is it a '
+            'file of another data set, or one that was converted?'
+        )
     return labels
 
 
@@ -105,14 +107,20 @@ def encode_png(values) -> bytes:
 
 def listing(path) -> set[str]:
     """Names in a folder, but for hidden ones (a Mac adds ._a.jpg to a.jpg); none if there is no such folder."""
-    return {entry.name for entry in os.scandir(path) if not entry.name.startswith('.')} if Path(path).is_dir() else set()
+    return (
+        {entry.name for entry in os.scandir(path) if not entry.name.startswith('.')}
+        if Path(path).is_dir()
+        else set()
+    )
 
 
 def rows(values) -> list[dict]:
     """A sequence of dicts; that of a record is a dict, which holds for each key the values of all."""
     if not isinstance(values, dict):
         return values
-    columns = [np.asarray(column).tolist() for column in values.values()]  # lists with text among them, or of none
+    columns = [
+        np.asarray(column).tolist() for column in values.values()
+    ]  # lists with text among them, or of none
     return [dict(zip(values, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
@@ -127,7 +135,9 @@ def parsing(path, kind: str):
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f'{path} is broken, or no {kind}: {type(error).__name__}: {error}') from error
+        raise ValueError(
+            f'{path} is broken, or no {kind}: {type(error).__name__}: {error}'
+        ) from error
 
 
 class Source:
@@ -155,8 +165,14 @@ class Source:
         try:
             entry = self._examples[index]
         except RuntimeError as error:  # of array_record
-            raise CorruptExample(f'{self.ids[index]}: its record cannot be read: {error}') from error
-        return self._builder.read(entry) | {'file_name': entry[0]} if isinstance(entry, tuple) else entry
+            raise CorruptExample(
+                f'{self.ids[index]}: its record cannot be read: {error}'
+            ) from error
+        return (
+            self._builder.read(entry) | {'file_name': entry[0]}
+            if isinstance(entry, tuple)
+            else entry
+        )
 
     def load(self, index: int) -> dict:
         """image uint8 [H, W, 3] and label int32 [H, W] in 0..K-1 or IGNORE_LABEL; CorruptExample, ValueError as `Builder.read`."""
@@ -200,7 +216,9 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """
 
     VERSION = tfds.core.Version('1.0.0')
-    MANUAL_DOWNLOAD_INSTRUCTIONS = 'See docs/datasets.md: where to get the files, and the folder they must lie in.'
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        'See docs/datasets.md: where to get the files, and the folder they must lie in.'
+    )
     CLASSES: str
     FOLDER: str
     MARKERS: tuple[str, ...]
@@ -244,14 +262,22 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def features(cls) -> dict:
         return {
             'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
-            'labels': tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format='png'),
+            'labels': tfds.features.Image(
+                shape=(None, None, 1), dtype=np.uint16, encoding_format='png'
+            ),
             'file_name': tfds.features.Text(),
-            'original_size': tfds.features.Tensor(shape=(2,), dtype=np.int32)}
+            'original_size': tfds.features.Tensor(shape=(2,), dtype=np.int32),
+        }
 
     def _info(self):
         return tfds.core.DatasetInfo(
-            builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(self.features()), homepage=self.HOMEPAGE,
-            license=self.LICENSE, metadata=tfds.core.MetadataDict(read_classes(self.CLASSES)))
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(self.features()),
+            homepage=self.HOMEPAGE,
+            license=self.LICENSE,
+            metadata=tfds.core.MetadataDict(read_classes(self.CLASSES)),
+        )
 
     @classmethod
     def find_root(cls, path) -> Path:
@@ -265,17 +291,24 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 return root
         raise FileNotFoundError(
             f'{path} holds no {cls.name}: neither {" nor ".join(cls.MARKERS)} is there, or in {cls.FOLDER} there. '
-            f'Set config.data.dir (TFDS: --manual_dir) to the folder that holds\n{cls.LAYOUT}\nsee docs/datasets.md')
+            f'Set config.data.dir (TFDS: --manual_dir) to the folder that holds\n{cls.LAYOUT}\nsee docs/datasets.md'
+        )
 
     @classmethod
     def missing(cls, split: str, files: list, wanted: int) -> FileNotFoundError:
         """The error that names missing files, of `wanted` that there should be."""
-        names = ', '.join(map(str, files[:LISTED])) + (f', … and {len(files) - LISTED} more' if len(files) > LISTED else '')
-        return FileNotFoundError(f'{cls.name}, split {split!r}: {len(files)} of {wanted} files are missing: {names}. '
-                                 f'There must be\n{cls.LAYOUT}\nsee docs/datasets.md for where to get them')
+        names = ', '.join(map(str, files[:LISTED])) + (
+            f', … and {len(files) - LISTED} more' if len(files) > LISTED else ''
+        )
+        return FileNotFoundError(
+            f'{cls.name}, split {split!r}: {len(files)} of {wanted} files are missing: {names}. '
+            f'There must be\n{cls.LAYOUT}\nsee docs/datasets.md for where to get them'
+        )
 
     @classmethod
-    def pairs(cls, split, image_dir, label_dir, suffix='.png', names=None) -> list[tuple[str, Path, Path]]:
+    def pairs(
+        cls, split, image_dir, label_dir, suffix='.png', names=None
+    ) -> list[tuple[str, Path, Path]]:
         """(name, image, label) of the JPEGs of a folder, or of `names`, and the label files that go with them.
 
         Raises:
@@ -283,15 +316,25 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """
         images, labels = listing(image_dir), listing(label_dir)
         if names is None:
-            names = sorted({name.removesuffix('.jpg') for name in images if name.endswith('.jpg')}
-                           | {name.removesuffix(suffix) for name in labels if name.endswith(suffix)})
+            names = sorted(
+                {name.removesuffix('.jpg') for name in images if name.endswith('.jpg')}
+                | {name.removesuffix(suffix) for name in labels if name.endswith(suffix)}
+            )
         if len(set(names)) < len(names):
             twice, _ = Counter(names).most_common(1)[0]
-            raise ValueError(f'{cls.name}, split {split!r}: images are listed twice, {twice} among them')
+            raise ValueError(
+                f'{cls.name}, split {split!r}: images are listed twice, {twice} among them'
+            )
         missing = [image_dir / f'{name}.jpg' for name in names if f'{name}.jpg' not in images]
-        missing += [label_dir / f'{name}{suffix}' for name in names if f'{name}{suffix}' not in labels]
+        missing += [
+            label_dir / f'{name}{suffix}' for name in names if f'{name}{suffix}' not in labels
+        ]
         if missing or not names:
-            raise cls.missing(split, missing or [image_dir / '*.jpg', label_dir / f'*{suffix}'], 2 * max(len(names), 1))
+            raise cls.missing(
+                split,
+                missing or [image_dir / '*.jpg', label_dir / f'*{suffix}'],
+                2 * max(len(names), 1),
+            )
         return [(name, image_dir / f'{name}.jpg', label_dir / f'{name}{suffix}') for name in names]
 
     def _example_writer(self):
@@ -302,10 +345,14 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         root = self.find_root(dl_manager.manual_dir)
         entries = {split: self.find(root, split) for split in self.splits(root)}
         for found in entries.values():
-            self.record(found[0])  # files of another data set are refused before anything is written
+            self.record(
+                found[0]
+            )  # files of another data set are refused before anything is written
             for entry in found:
                 self.image_id(entry[0])
-        self.info.metadata['file_names'] = {split: [entry[0] for entry in found] for split, found in entries.items()}
+        self.info.metadata['file_names'] = {
+            split: [entry[0] for entry in found] for split, found in entries.items()
+        }
         return self._parts.prepare(root, entries)
 
     def _post_download_and_prepare_hook(self):
@@ -318,7 +365,11 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         size = decode_image(example['image'], entry[0]).shape[:2]
         if size != example['labels'].shape:
             raise CorruptExample(folder.size_mismatch(entry[0], size, example['labels'].shape))
-        maps = {name: encode_png(example[name]) for name in ('labels', 'panoptic_ids') if name in example}
+        maps = {
+            name: encode_png(example[name])
+            for name in ('labels', 'panoptic_ids')
+            if name in example
+        }
         num_classes = len(read_classes(cls.CLASSES)['names'])
         pixels = np.bincount(example['labels'].ravel(), minlength=num_classes)[:num_classes]
         return example | maps | {'file_name': entry[0], 'pixels': pixels}
@@ -342,9 +393,15 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
           ValueError: no such split, or `num_classes` is another number.
         """
         if split not in cls.PUBLISHED:
-            raise ValueError(f'{cls.name} has no split {split!r}; the splits are {", ".join(cls.PUBLISHED)}')
-        folder.check_num_classes(data_config.num_classes, read_classes(cls.CLASSES)['names'], cls.name)
-        return cls.open_split(Path(data_config.dir or tfds.core.constants.DATA_DIR).expanduser(), split)
+            raise ValueError(
+                f'{cls.name} has no split {split!r}; the splits are {", ".join(cls.PUBLISHED)}'
+            )
+        folder.check_num_classes(
+            data_config.num_classes, read_classes(cls.CLASSES)['names'], cls.name
+        )
+        return cls.open_split(
+            Path(data_config.dir or tfds.core.constants.DATA_DIR).expanduser(), split
+        )
 
     @classmethod
     def open_split(cls, path: Path, split: str):
@@ -355,11 +412,19 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             entries = cls.find(cls.find_root(path), split)
             return cls.SOURCE(cls, split, entries, [entry[0] for entry in entries])
         if split not in builder.info.splits:
-            raise ValueError(f'{builder.data_path} was prepared without the split {split!r}; remove it to prepare it again')
-        skip = {name: tfds.decode.SkipDecoding() for name, feature in builder.info.features.items()
-                if isinstance(feature, tfds.features.Image)}
+            raise ValueError(
+                f'{builder.data_path} was prepared without the split {split!r}; remove it to prepare it again'
+            )
+        skip = {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
         with preparation.reading(builder.data_path):
-            records, names = builder.as_data_source(split, decoders=skip), builder.info.metadata['file_names'][split]
+            records, names = (
+                builder.as_data_source(split, decoders=skip),
+                builder.info.metadata['file_names'][split],
+            )
         return cls.SOURCE(cls, split, records, names)
 
 
@@ -375,11 +440,17 @@ class PanopticBuilder(Builder, skip_registration=True):
     @classmethod
     def features(cls):
         number = tfds.features.Scalar(np.int32)
-        segment = {'id': number, 'category_id': number, 'iscrowd': number, 'area': number,
-                   'bbox': tfds.features.Tensor(shape=(4,), dtype=np.int32)}
+        segment = {
+            'id': number,
+            'category_id': number,
+            'iscrowd': number,
+            'area': number,
+            'bbox': tfds.features.Tensor(shape=(4,), dtype=np.int32),
+        }
         return super().features() | {
             'panoptic_ids': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
-            'segments': tfds.features.Sequence(segment)}
+            'segments': tfds.features.Sequence(segment),
+        }
 
 
 def segment_labels(ids, segments, path) -> np.ndarray:
@@ -390,11 +461,17 @@ def segment_labels(ids, segments, path) -> np.ndarray:
     """
     label = {0: IGNORED} | {segment['id']: segment['category_id'] for segment in segments}
     if len(label) <= len(segments):
-        raise ValueError(f'{path}: two of its segments in the JSON file have the same id, or one has the id 0, which is void')
+        raise ValueError(
+            f'{path}: two of its segments in the JSON file have the same id, or one has the id 0, which is void'
+        )
     known = np.array(sorted(label))
-    places = np.searchsorted(known[:-1], ids)  # [H, W]; several times faster than to ask which ids there are
+    places = np.searchsorted(
+        known[:-1], ids
+    )  # [H, W]; several times faster than to ask which ids there are
     unknown = known[places] != ids
     if unknown.any():
         wrong = np.unique(ids[unknown])[:LISTED].tolist()
-        raise ValueError(f'{path}: ids {wrong} are in the picture but not among its segments in the JSON file')
+        raise ValueError(
+            f'{path}: ids {wrong} are in the picture but not among its segments in the JSON file'
+        )
     return np.array([label[i] for i in known.tolist()], np.uint16)[places]

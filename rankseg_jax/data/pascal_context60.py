@@ -30,9 +30,11 @@ class PascalContext60(official.Builder):
     CLASSES = 'pascal_context'
     FOLDER = 'VOCdevkit/VOC2010'
     MARKERS = ('JPEGImages',)
-    LAYOUT = ('  VOCdevkit/VOC2010/JPEGImages/*.jpg\n'
-              '  VOCdevkit/VOC2010/ImageSets/SegmentationContext/{train,val}.txt or ImageSets/Main/{train,val}.txt\n'
-              '  VOCdevkit/VOC2010/SegmentationClassContext/*.png or trainval/*.mat or trainval_merged.json')
+    LAYOUT = (
+        '  VOCdevkit/VOC2010/JPEGImages/*.jpg\n'
+        '  VOCdevkit/VOC2010/ImageSets/SegmentationContext/{train,val}.txt or ImageSets/Main/{train,val}.txt\n'
+        '  VOCdevkit/VOC2010/SegmentationClassContext/*.png or trainval/*.mat or trainval_merged.json'
+    )
     PUBLISHED = {'train': 4_998, 'validation': 5_105}
     HOMEPAGE = 'https://cs.stanford.edu/~roozbeh/pascal-context/'
     LICENSE = "Images: Flickr's terms of use, as of PASCAL VOC"
@@ -41,8 +43,13 @@ class PascalContext60(official.Builder):
     @classmethod
     def find(cls, root, split):
         images = root / 'JPEGImages'
-        lists = [root / f'ImageSets/{kind}/{PHASES[split]}.txt' for kind in ('SegmentationContext', 'Main')]
-        pngs, mats, detail = (root / name for name in ('SegmentationClassContext', 'trainval', 'trainval_merged.json'))
+        lists = [
+            root / f'ImageSets/{kind}/{PHASES[split]}.txt'
+            for kind in ('SegmentationContext', 'Main')
+        ]
+        pngs, mats, detail = (
+            root / name for name in ('SegmentationClassContext', 'trainval', 'trainval_merged.json')
+        )
         if detail.is_file() and not pngs.is_dir() and not mats.is_dir():
             return cls._find_in_detail(detail, images, split)
         names = next((path.read_text().split() for path in lists if path.is_file()), None)
@@ -56,17 +63,35 @@ class PascalContext60(official.Builder):
         """As `find`: (file_name, image, JSON file, (rows, columns), [(class in the JSON file, run-length mask), …])."""
         with official.parsing(path, 'JSON file of the Detail API'):
             content = json.loads(path.read_text(encoding='utf-8'))
-            images = {image['image_id']: image for image in content['images'] if image['phase'] == PHASES[split]}
+            images = {
+                image['image_id']: image
+                for image in content['images']
+                if image['phase'] == PHASES[split]
+            }
             masks = {image_id: [] for image_id in images}
             for annotation in content['annos_segmentation']:
                 if annotation['image_id'] in images:
-                    masks[annotation['image_id']].append((annotation['category_id'], annotation['segmentation']))
+                    masks[annotation['image_id']].append(
+                        (annotation['category_id'], annotation['segmentation'])
+                    )
         files = official.listing(image_dir)
-        missing = sorted(image_dir / image['file_name'] for image in images.values() if image['file_name'] not in files)
+        missing = sorted(
+            image_dir / image['file_name']
+            for image in images.values()
+            if image['file_name'] not in files
+        )
         if missing or not images:
             raise cls.missing(split, missing or [f'the images of {path}'], max(len(images), 1))
-        entries = [(Path(image['file_name']).stem, image_dir / image['file_name'], path, (image['height'], image['width']),
-                    masks[image_id]) for image_id, image in images.items()]
+        entries = [
+            (
+                Path(image['file_name']).stem,
+                image_dir / image['file_name'],
+                path,
+                (image['height'], image['width']),
+                masks[image_id],
+            )
+            for image_id, image in images.items()
+        ]
         return sorted(entries, key=lambda entry: entry[0])
 
     @classmethod
@@ -74,13 +99,19 @@ class PascalContext60(official.Builder):
         name, image, path, *detail = entry
         ids = official.read_classes(cls.CLASSES)['ids']
         if detail:
-            labels = official.to_labels(paint(*detail, f'{path}, {name}'), ids, (), f'{path}, {name}')
+            labels = official.to_labels(
+                paint(*detail, f'{path}, {name}'), ids, (), f'{path}, {name}'
+            )
         elif path.suffix == '.mat':
             labels = official.to_labels(read_mat(path), ids, None, path)
             labels[labels == official.IGNORED] = 0
         else:
             labels = official.to_labels(folder.read_values(path), range(len(ids)), (), path)
-        return {'image': official.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
+        return {
+            'image': official.read_bytes(image),
+            'labels': labels,
+            'original_size': labels.shape,
+        }
 
 
 def paint(size: tuple[int, int], masks, path) -> np.ndarray:
@@ -102,7 +133,9 @@ def read_mat(path) -> np.ndarray:
     """The matrix LabelMap of a MATLAB file as int32 [H, W]; CorruptExample if it cannot be read."""
     try:
         return scipy.io.loadmat(path)['LabelMap'].astype(np.int32)
-    except Exception as error:  # SciPy raises OSError, ValueError, KeyError, TypeError, zlib.error, …
+    except (
+        Exception
+    ) as error:  # SciPy raises OSError, ValueError, KeyError, TypeError, zlib.error, …
         raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
 
 

@@ -70,7 +70,9 @@ class _Loader:
                 example = self.source.load(int(index))
                 image, label, segments = example['image'], example['label'], ()
                 if self.max_targets:
-                    labels, label, left_out = coco.targets(*self.source.segments(int(index)), num_targets)
+                    labels, label, left_out = coco.targets(
+                        *self.source.segments(int(index)), num_targets
+                    )
                     segments = labels, np.int32(left_out)
                 if image.shape != (*label.shape, 3):
                     raise ValueError(

@@ -64,8 +64,12 @@ class Parts(tfds.core.ExampleWriter):
         parts = {split: list(self._split(split, found)) for split, found in entries.items()}
         todo = [part for found in parts.values() for part in found if not part[0].exists()]
         total, left = sum(map(len, entries.values())), sum(len(part) for _, part in todo)
-        with tqdm(total=total, initial=total - left, desc=self.builder.name, unit=' examples') as progress, \
-                ThreadPoolExecutor() as pool:
+        with (
+            tqdm(
+                total=total, initial=total - left, desc=self.builder.name, unit=' examples'
+            ) as progress,
+            ThreadPoolExecutor() as pool,
+        ):
             try:
                 for path, part in todo:
                     self._write_part(path, part, pool, progress)
@@ -75,9 +79,15 @@ class Parts(tfds.core.ExampleWriter):
                 raise
         for key in ('pixels', 'images'):
             self.builder.info.metadata[key] = {
-                split: np.sum([json.loads(_counts(path).read_text())[key] for path, _ in found], 0).tolist()
-                for split, found in parts.items()}
-        return {split: [partial(iter, [(entry[0], None) for entry in part]) for _, part in found] for split, found in parts.items()}
+                split: np.sum(
+                    [json.loads(_counts(path).read_text())[key] for path, _ in found], 0
+                ).tolist()
+                for split, found in parts.items()
+            }
+        return {
+            split: [partial(iter, [(entry[0], None) for entry in part]) for _, part in found]
+            for split, found in parts.items()
+        }
 
     def _split(self, split, entries):
         """(path, entries) of each part of a split."""
@@ -85,23 +95,33 @@ class Parts(tfds.core.ExampleWriter):
         count = -(-len(entries) // SHARD)
         for shard in range(count):
             path = template.sharded_filepath(shard_index=shard, num_shards=count)
-            yield self.folder / Path(path).name, entries[shard * SHARD:(shard + 1) * SHARD]
+            yield self.folder / Path(path).name, entries[shard * SHARD : (shard + 1) * SHARD]
 
     def _take_over(self, root, entries):
         """Locks the folder, and empties it of what killed processes left behind, except for parts of the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = (self.folder / 'lock').open('w')  # until it is closed, at the latest by the end of the process
+        self.lock = (self.folder / 'lock').open(
+            'w'
+        )  # until it is closed, at the latest by the end of the process
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.lock.close()
-            raise ValueError(f'another process is preparing {self.folder}; wait for it, or end it') from None
+            raise ValueError(
+                f'another process is preparing {self.folder}; wait for it, or end it'
+            ) from None
         digest = hashlib.sha256()
         for split, found in entries.items():
             for entry in found:
                 digest.update(pickle.dumps((split, entry)))  # with all that is of a JSON file
-        plan = json.dumps({'folder': str(root.resolve()), 'shard': SHARD, 'format': self.file_format.value,
-                           'examples': digest.hexdigest()})
+        plan = json.dumps(
+            {
+                'folder': str(root.resolve()),
+                'shard': SHARD,
+                'format': self.file_format.value,
+                'examples': digest.hexdigest(),
+            }
+        )
         path = self.folder / 'plan.json'
         same = path.exists() and path.read_text() == plan
         for file in self.folder.iterdir():
@@ -109,7 +129,9 @@ class Parts(tfds.core.ExampleWriter):
                 file.unlink()
         path.write_text(plan)
         unfinished = Path(self.builder.data_path)  # TFDS's temporary folder
-        for other in unfinished.parent.glob(f'{tfds.core.constants.INCOMPLETE_PREFIX}*_{self.builder.version}'):
+        for other in unfinished.parent.glob(
+            f'{tfds.core.constants.INCOMPLETE_PREFIX}*_{self.builder.version}'
+        ):
             if other != unfinished:
                 shutil.rmtree(other)
 
@@ -121,7 +143,9 @@ class Parts(tfds.core.ExampleWriter):
 
         def encode(entry):
             example = self.builder.record(entry)
-            return example.pop('pixels'), serializer.serialize_example(features.encode_example(example))
+            return example.pop('pixels'), serializer.serialize_example(
+                features.encode_example(example)
+            )
 
         def records():
             for entry, (counts, record) in zip(entries, pool.map(encode, entries), strict=True):
@@ -143,8 +167,13 @@ class Parts(tfds.core.ExampleWriter):
         except RuntimeError as error:  # of array_record
             raise OSError(f'{temporary} cannot be written, or not be read back: {error}') from error
         if found != written:
-            raise ValueError(f'{temporary} does not read as it was written; is the disk full or failing?')
-        counts = {'pixels': np.sum(pixels, 0).tolist(), 'images': np.count_nonzero(pixels, 0).tolist()}
+            raise ValueError(
+                f'{temporary} does not read as it was written; is the disk full or failing?'
+            )
+        counts = {
+            'pixels': np.sum(pixels, 0).tolist(),
+            'images': np.count_nonzero(pixels, 0).tolist(),
+        }
         _counts(path).write_text(json.dumps(counts))
         temporary.rename(path)
 
@@ -155,8 +184,10 @@ def reading(path):
     try:
         yield
     except Exception as error:  # TFDS and array_record raise RuntimeError, KeyError, ParseError, …
-        raise ValueError(f'{path} holds records that are broken, not all there, or not of the format array_record; remove that '
-                         f'folder and prepare it again ({type(error).__name__}: {error})') from error
+        raise ValueError(
+            f'{path} holds records that are broken, not all there, or not of the format array_record; remove that '
+            f'folder and prepare it again ({type(error).__name__}: {error})'
+        ) from error
 
 
 def _counts(path):

@@ -28,9 +28,19 @@ def compress(rle: dict) -> dict:
     """
     counts, size = rle['counts'], rle['size']
     runs = np.asarray(_runs(counts) if isinstance(counts, str) else counts)
-    if runs.dtype.kind not in 'iu' or runs.ndim != 1 or runs.min(initial=0) < 0 or runs.sum() != size[0] * size[1]:
-        raise ValueError(f'run lengths of a mask of {size[0]} x {size[1]} must be whole numbers of this sum, at least 0')
-    return {'size': list(size), 'counts': coco_mask.frPyObjects({'size': size, 'counts': runs}, *size)['counts'].decode()}
+    if (
+        runs.dtype.kind not in 'iu'
+        or runs.ndim != 1
+        or runs.min(initial=0) < 0
+        or runs.sum() != size[0] * size[1]
+    ):
+        raise ValueError(
+            f'run lengths of a mask of {size[0]} x {size[1]} must be whole numbers of this sum, at least 0'
+        )
+    return {
+        'size': list(size),
+        'counts': coco_mask.frPyObjects({'size': size, 'counts': runs}, *size)['counts'].decode(),
+    }
 
 
 def _runs(counts: str) -> list[int]:

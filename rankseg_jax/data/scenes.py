@@ -225,10 +225,7 @@ def place(item: SceneObject, size: int, artwork: str) -> tuple[np.ndarray, tuple
     middle = cutout.width / 2
     matrix = (a, b, a * dx + b * dy + middle, d, e, d * dx + e * dy + middle)
     patch = cutout.transform(
-        (right - left, bottom - top),
-        Image.Transform.AFFINE,
-        matrix,
-        Image.Resampling.BILINEAR,
+        (right - left, bottom - top), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
     patch = np.asarray(patch, np.float32) / 255  # [h, w, 4]
     patch[..., :3] *= pose.gain

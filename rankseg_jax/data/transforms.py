@@ -120,7 +120,9 @@ def large_scale_jitter(image, label, seed, *, crop_size, scale_range, antialias)
     """
     scale_seed, crop_seed = tf.unstack(tf.random.split(seed))
     size = tf.cast(tf.shape(label)[-2:], tf.float64)
-    target = tf.random.stateless_uniform([], scale_seed, *scale_range, tf.float64) * tf.constant(crop_size, tf.float64)
+    target = tf.random.stateless_uniform([], scale_seed, *scale_range, tf.float64) * tf.constant(
+        crop_size, tf.float64
+    )
     size = tf.maximum(tf.cast(tf.round(size * tf.reduce_min(target / size)), tf.int32), 1)
     image, label = resize_image(image, size, antialias), resize_label(label, size)
     window = tf.minimum(size, crop_size)
@@ -265,9 +267,13 @@ def eval_views(image, config):
         if any(evaluation.window):
             window, stride = tf.constant(evaluation.window), tf.constant(evaluation.stride)
             padded = window + stride * -(-tf.maximum(content - window, 0) // stride)
-        picture = normalize(resize_image(image, content, config.data.antialias), config.data.mean, config.data.std)
+        picture = normalize(
+            resize_image(image, content, config.data.antialias), config.data.mean, config.data.std
+        )
         below, right = tf.unstack(padded - content)
-        picture = tf.pad(picture, [*[[0, 0]] * (len(image.shape) - 3), [0, below], [0, right], [0, 0]])
+        picture = tf.pad(
+            picture, [*[[0, 0]] * (len(image.shape) - 3), [0, below], [0, right], [0, 0]]
+        )
         return {'image': picture, 'content': content}
 
     return tuple(view(scale) for scale in evaluation.scales)

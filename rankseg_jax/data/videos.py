@@ -73,9 +73,14 @@ class VideoSource(official.Source):
         size = loaded[0]['label'].shape
         for index, frame in zip(indices, loaded, strict=True):
             if frame['label'].shape != size:
-                raise CorruptExample(f'{self.ids[index]} has {frame["label"].shape} pixels, {self.ids[indices[0]]} {size}; '
-                                     'the frames of a clip need one size')
-        return {'frames': np.stack([frame['image'] for frame in loaded]), 'labels': np.stack([frame['label'] for frame in loaded])}
+                raise CorruptExample(
+                    f'{self.ids[index]} has {frame["label"].shape} pixels, {self.ids[indices[0]]} {size}; '
+                    'the frames of a clip need one size'
+                )
+        return {
+            'frames': np.stack([frame['image'] for frame in loaded]),
+            'labels': np.stack([frame['label'] for frame in loaded]),
+        }
 
 
 class VideoBuilder(official.Builder, skip_registration=True):

@@ -25,9 +25,11 @@ class Vspw(VideoBuilder):
     CLASSES = 'vspw'
     FOLDER = 'VSPW_480p'
     MARKERS = tuple(LISTS.values())
-    LAYOUT = ('  VSPW_480p/{train,val,test}.txt\n'
-              '  VSPW_480p/data/<video>/origin/*.jpg\n'
-              '  VSPW_480p/data/<video>/mask/*.png')
+    LAYOUT = (
+        '  VSPW_480p/{train,val,test}.txt\n'
+        '  VSPW_480p/data/<video>/origin/*.jpg\n'
+        '  VSPW_480p/data/<video>/mask/*.png'
+    )
     PUBLISHED_VIDEOS = {'train': 2_806, 'validation': 343, 'test': 387}
     HOMEPAGE = 'https://www.vspwdataset.com'
     LICENSE = 'See the homepage'
@@ -36,7 +38,9 @@ class Vspw(VideoBuilder):
     def splits(cls, root):
         """Without the test split if not one of its videos is there."""
         path = root / LISTS['test']
-        there = path.is_file() and any((root / 'data' / video).is_dir() for video in read_list(path))
+        there = path.is_file() and any(
+            (root / 'data' / video).is_dir() for video in read_list(path)
+        )
         return tuple(LISTS) if there else ('train', 'validation')
 
     @classmethod
@@ -44,15 +48,25 @@ class Vspw(VideoBuilder):
         path = root / LISTS[split]
         if not path.is_file():
             raise cls.missing(split, [path], 1)
-        kinds = (('origin', '.jpg'), ('mask', '.png'))[:1 if split == 'test' else 2]
+        kinds = (('origin', '.jpg'), ('mask', '.png'))[: 1 if split == 'test' else 2]
         entries, missing, wanted = [], [], 0
         for video in read_list(path):
             video_dir = root / 'data' / video
-            found = [{Path(name).stem for name in official.listing(video_dir / kind) if name.endswith(suffix)}
-                     for kind, suffix in kinds]
+            found = [
+                {
+                    Path(name).stem
+                    for name in official.listing(video_dir / kind)
+                    if name.endswith(suffix)
+                }
+                for kind, suffix in kinds
+            ]
             frames = sorted(set.union(*found))
             for (kind, suffix), names in zip(kinds, found, strict=True):
-                missing += [video_dir / kind / f'{frame}{suffix}' for frame in frames or ['*'] if frame not in names]
+                missing += [
+                    video_dir / kind / f'{frame}{suffix}'
+                    for frame in frames or ['*']
+                    if frame not in names
+                ]
                 wanted += len(frames) or 1
             entries += [(f'{video}/{frame}', video_dir, split != 'test') for frame in frames]
         if missing:
@@ -63,12 +77,22 @@ class Vspw(VideoBuilder):
     def read(cls, entry):
         name, video_dir, labelled = entry
         frame = name.rpartition('/')[2]
-        image_path, path = video_dir / 'origin' / f'{frame}.jpg', video_dir / 'mask' / f'{frame}.png'
+        image_path, path = (
+            video_dir / 'origin' / f'{frame}.jpg',
+            video_dir / 'mask' / f'{frame}.png',
+        )
         image = official.read_bytes(image_path)
         if labelled:
-            labels = official.to_labels(folder.read_values(path), official.read_classes(cls.CLASSES)['ids'], (OTHERS, VOID), path)
+            labels = official.to_labels(
+                folder.read_values(path),
+                official.read_classes(cls.CLASSES)['ids'],
+                (OTHERS, VOID),
+                path,
+            )
         else:
-            labels = np.full(official.decode_image(image, image_path).shape[:2], official.IGNORED, np.uint16)
+            labels = np.full(
+                official.decode_image(image, image_path).shape[:2], official.IGNORED, np.uint16
+            )
         return {'image': image, 'labels': labels, 'original_size': labels.shape}
 
 
@@ -80,7 +104,9 @@ def read_list(path: Path) -> list[str]:
     """
     names = [line.strip() for line in path.read_text('utf-8-sig').splitlines() if line.strip()]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f'{path} must name videos, one a line' + (', each once' if names else '; it is empty'))
+        raise ValueError(
+            f'{path} must name videos, one a line' + (', each once' if names else '; it is empty')
+        )
     return names
 
 

@@ -61,8 +61,10 @@ class YoutubeVis2019(VideoBuilder):
     CLASSES = 'youtube_vis_2019'
     FOLDER = 'ytvis_2019'
     MARKERS = ('train.json', 'valid.json', 'test.json')
-    LAYOUT = ('  ytvis_2019/{train,valid,test}.json\n'
-              '  ytvis_2019/{train,valid,test}/JPEGImages/<video>/*.jpg')
+    LAYOUT = (
+        '  ytvis_2019/{train,valid,test}.json\n'
+        '  ytvis_2019/{train,valid,test}/JPEGImages/<video>/*.jpg'
+    )
     PUBLISHED_VIDEOS = {'train': 2_238, 'validation': 302, 'test': 343}
     HOMEPAGE = 'https://youtube-vos.org/dataset/vis/'
     LICENSE = 'See the homepage'
@@ -71,8 +73,11 @@ class YoutubeVis2019(VideoBuilder):
     @classmethod
     def splits(cls, root):
         """Without validation and test, which have no annotations, if nothing of them is there."""
-        return tuple(split for split, name in FOLDERS.items()
-                     if split == 'train' or (root / name).exists() or (root / f'{name}.json').exists())
+        return tuple(
+            split
+            for split, name in FOLDERS.items()
+            if split == 'train' or (root / name).exists() or (root / f'{name}.json').exists()
+        )
 
     @classmethod
     def find(cls, root, split):
@@ -97,13 +102,23 @@ class YoutubeVis2019(VideoBuilder):
     def read(cls, entry):
         _, images, video, frame = entry
         tracks = [track | {'counts': track['counts'][frame].encode()} for track in video.tracks]
-        return {'image': official.read_bytes(images / video.file_names[frame]), 'labels': paint(tracks, video.size),
-                'original_size': video.size, 'video_id': video.id, 'tracks': tracks}
+        return {
+            'image': official.read_bytes(images / video.file_names[frame]),
+            'labels': paint(tracks, video.size),
+            'original_size': video.size,
+            'video_id': video.id,
+            'tracks': tracks,
+        }
 
     @classmethod
     def features(cls):
         number = tfds.features.Scalar(np.int64)
-        track = {'id': number, 'category_id': number, 'iscrowd': number, 'counts': tfds.features.Text()}
+        track = {
+            'id': number,
+            'category_id': number,
+            'iscrowd': number,
+            'counts': tfds.features.Text(),
+        }
         return super().features() | {'video_id': number, 'tracks': tfds.features.Sequence(track)}
 
 
@@ -117,49 +132,85 @@ def read_videos(path: Path) -> list[Video]:
     labels = {category: label for label, category in enumerate(classes['ids'])}
     with official.parsing(path, 'JSON file of YouTubeVIS-2019'):
         content = json.loads(path.read_text('utf-8'), object_hook=pack)
-        check_categories({category['id']: category['name'].lower().replace(' ', '_') for category in content['categories']},
-                         dict(zip(classes['ids'], classes['names'], strict=True)))
+        check_categories(
+            {
+                category['id']: category['name'].lower().replace(' ', '_')
+                for category in content['categories']
+            },
+            dict(zip(classes['ids'], classes['names'], strict=True)),
+        )
         check_videos(content['videos'])
-        videos = {video['id']: Video(video['id'], video['file_names'], (video['height'], video['width']), [])
-                  for video in content['videos']}
+        videos = {
+            video['id']: Video(
+                video['id'], video['file_names'], (video['height'], video['width']), []
+            )
+            for video in content['videos']
+        }
         for track in content.get('annotations') or ():
             if track['video_id'] not in videos or track['category_id'] not in labels:
-                raise ValueError(f'it lists no video {track["video_id"]} or no category {track["category_id"]}, which the track '
-                                 f'{track["id"]} has')
+                raise ValueError(
+                    f'it lists no video {track["video_id"]} or no category {track["category_id"]}, which the track '
+                    f'{track["id"]} has'
+                )
             video = videos[track['video_id']]
-            video.tracks.append({'id': track['id'], 'category_id': labels[track['category_id']], 'iscrowd': track['iscrowd'],
-                                 'counts': compress(track, video)})
+            video.tracks.append(
+                {
+                    'id': track['id'],
+                    'category_id': labels[track['category_id']],
+                    'iscrowd': track['iscrowd'],
+                    'counts': compress(track, video),
+                }
+            )
         return list(videos.values())
 
 
 def pack(value: dict) -> dict:
     """Run lengths as array: read as Python's numbers, those of the training split need gigabytes."""
-    return value | {'counts': np.array(value['counts'])} if isinstance(value.get('counts'), list) else value
+    return (
+        value | {'counts': np.array(value['counts'])}
+        if isinstance(value.get('counts'), list)
+        else value
+    )
 
 
 def check_categories(found: dict, wanted: dict):
     """Compares the names of the categories by id."""
     if found != wanted:
-        other = [f'{i} is {found.get(i, "missing")}, not {wanted.get(i, "there")}'
-                 for i in sorted(found.keys() | wanted.keys()) if found.get(i) != wanted.get(i)]
-        raise ValueError(f'{len(other)} categories differ: {", ".join(other[:official.LISTED])} (YouTubeVIS 2021 has as many, but '
-                         'others)')
+        other = [
+            f'{i} is {found.get(i, "missing")}, not {wanted.get(i, "there")}'
+            for i in sorted(found.keys() | wanted.keys())
+            if found.get(i) != wanted.get(i)
+        ]
+        raise ValueError(
+            f'{len(other)} categories differ: {", ".join(other[: official.LISTED])} (YouTubeVIS 2021 has as many, but '
+            'others)'
+        )
 
 
 def check_videos(videos: list[dict]):
     """Each must have an id of its own, and frames, all in a folder of its own."""
     folders = [{name.rpartition('/')[0] for name in video['file_names']} for video in videos]
     ids = {video['id'] for video in videos}
-    if not videos or any(len(found) != 1 for found in folders) or min(len(ids), len(set.union(*folders))) < len(videos):
-        raise ValueError('each of its videos must have an id of its own, and frames, all in a folder of its own')
+    if (
+        not videos
+        or any(len(found) != 1 for found in folders)
+        or min(len(ids), len(set.union(*folders))) < len(videos)
+    ):
+        raise ValueError(
+            'each of its videos must have an id of its own, and frames, all in a folder of its own'
+        )
 
 
 def compress(track, video) -> list[str]:
     """The compressed run lengths of a track in T frames, '' where it is not seen."""
     (height, width), segmentations = video.size, track['segmentations']
-    if len(segmentations) != len(video.file_names) or any(mask and mask['size'] != [height, width] for mask in segmentations):
-        raise ValueError(f'the track {track["id"]} needs for each of {len(video.file_names)} frames null or a mask of '
-                         f'{height} x {width} pixels')
+    if len(segmentations) != len(video.file_names) or any(
+        mask and mask['size'] != [height, width] for mask in segmentations
+    ):
+        raise ValueError(
+            f'the track {track["id"]} needs for each of {len(video.file_names)} frames null or a mask of '
+            f'{height} x {width} pixels'
+        )
     try:
         return [rle.compress(mask)['counts'] if mask else '' for mask in segmentations]
     except ValueError as error:
@@ -172,7 +223,11 @@ def paint(tracks, size) -> np.ndarray:
     Of two that are as large the later lies over the earlier. Crowds are painted like the others.
     """
     labels = np.full(size, official.IGNORED, np.uint16)
-    seen = [(rle.decode({'size': size, 'counts': track['counts']}), track['category_id']) for track in tracks if track['counts']]
+    seen = [
+        (rle.decode({'size': size, 'counts': track['counts']}), track['category_id'])
+        for track in tracks
+        if track['counts']
+    ]
     for mask, label in sorted(seen, key=lambda pair: -pair[0].sum()):
         labels[mask] = label
     return labels
@@ -180,10 +235,22 @@ def paint(tracks, size) -> np.ndarray:
 
 def join(examples) -> list[dict]:
     """The tracks of a video, from T of its frames in order; see `YoutubeVis2019Source.tracks`."""
-    frames = [[track | {'size': example['original_size']} for track in official.rows(example['tracks'])] for example in examples]
-    return [{key: track[0][key] for key in ('id', 'category_id', 'iscrowd')} | {'segmentations': [
-        {'size': [int(side) for side in seen['size']], 'counts': seen['counts'].decode()} if seen['counts'] else None
-        for seen in track]} for track in zip(*frames, strict=True)]
+    frames = [
+        [track | {'size': example['original_size']} for track in official.rows(example['tracks'])]
+        for example in examples
+    ]
+    return [
+        {key: track[0][key] for key in ('id', 'category_id', 'iscrowd')}
+        | {
+            'segmentations': [
+                {'size': [int(side) for side in seen['size']], 'counts': seen['counts'].decode()}
+                if seen['counts']
+                else None
+                for seen in track
+            ]
+        }
+        for track in zip(*frames, strict=True)
+    ]
 
 
 def masks(tracks, shape) -> np.ndarray:
@@ -204,9 +271,20 @@ def write_results(path, predictions):
         0..39, 'score' and 'segmentations', for each frame of the video what `rle.encode` returns.
     """
     ids = official.read_classes(YoutubeVis2019.CLASSES)['ids']
-    Path(path).write_text(json.dumps([
-        {'video_id': video_id, 'category_id': ids[track['category_id']], 'segmentations': track['segmentations'],
-         'score': float(track['score'])} for video_id, tracks in predictions for track in tracks]))
+    Path(path).write_text(
+        json.dumps(
+            [
+                {
+                    'video_id': video_id,
+                    'category_id': ids[track['category_id']],
+                    'segmentations': track['segmentations'],
+                    'score': float(track['score']),
+                }
+                for video_id, tracks in predictions
+                for track in tracks
+            ]
+        )
+    )
 
 
 get_source = YoutubeVis2019.get_source

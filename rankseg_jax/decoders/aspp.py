@@ -26,11 +26,15 @@ class ASPP(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
         def conv(name, x, kernel, dilation=1):
-            return ConvNorm(self.channels, kernel, dilation=dilation, dtype=self.dtype, name=name)(x, train=train)
+            return ConvNorm(self.channels, kernel, dilation=dilation, dtype=self.dtype, name=name)(
+                x, train=train
+            )
 
         pooled = conv('pool', x.mean((1, 2), keepdims=True), 1)  # [B, 1, 1, D]
         branches = [jnp.broadcast_to(pooled, (*x.shape[:3], self.channels))]
-        branches += [conv(f'branch{i}', x, 1 if n == 1 else 3, n) for i, n in enumerate(self.dilations)]
+        branches += [
+            conv(f'branch{i}', x, 1 if n == 1 else 3, n) for i, n in enumerate(self.dilations)
+        ]
         x = jnp.concatenate(branches, -1)  # [B, h, w, (1 + dilations) · D]
         for i, kernel in enumerate(self.fuse_kernels):
             x = conv(f'fuse{i}', x, kernel)

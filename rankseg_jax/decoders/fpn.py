@@ -26,11 +26,22 @@ class FeaturePyramid(nn.Module):
         maps = {32: nn.relu(conv_norm('fuse32', features[32], 3))}
         for stride in (16, 8, 4):
             lateral = conv_norm(f'lateral{stride}', features[stride])  # [B, h_s, w_s, D]
-            maps[stride] = nn.relu(conv_norm(f'fuse{stride}', lateral + double(maps[2 * stride], lateral.shape[1:3]), 3))
-        pixels = nn.Conv(self.channels, (3, 3), padding=1, kernel_init=linear_init, dtype=self.dtype, name='mask_features')(maps[4])
+            maps[stride] = nn.relu(
+                conv_norm(
+                    f'fuse{stride}', lateral + double(maps[2 * stride], lateral.shape[1:3]), 3
+                )
+            )
+        pixels = nn.Conv(
+            self.channels,
+            (3, 3),
+            padding=1,
+            kernel_init=linear_init,
+            dtype=self.dtype,
+            name='mask_features',
+        )(maps[4])
         return maps, pixels
 
 
 def double(x, shape):
     """[B, h, w, C] -> [B, *shape, C], of twice the size or one cell less: each cell becomes four, as 'nearest' in PyTorch."""
-    return x.repeat(2, 1).repeat(2, 2)[:, :shape[0], :shape[1]]
+    return x.repeat(2, 1).repeat(2, 2)[:, : shape[0], : shape[1]]

@@ -38,31 +38,49 @@ class MaskTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, classes=None, *, train: bool, presence=None, selection: Selection | None = None,
-                 all_classes: bool = False) -> PixelOutput:
+    def __call__(
+        self,
+        features,
+        classes=None,
+        *,
+        train: bool,
+        presence=None,
+        selection: Selection | None = None,
+        all_classes: bool = False,
+    ) -> PixelOutput:
         """Features [B, h, w, C], optionally class embeddings [B, K, D] from the backbone; the rest as for `PixelClassifier`."""
         options = self.rankseg
-        blocks = [Block(self.num_heads, self.mlp_dim, self.dropout, dtype=self.dtype, name=f'block{i}')
-                  for i in range(self.num_layers)]
+        blocks = [
+            Block(self.num_heads, self.mlp_dim, self.dropout, dtype=self.dtype, name=f'block{i}')
+            for i in range(self.num_layers)
+        ]
         project = nn.Dense(self.channels, kernel_init=class_init, dtype=self.dtype, name='project')
         patches = project(as_tokens(features))  # [B, N, D]
         embedding = None
         if classes is None:
             embedding = self.param('class_embedding', class_init, (self.num_classes, self.channels))
-            classes = jnp.broadcast_to(embedding.astype(self.dtype), (patches.shape[0], *embedding.shape))  # [B, K, D]
+            classes = jnp.broadcast_to(
+                embedding.astype(self.dtype), (patches.shape[0], *embedding.shape)
+            )  # [B, K, D]
         presence_logits = None
         if options is not None:
             if options.head == 'first_block':
-                coarse = project(as_tokens(features, options.pool)) if options.pool else patches  # [B, n, D]
+                coarse = (
+                    project(as_tokens(features, options.pool)) if options.pool else patches
+                )  # [B, n, D]
                 first, *blocks = blocks
                 x = first(jnp.concatenate([coarse, classes], 1), train=train)  # [B, n + K, D]
                 if not options.pool:
-                    patches = x[:, :-self.num_classes]
-                classes = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='class_norm')(x[:, -self.num_classes:])
+                    patches = x[:, : -self.num_classes]
+                classes = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='class_norm')(
+                    x[:, -self.num_classes :]
+                )
                 presence_logits = ClassWiseLinear(name='classify')(classes)  # [B, K]
             else:
                 shared = {'class_embedding': embedding} if options.share_embedding else {}
-                presence_logits = build_head(options, self.num_classes, self.dtype)(features, **shared, train=train)
+                presence_logits = build_head(options, self.num_classes, self.dtype)(
+                    features, **shared, train=train
+                )
             if options.select and not all_classes:
                 if selection is None:
                     selection = choose(options, presence_logits, presence, train=train)
@@ -74,11 +92,17 @@ class MaskTransformer(nn.Module):
 
         def direction(name, x):
             init = nn.initializers.normal(self.channels**-0.5)
-            x = nn.Dense(self.channels, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(x)
+            x = nn.Dense(
+                self.channels, use_bias=False, kernel_init=init, dtype=self.dtype, name=name
+            )(x)
             return unit(x.astype(jnp.float32))
 
         end = patches.shape[1]
-        logits = jnp.einsum('bnd,bkd->bnk', direction('project_patches', x[:, :end]), direction('project_classes', x[:, end:]))
+        logits = jnp.einsum(
+            'bnd,bkd->bnk',
+            direction('project_patches', x[:, :end]),
+            direction('project_classes', x[:, end:]),
+        )
         logits = logits.reshape(*features.shape[:3], -1)  # [B, h, w, κ or K]
         if selection is not None:
             logits = RankScale(options, TAU, name='rank')(logits, selection)

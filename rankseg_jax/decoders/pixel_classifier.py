@@ -42,10 +42,14 @@ def choose(options, presence_logits, presence, *, train: bool) -> Selection:
     """
     if options.oracle:
         if presence is None:
-            raise ValueError('rankseg.oracle selects by the ground truth: give `presence`, or set it to False')
+            raise ValueError(
+                'rankseg.oracle selects by the ground truth: give `presence`, or set it to False'
+            )
         return select(presence.astype(jnp.float32), options.num_selected)
     if options.missed not in ('force', 'ignore'):
-        raise ValueError(f"config.rankseg.missed = {options.missed!r} is unknown; use 'force' or 'ignore'")
+        raise ValueError(
+            f"config.rankseg.missed = {options.missed!r} is unknown; use 'force' or 'ignore'"
+        )
     forced = presence if train and options.missed == 'force' else None
     return select(presence_logits, options.num_selected, must_include=forced)
 
@@ -69,7 +73,9 @@ class RankScale(nn.Module):
         num_ranks = self.options.num_selected + self.no_object
         num_ranks, kind = (1, 'temperature') if shared else (num_ranks, self.options.temperature)
         logits = RankTemperature(num_ranks, kind, self.tau, name='temperature')(logits)
-        scores = jnp.pad(selection.scores, ((0, 0), (0, int(self.no_object))), constant_values=jnp.inf)  # certain
+        scores = jnp.pad(
+            selection.scores, ((0, 0), (0, int(self.no_object))), constant_values=jnp.inf
+        )  # certain
         scores = jnp.expand_dims(scores, range(1, logits.ndim - 1))  # [B, 1, …, κ]
         if self.options.oracle:
             return jnp.where(scores > 0, logits, -100.0)  # the absent fill up to κ only
@@ -85,15 +91,23 @@ class ClassEmbedding(nn.Module):
     dim: int
 
     def setup(self):
-        self.embedding = self.param('embedding', nn.initializers.normal(0.02), (self.num_classes, self.dim))
+        self.embedding = self.param(
+            'embedding', nn.initializers.normal(0.02), (self.num_classes, self.dim)
+        )
         self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
 
     def __call__(self, pixels, selection: Selection | None):
         embedding = self.embedding.astype(pixels.dtype)
         if selection is None:
             return (pixels @ embedding.T).astype(jnp.float32) + self.bias  # [B, h, w, K]
-        embedding, bias = gather(embedding, selection, 0), gather(self.bias, selection, 0)  # [B, κ, D], [B, κ]
-        return jnp.einsum('bhwd,bkd->bhwk', pixels, embedding).astype(jnp.float32) + bias[:, None, None]
+        embedding, bias = (
+            gather(embedding, selection, 0),
+            gather(self.bias, selection, 0),
+        )  # [B, κ, D], [B, κ]
+        return (
+            jnp.einsum('bhwd,bkd->bhwk', pixels, embedding).astype(jnp.float32)
+            + bias[:, None, None]
+        )
 
 
 class PixelClassifier(nn.Module):
@@ -109,8 +123,17 @@ class PixelClassifier(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels, features, auxiliary=None, *, train: bool, presence=None, selection: Selection | None = None,
-                 all_classes: bool = False):
+    def __call__(
+        self,
+        pixels,
+        features,
+        auxiliary=None,
+        *,
+        train: bool,
+        presence=None,
+        selection: Selection | None = None,
+        all_classes: bool = False,
+    ):
         """Pixel embeddings [B, h, w, D] -> PixelOutput.
 
         Args:
@@ -128,7 +151,9 @@ class PixelClassifier(nn.Module):
         presence_logits = None
         if options is not None:
             if options.stride not in features:
-                raise ValueError(f'config.rankseg.stride = {options.stride} must be one of {sorted(features)}')
+                raise ValueError(
+                    f'config.rankseg.stride = {options.stride} must be one of {sorted(features)}'
+                )
             head = build_head(options, self.num_classes, self.dtype)
             shared = {'class_embedding': classes.embedding} if options.share_embedding else {}
             presence_logits = head(features[options.stride], **shared, train=train)  # [B, K]
@@ -138,6 +163,8 @@ class PixelClassifier(nn.Module):
         if selection is not None:
             logits = RankScale(options, name='rank')(logits, selection)
         if auxiliary is not None:
-            classes = ClassEmbedding(self.num_classes, auxiliary.shape[-1], name='auxiliary_classes')
+            classes = ClassEmbedding(
+                self.num_classes, auxiliary.shape[-1], name='auxiliary_classes'
+            )
             auxiliary = classes(auxiliary, selection)
         return PixelOutput(logits, selection, presence_logits, auxiliary)

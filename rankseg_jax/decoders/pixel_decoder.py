@@ -34,17 +34,30 @@ class PixelDecoder(nn.Module):
         """{s: [B, h_s, w_s, C_s]} -> ({s: [B, h_s, w_s, D]} for s = 32, 16 and 8, pixel embeddings [B, h_4, w_4, D])."""
         conv_norm = partial(group_norm_conv, channels=self.channels, dtype=self.dtype)
         shapes = tuple(features[stride].shape[1:3] for stride in STRIDES)
-        levels = self.param('level_embedding', nn.initializers.normal(1.0), (len(STRIDES), self.channels))
-        position = jnp.concatenate([
-            sine_positions(*shape, self.channels).reshape(-1, self.channels) + level
-            for shape, level in zip(shapes, levels, strict=True)]).astype(self.dtype)  # [N, D], N cells of all levels
+        levels = self.param(
+            'level_embedding', nn.initializers.normal(1.0), (len(STRIDES), self.channels)
+        )
+        position = jnp.concatenate(
+            [
+                sine_positions(*shape, self.channels).reshape(-1, self.channels) + level
+                for shape, level in zip(shapes, levels, strict=True)
+            ]
+        ).astype(self.dtype)  # [N, D], N cells of all levels
         x = [conv_norm(f'input{stride}', features[stride], use_bias=True) for stride in STRIDES]
-        x = jnp.concatenate([level.reshape(level.shape[0], -1, self.channels) for level in x], 1)  # [B, N, D]
+        x = jnp.concatenate(
+            [level.reshape(level.shape[0], -1, self.channels) for level in x], 1
+        )  # [B, N, D]
         for i in range(self.num_layers):
-            x = DeformableLayer(self.num_heads, self.mlp_dim, self.dtype, name=f'layer{i}')(x, position, shapes, train=train)
+            x = DeformableLayer(self.num_heads, self.mlp_dim, self.dtype, name=f'layer{i}')(
+                x, position, shapes, train=train
+            )
         ends = np.cumsum([height * width for height, width in shapes])
-        maps = {stride: level.reshape(level.shape[0], *shape, self.channels)
-                for stride, shape, level in zip(STRIDES, shapes, jnp.split(x, ends[:-1], 1), strict=True)}
+        maps = {
+            stride: level.reshape(level.shape[0], *shape, self.channels)
+            for stride, shape, level in zip(
+                STRIDES, shapes, jnp.split(x, ends[:-1], 1), strict=True
+            )
+        }
         lateral = conv_norm('lateral4', features[4])  # [B, h4, w4, D]
         x = nn.relu(conv_norm('fuse4', lateral + resize(maps[8], lateral.shape[1:3]), 3))
         return maps, nn.Conv(self.channels, (1, 1), dtype=self.dtype, name='mask_features')(x)
@@ -53,8 +66,15 @@ class PixelDecoder(nn.Module):
 def group_norm_conv(name, x, kernel=1, *, channels, dtype, use_bias=False):
     """Convolution and group norm, called `<name>_conv` and `<name>_norm` in the module that calls: -> [B, h, w, channels]."""
     pad = kernel // 2
-    x = nn.Conv(channels, (kernel, kernel), padding=((pad, pad), (pad, pad)), use_bias=use_bias, kernel_init=linear_init,
-                dtype=dtype, name=f'{name}_conv')(x)
+    x = nn.Conv(
+        channels,
+        (kernel, kernel),
+        padding=((pad, pad), (pad, pad)),
+        use_bias=use_bias,
+        kernel_init=linear_init,
+        dtype=dtype,
+        name=f'{name}_conv',
+    )(x)
     return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, name=f'{name}_norm')(x)
 
 
@@ -67,7 +87,9 @@ class DeformableLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, position, shapes, *, train: bool):
-        y = DeformableAttention(self.num_heads, dtype=self.dtype, name='attention')(x, position, shapes)
+        y = DeformableAttention(self.num_heads, dtype=self.dtype, name='attention')(
+            x, position, shapes
+        )
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + y)
         y = Mlp(self.mlp_dim, activation=nn.relu, dtype=self.dtype, name='mlp')(x, train=train)
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm2')(x + y)
@@ -94,26 +116,49 @@ class DeformableAttention(nn.Module):
             angle = 2 * np.pi * np.arange(self.num_heads) / self.num_heads
             towards = np.stack([np.cos(angle), np.sin(angle)], -1)
             towards /= np.abs(towards).max(-1, keepdims=True)
-            steps = towards[:, None, None] * np.arange(1, self.num_points + 1)[:, None]  # [H, 1, P, 2]
+            steps = (
+                towards[:, None, None] * np.arange(1, self.num_points + 1)[:, None]
+            )  # [H, 1, P, 2]
             return jnp.asarray(np.broadcast_to(steps, (*places, 2)).reshape(shape), dtype)
 
         zeros = nn.initializers.zeros
-        offsets = nn.DenseGeneral((*places, 2), kernel_init=zeros, bias_init=directions, dtype=self.dtype, name='offsets')(query)
-        weights = nn.DenseGeneral((self.num_heads, len(shapes) * self.num_points), kernel_init=zeros, dtype=self.dtype,
-                                  name='weights')(query)
-        weights = nn.softmax(weights.astype(jnp.float32)).reshape(*x.shape[:2], *places)  # [B, N, H, L, P]
-        points = centres(shapes)[:, None, :, None] + offsets.astype(jnp.float32)  # [B, N, H, L, P, 2]
-        value = nn.DenseGeneral((self.num_heads, x.shape[-1] // self.num_heads), kernel_init=linear_init, dtype=self.dtype,
-                                name='value')(x)  # [B, N, H, d]
-        return nn.DenseGeneral(x.shape[-1], (-2, -1), kernel_init=linear_init, dtype=self.dtype, name='out')(
-            sample(value, points, weights, shapes))
+        offsets = nn.DenseGeneral(
+            (*places, 2), kernel_init=zeros, bias_init=directions, dtype=self.dtype, name='offsets'
+        )(query)
+        weights = nn.DenseGeneral(
+            (self.num_heads, len(shapes) * self.num_points),
+            kernel_init=zeros,
+            dtype=self.dtype,
+            name='weights',
+        )(query)
+        weights = nn.softmax(weights.astype(jnp.float32)).reshape(
+            *x.shape[:2], *places
+        )  # [B, N, H, L, P]
+        points = centres(shapes)[:, None, :, None] + offsets.astype(
+            jnp.float32
+        )  # [B, N, H, L, P, 2]
+        value = nn.DenseGeneral(
+            (self.num_heads, x.shape[-1] // self.num_heads),
+            kernel_init=linear_init,
+            dtype=self.dtype,
+            name='value',
+        )(x)  # [B, N, H, d]
+        return nn.DenseGeneral(
+            x.shape[-1], (-2, -1), kernel_init=linear_init, dtype=self.dtype, name='out'
+        )(sample(value, points, weights, shapes))
 
 
 def centres(shapes):
     """Where every cell of every level lies on each level, in its cells: [N, L, 2], (column, row)."""
-    share = np.concatenate([
-        np.stack(np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height), -1).reshape(-1, 1, 2)
-        for height, width in shapes])  # [N, 1, 2] of the image
+    share = np.concatenate(
+        [
+            np.stack(
+                np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height),
+                -1,
+            ).reshape(-1, 1, 2)
+            for height, width in shapes
+        ]
+    )  # [N, 1, 2] of the image
     return jnp.asarray(share * np.array(shapes)[:, ::-1] - 0.5, jnp.float32)
 
 
@@ -157,7 +202,10 @@ def weighted_sum(value, cells, shares):
     One sum over K, so that a compiler can fuse the gathers into it and nothing of K × M × d is kept in memory. Its own
     derivative would be K scatters; this one takes a head at a time and scatters once.
     """
-    return sum(take(value, cells[:, :, k]) * shares[:, :, k, :, None].astype(value.dtype) for k in range(cells.shape[2]))
+    return sum(
+        take(value, cells[:, :, k]) * shares[:, :, k, :, None].astype(value.dtype)
+        for k in range(cells.shape[2])
+    )
 
 
 @partial(jax.vmap, in_axes=(0, 0))
@@ -173,7 +221,9 @@ def weighted_sum_forward(value, cells, shares):
 def weighted_sum_backward(kept, gradient):
     def of_head(inputs):
         value, cells, shares, gradient = inputs  # [N, d], [K, M], [K, M], [M, d]
-        of_shares = jnp.einsum('kmd,md->km', value[cells], gradient, preferred_element_type=shares.dtype)
+        of_shares = jnp.einsum(
+            'kmd,md->km', value[cells], gradient, preferred_element_type=shares.dtype
+        )
         of_value = jnp.zeros(value.shape, shares.dtype).at[cells].add(shares[..., None] * gradient)
         return of_value.astype(value.dtype), of_shares
 

@@ -64,15 +64,26 @@ class QueryDecoder(nn.Module):
     def __call__(self, maps, pixels, *, train: bool, **choice) -> QueryOutput:
         """{s: [B, h_s, w_s, D]} of three strides and pixel embeddings [B, h, w, D]; `choice`: as `predict`, as are its errors."""
         strides = sorted(maps, reverse=True)
-        levels = self.param('level_embedding', embedding_init, (len(strides), self.channels)).astype(self.dtype)
+        levels = self.param(
+            'level_embedding', embedding_init, (len(strides), self.channels)
+        ).astype(self.dtype)
         shapes = [maps[stride].shape[1:3] for stride in strides]
-        memories = [as_tokens(maps[stride]) + level for stride, level in zip(strides, levels, strict=True)]  # [B, N, D] each
-        positions = [sine_positions(*shape, self.channels).reshape(-1, self.channels).astype(self.dtype) for shape in shapes]
+        memories = [
+            as_tokens(maps[stride]) + level for stride, level in zip(strides, levels, strict=True)
+        ]  # [B, N, D] each
+        positions = [
+            sine_positions(*shape, self.channels).reshape(-1, self.channels).astype(self.dtype)
+            for shape in shapes
+        ]
         # A mask resized is the product with resized pixel embeddings, which are the same for all queries and layers.
         coarse = [as_tokens(resize(pixels, shape)) for shape in shapes]  # [B, N, D] each
 
-        query_position = self.param('query_position', embedding_init, (self.num_queries, self.channels)).astype(self.dtype)
-        x = self.param('queries', embedding_init, (self.num_queries, self.channels)).astype(self.dtype)
+        query_position = self.param(
+            'query_position', embedding_init, (self.num_queries, self.channels)
+        ).astype(self.dtype)
+        x = self.param('queries', embedding_init, (self.num_queries, self.channels)).astype(
+            self.dtype
+        )
         x = jnp.broadcast_to(x, (pixels.shape[0], *x.shape))  # [B, Q, D]
         norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')
         embed = MaskEmbedding(self.channels, self.dtype, name='mask')
@@ -80,18 +91,40 @@ class QueryDecoder(nn.Module):
         embeddings = [embed(queries[0])]
         for i in range(self.num_layers):
             level = i % len(strides)
-            inside = jnp.einsum('bqd,bnd->bqn', embeddings[-1], coarse[level], preferred_element_type=jnp.float32) >= 0
-            inside |= ~inside.any(-1, keepdims=True)  # [B, Q, N], a query without a mask looks everywhere
+            inside = (
+                jnp.einsum(
+                    'bqd,bnd->bqn',
+                    embeddings[-1],
+                    coarse[level],
+                    preferred_element_type=jnp.float32,
+                )
+                >= 0
+            )
+            inside |= ~inside.any(
+                -1, keepdims=True
+            )  # [B, Q, N], a query without a mask looks everywhere
             x = QueryLayer(self.num_heads, self.mlp_dim, self.dtype, name=f'layer{i}')(
-                x, query_position, memories[level], positions[level], inside, train=train)
+                x, query_position, memories[level], positions[level], inside, train=train
+            )
             states.append(x)
             queries.append(norm(x))
             embeddings.append(embed(queries[-1]))
 
         return self.predict(states, queries, embeddings, maps, pixels, train=train, **choice)
 
-    def predict(self, states, queries, embeddings, maps, pixels, *, train: bool, presence=None,
-                selection: Selection | None = None, all_classes: bool = False) -> QueryOutput:
+    def predict(
+        self,
+        states,
+        queries,
+        embeddings,
+        maps,
+        pixels,
+        *,
+        train: bool,
+        presence=None,
+        selection: Selection | None = None,
+        all_classes: bool = False,
+    ) -> QueryOutput:
         """The end of `__call__`, where its layers have been: -> QueryOutput.
 
         Args:
@@ -110,17 +143,27 @@ class QueryDecoder(nn.Module):
         if options is not None:
             seen = head_input(options, states, maps)
             shared = {'class_embedding': classes.embedding[:-1]} if options.share_embedding else {}
-            presence_logits = build_head(options, self.num_classes, self.dtype)(seen, **shared, train=train)  # [B, K]
+            presence_logits = build_head(options, self.num_classes, self.dtype)(
+                seen, **shared, train=train
+            )  # [B, K]
             if options.select and not all_classes and selection is None:
                 selection = choose(options, presence_logits, presence, train=train)
-        class_logits = classes(jnp.stack(queries, 1), selection)  # [B, predictions, Q, κ + 1 or K + 1]
+        class_logits = classes(
+            jnp.stack(queries, 1), selection
+        )  # [B, predictions, Q, κ + 1 or K + 1]
         if selection is not None:
-            class_logits = RankScale(options, TAU if self.cosine else 1.0, no_object=True, name='rank')(class_logits, selection)
+            class_logits = RankScale(
+                options, TAU if self.cosine else 1.0, no_object=True, name='rank'
+            )(class_logits, selection)
         elif self.cosine:
             class_logits = class_logits / TAU
-        mask_logits = [jnp.einsum('bqd,bhwd->bqhw', embedding, pixels, preferred_element_type=jnp.float32)
-                       for embedding in embeddings]
-        *auxiliary, (class_logits, mask_logits) = zip(class_logits.swapaxes(0, 1), mask_logits, strict=True)
+        mask_logits = [
+            jnp.einsum('bqd,bhwd->bqhw', embedding, pixels, preferred_element_type=jnp.float32)
+            for embedding in embeddings
+        ]
+        *auxiliary, (class_logits, mask_logits) = zip(
+            class_logits.swapaxes(0, 1), mask_logits, strict=True
+        )
         return QueryOutput(class_logits, mask_logits, selection, presence_logits, tuple(auxiliary))
 
 
@@ -136,28 +179,50 @@ class DetrDecoder(QueryDecoder):
     @nn.compact
     def __call__(self, memory, maps, pixels, *, train: bool, **choice) -> QueryOutput:
         """The map to look at [B, h', w', C], {s: [B, h_s, w_s, D]} and pixel embeddings [B, h, w, D]; `choice`: as `predict`."""
-        position = sine_positions(*memory.shape[1:3], self.channels).reshape(-1, self.channels).astype(self.dtype)  # [N, D]
+        position = (
+            sine_positions(*memory.shape[1:3], self.channels)
+            .reshape(-1, self.channels)
+            .astype(self.dtype)
+        )  # [N, D]
         memory = as_tokens(memory)  # [B, N, C]
         if memory.shape[-1] != self.channels:
-            memory = nn.Dense(self.channels, kernel_init=linear_init, dtype=self.dtype, name='project')(memory)  # [B, N, D]
-        query_position = self.param('query_position', embedding_init, (self.num_queries, self.channels)).astype(self.dtype)
+            memory = nn.Dense(
+                self.channels, kernel_init=linear_init, dtype=self.dtype, name='project'
+            )(memory)  # [B, N, D]
+        query_position = self.param(
+            'query_position', embedding_init, (self.num_queries, self.channels)
+        ).astype(self.dtype)
         states = [jnp.zeros((memory.shape[0], *query_position.shape), self.dtype)]  # [B, Q, D]
         for i in range(self.num_layers):
-            states.append(QueryLayer(self.num_heads, self.mlp_dim, self.dtype, self.dropout, self_first=True, name=f'layer{i}')(
-                states[-1], query_position, memory, position, train=train))
+            states.append(
+                QueryLayer(
+                    self.num_heads,
+                    self.mlp_dim,
+                    self.dtype,
+                    self.dropout,
+                    self_first=True,
+                    name=f'layer{i}',
+                )(states[-1], query_position, memory, position, train=train)
+            )
         norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')
         embed = MaskEmbedding(self.channels, self.dtype, name='mask')
         queries = [norm(x) for x in states[1:]]
-        return self.predict(states, queries, [embed(x) for x in queries], maps, pixels, train=train, **choice)
+        return self.predict(
+            states, queries, [embed(x) for x in queries], maps, pixels, train=train, **choice
+        )
 
 
 def head_input(options, states, maps):
     """What the multi-label head sees: queries [B, Q, D] after layer `rankseg.layer`, or the map of stride `rankseg.stride`."""
     if not 0 <= options.layer < len(states):
-        raise ValueError(f'config.rankseg.layer = {options.layer} must be 0 or one of the {len(states) - 1} layers')
+        raise ValueError(
+            f'config.rankseg.layer = {options.layer} must be 0 or one of the {len(states) - 1} layers'
+        )
     if options.layer:
         if options.head == 'decoder':
-            raise ValueError("config.rankseg.head = 'decoder' needs a map, not queries: set config.rankseg.layer = 0")
+            raise ValueError(
+                "config.rankseg.head = 'decoder' needs a map, not queries: set config.rankseg.layer = 0"
+            )
         return states[options.layer]
     if options.stride not in maps:
         raise ValueError(f'config.rankseg.stride = {options.stride} must be one of {sorted(maps)}')
@@ -185,7 +250,12 @@ class QueryLayer(nn.Module):
 
         def attention(name, *inputs, mask=None):
             return nn.MultiHeadDotProductAttention(
-                self.num_heads, kernel_init=linear_init, dtype=self.dtype, attention_fn=attend, name=name)(*inputs, mask=mask)
+                self.num_heads,
+                kernel_init=linear_init,
+                dtype=self.dtype,
+                attention_fn=attend,
+                name=name,
+            )(*inputs, mask=mask)
 
         def cross(x):
             return attention('cross', x + query_position, memory + position, memory, mask=mask)
@@ -222,8 +292,11 @@ class QueryClasses(nn.Module):
     cosine: bool = False
 
     def setup(self):
-        self.embedding = self.param('embedding', nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', 1, 0),
-                                    (self.num_classes + 1, self.dim))
+        self.embedding = self.param(
+            'embedding',
+            nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', 1, 0),
+            (self.num_classes + 1, self.dim),
+        )
         if not self.cosine:
             self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes + 1,))
 
@@ -238,4 +311,6 @@ class QueryClasses(nn.Module):
         embedding = of_ranks(self.embedding)
         if self.cosine:
             return products(unit(queries.astype(jnp.float32)), unit(embedding))
-        return products(queries, embedding.astype(queries.dtype)) + jnp.expand_dims(of_ranks(self.bias), (-3, -2))
+        return products(queries, embedding.astype(queries.dtype)) + jnp.expand_dims(
+            of_ranks(self.bias), (-3, -2)
+        )

@@ -26,6 +26,7 @@ class UPerHead(nn.Module):
         Returns pixel embeddings [B, h, w, channels] of the finest stride's size, and the pyramid
         {stride: [B, h_stride, w_stride, channels]} they were fused from, all of `dtype`.
         """
+
         def conv(name, x, kernel=3):
             return ConvNorm(self.channels, kernel, dtype=self.dtype, name=name)(x, train=train)
 

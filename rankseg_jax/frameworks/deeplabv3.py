@@ -32,23 +32,34 @@ class DeepLabV3(nn.Module):
         """Normalised images [B, H, W, 3]; `choice`: what `PixelClassifier` takes by name."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         features = self.backbone(images, train=train)  # {stride: [B, h, w, C]}
-        pixels = ASPP(self.channels, self.dilations, dtype=self.dtype, name='decoder')(features[32], train=train)  # [B, h, w, D]
+        pixels = ASPP(self.channels, self.dilations, dtype=self.dtype, name='decoder')(
+            features[32], train=train
+        )  # [B, h, w, D]
         auxiliary = None
         if self.auxiliary:
-            auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(features[16], train=train)  # [B, h, w, 256]
+            auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(
+                features[16], train=train
+            )  # [B, h, w, 256]
             auxiliary = drop(auxiliary)
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
-            drop(pixels), features, auxiliary, train=train, **choice)
+            drop(pixels), features, auxiliary, train=train, **choice
+        )
 
 
 def build(config, num_classes: int) -> DeepLabV3:
     """The model that `config` (configs/common.py) describes, for K categories."""
     dtype = jnp.dtype(config.model.dtype)
-    rate = 96 // config.model.output_stride  # 12 at stride 8, 6 at stride 16: the same span of the image
+    rate = (
+        96 // config.model.output_stride
+    )  # 12 at stride 8, 6 at stride 16: the same span of the image
     return DeepLabV3(
         num_classes=num_classes,
-        backbone=backbones.build(config.model.backbone, dtype, output_stride=config.model.output_stride,
-                                 frozen_norm=config.model.frozen_norm),
+        backbone=backbones.build(
+            config.model.backbone,
+            dtype,
+            output_stride=config.model.output_stride,
+            frozen_norm=config.model.frozen_norm,
+        ),
         channels=config.model.channels,
         dilations=(1, rate, 2 * rate, 3 * rate),
         dropout=config.model.dropout,

@@ -40,9 +40,25 @@ def build(config, num_classes: int) -> Mask2Former:
     options, dtype = config.model, jnp.dtype(config.model.dtype)
     return Mask2Former(
         build_backbone(options),
-        PixelDecoder(options.channels, options.pixel_layers, options.decoder_heads, 4 * options.channels, dtype),
-        QueryDecoder(num_classes, options.num_queries, options.channels, options.decoder_layers, options.decoder_heads,
-                     8 * options.channels, options.cosine, config.rankseg and FrozenConfigDict(config.rankseg), dtype))
+        PixelDecoder(
+            options.channels,
+            options.pixel_layers,
+            options.decoder_heads,
+            4 * options.channels,
+            dtype,
+        ),
+        QueryDecoder(
+            num_classes,
+            options.num_queries,
+            options.channels,
+            options.decoder_layers,
+            options.decoder_heads,
+            8 * options.channels,
+            options.cosine,
+            config.rankseg and FrozenConfigDict(config.rankseg),
+            dtype,
+        ),
+    )
 
 
 def build_backbone(options) -> nn.Module:
@@ -52,9 +68,13 @@ def build_backbone(options) -> nn.Module:
       ValueError: unknown backbone, or a width that group norms or heads do not divide.
     """
     if options.channels % 32 or options.channels % options.decoder_heads:
-        raise ValueError(f'config.model.channels = {options.channels} must be a multiple of 32 and of '
-                         f'config.model.decoder_heads = {options.decoder_heads}')
+        raise ValueError(
+            f'config.model.channels = {options.channels} must be a multiple of 32 and of '
+            f'config.model.decoder_heads = {options.decoder_heads}'
+        )
     dtype = jnp.dtype(options.dtype)
     if options.backbone.startswith('swin'):
-        return backbones.build(options.backbone, dtype, family=swin, drop_path=options.drop_path, remat=options.remat)
+        return backbones.build(
+            options.backbone, dtype, family=swin, drop_path=options.drop_path, remat=options.remat
+        )
     return backbones.build(options.backbone, dtype, family=resnet, frozen_norm=options.frozen_norm)

@@ -40,6 +40,16 @@ def build(config, num_classes: int) -> MaskFormer:
     return MaskFormer(
         build_backbone(options),
         FeaturePyramid(options.channels, dtype),
-        DetrDecoder(num_classes, options.num_queries, options.channels, options.decoder_layers, options.decoder_heads,
-                    8 * options.channels, options.cosine, config.rankseg and FrozenConfigDict(config.rankseg), dtype,
-                    options.dropout))
+        DetrDecoder(
+            num_classes,
+            options.num_queries,
+            options.channels,
+            options.decoder_layers,
+            options.decoder_heads,
+            8 * options.channels,
+            options.cosine,
+            config.rankseg and FrozenConfigDict(config.rankseg),
+            dtype,
+            options.dropout,
+        ),
+    )

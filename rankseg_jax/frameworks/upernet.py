@@ -38,13 +38,18 @@ class UPerNet(nn.Module):
         """Normalised images [B, H, W, 3]; `choice`: what `PixelClassifier` takes by name."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         features = self.backbone(images, train=train)  # {stride: [B, H / stride, W / stride, C]}
-        pixels, pyramid = UPerHead(self.channels, dtype=self.dtype, name='decoder')(features, train=train)
+        pixels, pyramid = UPerHead(self.channels, dtype=self.dtype, name='decoder')(
+            features, train=train
+        )
         auxiliary = None
         if self.auxiliary:
-            auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(features[16], train=train)  # [B, h16, w16, 256]
+            auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(
+                features[16], train=train
+            )  # [B, h16, w16, 256]
             auxiliary = drop(auxiliary)
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
-            drop(pixels), pyramid, auxiliary, train=train, **choice)
+            drop(pixels), pyramid, auxiliary, train=train, **choice
+        )
 
 
 def build(config, num_classes: int) -> UPerNet:
@@ -52,7 +57,9 @@ def build(config, num_classes: int) -> UPerNet:
     dtype = jnp.dtype(config.model.dtype)
     return UPerNet(
         num_classes=num_classes,
-        backbone=backbones.build(config.model.backbone, dtype, frozen_norm=config.model.frozen_norm),
+        backbone=backbones.build(
+            config.model.backbone, dtype, frozen_norm=config.model.frozen_norm
+        ),
         channels=config.model.channels,
         dropout=config.model.dropout,
         auxiliary=config.model.auxiliary_weight > 0,

@@ -50,13 +50,20 @@ def recall(class_logits, counts) -> dict:
       pixels; image_pixel_recall: mean over images of the share of their pixels. Images without a labelled pixel count nowhere.
     """
     num_classes = counts.shape[1]
-    ranks = [np.argsort(np.argsort(-scores, kind='stable'))[counts.indices[start:end]]
-             for scores, start, end in zip(class_logits, counts.indptr, counts.indptr[1:], strict=False)]
+    ranks = [
+        np.argsort(np.argsort(-scores, kind='stable'))[counts.indices[start:end]]
+        for scores, start, end in zip(class_logits, counts.indptr, counts.indptr[1:], strict=False)
+    ]
     ranks = np.concatenate(ranks)  # [categories in all images], as counts.data
     held, pixels = np.diff(counts.indptr), counts.sum(1)  # [N]
-    weights = {'category_recall': 1 / np.repeat(held, held), 'pixel_recall': counts.data,
-               'image_pixel_recall': counts.data / np.repeat(pixels, held)}
-    sums = {name: np.bincount(ranks, weight, num_classes).cumsum() for name, weight in weights.items()}
+    weights = {
+        'category_recall': 1 / np.repeat(held, held),
+        'pixel_recall': counts.data,
+        'image_pixel_recall': counts.data / np.repeat(pixels, held),
+    }
+    sums = {
+        name: np.bincount(ranks, weight, num_classes).cumsum() for name, weight in weights.items()
+    }
     return {name: (total / total[-1]).tolist() for name, total in sums.items()}
 
 
@@ -73,11 +80,18 @@ def categories(seen: Observations, class_names) -> list[dict]:
         columns |= {'precision': ratio(right, chosen.sum(0)), 'recall': ratio(right, images)}
         columns['average_precision'] = [
             average_precision(scores, presence.indices[start:end])
-            for scores, start, end in zip(seen.class_logits.T, presence.indptr, presence.indptr[1:], strict=False)]
+            for scores, start, end in zip(
+                seen.class_logits.T, presence.indptr, presence.indptr[1:], strict=False
+            )
+        ]
     if seen.selected is not None:
-        columns['selected'] = ratio(np.bincount(seen.selected[seen.held()], minlength=num_classes), images)
-    return [{'name': name} | dict(zip(columns, row, strict=True))
-            for name, *row in zip(class_names, *columns.values(), strict=True)]
+        columns['selected'] = ratio(
+            np.bincount(seen.selected[seen.held()], minlength=num_classes), images
+        )
+    return [
+        {'name': name} | dict(zip(columns, row, strict=True))
+        for name, *row in zip(class_names, *columns.values(), strict=True)
+    ]
 
 
 def listed(rows, most: int) -> dict[str, list[dict]]:
@@ -108,11 +122,22 @@ def errors(seen: Observations, class_names) -> dict:
     pairs = seen.confusion.tocoo()
     wrong = np.where(pairs.row == pairs.col, 0, pairs.data)
     order = np.argsort(-wrong, kind='stable')[:PAIRS]
-    rows = [{'true': class_names[t], 'predicted': class_names[p], 'pixels': int(n),
-             'not_selected': None if seen.selected is None else int(seen.missed[t, p])}
-            for t, p, n in zip(pairs.row[order], pairs.col[order], wrong[order], strict=True) if n]
-    return {'labelled_pixels': int(pairs.data.sum()), 'wrong_pixels': int(wrong.sum()),
-            'not_selected_pixels': None if seen.selected is None else int(seen.missed.sum()), 'pairs': rows}
+    rows = [
+        {
+            'true': class_names[t],
+            'predicted': class_names[p],
+            'pixels': int(n),
+            'not_selected': None if seen.selected is None else int(seen.missed[t, p]),
+        }
+        for t, p, n in zip(pairs.row[order], pairs.col[order], wrong[order], strict=True)
+        if n
+    ]
+    return {
+        'labelled_pixels': int(pairs.data.sum()),
+        'wrong_pixels': int(wrong.sum()),
+        'not_selected_pixels': None if seen.selected is None else int(seen.missed.sum()),
+        'pairs': rows,
+    }
 
 
 def distribution(numbers) -> dict:
@@ -121,6 +146,15 @@ def distribution(numbers) -> dict:
     `fewer_than_25` is the share of the images that hold fewer than 25, of the paper's data sets at least 99 %; the histogram counts
     the images that hold 0, 1, 2, … categories.
     """
-    low, p99, high = (int(np.percentile(numbers, share, method='inverted_cdf')) for share in (0, 99, 100))
-    return {'min': low, 'median': float(np.median(numbers)), 'mean': float(np.mean(numbers)), 'p99': p99, 'max': high,
-            'fewer_than_25': float(np.mean(np.asarray(numbers) < 25)), 'histogram': np.bincount(numbers).tolist()}
+    low, p99, high = (
+        int(np.percentile(numbers, share, method='inverted_cdf')) for share in (0, 99, 100)
+    )
+    return {
+        'min': low,
+        'median': float(np.median(numbers)),
+        'mean': float(np.mean(numbers)),
+        'p99': p99,
+        'max': high,
+        'fewer_than_25': float(np.mean(np.asarray(numbers) < 25)),
+        'histogram': np.bincount(numbers).tolist(),
+    }

@@ -6,7 +6,10 @@ import numpy as np
 from scipy import sparse
 
 PAIRS = 50  # that are listed
-LEAST_IMAGES, LEAST_SHARE = 5, 0.001  # of all images, for a pair to be called bound; fewer may be chance, or a single video
+LEAST_IMAGES, LEAST_SHARE = (
+    5,
+    0.001,
+)  # of all images, for a pair to be called bound; fewer may be chance, or a single video
 DEVIATIONS = 5  # from what independent categories would give
 
 
@@ -48,12 +51,29 @@ def pairs(together, num_images: int, class_names) -> dict:
     neither = num_images - held[a] - held[b] + both
     variance = held * (num_images - held).astype(float)  # [K]
     spread = np.sqrt(variance[a] * variance[b])
-    phi = np.divide(num_images * both - held[a] * held[b], spread, out=np.zeros_like(spread), where=spread > 0)
+    phi = np.divide(
+        num_images * both - held[a] * held[b], spread, out=np.zeros_like(spread), where=spread > 0
+    )
     least = max(LEAST_IMAGES, math.ceil(LEAST_SHARE * num_images))
-    bound = np.flatnonzero((np.minimum(both, neither) >= least) & (phi >= DEVIATIONS / math.sqrt(max(num_images, 1))))
-    orders = {'frequent': np.lexsort((b, a, -both)), 'bound': bound[np.lexsort((-both[bound], -phi[bound]))]}
+    bound = np.flatnonzero(
+        (np.minimum(both, neither) >= least) & (phi >= DEVIATIONS / math.sqrt(max(num_images, 1)))
+    )
+    orders = {
+        'frequent': np.lexsort((b, a, -both)),
+        'bound': bound[np.lexsort((-both[bound], -phi[bound]))],
+    }
     return {'least_images': least} | {
-        name: [{'a': class_names[a[i]], 'b': class_names[b[i]], 'images': int(both[i]), 'b_given_a': float(both[i] / held[a[i]]),
-                'a_given_b': float(both[i] / held[b[i]]), 'lift': float(num_images * both[i] / (held[a[i]] * held[b[i]])),
-                'phi': float(phi[i])} for i in order[:PAIRS]]
-        for name, order in orders.items()}
+        name: [
+            {
+                'a': class_names[a[i]],
+                'b': class_names[b[i]],
+                'images': int(both[i]),
+                'b_given_a': float(both[i] / held[a[i]]),
+                'a_given_b': float(both[i] / held[b[i]]),
+                'lift': float(num_images * both[i] / (held[a[i]] * held[b[i]])),
+                'phi': float(phi[i]),
+            }
+            for i in order[:PAIRS]
+        ]
+        for name, order in orders.items()
+    }

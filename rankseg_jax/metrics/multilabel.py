@@ -55,8 +55,10 @@ class MultilabelMetric:
         if not all(1 <= k <= num_classes for k in ks):
             raise ValueError(f'recall@κ for κ = {ks} needs every κ in 1..K = {num_classes}')
         if pixel_counts.shape != class_logits.shape:
-            raise ValueError(f'pixel_counts are {pixel_counts.shape}, but class_logits are '
-                             f'{class_logits.shape}; both are [B, K]')
+            raise ValueError(
+                f'pixel_counts are {pixel_counts.shape}, but class_logits are '
+                f'{class_logits.shape}; both are [B, K]'
+            )
         counts = jnp.where(mask[:, None], pixel_counts, 0)  # [B, K]
         # All K in rank order, so that every κ is a prefix.
         counts = ranking.gather(counts, ranking.select(class_logits, num_classes))  # [B, K]
@@ -74,7 +76,8 @@ class MultilabelMetric:
             ranking_ap=(jnp.where(hits, precision, 0) / total).sum(),
             images=mask.sum(dtype=jnp.int32),
             labelled=(hits.any(-1)).sum(dtype=jnp.int32),
-            ks=tuple(ks))
+            ks=tuple(ks),
+        )
 
     def merge(self, other):
         """Adds up two states on the host, in float64 and int64.
@@ -102,6 +105,7 @@ class MultilabelMetric:
           category_recall@κ, pixel_recall@κ, precision@κ for each κ, and ranking_ap, the per-image
           label ranking average precision.
         """
+
         def mean(sums, number):
             return float(sums) / int(number) if number else float('nan')
 

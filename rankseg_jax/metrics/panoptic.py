@@ -46,7 +46,9 @@ class PanopticMetric:
           ValueError: the maps differ in size, the ids in `predicted_ids` are not those listed, or a category is not in 0..K-1.
         """
         if ids.shape != predicted_ids.shape:
-            raise ValueError(f'the truth is {ids.shape}, but the prediction is {predicted_ids.shape}')
+            raise ValueError(
+                f'the truth is {ids.shape}, but the prediction is {predicted_ids.shape}'
+            )
         category = {segment['id']: segment['category_id'] for segment in segments}
         predicted = {segment['id']: segment['category_id'] for segment in predicted_segments}
         unknown = {c for c in (*category.values(), *predicted.values()) if not 0 <= c < num_classes}
@@ -55,13 +57,20 @@ class PanopticMetric:
 
         values, places = np.unique(ids, return_inverse=True)
         others, other_places = np.unique(predicted_ids, return_inverse=True)
-        table = np.bincount(places.ravel() * len(others) + other_places.ravel(), minlength=len(values) * len(others))
+        table = np.bincount(
+            places.ravel() * len(others) + other_places.ravel(), minlength=len(values) * len(others)
+        )
         table = table.reshape(len(values), len(others))
         areas = dict(zip(values.tolist(), table.sum(1).tolist(), strict=True))
         predicted_areas = dict(zip(others.tolist(), table.sum(0).tolist(), strict=True))
         if wrong := predicted.keys() ^ (predicted_areas.keys() - ({VOID} - predicted.keys())):
-            raise ValueError(f'segments {sorted(wrong)} of the prediction are either in its map or in its list, but not in both')
-        overlap = {(values[i].item(), others[j].item()): table[i, j].item() for i, j in zip(*table.nonzero(), strict=True)}
+            raise ValueError(
+                f'segments {sorted(wrong)} of the prediction are either in its map or in its list, but not in both'
+            )
+        overlap = {
+            (values[i].item(), others[j].item()): table[i, j].item()
+            for i, j in zip(*table.nonzero(), strict=True)
+        }
         areas |= {segment['id']: segment['area'] for segment in segments if 'area' in segment}
         crowds = {segment['id'] for segment in segments if segment.get('iscrowd')}
 
@@ -77,7 +86,11 @@ class PanopticMetric:
                     predicted_done.add(b)
         for a in category.keys() - crowds - done:
             metric.missed[category[a]] += 1
-        crowd_of = {category[segment['id']]: segment['id'] for segment in segments if segment['id'] in crowds}
+        crowd_of = {
+            category[segment['id']]: segment['id']
+            for segment in segments
+            if segment['id'] in crowds
+        }
         for b in predicted.keys() - predicted_done:
             excused = overlap.get((VOID, b), 0) + overlap.get((crowd_of.get(predicted[b]), b), 0)
             metric.wrong[predicted[b]] += excused / predicted_areas[b] <= 0.5
@@ -90,8 +103,15 @@ class PanopticMetric:
           ValueError: they have different numbers of categories.
         """
         if self.iou.shape != other.iou.shape:
-            raise ValueError(f'cannot merge metrics of {self.iou.size} and {other.iou.size} categories')
-        return PanopticMetric(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+            raise ValueError(
+                f'cannot merge metrics of {self.iou.size} and {other.iou.size} categories'
+            )
+        return PanopticMetric(
+            *(
+                a + b
+                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+            )
+        )
 
     def compute(self, things, class_names=None) -> dict:
         """The scores, as fractions.
@@ -108,17 +128,31 @@ class PanopticMetric:
         Raises:
           ValueError: not K things or names.
         """
-        names = [str(label) for label in range(self.iou.size)] if class_names is None else class_names
+        names = (
+            [str(label) for label in range(self.iou.size)] if class_names is None else class_names
+        )
         things = np.asarray(things, bool)
         if not things.size == len(names) == self.iou.size:
-            raise ValueError(f'{things.size} things and {len(names)} class names for {self.iou.size} categories')
+            raise ValueError(
+                f'{things.size} things and {len(names)} class names for {self.iou.size} categories'
+            )
         pairs = self.matched + self.wrong / 2 + self.missed / 2
         seen = pairs > 0
-        scores = {'PQ': self.iou / np.where(seen, pairs, 1), 'SQ': self.iou / np.maximum(self.matched, 1),
-                  'RQ': self.matched / np.where(seen, pairs, 1)}  # [K] each
+        scores = {
+            'PQ': self.iou / np.where(seen, pairs, 1),
+            'SQ': self.iou / np.maximum(self.matched, 1),
+            'RQ': self.matched / np.where(seen, pairs, 1),
+        }  # [K] each
         result = {}
         for suffix, group in (('', seen), ('_things', seen & things), ('_stuff', seen & ~things)):
-            result |= {name + suffix: float(x[group].mean()) if group.any() else float('nan') for name, x in scores.items()}
-        rows = [{'name': name} | {key: float(x[i]) if seen[i] else float('nan') for key, x in scores.items()}
-                | {'segments': int(self.matched[i] + self.missed[i])} for i, name in enumerate(names)]
+            result |= {
+                name + suffix: float(x[group].mean()) if group.any() else float('nan')
+                for name, x in scores.items()
+            }
+        rows = [
+            {'name': name}
+            | {key: float(x[i]) if seen[i] else float('nan') for key, x in scores.items()}
+            | {'segments': int(self.matched[i] + self.missed[i])}
+            for i, name in enumerate(names)
+        ]
         return result | {'classes': rows}

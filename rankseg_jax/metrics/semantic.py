@@ -42,14 +42,16 @@ class SemanticMetric:
         if labels.shape != predictions.shape:
             raise ValueError(
                 f'labels are {labels.shape}, but predictions are {predictions.shape}; '
-                'resize the predictions to the size of the labels')
+                'resize the predictions to the size of the labels'
+            )
         valid = (labels >= 0) & (labels < num_classes)  # [B, H, W]
         predictions = jnp.where(valid & (predictions >= 0), predictions, num_classes)  # K: dropped
         labels = jnp.where(valid, labels, num_classes)
         agreed = jnp.where(labels == predictions, labels, num_classes)
         counts = jnp.zeros(num_classes, jnp.int32)  # [K]
-        return cls(*(counts.at[classes].add(1, mode='drop')
-                     for classes in (agreed, predictions, labels)))
+        return cls(
+            *(counts.at[classes].add(1, mode='drop') for classes in (agreed, predictions, labels))
+        )
 
     def merge(self, other):
         """Adds up two states on the host, in int64.
@@ -59,9 +61,11 @@ class SemanticMetric:
         """
         if self.labelled.shape != other.labelled.shape:
             raise ValueError(
-                f'cannot merge metrics of {self.labelled.size} and {other.labelled.size} classes')
+                f'cannot merge metrics of {self.labelled.size} and {other.labelled.size} classes'
+            )
         return jax.tree.map(
-            lambda a, b: np.asarray(a, np.int64) + np.asarray(b, np.int64), self, other)
+            lambda a, b: np.asarray(a, np.int64) + np.asarray(b, np.int64), self, other
+        )
 
     def compute(self, class_names=None) -> dict:
         """The scores, as fractions, as mmsegmentation defines them.
@@ -84,7 +88,8 @@ class SemanticMetric:
         if len(class_names) != self.labelled.size:
             raise ValueError(f'{len(class_names)} class names for {self.labelled.size} classes')
         right, predicted, labelled = (
-            np.asarray(x, np.int64) for x in (self.intersection, self.predicted, self.labelled))
+            np.asarray(x, np.int64) for x in (self.intersection, self.predicted, self.labelled)
+        )
         iou = _divide(right, labelled + predicted - right)  # [K]
         accuracy = _divide(right, labelled)  # [K]
         return {
@@ -93,7 +98,8 @@ class SemanticMetric:
             'aAcc': float(_divide(right.sum(), labelled.sum())),
             'classes': [
                 {'name': name, 'IoU': float(i), 'Acc': float(a), 'pixels': int(n)}
-                for name, i, a, n in zip(class_names, iou, accuracy, labelled, strict=True)],
+                for name, i, a, n in zip(class_names, iou, accuracy, labelled, strict=True)
+            ],
         }
 
 

@@ -25,7 +25,8 @@ from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
 HEAD = re.compile(r'/(decoder|classifier)/(head|rank)/')  # what RankSeg adds to a baseline
 # Parameters with an axis of categories or ranks: of another number of them, they start afresh.
 CLASS_LAYER = re.compile(
-    r'/(class_embedding|classify/(kernel|bias)|(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$')
+    r'/(class_embedding|classify/(kernel|bias)|(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$'
+)
 
 
 def read(path) -> dict[str, np.ndarray]:
@@ -38,7 +39,9 @@ def read(path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if path.is_dir():
-        raise FileNotFoundError(f'config.model.pretrained = {path} holds neither config.json nor checkpoints')
+        raise FileNotFoundError(
+            f'config.model.pretrained = {path} holds neither config.json nor checkpoints'
+        )
     if not path.is_file():
         raise FileNotFoundError(f'config.model.pretrained = {path} is no file')
     if path.suffix == '.npz':
@@ -46,20 +49,33 @@ def read(path) -> dict[str, np.ndarray]:
             return {key.removeprefix('opt/target/'): value for key, value in file.items()}
     if path.suffix == '.safetensors':
         from safetensors.numpy import load_file
+
         return load_file(path)
     if path.suffix not in ('.pth', '.pt'):
-        raise ValueError(f'config.model.pretrained = {path} must be a .npz, .safetensors, .pth or .pt file')
+        raise ValueError(
+            f'config.model.pretrained = {path} must be a .npz, .safetensors, .pth or .pt file'
+        )
     try:
         import torch
     except ImportError as error:
-        raise ImportError(f'{path} needs PyTorch to be read: pip install torch, or convert it to .safetensors') from error
+        raise ImportError(
+            f'{path} needs PyTorch to be read: pip install torch, or convert it to .safetensors'
+        ) from error
     state = torch.load(path, map_location='cpu', weights_only=True)
-    while isinstance(state, dict) and not any(isinstance(value, torch.Tensor) for value in state.values()):
+    while isinstance(state, dict) and not any(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
         inner = [state[key] for key in ('state_dict', 'model', 'model_ema') if key in state]
         if not inner:
-            raise ValueError(f'{path} holds no state dict; its keys are {sorted(map(str, state))[:5]}')
+            raise ValueError(
+                f'{path} holds no state dict; its keys are {sorted(map(str, state))[:5]}'
+            )
         state = inner[0]
-    return {key: value.float().numpy() for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return {
+        key: value.float().numpy()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def convert(arrays) -> dict:
@@ -77,9 +93,13 @@ def convert(arrays) -> dict:
     if any(key.endswith('relative_position_bias_table') for key in arrays):
         return {'params': {'backbone': swin.from_torch(arrays)}}
     if 'layer1.0.conv1.weight' in arrays:
-        return {collection: {'backbone': tree} for collection, tree in resnet.from_timm(arrays).items()}
-    raise ValueError(f'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet or a released Segmenter, '
-                     f'but {sorted(arrays)[:5]} …')
+        return {
+            collection: {'backbone': tree} for collection, tree in resnet.from_timm(arrays).items()
+        }
+    raise ValueError(
+        f'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet or a released Segmenter, '
+        f'but {sorted(arrays)[:5]} …'
+    )
 
 
 def read_variables(source) -> dict:
@@ -110,7 +130,9 @@ def load(source, variables) -> dict:
       FileNotFoundError, ImportError, OSError: as `read_variables`.
     """
     found = traverse_util.flatten_dict(read_variables(source), sep='/')
-    model = traverse_util.flatten_dict({key: variables[key] for key in ('params', 'batch_stats')}, sep='/')
+    model = traverse_util.flatten_dict(
+        {key: variables[key] for key in ('params', 'batch_stats')}, sep='/'
+    )
     parts = {key.split('/')[1] for key in found}
     expected = {key: value for key, value in model.items() if key.split('/')[1] in parts}
     if not any(HEAD.search(key) for key in found):
@@ -121,9 +143,19 @@ def load(source, variables) -> dict:
             if key.endswith('backbone/position'):
                 found[key] = np.asarray(resize_bicubic(found[key], value.shape[:2]))
             elif CLASS_LAYER.search(key) and other_axes == 1:
-                logging.warning('%s: %s starts afresh, its shape is %s and in the model %s', source, key, found[key].shape,
-                                value.shape)
+                logging.warning(
+                    '%s: %s starts afresh, its shape is %s and in the model %s',
+                    source,
+                    key,
+                    found[key].shape,
+                    value.shape,
+                )
                 found[key] = value
-    checkpoint.check_same(found, expected, f'config.model.pretrained = {source}', 'Choose the model that the weights are of.')
+    checkpoint.check_same(
+        found,
+        expected,
+        f'config.model.pretrained = {source}',
+        'Choose the model that the weights are of.',
+    )
     loaded = {'batch_stats': {}} | traverse_util.unflatten_dict(model | found, sep='/')
     return loaded | ({'ema': loaded['params']} if 'ema' in variables else {})

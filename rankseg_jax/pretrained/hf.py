@@ -15,8 +15,18 @@ from rankseg_jax.pretrained.torch_layers import part
 FRAMEWORKS = {'mask2former': mask2former, 'maskformer': maskformer}  # by `model_type`
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
 # What the config of a backbone may say only this way, its values by key.
-SWIN = {'patch_size': 4, 'mlp_ratio': 4.0, 'qkv_bias': True, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-5}
-RESNET = {'hidden_act': 'relu', 'downsample_in_first_stage': False, 'downsample_in_bottleneck': False}
+SWIN = {
+    'patch_size': 4,
+    'mlp_ratio': 4.0,
+    'qkv_bias': True,
+    'hidden_act': 'gelu',
+    'layer_norm_eps': 1e-5,
+}
+RESNET = {
+    'hidden_act': 'relu',
+    'downsample_in_first_stage': False,
+    'downsample_in_bottleneck': False,
+}
 
 
 def locate(source) -> Path:
@@ -28,18 +38,26 @@ def locate(source) -> Path:
     """
     path = Path(source)
     name = str(source)
-    if path.exists() or not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name) or path.suffix in ('.npz', '.safetensors', '.pth', '.pt'):
+    if (
+        path.exists()
+        or not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name)
+        or path.suffix in ('.npz', '.safetensors', '.pth', '.pt')
+    ):
         return path
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ImportError(f'{name} is no file or folder; to download it from the Hugging Face hub: '
-                          'pip install huggingface_hub') from error
+        raise ImportError(
+            f'{name} is no file or folder; to download it from the Hugging Face hub: '
+            'pip install huggingface_hub'
+        ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))
     except (OSError, ValueError) as error:
-        raise OSError(f'{name} is no file or folder, and it cannot be downloaded from the Hugging Face hub. Check the name '
-                      f'and the connection, or download the folder elsewhere and give its path. The reason: {error}') from error
+        raise OSError(
+            f'{name} is no file or folder, and it cannot be downloaded from the Hugging Face hub. Check the name '
+            f'and the connection, or download the folder elsewhere and give its path. The reason: {error}'
+        ) from error
 
 
 def load_hf(source) -> tuple[nn.Module, dict]:
@@ -82,26 +100,38 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
         if not (folder / name).is_file() and not (folder / f'{name}.index.json').is_file():
             raise FileNotFoundError(f'{folder} holds no {name}')
     index = folder / 'model.safetensors.index.json'
-    files = sorted(set(json.loads(index.read_text())['weight_map'].values())) if index.is_file() else ['model.safetensors']
+    files = (
+        sorted(set(json.loads(index.read_text())['weight_map'].values()))
+        if index.is_file()
+        else ['model.safetensors']
+    )
     state = {}
     for file in files:
         try:
             state |= load_file(folder / file)
         except SafetensorError as error:
-            raise ValueError(f'{folder / file} is no safetensors file ({error}); git without LFS leaves a pointer there') from error
+            raise ValueError(
+                f'{folder / file} is no safetensors file ({error}); git without LFS leaves a pointer there'
+            ) from error
     config = read_json(folder / 'config.json')
     framework(config)  # another kind of model is refused as such
     if 'class_predictor.bias' not in state:
-        raise ValueError(f'{folder}: the weights are not those of a whole model, but {sorted(state)[:5]} …')
+        raise ValueError(
+            f'{folder}: the weights are not those of a whole model, but {sorted(state)[:5]} …'
+        )
     return config, state
 
 
 def framework(config):
     """The module of this package that knows the framework of a config."""
     if config.get('model_type') not in FRAMEWORKS:
-        raise ValueError(f'config.json: model_type = {config.get("model_type")!r} is not supported, only {", ".join(FRAMEWORKS)}')
+        raise ValueError(
+            f'config.json: model_type = {config.get("model_type")!r} is not supported, only {", ".join(FRAMEWORKS)}'
+        )
     if not config.get('backbone_config'):
-        raise ValueError(f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not supported')
+        raise ValueError(
+            f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not supported'
+        )
     return FRAMEWORKS[config['model_type']]
 
 
@@ -112,7 +142,9 @@ def build(config, state) -> nn.Module:
     widths = theirs.widths(config)
     if len(set(widths.values())) > 1:
         raise ValueError(f'config.json: widths {widths} must be the same')
-    return theirs.build(config, build_backbone(config['backbone_config']), len(state['class_predictor.bias']) - 1)
+    return theirs.build(
+        config, build_backbone(config['backbone_config']), len(state['class_predictor.bias']) - 1
+    )
 
 
 def build_backbone(config) -> Swin | ResNet:
@@ -122,8 +154,13 @@ def build_backbone(config) -> Swin | ResNet:
         size = config['image_size']
         rows, columns = size if isinstance(size, list) else (size, size)
         return Swin(
-            config['embed_dim'], tuple(config['depths']), tuple(config['num_heads']), config['window_size'],
-            (rows // 4, columns // 4) if config['use_absolute_embeddings'] else None, config['drop_path_rate'])
+            config['embed_dim'],
+            tuple(config['depths']),
+            tuple(config['num_heads']),
+            config['window_size'],
+            (rows // 4, columns // 4) if config['use_absolute_embeddings'] else None,
+            config['drop_path_rate'],
+        )
     if kind != 'resnet':
         raise ValueError(f'{where}: model_type = {kind!r} is not supported, only swin and resnet')
     bottleneck, width = config['layer_type'] == 'bottleneck', config['embedding_size']
@@ -151,5 +188,7 @@ def variables(config, state) -> dict:
     found = {collection: {'backbone': tree} for collection, tree in backbone.items()}
     found['params'] |= framework(config).parameters(config, state)
     found['params']['decoder']['classes'] = {
-        'embedding': state['class_predictor.weight'], 'bias': state['class_predictor.bias']}
+        'embedding': state['class_predictor.weight'],
+        'bias': state['class_predictor.bias'],
+    }
     return found

@@ -3,12 +3,26 @@
 from rankseg_jax.decoders.pixel_decoder import STRIDES, PixelDecoder
 from rankseg_jax.decoders.query_decoder import QueryDecoder
 from rankseg_jax.frameworks.mask2former import Mask2Former
-from rankseg_jax.pretrained.torch_layers import attention, conv, dense, mlp, norm, numbered, part, split_attention
+from rankseg_jax.pretrained.torch_layers import (
+    attention,
+    conv,
+    dense,
+    mlp,
+    norm,
+    numbered,
+    part,
+    split_attention,
+)
 
 # What a config may say only this way, its values by key.
 FIXED = {
-    'activation_function': 'relu', 'pre_norm': False, 'enforce_input_projection': False, 'common_stride': 4,
-    'feature_strides': [4, 8, 16, 32], 'backbone_config': {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}}
+    'activation_function': 'relu',
+    'pre_norm': False,
+    'enforce_input_projection': False,
+    'common_stride': 4,
+    'feature_strides': [4, 8, 16, 32],
+    'backbone_config': {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']},
+}
 
 
 def widths(config) -> dict:
@@ -21,25 +35,42 @@ def build(config, backbone, num_classes: int) -> Mask2Former:
     channels, num_heads = config['hidden_dim'], config['num_attention_heads']
     return Mask2Former(
         backbone,
-        PixelDecoder(channels, config['encoder_layers'], num_heads, config['encoder_feedforward_dim']),
-        QueryDecoder(num_classes, config['num_queries'], channels, config['decoder_layers'] - 1, num_heads,
-                     config['dim_feedforward']))
+        PixelDecoder(
+            channels, config['encoder_layers'], num_heads, config['encoder_feedforward_dim']
+        ),
+        QueryDecoder(
+            num_classes,
+            config['num_queries'],
+            channels,
+            config['decoder_layers'] - 1,
+            num_heads,
+            config['dim_feedforward'],
+        ),
+    )
 
 
 def parameters(config, state) -> dict:
     """Parameters of a `Mask2Former` but for its backbone and class layer."""
     num_heads = config['num_attention_heads']
-    return {'pixel_decoder': pixel_decoder(part(state, 'model.pixel_level_module.decoder.'), num_heads),
-            'decoder': query_decoder(part(state, 'model.transformer_module.'), num_heads)}
+    return {
+        'pixel_decoder': pixel_decoder(part(state, 'model.pixel_level_module.decoder.'), num_heads),
+        'decoder': query_decoder(part(state, 'model.transformer_module.'), num_heads),
+    }
 
 
 def pixel_decoder(state, num_heads: int) -> dict:
     """Parameters of `decoders.pixel_decoder.PixelDecoder`."""
     names = {f'input{stride}': f'input_projections.{i}' for i, stride in enumerate(STRIDES)}
     names |= {'lateral4': 'adapter_1', 'fuse4': 'layer_1'}
-    params = {'level_embedding': state['level_embed'], 'mask_features': conv(state, 'mask_projection')}
+    params = {
+        'level_embedding': state['level_embed'],
+        'mask_features': conv(state, 'mask_projection'),
+    }
     for ours, theirs in names.items():
-        params |= {f'{ours}_conv': conv(state, f'{theirs}.0'), f'{ours}_norm': norm(state, f'{theirs}.1')}
+        params |= {
+            f'{ours}_conv': conv(state, f'{theirs}.0'),
+            f'{ours}_norm': norm(state, f'{theirs}.1'),
+        }
     for i in numbered(state, 'encoder.layers.'):
         layer = f'encoder.layers.{i}'
 
@@ -53,7 +84,10 @@ def pixel_decoder(state, num_heads: int) -> dict:
                 'offsets': heads('sampling_offsets', len(STRIDES), -1, 2),
                 'weights': heads('attention_weights', -1),
                 'value': heads('value_proj', -1),
-                'out': {'kernel': out['kernel'].reshape(num_heads, -1, len(out['bias'])), 'bias': out['bias']},
+                'out': {
+                    'kernel': out['kernel'].reshape(num_heads, -1, len(out['bias'])),
+                    'bias': out['bias'],
+                },
             },
             'norm1': norm(state, f'{layer}.self_attn_layer_norm'),
             'mlp': mlp(state, layer),
@@ -69,12 +103,17 @@ def query_decoder(state, num_heads: int) -> dict:
         'query_position': state['queries_embedder.weight'],
         'queries': state['queries_features.weight'],
         'norm': norm(state, 'decoder.layernorm'),
-        'mask': {f'Dense_{i}': dense(state, f'decoder.mask_predictor.mask_embedder.{i}.0') for i in range(3)},
+        'mask': {
+            f'Dense_{i}': dense(state, f'decoder.mask_predictor.mask_embedder.{i}.0')
+            for i in range(3)
+        },
     }
     for i in numbered(state, 'decoder.layers.'):
         layer = f'decoder.layers.{i}'
         params[f'layer{i}'] = {
-            'cross': attention(state, f'{layer}.cross_attn.in_proj', f'{layer}.cross_attn.out_proj', num_heads),
+            'cross': attention(
+                state, f'{layer}.cross_attn.in_proj', f'{layer}.cross_attn.out_proj', num_heads
+            ),
             'self': split_attention(state, f'{layer}.self_attn', num_heads),
             'norm1': norm(state, f'{layer}.cross_attn_layer_norm'),
             'norm2': norm(state, f'{layer}.self_attn_layer_norm'),

@@ -3,32 +3,57 @@
 from rankseg_jax.decoders.fpn import FeaturePyramid
 from rankseg_jax.decoders.query_decoder import DetrDecoder
 from rankseg_jax.frameworks.maskformer import MaskFormer
-from rankseg_jax.pretrained.torch_layers import conv, dense, mlp, norm, numbered, part, split_attention
+from rankseg_jax.pretrained.torch_layers import (
+    conv,
+    dense,
+    mlp,
+    norm,
+    numbered,
+    part,
+    split_attention,
+)
 
 # What a config may say only this way, its values by key.
-FIXED = {'decoder_config': {'model_type': 'detr', 'activation_function': 'relu', 'auxiliary_loss': False}}
+FIXED = {
+    'decoder_config': {'model_type': 'detr', 'activation_function': 'relu', 'auxiliary_loss': False}
+}
 
 
 def widths(config) -> dict:
     """The keys of a config that tell the one width of all maps and queries."""
-    return {'fpn_feature_size': config['fpn_feature_size'], 'mask_feature_size': config['mask_feature_size'],
-            'decoder_config.d_model': config['decoder_config']['d_model']}
+    return {
+        'fpn_feature_size': config['fpn_feature_size'],
+        'mask_feature_size': config['mask_feature_size'],
+        'decoder_config.d_model': config['decoder_config']['d_model'],
+    }
 
 
 def build(config, backbone, num_classes: int) -> MaskFormer:
     """The model that a config describes, with K classes."""
     decoder = config['decoder_config']
-    return MaskFormer(backbone, FeaturePyramid(config['fpn_feature_size']), DetrDecoder(
-        num_classes, decoder['num_queries'], decoder['d_model'], decoder['decoder_layers'], decoder['decoder_attention_heads'],
-        decoder['decoder_ffn_dim'], dropout=decoder['dropout']))
+    return MaskFormer(
+        backbone,
+        FeaturePyramid(config['fpn_feature_size']),
+        DetrDecoder(
+            num_classes,
+            decoder['num_queries'],
+            decoder['d_model'],
+            decoder['decoder_layers'],
+            decoder['decoder_attention_heads'],
+            decoder['decoder_ffn_dim'],
+            dropout=decoder['dropout'],
+        ),
+    )
 
 
 def parameters(config, state) -> dict:
     """Parameters of a `MaskFormer` but for its backbone and class layer."""
     num_heads = config['decoder_config']['decoder_attention_heads']
-    return {'pixel_decoder': feature_pyramid(part(state, 'model.pixel_level_module.decoder.')),
-            'decoder': detr_decoder(part(state, 'model.transformer_module.'), num_heads)
-            | {'mask': {f'Dense_{i}': dense(state, f'mask_embedder.{i}.0') for i in range(3)}}}
+    return {
+        'pixel_decoder': feature_pyramid(part(state, 'model.pixel_level_module.decoder.')),
+        'decoder': detr_decoder(part(state, 'model.transformer_module.'), num_heads)
+        | {'mask': {f'Dense_{i}': dense(state, f'mask_embedder.{i}.0') for i in range(3)}},
+    }
 
 
 def feature_pyramid(state) -> dict:
@@ -38,13 +63,19 @@ def feature_pyramid(state) -> dict:
         names |= {f'lateral{stride}': f'layers.{i}.proj.', f'fuse{stride}': f'layers.{i}.block.'}
     params = {'mask_features': conv(state, 'mask_projection')}
     for ours, theirs in names.items():
-        params |= {f'{ours}_conv': conv(state, f'fpn.{theirs}0'), f'{ours}_norm': norm(state, f'fpn.{theirs}1')}
+        params |= {
+            f'{ours}_conv': conv(state, f'fpn.{theirs}0'),
+            f'{ours}_norm': norm(state, f'fpn.{theirs}1'),
+        }
     return params
 
 
 def detr_decoder(state, num_heads: int) -> dict:
     """Parameters of `decoders.query_decoder.DetrDecoder`, except for its class layer and mask embeddings."""
-    params = {'query_position': state['queries_embedder.weight'], 'norm': norm(state, 'decoder.layernorm')}
+    params = {
+        'query_position': state['queries_embedder.weight'],
+        'norm': norm(state, 'decoder.layernorm'),
+    }
     if 'input_projection.weight' in state:  # not of a map that has the queries' width
         params['project'] = dense(state, 'input_projection')
     for i in numbered(state, 'decoder.layers.'):

@@ -24,11 +24,17 @@ def mask_transformer(state, num_heads: int) -> dict:
     if 'cls_emb' in state:
         params['class_embedding'] = state['cls_emb'][0]
     if 'ml_fc.W' in state:  # the first block is the multi-label head
-        params |= {'class_norm': norm(state, 'decoder_norm2'), 'classify': class_wise_linear(state, 'ml_fc')}
+        params |= {
+            'class_norm': norm(state, 'decoder_norm2'),
+            'classify': class_wise_linear(state, 'ml_fc'),
+        }
     elif 'img_cls_head.input_proj.weight' in state:
         params['head'] = decoder_head(state, 'img_cls_head.', num_heads)
     elif 'img_cls_head.2.weight' in state:
-        params['head'] = {'hidden': dense(state, 'img_cls_head.1.conv'), 'classify': dense(state, 'img_cls_head.2')}
+        params['head'] = {
+            'hidden': dense(state, 'img_cls_head.1.conv'),
+            'classify': dense(state, 'img_cls_head.2'),
+        }
     else:
         return params | {'classes': {'norm': norm(state, 'mask_norm')}}
     return params | {'rank': {'temperature': {'norm': norm(state, 'mask_norm')}}}
@@ -46,7 +52,9 @@ def encoder_head(state, prefix: str, num_heads: int) -> dict:
         'norm': norm(state, f'{prefix}norm'),
         'classify': class_wise_linear(state, f'{prefix}fc'),
     }
-    return params | ({'class_embedding': state[f'{prefix}cls_emb'][0]} if f'{prefix}cls_emb' in state else {})
+    return params | (
+        {'class_embedding': state[f'{prefix}cls_emb'][0]} if f'{prefix}cls_emb' in state else {}
+    )
 
 
 def decoder_head(state, prefix: str, num_heads: int) -> dict:
@@ -59,13 +67,22 @@ def decoder_head(state, prefix: str, num_heads: int) -> dict:
     if f'{prefix}query_embed.weight' in state:
         params['class_embedding'] = state[f'{prefix}query_embed.weight']
     layers = f'{prefix}transformer.decoder.layers.'
-    for i in sorted({int(key.removeprefix(layers).split('.')[0]) for key in state if key.startswith(layers)}):
+    for i in sorted(
+        {int(key.removeprefix(layers).split('.')[0]) for key in state if key.startswith(layers)}
+    ):
         layer = f'{layers}{i}.'
         params[f'layer{i}'] = {
             'attention': torch_layers.attention(
-                state, f'{layer}multihead_attn.in_proj', f'{layer}multihead_attn.out_proj', num_heads),
+                state,
+                f'{layer}multihead_attn.in_proj',
+                f'{layer}multihead_attn.out_proj',
+                num_heads,
+            ),
             'norm1': norm(state, f'{layer}norm2'),
-            'mlp': {'Dense_0': dense(state, f'{layer}linear1'), 'Dense_1': dense(state, f'{layer}linear2')},
+            'mlp': {
+                'Dense_0': dense(state, f'{layer}linear1'),
+                'Dense_1': dense(state, f'{layer}linear2'),
+            },
             'norm2': norm(state, f'{layer}norm3'),
         }
     return params
@@ -76,10 +93,17 @@ def deeplabv3_decoder(state, num_heads: int) -> tuple[dict, dict, dict]:
     names = {'pool': 'image_pool.1', 'fuse0': 'bottleneck'}
     branches = {key.split('.')[1] for key in state if key.startswith('aspp_modules.')}
     names |= {f'branch{i}': f'aspp_modules.{i}' for i in branches}
-    layers = {name: torch_layers.conv_norm(state, f'{theirs}.conv', f'{theirs}.bn') for name, theirs in names.items()}
+    layers = {
+        name: torch_layers.conv_norm(state, f'{theirs}.conv', f'{theirs}.bn')
+        for name, theirs in names.items()
+    }
     classifier = {
         'classes': {'embedding': state['cls_emb'][0], 'bias': state['cls_bias_emb'][0]},
         'head': encoder_head(state, 'img_cls_head.', num_heads),
         'rank': {'temperature': {'norm': norm(state, 'norm')}},
     }
-    return {name: layer[0] for name, layer in layers.items()}, {name: layer[1] for name, layer in layers.items()}, classifier
+    return (
+        {name: layer[0] for name, layer in layers.items()},
+        {name: layer[1] for name, layer in layers.items()},
+        classifier,
+    )

@@ -7,23 +7,37 @@ from flax import traverse_util
 
 KEY = re.compile(r'(?:layer(\d)\.(\d+)\.)?(?:(conv|bn)(\d)|downsample\.([01]))\.\w+')
 NORM = {
-    'weight': ('params', 'scale'), 'bias': ('params', 'bias'),
-    'running_mean': ('batch_stats', 'mean'), 'running_var': ('batch_stats', 'var'),
+    'weight': ('params', 'scale'),
+    'bias': ('params', 'bias'),
+    'running_mean': ('batch_stats', 'mean'),
+    'running_var': ('batch_stats', 'var'),
 }
 
 # Hugging Face's names, as patterns, to timm's, which count from 1.
 TO_TIMM = [
-    (r'^embedder\.embedder\.convolution\.', 'conv1.'), (r'^embedder\.embedder\.normalization\.', 'bn1.'),
-    (r'\.shortcut\.convolution\.', '.downsample.0.'), (r'\.shortcut\.normalization\.', '.downsample.1.'),
+    (r'^embedder\.embedder\.convolution\.', 'conv1.'),
+    (r'^embedder\.embedder\.normalization\.', 'bn1.'),
+    (r'\.shortcut\.convolution\.', '.downsample.0.'),
+    (r'\.shortcut\.normalization\.', '.downsample.1.'),
     (r'^encoder\.stages\.(\d)\.layers\.', lambda m: f'layer{int(m[1]) + 1}.'),
     (r'\.layer\.(\d)\.convolution\.', lambda m: f'.conv{int(m[1]) + 1}.'),
     (r'\.layer\.(\d)\.normalization\.', lambda m: f'.bn{int(m[1]) + 1}.'),
 ]
 # Deep stems: timm's and mmcv's names to ours.
-DEEP_STEM = {'conv1.0': 'stem1.conv', 'conv1.1': 'stem1.norm', 'conv1.3': 'stem2.conv', 'conv1.4': 'stem2.norm',
-             'conv1.6': 'stem3.conv', 'bn1': 'stem3.norm',
-             'stem.0': 'stem1.conv', 'stem.1': 'stem1.norm', 'stem.3': 'stem2.conv', 'stem.4': 'stem2.norm',
-             'stem.6': 'stem3.conv', 'stem.7': 'stem3.norm'}
+DEEP_STEM = {
+    'conv1.0': 'stem1.conv',
+    'conv1.1': 'stem1.norm',
+    'conv1.3': 'stem2.conv',
+    'conv1.4': 'stem2.norm',
+    'conv1.6': 'stem3.conv',
+    'bn1': 'stem3.norm',
+    'stem.0': 'stem1.conv',
+    'stem.1': 'stem1.norm',
+    'stem.3': 'stem2.conv',
+    'stem.4': 'stem2.norm',
+    'stem.6': 'stem3.conv',
+    'stem.7': 'stem3.norm',
+}
 
 
 def from_timm(state_dict) -> dict:
@@ -48,12 +62,18 @@ def from_timm(state_dict) -> dict:
             kind = 'conv' if kind == 'conv' or shortcut == '0' else 'norm'
             layer = 'stem'
             if stage:
-                layer = f'stage{stage}_block{int(block) + 1}_' + ('shortcut' if shortcut else f'conv{number}')
+                layer = f'stage{stage}_block{int(block) + 1}_' + (
+                    'shortcut' if shortcut else f'conv{number}'
+                )
         else:
-            raise ValueError(f'{key!r} is no weight of a ResNet of timm, torchvision, Hugging Face or mmcv (plain or v1c)')
+            raise ValueError(
+                f'{key!r} is no weight of a ResNet of timm, torchvision, Hugging Face or mmcv (plain or v1c)'
+            )
         value = np.asarray(value)
         if kind == 'conv':
-            variables['params', layer, 'conv', 'kernel'] = value.transpose(2, 3, 1, 0)  # [h, w, C, D]
+            variables['params', layer, 'conv', 'kernel'] = value.transpose(
+                2, 3, 1, 0
+            )  # [h, w, C, D]
         else:
             collection, ours = NORM[leaf]
             variables[collection, layer, 'norm', ours] = value  # [D]

@@ -5,7 +5,9 @@ import numpy as np
 
 def part(state, prefix):
     """The entries whose names start with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
 
 
 def numbered(state, prefix):
@@ -35,7 +37,10 @@ def conv(state, name):
 
 def conv_norm(state, conv_name, norm_name):
     """Parameters and statistics of layers.ConvNorm."""
-    statistics = {'mean': state[f'{norm_name}.running_mean'], 'var': state[f'{norm_name}.running_var']}
+    statistics = {
+        'mean': state[f'{norm_name}.running_mean'],
+        'var': state[f'{norm_name}.running_var'],
+    }
     return {'conv': conv(state, conv_name), 'norm': norm(state, norm_name)}, {'norm': statistics}
 
 
@@ -46,16 +51,22 @@ def attention(state, packed, out, num_heads):
     dim = weight.shape[1]
     heads = {
         name: {'kernel': w.T.reshape(dim, num_heads, -1), 'bias': b.reshape(num_heads, -1)}
-        for name, w, b in zip(('query', 'key', 'value'), np.split(weight, 3), np.split(bias, 3), strict=True)
+        for name, w, b in zip(
+            ('query', 'key', 'value'), np.split(weight, 3), np.split(bias, 3), strict=True
+        )
     }
     out = dense(state, out)
-    return heads | {'out': {'kernel': out['kernel'].reshape(num_heads, -1, dim), 'bias': out['bias']}}
+    return heads | {
+        'out': {'kernel': out['kernel'].reshape(num_heads, -1, dim), 'bias': out['bias']}
+    }
 
 
 def split_attention(state, name, num_heads):
     """The same from the name of a layer that has `q_proj`, `k_proj`, `v_proj` and `out_proj`."""
-    packed = {f'in_proj_{leaf}': np.concatenate([state[f'{name}.{part}_proj.{leaf}'] for part in 'qkv'])
-              for leaf in ('weight', 'bias')}
+    packed = {
+        f'in_proj_{leaf}': np.concatenate([state[f'{name}.{part}_proj.{leaf}'] for part in 'qkv'])
+        for leaf in ('weight', 'bias')
+    }
     return attention(state | packed, 'in_proj', f'{name}.out_proj', num_heads)
 
 
@@ -63,7 +74,9 @@ def block(state, name, num_heads):
     """layers.Block, from timm's names."""
     return {
         'LayerNorm_0': norm(state, f'{name}.norm1'),
-        'MultiHeadDotProductAttention_0': attention(state, f'{name}.attn.qkv', f'{name}.attn.proj', num_heads),
+        'MultiHeadDotProductAttention_0': attention(
+            state, f'{name}.attn.qkv', f'{name}.attn.proj', num_heads
+        ),
         'LayerNorm_1': norm(state, f'{name}.norm2'),
         'Mlp_0': mlp(state, f'{name}.mlp'),
     }

@@ -8,13 +8,21 @@ from rankseg_jax.pretrained import torch_layers
 
 # torchvision's and mmseg's names, as patterns, to timm's.
 TO_TIMM = [
-    (r'^encoder\.layers\.encoder_layer_(\d+)\.', r'blocks.\1.'), (r'^layers\.(\d+)\.', r'blocks.\1.'),
-    (r'\.ln_?([12])\.', r'.norm\1.'), (r'\.self_attention\.in_proj_', '.attn.qkv.'),
-    (r'\.self_attention\.out_proj\.', '.attn.proj.'), (r'\.attn\.attn\.in_proj_', '.attn.qkv.'),
-    (r'\.attn\.attn\.out_proj\.', '.attn.proj.'), (r'\.mlp\.(0|linear_1)\.', '.mlp.fc1.'),
-    (r'\.mlp\.(3|linear_2)\.', '.mlp.fc2.'), (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'), (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
-    (r'^(encoder\.ln|ln1)\.', 'norm.'), (r'^(conv_proj|patch_embed\.projection)\.', 'patch_embed.proj.'),
-    (r'^class_token$', 'cls_token'), (r'^encoder\.pos_embedding$', 'pos_embed'),
+    (r'^encoder\.layers\.encoder_layer_(\d+)\.', r'blocks.\1.'),
+    (r'^layers\.(\d+)\.', r'blocks.\1.'),
+    (r'\.ln_?([12])\.', r'.norm\1.'),
+    (r'\.self_attention\.in_proj_', '.attn.qkv.'),
+    (r'\.self_attention\.out_proj\.', '.attn.proj.'),
+    (r'\.attn\.attn\.in_proj_', '.attn.qkv.'),
+    (r'\.attn\.attn\.out_proj\.', '.attn.proj.'),
+    (r'\.mlp\.(0|linear_1)\.', '.mlp.fc1.'),
+    (r'\.mlp\.(3|linear_2)\.', '.mlp.fc2.'),
+    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+    (r'^(encoder\.ln|ln1)\.', 'norm.'),
+    (r'^(conv_proj|patch_embed\.projection)\.', 'patch_embed.proj.'),
+    (r'^class_token$', 'cls_token'),
+    (r'^encoder\.pos_embedding$', 'pos_embed'),
 ]
 HEAD = re.compile(r'(head|heads|head_dist|fc_norm|pre_logits|representation_layer)\b')
 
@@ -28,12 +36,18 @@ def from_torch(state) -> dict:
     state = {key: value for key, value in state.items() if not HEAD.match(key)}
     for pattern, replacement in TO_TIMM:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
-    known = re.compile(r'(cls_token|pos_embed|cls_emb|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))'
-                       r'\.(weight|bias))$')
+    known = re.compile(
+        r'(cls_token|pos_embed|cls_emb|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))'
+        r'\.(weight|bias))$'
+    )
     strange = sorted(key for key in state if not known.match(key))
-    missing = sorted({'cls_token', 'pos_embed', 'patch_embed.proj.weight', 'norm.weight'} - state.keys())
+    missing = sorted(
+        {'cls_token', 'pos_embed', 'patch_embed.proj.weight', 'norm.weight'} - state.keys()
+    )
     if strange or missing:
-        raise ValueError(f'these are not the weights of a plain ViT: unknown names {strange[:5]}, missing names {missing}')
+        raise ValueError(
+            f'these are not the weights of a plain ViT: unknown names {strange[:5]}, missing names {missing}'
+        )
     num_heads = state['cls_token'].shape[-1] // 64
     params = {
         'patches': torch_layers.conv(state, 'patch_embed.proj'),
@@ -50,9 +64,14 @@ def from_torch(state) -> dict:
 
 def from_augreg(arrays) -> dict:
     """Parameters of `backbones.vit.ViT` from a flat dict of the original JAX names; its classifier is left out."""
-    names = [('Transformer/encoderblock_', 'block'), ('Transformer/encoder_norm', 'norm'), ('embedding/', 'patches/'),
-             ('LayerNorm_2', 'LayerNorm_1'), ('MultiHeadDotProductAttention_1', 'MultiHeadDotProductAttention_0'),
-             ('MlpBlock_3', 'Mlp_0')]
+    names = [
+        ('Transformer/encoderblock_', 'block'),
+        ('Transformer/encoder_norm', 'norm'),
+        ('embedding/', 'patches/'),
+        ('LayerNorm_2', 'LayerNorm_1'),
+        ('MultiHeadDotProductAttention_1', 'MultiHeadDotProductAttention_0'),
+        ('MlpBlock_3', 'Mlp_0'),
+    ]
     params = {'class_token': arrays['cls'].reshape(-1)}
     flat = {}
     for key, value in arrays.items():
@@ -69,7 +88,7 @@ def from_augreg(arrays) -> dict:
 
 def positions(codes) -> dict:
     """Position codes [1, 1 + n·n, D], the class token's first, as ViT's two parameters."""
-    side = round((codes.shape[1] - 1)**0.5)
+    side = round((codes.shape[1] - 1) ** 0.5)
     if side * side + 1 != codes.shape[1]:
         raise ValueError(f'{codes.shape[1]} position codes are not a class token and a square grid')
     return {'class_position': codes[0, 0], 'position': codes[0, 1:].reshape(side, side, -1)}

@@ -57,10 +57,19 @@ def loss(key, output, batch, config, num_classes: int) -> tuple[dict, dict]:
         targets = from_labels(batch['label'], num_classes, config.data.max_targets)
     labels = targets.labels  # [B, T]
     if output.selection is not None:
-        labels = to_ranks(labels, output.selection, num_classes=num_classes, ignore_label=IGNORE_LABEL)
+        labels = to_ranks(
+            labels, output.selection, num_classes=num_classes, ignore_label=IGNORE_LABEL
+        )
     options = config.loss
     predictions = [*output.auxiliary, (output.class_logits, output.mask_logits)]
     parts = losses.query_losses(
-        key, predictions, labels, targets.segments, weights=(options.class_weight, options.mask_weight, options.dice_weight),
-        num_points=options.num_points, no_object_weight=options.no_object, mask=batch['mask'])
+        key,
+        predictions,
+        labels,
+        targets.segments,
+        weights=(options.class_weight, options.mask_weight, options.dice_weight),
+        num_points=options.num_points,
+        no_object_weight=options.no_object,
+        mask=batch['mask'],
+    )
     return parts, {'targets_left_out': targets.left_out.mean()}

@@ -17,18 +17,26 @@ def loss(output, batch, config, num_classes: int) -> dict:
     """
     targets = batch['label']  # [B, H, W]
     if output.selection is not None:
-        targets = to_ranks(targets, output.selection, num_classes=num_classes, ignore_label=IGNORE_LABEL)
+        targets = to_ranks(
+            targets, output.selection, num_classes=num_classes, ignore_label=IGNORE_LABEL
+        )
 
     def pixel_loss(logits):
-        return losses.pixel_cross_entropy(logits, targets, upsample=config.loss.upsample, average_all=config.loss.average_all)
+        return losses.pixel_cross_entropy(
+            logits, targets, upsample=config.loss.upsample, average_all=config.loss.average_all
+        )
 
     parts = {'loss_pixel': pixel_loss(output.logits)}
     if output.auxiliary_logits is not None:
-        parts['loss_auxiliary'] = config.model.auxiliary_weight * pixel_loss(output.auxiliary_logits)
+        parts['loss_auxiliary'] = config.model.auxiliary_weight * pixel_loss(
+            output.auxiliary_logits
+        )
     return parts
 
 
-def statistics(labels, predictions, presence_logits, mask, *, num_classes: int, recall_at: tuple[int, ...]):
+def statistics(
+    labels, predictions, presence_logits, mask, *, num_classes: int, recall_at: tuple[int, ...]
+):
     """The sums that the metrics of an evaluation batch need: (SemanticMetric, MultilabelMetric or None).
 
     Args:
