@@ -73,7 +73,17 @@ def main(argv):
 
 def run(config, workdir: Path):
     from configs import common  # here and below: --help and bad flags answer at once
-    from rankseg_jax import checkpoint, convert, data, evaluate, export, predict, sharding, train
+    from rankseg_jax import (
+        checkpoint,
+        config_check,
+        convert,
+        data,
+        evaluate,
+        export,
+        predict,
+        sharding,
+        train,
+    )
 
     if '://' in _WORKDIR.value:
         raise ValueError(
@@ -81,7 +91,7 @@ def run(config, workdir: Path):
         )
     sharding.start_distributed()
     if config is not None:
-        common.check(config)
+        config_check.check(config, common.get_config())
     if _MODE.value == 'prepare':
         if config is None:
             raise ValueError(
