@@ -31,12 +31,14 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
         raise FileNotFoundError(
             f'no checkpoints in {workdir}: train first (main.py --mode=train with this --workdir)'
         )
-    policy = checkpoint_managers.AnyPreservationPolicy([
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.BestN(
-            n=1, get_metric_fn=score, keep_checkpoints_without_metrics=False
-        ),
-    ])
+    policy = checkpoint_managers.AnyPreservationPolicy(
+        [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+                n=1, get_metric_fn=score, keep_checkpoints_without_metrics=False
+            ),
+        ]
+    )
     return ocp.CheckpointManager(
         folder,
         item_handlers={

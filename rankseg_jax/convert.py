@@ -4,9 +4,9 @@ from pathlib import Path
 
 import jax
 
-from rankseg_jax import checkpoint, data, models, pretrained
-from rankseg_jax.backbones import resnet, swin
-from rankseg_jax.data.published.classes import read_classes
+from rankseg_jax import backbones, checkpoint, data, models, pretrained
+from rankseg_jax.backbones.swin import Swin
+from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.pretrained import hf
 
@@ -98,7 +98,7 @@ def describe(folder: Path, model, config) -> list[str]:
         decoder_heads=decoder.num_heads,
         num_queries=decoder.num_queries,
         cosine=False,
-        drop_path=getattr(model.backbone, 'drop_path', 0.0),
+        drop_path=model.backbone.drop_path if isinstance(model.backbone, Swin) else 0.0,
     )
     if isinstance(model, Mask2Former):
         config.model.pixel_layers = model.pixel_decoder.num_layers
@@ -147,11 +147,10 @@ def describe_input(processor, config):
 
 def backbone_name(backbone) -> str:
     """The name among the variants of `backbones` that a Swin or ResNet has."""
-    plain = backbone.clone(drop_path=0.0) if hasattr(backbone, 'drop_path') else backbone
-    for family in (swin, resnet):
-        for name, variant in family.VARIANTS.items():
-            if variant() == plain:
-                return name
+    plain = backbone.clone(drop_path=0.0) if isinstance(backbone, Swin) else backbone
+    for name, variant in backbones.variants().items():
+        if variant() == plain:
+            return name
     raise ValueError(
         f'config.json: no config.model.backbone has the sizes of this {type(backbone).__name__}; use one of the '
         f'published sizes, or the model in Python, by load_hf:\n{backbone}'

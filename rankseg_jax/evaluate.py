@@ -42,9 +42,7 @@ def make_eval_step(model, config, task, mesh, shardings) -> Callable:
 
     split = sharding.split(mesh)
     return jax.jit(
-        eval_step,
-        in_shardings=(shardings, split),
-        out_shardings=(sharding.copied(mesh), split),
+        eval_step, in_shardings=(shardings, split), out_shardings=(sharding.copied(mesh), split)
     )
 
 
@@ -121,9 +119,7 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     saved.check_categories(task.class_names, f'config.data.name = {config.data.name!r}')
     model = models.build(config, task.num_classes)
     variables = models.restore(saved, model, config, mesh)
-    eval_step = make_eval_step(
-        model, config, task, mesh, sharding.state_shardings(mesh, variables)
-    )
+    eval_step = make_eval_step(model, config, task, mesh, sharding.state_shardings(mesh, variables))
     with task.writer(output, source) if output else nullcontext() as writer:
         scores = evaluate(eval_step, variables, source, config, task, mesh, writer)
     if jax.process_index() == 0:

@@ -144,9 +144,7 @@ class Cut:
         window, stride = whole, whole
         if any(evaluation.window):
             window, stride = evaluation.window, evaluation.stride
-        counts = [
-            -(-max(whole[axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)
-        ]
+        counts = [-(-max(whole[axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)]
         ends = [window[axis] + stride[axis] * (counts[axis] - 1) for axis in (0, 1)]
         missing = [(0, max(ends[axis] - whole[axis], 0)) for axis in (0, 1)]
         image = jnp.pad(image, ((0, 0), *missing, (0, 0)))
@@ -163,12 +161,14 @@ class Cut:
         def windows(image, content, rows, columns):  # of one image
             x = jnp.arange(image.shape[1])
             flipped = jnp.where(x < content[1], content[1] - 1 - x, x)
-            return jnp.stack([
-                lax.dynamic_slice(source, (row, column, 0), (*window, 3))
-                for source in (image[:, flipped] if mirror else image for mirror in mirrored)
-                for row in rows
-                for column in columns
-            ])
+            return jnp.stack(
+                [
+                    lax.dynamic_slice(source, (row, column, 0), (*window, 3))
+                    for source in (image[:, flipped] if mirror else image for mirror in mirrored)
+                    for row in rows
+                    for column in columns
+                ]
+            )
 
         images = jax.vmap(windows)(image, content, *starts)
         return cls(images, content, starts, tuple(stride), mirrored)

@@ -191,9 +191,7 @@ def query_losses(
     }
 
 
-def query_cross_entropy(
-    class_logits, labels, queries, *, no_object_weight: float = 0.1, mask=None
-):
+def query_cross_entropy(class_logits, labels, queries, *, no_object_weight: float = 0.1, mask=None):
     """Cross entropy of the queries' classes, the weighted mean over the queries of all images.
 
     Args:

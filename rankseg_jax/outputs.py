@@ -100,7 +100,9 @@ class QueryOutput:
         """
         logits = self.mask_logits.astype(jnp.float32)
         logits = jnp.einsum('brh,b...hw->b...rw', rows, logits, precision='highest')
-        return jax.nn.sigmoid(jnp.einsum('bcw,b...rw->b...rc', columns, logits, precision='highest'))
+        return jax.nn.sigmoid(
+            jnp.einsum('bcw,b...rw->b...rc', columns, logits, precision='highest')
+        )
 
     def rank_scores(self, rows, columns, *, probabilities: bool):
         """Σ over the queries of p(rank | query) · σ(mask), as `PixelOutput.rank_scores`."""

@@ -71,7 +71,9 @@ def map_blocks(function, rows):
         rows = jnp.pad(rows, ((0, 0), (0, count * ROWS - num_rows), (0, 0)))
         return rows.reshape(rows.shape[0], count, ROWS, -1).swapaxes(0, 1)
 
-    return lax.map(lambda block: function(*block), ([cut(x) for x in rows], ROWS * jnp.arange(count)))
+    return lax.map(
+        lambda block: function(*block), ([cut(x) for x in rows], ROWS * jnp.arange(count))
+    )
 
 
 def join_blocks(maps, num_rows: int):

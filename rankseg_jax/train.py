@@ -206,7 +206,8 @@ class Progress:
                 raise FloatingPointError(
                     f'the loss or a norm is not finite at step {step}, whose batch holds: '
                     f'{", ".join(self.batch_ids(step))}; {row}. '
-                    + saved * bool(self.saved)
+                    + saved
+                    * bool(self.saved)
                     + 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or '
                     'look at these examples.'
                 )
@@ -310,9 +311,7 @@ def resumed_state(manager, step: int, shapes: TrainState, shardings, config, cla
             f'{list(class_names[:5])} …; use another --workdir'
         )
     expected = sharding.place(shapes, shardings)
-    restored = checkpoint.restore(
-        manager, step, model=expected.model, optimizer=expected.optimizer
-    )
+    restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
     for key in ('seed', 'batch_size'):
         if run['config'][key] != config[key]:
             sharding.print_once(

@@ -18,6 +18,7 @@ ALLOWED = {
     'postprocessing': set(),
     'sharding': set(),
     'checkpoint': set(),
+    'config_check': set(),
     'visualize': set(),
     'charts': {'metrics'},
     'metrics': {'ranking'},

@@ -75,10 +75,7 @@ class QueryDecoder(nn.Module):
         for i in range(self.num_layers):
             level = i % len(strides)
             inside = jnp.einsum(
-                'bqd,bld->bql',
-                embeddings[-1],
-                coarse[level],
-                preferred_element_type=jnp.float32,
+                'bqd,bld->bql', embeddings[-1], coarse[level], preferred_element_type=jnp.float32
             )
             inside = inside >= 0  # [B, Q, L]
             inside |= ~inside.any(-1, keepdims=True)  # a query without a mask looks everywhere
