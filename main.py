@@ -81,21 +81,7 @@ def main(argv):
 
 def run(config, workdir: Path) -> None:
     from configs import common  # here and below: --help and bad flags answer at once
-<<<<<<< HEAD
     from rankseg_jax import config_check, sharding
-=======
-    from rankseg_jax import (
-        checkpoint,
-        config_check,
-        convert,
-        data,
-        evaluate,
-        export,
-        predict,
-        sharding,
-        train,
-    )
->>>>>>> w-models
 
     if '://' in _WORKDIR.value:
         raise ValueError(

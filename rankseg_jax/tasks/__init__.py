@@ -66,7 +66,7 @@ class Task(abc.ABC):
         """
         return cls(config, source.class_names, source.things)
 
-    def check(self, output: PixelOutput | QueryOutput) -> None:
+    def check(self, output: PixelOutput | QueryOutput) -> None:  # noqa: B027, most tasks suit all
         """Raises a ValueError if the model's output or `config.eval` does not suit the task."""
 
     # Training
