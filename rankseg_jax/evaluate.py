@@ -11,7 +11,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from rankseg_jax import checkpoint, data, inference, models, sharding
-from rankseg_jax.data import CorruptExample, coco, folder, pipeline
+from rankseg_jax.data import CorruptExample, coco, label_files, pipeline
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.metrics.panoptic import PanopticMetric
 from rankseg_jax.metrics.semantic import SemanticMetric
@@ -69,7 +69,7 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
     """Scores of the model on every image of a source, each counted once.
 
     Args:
-      writer: a `coco.Writer` for the panoptic segments, or a `folder.LabelWriter` for the label maps, of this host's images; None:
+      writer: a `coco.Writer` for the panoptic segments, or a `LabelWriter` for the label maps, of this host's images; None:
         they are only scored.
 
     Returns:
@@ -110,7 +110,7 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
                     PanopticMetric.from_image(*truth, image_ids, predicted, num_classes)
                 )
                 if writer is not None:
-                    image_id = source.image_ids[index] if hasattr(source, 'image_ids') else index
+                    image_id = source.image_ids[index]
                     writer.write(image_id, Path(source.ids[index]).stem, image_ids, image_labels)
         elif writer is not None:
             label_maps = sharding.local_part(label_maps)  # [B, Hc, Wc]
@@ -138,7 +138,7 @@ def evaluate(eval_step, variables, source, config, mesh, writer=None) -> dict:
 def run(config, workdir, output=None) -> dict:
     """--mode=evaluate: scores a checkpoint of `workdir` on `config.data.eval_split`; prints them and writes a JSON file.
 
-    Predictions are written in the data set's own format if there is a folder `output` for them: label maps as `folder.LabelWriter`
+    Predictions are written in the data set's own format if there is a folder `output` for them: label maps as `LabelWriter`
     does, panoptic segments as `coco.Writer` does.
 
     Raises:
@@ -158,7 +158,7 @@ def run(config, workdir, output=None) -> dict:
     if not output:
         writer = nullcontext()
     elif things is None:
-        writer = folder.LabelWriter(output, source)
+        writer = label_files.LabelWriter(output, source)
     else:
         writer = coco.Writer(Path(output) / 'predictions.json', coco.categories(source))
     with writer as writer:

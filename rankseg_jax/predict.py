@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from rankseg_jax import checkpoint, data, export, inference, models, sharding, visualize
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, folder, transforms
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, fitting, images
 from rankseg_jax.multilabel import pixel_counts
 
 MAPS = {'labels', 'segment_ids'}  # of the size of the image, among what `inference.served` names
@@ -122,9 +122,9 @@ class Predictor:
           ValueError: an array of another shape or type; the oracle without `label`.
         """
         if isinstance(image, str | Path):
-            image = folder.read_image(Path(image))
+            image = images.read_image(Path(image))
         elif isinstance(image, Image.Image):
-            image = folder.to_rgb(image)
+            image = images.to_rgb(image)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(
@@ -170,7 +170,7 @@ def from_model(model, variables, config, things=None):
     def segment(image, presence):
         height, width = image.shape[:2]
         canvas = (-(-height // 64) * 64, -(-width // 64) * 64)  # few shapes to compile
-        views = jax.tree.map(lambda x: x.numpy(), transforms.eval_views(image, config))
+        views = fitting.eval_views(image, config)
         found = jax.device_get(
             forward(variables, views, np.array([height, width]), presence, canvas)
         )
@@ -188,17 +188,10 @@ def from_artifact(folder: Path, size, antialias):
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
 
     def segment(image, presence):
-        rows, columns = transforms.fitted_size(image.shape[:2], size).numpy()
-        images = np.zeros((1, *size, 3), np.uint8)
-        images[0, :rows, :columns] = (
-            transforms.resize_image(image, (rows, columns), antialias).numpy().round()
-        )
-        found = {
-            name: x[0]
-            for name, x in jax.device_get(
-                call(variables, images, np.array([[rows, columns]], np.int32))
-            ).items()
-        }
+        fitted, content = fitting.fit(image, size, antialias)
+        found = jax.device_get(call(variables, fitted[None], content[None]))
+        found = {name: x[0] for name, x in found.items()}
+        rows, columns = content
         for name in MAPS & found.keys():
             picture = Image.fromarray(found[name][:rows, :columns])
             found[name] = np.array(picture.resize(image.shape[1::-1], Image.Resampling.NEAREST))
@@ -248,7 +241,7 @@ def find_images(inputs) -> list[Path]:
     found = []
     for path in map(Path, inputs):
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in folder.IMAGE_SUFFIXES)
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in images.IMAGE_SUFFIXES)
         elif path.suffix == '.txt' and path.exists():
             found += [
                 path.parent / line.strip()
@@ -322,7 +315,7 @@ def predict_split(predictor: Predictor, config, output) -> Path:
             Path(source.ids[index]).with_suffix('').as_posix().replace('/', '_')
         )  # videos have frames of the same name
         result.save(output / name)
-        panoptic = result.segment_ids is not None and hasattr(source, 'segments')
+        panoptic = result.segment_ids is not None and len(source.things)
         segment_ids = source.segments(index)[0] if panoptic else None
         panels.append(result.panel(example['label'], segment_ids))
         panels[-1].save(output / f'{name}_panel.png')

@@ -27,7 +27,7 @@ from rankseg_jax import (
     pretrained,
     sharding,
 )
-from rankseg_jax.data import folder, pipeline
+from rankseg_jax.data import pipeline
 from rankseg_jax.decoders.query_decoder import QueryOutput
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.tasks import queries, semantic
@@ -226,11 +226,11 @@ def open_sources(config):
     sources = []
     for split in (config.data.train_split, config.data.eval_split):
         source = data.get_source(config.data, split)
-        if isinstance(source, folder.PairedFiles):
-            report = folder.check(source, config.data.max_corrupt)
-            print(f'{split}: {report}', flush=True)
-            if report.problems:
-                raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
+        report = source.check(config.data.max_corrupt)
+        if text := str(report):
+            print(f'{split}: {text}', flush=True)
+        if report.problems:
+            raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
         sources.append(source)
     return sources
 

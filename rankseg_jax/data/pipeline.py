@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 from jax.experimental import multihost_utils
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, things, transforms
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, fitting, things, transforms
 
 CANVAS_MULTIPLE = 64  # of evaluation labels, so that few shapes are compiled
 
@@ -143,6 +143,40 @@ class _Loader:
                 pass
 
 
+class _EvalLoader(_Loader):
+    """Also fits the image to the views that the model sees."""
+
+    def __init__(self, source, config):
+        super().__init__(source, config.data.max_corrupt)
+        self.config = config
+
+    def __call__(self, index):
+        """index -> label int32 [H, W], valid bool, and image and content of each view."""
+        image, label, valid = super().__call__(index)
+        views = fitting.eval_views(image, self.config)
+        return (
+            label,
+            valid,
+            *(x for view in views for x in (view['image'] * valid, view['content'])),
+        )
+
+    def tensors(self, index):
+        scales = len(self.config.eval.scales)
+        types = [tf.int32, tf.bool, *[tf.float32, tf.int32] * scales]
+        shapes = [None, None], [], *[[None, None, 3], [2]] * scales
+        label, valid, *views = map(tf.ensure_shape, tf.numpy_function(self, [index], types), shapes)
+        return {
+            'views': tuple(
+                {'image': image, 'content': content}
+                for image, content in zip(views[::2], views[1::2], strict=True)
+            ),
+            'label': label,
+            'size': tf.shape(label),
+            'index': tf.cast(index, tf.int32),
+            'mask': valid,
+        }
+
+
 def _host_slice(name, batch_size):
     """The (start, stop) of this host's part of a global batch."""
     hosts = jax.process_count()
@@ -226,11 +260,15 @@ def eval_batches(source, config):
       config: the run's config; reads `eval` and `data`.
 
     Returns:
-      An iterator of {'views': for each of `eval.scales` {'image': float32 [B, h, w, 3], 'content':
-      int32 [B, 2] rows and columns of it that hold the picture}, 'label': int32 [B, Hc, Wc] at original
-      size, padded with IGNORE_LABEL to a multiple of 64, 'size': int32 [B, 2] original rows and
-      columns, 'index': int32 [B] position in the source, 'mask': bool [B]}. Where mask is False,
-      an all-ignored pixel stands in for a corrupt example, or, with index -1, fills up the batch.
+      An iterator of dicts:
+        'views': for each of `eval.scales` {'image': float32 [B, h, w, 3], 'content': int32 [B, 2],
+          rows and columns of the image in it}, see `fitting.eval_views`;
+        'label': int32 [B, Hc, Wc] at the original size, padded with IGNORE_LABEL to a multiple of
+          64;
+        'size': int32 [B, 2], original rows and columns;
+        'index': int32 [B], position in the source;
+        'mask': bool [B]. Where it is False, an ignored pixel stands in for a corrupt example or,
+          with index -1, fills up the batch.
 
     Raises:
       ValueError: as `train_batches`.
@@ -242,22 +280,9 @@ def eval_batches(source, config):
     indices = np.full([num_batches * batch_size], -1)
     indices[: len(source)] = np.arange(len(source))
     indices = indices.reshape(num_batches, batch_size)[:, start:stop]
-    loader = _Loader(source, config.data.max_corrupt)
-
-    def transform(index):
-        example = loader.tensors(index)
-        label, valid = example['label'], example['mask']
-        views = transforms.eval_views(example['image'], config)
-        return {
-            'views': tuple(view | {'image': tf.where(valid, view['image'], 0.0)} for view in views),
-            'label': label,
-            'size': tf.shape(label),
-            'index': tf.cast(index, tf.int32),
-            'mask': valid,
-        }
-
+    loader = _EvalLoader(source, config)
     dataset = loader.indices(indices).map(
-        transform, num_parallel_calls=_parallel_calls(config), deterministic=True
+        loader.tensors, num_parallel_calls=_parallel_calls(config), deterministic=True
     )
     padding = tf.nest.map_structure(lambda _: None, dataset.element_spec) | {'label': IGNORE_LABEL}
     dataset = dataset.padded_batch(stop - start, padding_values=padding).prefetch(2)
