@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import segmenter
 from rankseg_jax import data
-from rankseg_jax.data import coco, official, pipeline
+from rankseg_jax.data import coco, pipeline
+from rankseg_jax.data.published.label_maps import read_classes
 
 _OUT = flags.DEFINE_string('out', 'benchmarks/results/datasets.json', 'Where the figures go.')
 _COUNT = flags.DEFINE_integer('count', 400, 'Images of each data set.')
@@ -83,7 +84,7 @@ def run_lengths(mask) -> dict:
 def write_folder(name: str, root: Path, count: int):
     """A folder in the official format, with `count` training images and one for validation."""
     size = SIZES.get(name, USUAL)
-    classes = official.read_classes(data.builder_class(name).CLASSES)
+    classes = read_classes(data.builder_class(name).CLASSES)
     documents = {}
 
     def write(index):

@@ -11,7 +11,6 @@ from scipy import sparse
 from tqdm import tqdm
 
 from rankseg_jax import charts, data
-from rankseg_jax.data import folder
 from rankseg_jax.metrics import analysis, cooccurrence
 
 ROWS = 5  # of a printed table
@@ -64,11 +63,10 @@ def describe(source):
     )
     together = cooccurrence.count(presence)
     images, labelled = together.diagonal(), int(pixels.sum())  # [K]
-    videos = (
-        {'videos': len(source.videos)} if hasattr(source, 'videos') else {}
-    )  # whose frames are the images
+    # The images of a data set of videos are their frames.
+    videos = {'videos': len(source.videos)} if source.videos else {}
     kind, there = next(iter(videos.items()), ('images', len(source)))
-    published = source.published_videos if videos else getattr(source, 'published', None)
+    published = source.published_videos if videos else source.published
     warnings = []
     if published not in (None, there):
         warnings.append(
@@ -110,12 +108,11 @@ def run(config, output) -> dict:
         source = data.get_source(config.data, split)
         found, together = describe(source)
         reports[split] = found | {'problems': []}
-        if isinstance(source, folder.PairedFiles):
-            check = folder.check(source, config.data.max_corrupt)
-            reports[split] |= {
-                'problems': check.problems,
-                'warnings': [*found['warnings'], *check.warnings],
-            }
+        check = source.check(config.data.max_corrupt)
+        reports[split] |= {
+            'problems': check.problems,
+            'warnings': [*found['warnings'], *check.warnings],
+        }
         path = output / f'cooccurrence_{split.replace("/", "_")}.npz'
         sparse.save_npz(path, together)
         charts.draw_cooccurrence(

@@ -7,6 +7,7 @@
   example.py         loads these and segments one image
 """
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax import export
 
 from rankseg_jax import checkpoint, inference, models, sharding, tasks
+from rankseg_jax.data import fitting
 from rankseg_jax.postprocessing import covered
 
 ARTIFACT = 'model.jax_export'
@@ -28,27 +30,22 @@ from pathlib import Path
 import jax, jax.export, numpy as np, orbax.checkpoint as ocp
 from PIL import Image, ImageOps
 
+FUNCTIONS
 folder = Path(__file__).absolute().parent
 about = json.loads((folder / 'labels.json').read_text())
 params = ocp.StandardCheckpointer().restore(folder / 'params')
 segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
-photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB')
-scale = min(about['size'][0] / photo.height, about['size'][1] / photo.width)
-width, height = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
-if about['antialias']:  # as the model was trained
-    photo = photo.resize((width, height), Image.Resampling.BILINEAR)
-else:  # bilinear without smoothing
-    photo = photo.transform((width, height), Image.Transform.AFFINE, (
-        photo.width / width, 0, 0, 0, photo.height / height, 0), Image.Resampling.BILINEAR)
-picture = np.asarray(photo)
-images = np.zeros((1, *about['size'], 3), np.uint8)
-images[0, :picture.shape[0], :picture.shape[1]] = picture
-found = segment(params, images, np.array([picture.shape[:2]], np.int32))
-labels = np.asarray(found['labels'])[0, :picture.shape[0], :picture.shape[1]]
+photo = np.array(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB'))
+image, content = fit(photo, about['size'], about['antialias'])
+found = segment(params, image[None], content[None])
+labels = np.asarray(found['labels'])[0, :content[0], :content[1]]
 for label, count in zip(*np.unique(labels, return_counts=True)):
     print(f'{about["labels"][label]}: {count / labels.size:.1%} of the pixels')
 Image.fromarray(labels.astype(np.uint16)).save('labels.png')
-'''
+'''.replace(
+    'FUNCTIONS',
+    '\n\n'.join(map(inspect.getsource, (fitting.fitted_size, fitting.resize, fitting.fit))),
+)
 
 
 def serve(model, config, task: tasks.Task) -> Callable:

@@ -9,7 +9,7 @@ from scipy import sparse
 
 import main
 from rankseg_jax import analyze, checkpoint, data, evaluate, models, sharding
-from rankseg_jax.data import CorruptExample
+from rankseg_jax.data import CorruptExample, Source
 from rankseg_jax.metrics import analysis
 from tests import tiny
 
@@ -166,14 +166,11 @@ def test_categories_equal_scikit_learn(selected):
     assert ('selected' in rows[0]) == bool(selected)
 
 
-class Scenes:
+class Scenes(Source):
     """Images of several sizes; number 2 is all ignored, number 3 cannot be read."""
 
     class_names = tuple('abcdef')
     ids = [f'scene {i}' for i in range(7)]
-
-    def __len__(self):
-        return 7
 
     def load(self, index):
         if index == 3:

@@ -216,11 +216,15 @@ def eval_batches(source, config):
       config: the run's config; reads `eval` and `data`.
 
     Returns:
-      An iterator of {'views': for each of `eval.scales` {'image': float32 [B, h, w, 3], 'content':
-      int32 [B, 2] rows and columns that the image fills}, 'label': int32 [B, Hc, Wc] at the
-      original size, padded with IGNORE_LABEL to a multiple of 64, 'size': int32 [B, 2] original
-      rows and columns, 'index': int32 [B] position in the source, 'mask': bool [B]}. Where mask is
-      False, an ignored pixel stands in for a corrupt example or, with index -1, fills up the batch.
+      An iterator of dicts:
+        'views': for each of `eval.scales` {'image': float32 [B, h, w, 3], 'content': int32 [B, 2],
+          rows and columns of the image in it}, see `fitting.eval_views`;
+        'label': int32 [B, Hc, Wc] at the original size, padded with IGNORE_LABEL to a multiple of
+          64;
+        'size': int32 [B, 2], original rows and columns;
+        'index': int32 [B], position in the source;
+        'mask': bool [B]. Where it is False, an ignored pixel stands in for a corrupt example or,
+          with index -1, fills up the batch.
 
     Raises:
       ValueError: as `train_batches`.

@@ -4,15 +4,19 @@
       images/training/ADE_train_00000001.jpg        annotations/training/ADE_train_00000001.png
       images/validation/ADE_val_00000001.jpg        annotations/validation/ADE_val_00000001.png
 
-A label value v is class v - 1; 0 doesn't count. (TFDS's own `scene_parse150` holds the instance maps instead.)
+A label value v is class v - 1; 0 is ignored. (TFDS's own `scene_parse150` holds the instance maps
+instead.)
 """
 
-from rankseg_jax.data import folder, official
+from rankseg_jax.data import images
+from rankseg_jax.data.published import codecs
+from rankseg_jax.data.published.builder import Builder
+from rankseg_jax.data.published.label_maps import read_classes, to_labels
 
 FOLDERS = {'train': 'training', 'validation': 'validation'}
 
 
-class Ade20k(official.Builder):
+class Ade20k(Builder):
     """ADE20K-150, semantic."""
 
     CLASSES = 'ade20k'
@@ -28,21 +32,12 @@ class Ade20k(official.Builder):
 
     @classmethod
     def find(cls, root, split):
-        return cls.pairs(
-            split, root / 'images' / FOLDERS[split], root / 'annotations' / FOLDERS[split]
-        )
+        name = FOLDERS[split]
+        return cls.pairs(split, root / 'images' / name, root / 'annotations' / name)
 
     @classmethod
     def read(cls, entry):
-        _, image, label = entry
-        labels = official.to_labels(
-            folder.read_values(label), official.read_classes(cls.CLASSES)['ids'], (0,), label
-        )
-        return {
-            'image': official.read_bytes(image),
-            'labels': labels,
-            'original_size': labels.shape,
-        }
-
-
-get_source = Ade20k.get_source
+        _, image, path = entry
+        ids = read_classes(cls.CLASSES)['ids']
+        labels = to_labels(images.read_values(path), ids, ignored=(0,), path=path)  # [H, W]
+        return {'image': codecs.read_bytes(image), 'labels': labels, 'original_size': labels.shape}

@@ -1,12 +1,15 @@
-"""Writes the records of a data set: in parallel, read back and compared, going on where a killed process stopped.
+"""Writes the records of a data set in parallel, reads them back, and resumes after a kill.
 
-Until all are there, they lie beside the place of the finished data set, each under the name that TFDS will give it:
+Until all are written, they lie beside the place of the finished data set, each under the name that
+TFDS will give it:
 
-    <data_dir>/<name>/<version>.parts/plan.json        what they are parts of
-    <data_dir>/<name>/<version>.parts/<name>-train.array_record-00000-of-00040
-    <data_dir>/<name>/<version>.parts/<name>-train.array_record-00000-of-00040.json   what it has of each class
+    <data_dir>/<name>/<version>.parts/
+      plan.json                                     identifies what these are the parts of
+      <name>-train.array_record-00000-of-00040
+      <name>-train.array_record-00000-of-00040.json counts of each class in this part
 
-metadata.json, which TFDS writes beside the records, also tells for each split the 'pixels' and the 'images' of each class.
+metadata.json, which TFDS writes beside the records, also holds for each split the 'pixels' and the
+'images' of each class.
 """
 
 import fcntl
@@ -16,6 +19,7 @@ import os
 import pickle
 import shutil
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -27,11 +31,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core import example_serializer, file_adapters
 from tqdm import tqdm
 
-SHARD = 512  # examples of a part
+SHARD = 512  # examples in a part
 
 
 class Parts(tfds.core.ExampleWriter):
-    """Stands in for the writer of TFDS: writes the parts itself, and moves each to its place when TFDS asks for it."""
+    """Replaces TFDS's writer: writes the parts itself, and moves each when TFDS asks for it."""
 
     def __init__(self, builder):
         super().__init__(file_format=builder.info.file_format)
@@ -42,22 +46,24 @@ class Parts(tfds.core.ExampleWriter):
     def write(self, path, examples):
         os.replace(self.folder / Path(path).name, path)
 
-    def remove(self):
+    def remove(self) -> None:
+        """Removes the folder of the parts, once all are moved."""
         shutil.rmtree(self.folder)
         self.lock.close()
 
-    def prepare(self, root: Path, entries: dict[str, list]) -> dict:
-        """Writes all parts that are not there yet.
+    def prepare(self, root: Path, entries: dict[str, list]) -> dict[str, list]:
+        """Writes all parts that do not exist yet.
 
         Args:
           root: the official folder.
-          entries: of each split, as of `Builder.find`.
+          entries: of each split, as `Builder.find` returns them.
 
         Returns:
-          For each split, what TFDS iterates over to count the examples of its shards.
+          For each split, what TFDS iterates over to count the examples in its shards.
 
         Raises:
-          ValueError: another process is at it; a record reads otherwise than it was written; as `Builder.read`.
+          ValueError: another process is preparing the same; a record does not read back as it was
+            written; or as `Builder.read`.
           CorruptExample: as `Builder.read`.
         """
         self._take_over(root, entries)
@@ -73,7 +79,7 @@ class Parts(tfds.core.ExampleWriter):
             try:
                 for path, part in todo:
                     self._write_part(path, part, pool, progress)
-            except BaseException:  # an error or Ctrl-C: parts that are whole stay for the next time
+            except BaseException:  # an error or Ctrl-C: finished parts stay for the next time
                 pool.shutdown(cancel_futures=True)
                 self.lock.close()
                 raise
@@ -98,11 +104,10 @@ class Parts(tfds.core.ExampleWriter):
             yield self.folder / Path(path).name, entries[shard * SHARD : (shard + 1) * SHARD]
 
     def _take_over(self, root, entries):
-        """Locks the folder, and empties it of what killed processes left behind, except for parts of the same."""
+        """Locks the folder and removes what killed processes left, except parts of this plan."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = (self.folder / 'lock').open(
-            'w'
-        )  # until it is closed, at the latest by the end of the process
+        # Held until it is closed, at the latest when the process ends.
+        self.lock = (self.folder / 'lock').open('w')
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -113,7 +118,7 @@ class Parts(tfds.core.ExampleWriter):
         digest = hashlib.sha256()
         for split, found in entries.items():
             for entry in found:
-                digest.update(pickle.dumps((split, entry)))  # with all that is of a JSON file
+                digest.update(pickle.dumps((split, entry)))  # includes the content of JSON files
         plan = json.dumps(
             {
                 'folder': str(root.resolve()),
@@ -136,16 +141,15 @@ class Parts(tfds.core.ExampleWriter):
                 shutil.rmtree(other)
 
     def _write_part(self, path, entries, pool, progress):
-        """Writes one part under another name, reads it back, and gives it its name."""
+        """Writes one part under another name, reads it back, and renames it."""
         features = self.builder.info.features
         serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-        written, pixels = [], []  # checksums, and [K] of each example
+        written, pixels = [], []  # a checksum and [K] for each example
 
         def encode(entry):
             example = self.builder.record(entry)
-            return example.pop('pixels'), serializer.serialize_example(
-                features.encode_example(example)
-            )
+            counts = example.pop('pixels')  # [K]
+            return counts, serializer.serialize_example(features.encode_example(example))
 
         def records():
             for entry, (counts, record) in zip(entries, pool.map(encode, entries), strict=True):
@@ -165,10 +169,10 @@ class Parts(tfds.core.ExampleWriter):
                 read = adapter.make_tf_data(str(temporary)).as_numpy_iterator()
             found = list(map(zlib.crc32, read))
         except RuntimeError as error:  # of array_record
-            raise OSError(f'{temporary} cannot be written, or not be read back: {error}') from error
+            raise OSError(f'{temporary} cannot be written or read back: {error}') from error
         if found != written:
             raise ValueError(
-                f'{temporary} does not read as it was written; is the disk full or failing?'
+                f'{temporary} does not read back as it was written; is the disk full or failing?'
             )
         counts = {
             'pixels': np.sum(pixels, 0).tolist(),
@@ -179,17 +183,17 @@ class Parts(tfds.core.ExampleWriter):
 
 
 @contextmanager
-def reading(path):
-    """For code that opens records: its errors become a ValueError that says what to do."""
+def reading(path) -> Iterator[None]:
+    """Turns the errors of the code inside, which opens records, into one that says what to do."""
     try:
         yield
     except Exception as error:  # TFDS and array_record raise RuntimeError, KeyError, ParseError, …
         raise ValueError(
-            f'{path} holds records that are broken, not all there, or not of the format array_record; remove that '
-            f'folder and prepare it again ({type(error).__name__}: {error})'
+            f'{path} holds records that are broken, incomplete, or not in the format array_record; '
+            f'remove that folder and prepare it again ({type(error).__name__}: {error})'
         ) from error
 
 
 def _counts(path):
-    """The file that tells what a part has of each class."""
+    """The file with the counts of each class in a part."""
     return path.with_name(f'{path.name}.json')

@@ -1,19 +1,21 @@
-"""VSPW at 480 rows: 124 classes, every pixel of every frame of videos in the wild (Miao et al., CVPR 2021).
+"""VSPW at 480 rows: 124 classes, every pixel of videos in the wild (Miao et al., CVPR 2021).
 
     VSPW_480p/
-      train.txt  val.txt  test.txt      names of videos, one a line
+      train.txt  val.txt  test.txt      names of videos, one per line
       data/<video>/origin/00000123.jpg  mask/00000123.png
 
-A label value v is class v - 1; 0 (others) and 255 (void) don't count. The videos of the test split have no masks: all their
-pixels don't count.
+A label value v is class v - 1; 0 (others) and 255 (void) are ignored. The videos of the test split
+have no masks: all their pixels are ignored.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from rankseg_jax.data import folder, official
-from rankseg_jax.data.videos import VideoBuilder
+from rankseg_jax.data import images
+from rankseg_jax.data.published import IGNORED, codecs, files
+from rankseg_jax.data.published.builder import VideoBuilder
+from rankseg_jax.data.published.label_maps import read_classes, to_labels
 
 LISTS = {'train': 'train.txt', 'validation': 'val.txt', 'test': 'test.txt'}
 OTHERS, VOID = 0, 255
@@ -36,12 +38,12 @@ class Vspw(VideoBuilder):
 
     @classmethod
     def splits(cls, root):
-        """Without the test split if not one of its videos is there."""
+        """Leaves out the test split if none of its videos exists."""
         path = root / LISTS['test']
-        there = path.is_file() and any(
+        found = path.is_file() and any(
             (root / 'data' / video).is_dir() for video in read_list(path)
         )
-        return tuple(LISTS) if there else ('train', 'validation')
+        return tuple(LISTS) if found else ('train', 'validation')
 
     @classmethod
     def find(cls, root, split):
@@ -55,7 +57,7 @@ class Vspw(VideoBuilder):
             found = [
                 {
                     Path(name).stem
-                    for name in official.listing(video_dir / kind)
+                    for name in files.listing(video_dir / kind)
                     if name.endswith(suffix)
                 }
                 for kind, suffix in kinds
@@ -75,39 +77,29 @@ class Vspw(VideoBuilder):
 
     @classmethod
     def read(cls, entry):
-        name, video_dir, labelled = entry
+        name, video_dir, labeled = entry
         frame = name.rpartition('/')[2]
-        image_path, path = (
-            video_dir / 'origin' / f'{frame}.jpg',
-            video_dir / 'mask' / f'{frame}.png',
-        )
-        image = official.read_bytes(image_path)
-        if labelled:
-            labels = official.to_labels(
-                folder.read_values(path),
-                official.read_classes(cls.CLASSES)['ids'],
-                (OTHERS, VOID),
-                path,
-            )
+        image_path = video_dir / 'origin' / f'{frame}.jpg'
+        image = codecs.read_bytes(image_path)
+        if labeled:
+            path = video_dir / 'mask' / f'{frame}.png'
+            ids = read_classes(cls.CLASSES)['ids']
+            labels = to_labels(images.read_values(path), ids, ignored=(OTHERS, VOID), path=path)
         else:
-            labels = np.full(
-                official.decode_image(image, image_path).shape[:2], official.IGNORED, np.uint16
-            )
+            size = codecs.decode_image(image, image_path).shape[:2]
+            labels = np.full(size, IGNORED, np.uint16)
         return {'image': image, 'labels': labels, 'original_size': labels.shape}
 
 
 def read_list(path: Path) -> list[str]:
-    """Names of videos.
+    """Reads names of videos.
 
     Raises:
-      ValueError: there is none, or one twice.
+      ValueError: the list is empty, or a name is there twice.
     """
     names = [line.strip() for line in path.read_text('utf-8-sig').splitlines() if line.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f'{path} must name videos, one a line' + (', each once' if names else '; it is empty')
-        )
+    if not names:
+        raise ValueError(f'{path} must name videos, one per line; it is empty')
+    if len(set(names)) < len(names):
+        raise ValueError(f'{path} must name videos, one per line, each once')
     return names
-
-
-get_source = Vspw.get_source

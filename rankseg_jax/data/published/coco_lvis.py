@@ -1,14 +1,18 @@
-"""COCO+LVIS: the things of LVIS v1 (Gupta et al., CVPR 2019) over the stuff of COCO-Stuff (Caesar et al., CVPR 2018).
+"""COCO+LVIS: the things of LVIS v1 (Gupta et al., CVPR 2019) over COCO-Stuff's stuff (CVPR 2018).
 
     coco/
-      train2017/000000391895.jpg  val2017/…         lvis_v1_train.json  lvis_v1_val.json  (or in annotations/ or in lvis/)
-      stuffthingmaps/train2017/000000391895.png  stuffthingmaps/val2017/…
+      train2017/000000391895.jpg                    val2017/…
+      stuffthingmaps/train2017/000000391895.png     stuffthingmaps/val2017/…
+      lvis_v1_train.json  lvis_v1_val.json          here, in annotations/ or in lvis/
 
-A pixel is of the first annotation of LVIS that covers it, in the order of the JSON file. Where there is none, it is of the stuff
-that COCO-Stuff has there; COCO's things that LVIS has no mask of, and what is unlabelled, don't count. The 1,284 classes are
-the 1,203 of LVIS in the order of their ids, then the 81 stuff that have no namesake among them; the other 10 are of its class.
+A pixel belongs to the first annotation of LVIS that covers it, in the order of the JSON file. Where
+there is none, it belongs to the stuff that COCO-Stuff has there. COCO's things without a mask in
+LVIS and unlabeled pixels are ignored. The 1,284 classes are the 1,203 of LVIS in the order of their
+ids, then the 81 stuff classes that have no namesake among them; the other 10 share the class of
+their namesake.
 
-Or masks that are there already, in the layout of the RankSeg paper; value v is class v - 1, 0 doesn't count:
+Also read are finished masks in the layout of the RankSeg paper; value v is class v - 1, and 0 is
+ignored:
 
     lvis/images/{train2017,val2017}/*.jpg           lvis/lvis_mask/{train2017,val2017}/*.png
 """
@@ -20,8 +24,11 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from rankseg_jax.data import coco, folder, official, rle
-from rankseg_jax.data.coco_stuff164k import FOLDERS
+from rankseg_jax.data import coco, images, rle
+from rankseg_jax.data.published import IGNORED, LISTED, codecs, files
+from rankseg_jax.data.published.builder import Builder
+from rankseg_jax.data.published.coco_stuff164k import FOLDERS
+from rankseg_jax.data.published.label_maps import read_classes, to_labels
 
 FILES = {'train': 'lvis_v1_train.json', 'validation': 'lvis_v1_val.json'}
 PLACES = ('', 'annotations/', 'lvis/')  # of the JSON files
@@ -30,7 +37,7 @@ FARTHEST = 100_000  # pycocotools walks along a polygon's edges, however far, an
 STUFF_IDS = range(92, 183)  # of COCO-Stuff
 
 
-class CocoLvis(official.Builder):
+class CocoLvis(Builder):
     """COCO+LVIS, semantic."""
 
     CLASSES = 'coco_lvis'
@@ -56,19 +63,18 @@ class CocoLvis(official.Builder):
 
     @classmethod
     def find(cls, root, split):
-        path = official.first_of(*(root / (place + FILES[split]) for place in PLACES))
-        masks = official.first_of(root / 'lvis/lvis_mask', root / 'lvis_mask') / FOLDERS[split]
+        path = files.first_existing(*(root / (place + FILES[split]) for place in PLACES))
+        masks = files.first_existing(root / 'lvis/lvis_mask', root / 'lvis_mask') / FOLDERS[split]
         if masks.exists() and not path.exists():
             return cls.pairs(split, masks.parents[1] / 'images' / FOLDERS[split], masks)
         if not path.is_file():
             raise cls.missing(split, [path], 1)
-        annotations = read_json(path, official.read_classes(cls.CLASSES)['names'][:NUM_THINGS])
+        annotations = read_json(path, read_classes(cls.CLASSES)['names'][:NUM_THINGS])
         if not annotations:
             raise ValueError(f'{path} lists no images')
         entries = []
-        for place in sorted(
-            {place for place, _ in annotations}
-        ):  # LVIS's validation images are of both folders
+        # LVIS's validation images are in both folders.
+        for place in sorted({place for place, _ in annotations}):
             names = [name for other, name in annotations if other == place]
             pairs = cls.pairs(split, root / place, root / 'stuffthingmaps' / place, names=names)
             entries += [(*pair, annotations[place, pair[0]]) for pair in pairs]
@@ -77,38 +83,37 @@ class CocoLvis(official.Builder):
     @classmethod
     def read(cls, entry):
         _, image, path, *annotations = entry
-        values = folder.read_values(path)  # [H, W]
+        values = images.read_values(path)  # [H, W]
         if annotations:
-            labels = stuff_labels(values, path)
+            labels = stuff_labels(values, path)  # [H, W]
             paint(labels, *annotations, image)
         else:
-            labels = official.to_labels(
-                values, official.read_classes(cls.CLASSES)['ids'], (0,), path
-            )
-        return {
-            'image': official.read_bytes(image),
-            'labels': labels,
-            'original_size': labels.shape,
-        }
+            labels = to_labels(values, read_classes(cls.CLASSES)['ids'], ignored=(0,), path=path)
+        return {'image': codecs.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
 
 
-def read_json(path: Path, names: list[str]) -> dict[tuple, list]:
-    """The annotations of each image in a JSON file of LVIS: (folder, name) -> (class, segmentation) each, as `paint` takes them.
+def read_json(path: Path, names: list[str]) -> dict[tuple[str, str], list]:
+    """Reads the annotations of each image from a JSON file of LVIS.
+
+    Args:
+      names: of the categories 1, 2, ….
+
+    Returns:
+      (folder, name) -> a list of (class, segmentation), as `paint` takes them.
 
     Raises:
-      ValueError: the file is broken, of another version or of another kind.
+      ValueError: the file is broken, or of another version or kind.
     """
 
-    def keep(
-        value,
-    ):  # of an annotation what is needed, its numbers as arrays: all of it would need 6 GB instead of 1.6
+    # Only the needed keys of an annotation, its numbers as arrays: 1.6 GB instead of 6 GB.
+    def keep(value):
         if 'segmentation' in value:
             return value['image_id'], value['category_id'], compact(value['segmentation'])
         if 'coco_url' in value:
             return value['id'], *value['coco_url'].removesuffix('.jpg').split('/')[-2:]
         return value
 
-    with official.parsing(path, 'JSON file of LVIS v1'):
+    with files.parsing(path, 'JSON file of LVIS v1'):
         content = json.loads(path.read_text('utf-8'), object_hook=keep)
         found = {category['id']: category['name'] for category in content['categories']}
         if found != (wanted := dict(enumerate(names, 1))):
@@ -118,21 +123,25 @@ def read_json(path: Path, names: list[str]) -> dict[tuple, list]:
                 if found.get(i) != wanted.get(i)
             ]
             raise ValueError(
-                f'it lists {len(found)} categories, version 1 has {len(names)} (version 0.5: 1230); they differ in '
-                f'{", ".join(differ[: official.LISTED])}'
+                f'it lists {len(found)} categories, version 1 has {len(names)} (version 0.5: '
+                f'1230); they differ in {", ".join(differ[:LISTED])}'
             )
-        of_image = {image_id: [] for image_id, _, _ in content['images']}
+        by_image = {image_id: [] for image_id, _, _ in content['images']}
         for image_id, category, segmentation in content['annotations']:
             if category not in wanted:
                 raise ValueError(
-                    f'an annotation of the image {image_id} is of the category {category}'
+                    f'an annotation of the image {image_id} has the category {category}'
                 )
-            of_image[image_id].append((category - 1, segmentation))
-        return {(place, name): of_image[image_id] for image_id, place, name in content['images']}
+            by_image[image_id].append((category - 1, segmentation))
+        return {(place, name): by_image[image_id] for image_id, place, name in content['images']}
 
 
-def compact(segmentation):
-    """Polygons as arrays, run lengths compressed; ValueError for what pycocotools would take for something else."""
+def compact(segmentation: list | dict) -> list[array] | dict:
+    """Polygons as arrays, run lengths compressed.
+
+    Raises:
+      ValueError: pycocotools would misread it.
+    """
     if isinstance(segmentation, list):
         if not segmentation or any(
             len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation
@@ -145,27 +154,29 @@ def compact(segmentation):
     return rle.compress(segmentation)
 
 
-def stuff_labels(values, path) -> np.ndarray:
-    """A map of COCO-Stuff, int [H, W] in 0..181 or 255 -> its stuff as classes, uint16 [H, W]; all else is IGNORED.
+def stuff_labels(values: np.ndarray, path) -> np.ndarray:
+    """Maps a label map of COCO-Stuff to classes, uint16 [H, W]; everything but stuff is IGNORED.
+
+    Args:
+      values: int [H, W] in 0..181 or 255.
+      path: named in errors.
 
     Raises:
       ValueError: other values.
     """
-    categories = official.to_labels(values, range(STUFF_IDS.stop - 1), (255,), path).astype(
-        int
-    )  # [H, W]; category - 1
-    table = np.full(official.IGNORED + 1, official.IGNORED, np.uint16)
-    table[STUFF_IDS.start - 1 : STUFF_IDS.stop - 1] = official.read_classes(CocoLvis.CLASSES)[
-        'stuff'
-    ]
+    places = to_labels(values, range(STUFF_IDS.stop - 1), ignored=(255,), path=path)
+    categories = places.astype(int)  # [H, W]; category - 1
+    table = np.full(IGNORED + 1, IGNORED, np.uint16)
+    table[STUFF_IDS.start - 1 : STUFF_IDS.stop - 1] = read_classes(CocoLvis.CLASSES)['stuff']
     return table[categories]
 
 
-def paint(labels, annotations, path):
+def paint(labels: np.ndarray, annotations: list, path) -> None:
     """Puts things over labels [H, W], in place; where they overlap, the first counts.
 
     Args:
-      annotations: (class, segmentation) each, as `compact` returns it: arrays of x, y, x, y, …, or run lengths.
+      annotations: (class, segmentation), the latter as `compact` returns it: arrays of x, y, x,
+        y, …, or run lengths.
       path: named in errors.
 
     Raises:
@@ -178,9 +189,7 @@ def paint(labels, annotations, path):
             segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         if (size := tuple(segmentation['size'])) != labels.shape:
             raise ValueError(
-                f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it {size}'
+                f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it '
+                f'{size}'
             )
         labels[rle.decode(segmentation)] = label
-
-
-get_source = CocoLvis.get_source
