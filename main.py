@@ -133,9 +133,9 @@ def run(config, workdir: Path):
         evaluate.run(config, workdir, _OUTPUT.value)
         return
     elif _MODE.value == 'analyze':
-        from rankseg_jax import analyze  # the only mode that draws with matplotlib
+        from rankseg_jax import analysis  # the only mode that draws with matplotlib
 
-        analyze.run(config, workdir)
+        analysis.run(config, workdir)
         return
     elif _MODE.value == 'export':
         print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')
