@@ -8,9 +8,10 @@ from PIL import Image
 from scipy import sparse
 
 import main
-from rankseg_jax import analyze, checkpoint, data, evaluate, models, sharding
+from rankseg_jax import analysis, checkpoint, data, evaluate, models, sharding
+from rankseg_jax.analysis import cost, observations, statistics
+from rankseg_jax.analysis import model as model_analysis
 from rankseg_jax.data import CorruptExample, Source
-from rankseg_jax.metrics import analysis
 from tests import tiny
 
 NAMES = (
@@ -90,8 +91,8 @@ def run(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('run')
     config, variables = make_run(folder, workdir, temperature='temperature')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analyze, 'cost', no_cost)
-        return config, variables, analyze.run(config, workdir), workdir / 'analysis_validation_5'
+        patch.setattr(model_analysis, 'prediction_cost', no_cost)
+        return config, variables, analysis.run(config, workdir), workdir / 'analysis_validation_5'
 
 
 def pixels_of(folder, split='validation'):
@@ -111,7 +112,7 @@ def test_recall_equals_counting_by_hand(seed):
     )  # ties, and zeros of both signs
     counts = rng.integers(1, 50, (12, 40)) * (rng.random((12, 40)) < 0.3)
     counts[3] = 0
-    curves = analysis.recall(logits.astype(np.float32), sparse.csr_array(counts))
+    curves = statistics.recall(logits.astype(np.float32), sparse.csr_array(counts))
     labelled = [i for i in range(12) if counts[i].sum()]
     for k in range(1, 41):
         best = [sorted(range(40), key=lambda c: (-logits[i, c], c))[:k] for i in range(12)]
@@ -139,8 +140,8 @@ def test_categories_equal_scikit_learn(selected):
     logits[:, 2] = -3
     chosen = None if selected is None else np.argsort(-logits, 1, kind='stable')[:, :selected]
     empty = sparse.csr_array((6, 6), dtype=np.int64)
-    rows = analysis.categories(
-        analysis.Observations(sparse.csr_array(counts), logits, chosen, empty, empty, []),
+    rows = statistics.categories(
+        observations.Observations(sparse.csr_array(counts), logits, chosen, empty, empty, []),
         [f'c{i}' for i in range(6)],
     )
     present = counts > 0
@@ -202,7 +203,7 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
             answers[int(index)] = predictions[i, :rows, :columns], chosen[i], scores[i]
         return predictions, chosen, scores
 
-    seen = analyze.observe(segment, None, source, config, mesh)
+    seen = observations.observe(segment, None, source, config, mesh)
     assert seen.unread == ['scene 3']
     order = [0, 1, 2, 4, 5, 6]
     labels = [source.load(i)['label'] for i in order]
@@ -215,14 +216,14 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
         seen.counts.toarray(), [[(x == c).sum() for c in range(6)] for x in labels]
     )
     np.testing.assert_array_equal(seen.selected, [answers[i][1] for i in order])
-    np.testing.assert_array_equal(seen.class_logits, [answers[i][2] for i in order])
+    np.testing.assert_array_equal(seen.presence_logits, [answers[i][2] for i in order])
     missed = np.zeros((6, 6), int)
     for i, label in zip(order, labels, strict=True):
         for t, p in zip(label.ravel(), answers[i][0].ravel(), strict=True):
             missed[t, p] += t >= 0 and t not in answers[i][1]
     np.testing.assert_array_equal(seen.missed.toarray(), missed)
 
-    report = analysis.errors(seen, source.class_names)
+    report = statistics.errors(seen, source.class_names)
     wrong = {
         (t, p): ((true == t) & (predicted == p)).sum() for t in range(6) for p in range(6) if t != p
     }
@@ -282,7 +283,7 @@ def test_what_is_reported_of_a_run(run, folder, capsys):
         'categories_per_image',
     ):
         assert min(Image.open(output / f'{name}.png').size) > 200
-    text = '\n'.join(analyze.summary(report))
+    text = '\n'.join(model_analysis.summary(report))
     assert f'Recommended: κ = {report["kappa"]["99.9%"]}' in text and NAMES[0] in text
 
 
@@ -292,9 +293,9 @@ def test_what_is_reported_of_a_run(run, folder, capsys):
     ids=str,
 )
 def test_other_kinds_of_runs(options, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(analyze, 'cost', no_cost)
+    monkeypatch.setattr(model_analysis, 'prediction_cost', no_cost)
     config, variables = make_run(folder, tmp_path, **options)
-    report = analyze.run(config, tmp_path)
+    report = analysis.run(config, tmp_path)
     errors, counts = report['errors'], pixels_of(folder)
     text = capsys.readouterr().out
     pictures = {path.stem for path in (tmp_path / 'analysis_validation_5').glob('*.png')}
@@ -331,7 +332,7 @@ def test_other_kinds_of_runs(options, folder, tmp_path, monkeypatch, capsys):
 
 def test_cost_grows_with_what_is_kept(folder):
     config = tiny_config(folder, eval__size=(96, 96))
-    few, all_of_them = (analyze.cost(config, 512, k) for k in (2, 512))
+    few, all_of_them = (cost.prediction_cost(config, 512, k) for k in (2, 512))
     assert few['num_selected'] == 2 and few['milliseconds'] > 0 and all_of_them['milliseconds'] > 0
     upsampled = 4 * 64 * 96 * (512 - 2)  # bytes of [64, 96, κ]
     assert upsampled < all_of_them['temporary_bytes'] - few['temporary_bytes'] < 4 * upsampled
@@ -342,8 +343,8 @@ def test_a_split_without_a_labelled_pixel_is_refused(folder, tmp_path):
         def load(self, index):
             return Scenes.load(self, 2)
 
-    with pytest.raises(ValueError, match='no labelled pixel'):
-        analyze.observe(
+    with pytest.raises(ValueError, match='no labeled pixel'):
+        observations.observe(
             lambda variables, batch: (np.zeros(batch['label'].shape, int), None, None),
             None,
             Nothing(),
@@ -390,7 +391,7 @@ def test_data_alone_from_the_command_line(folder, tmp_path, capsys, monkeypatch,
 def test_several_hosts_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with pytest.raises(ValueError, match='one host'):
-        analyze.run(tiny.config(''), tmp_path)
+        analysis.run(tiny.config(''), tmp_path)
 
 
 def test_data_of_which_nothing_can_be_read(folder, tmp_path, capsys):
@@ -400,7 +401,7 @@ def test_data_of_which_nothing_can_be_read(folder, tmp_path, capsys):
         (tmp_path / kind / 'train').mkdir()
     (tmp_path / 'classes.txt').write_text('a\nb')
     config = tiny.config(tmp_path, data__name='folder', data__num_classes=0)
-    report = analyze.run(config, tmp_path / 'run')
+    report = analysis.run(config, tmp_path / 'run')
     assert (
         report['train']['problems']
         and report['validation']['problems']

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from scipy import sparse
 
-from rankseg_jax import charts, data, describe
+from rankseg_jax import data
+from rankseg_jax.analysis import charts, cooccurrence, dataset, dataset_charts, statistics
 from rankseg_jax.data import CorruptExample, Source
-from rankseg_jax.metrics import analysis, cooccurrence
 from tests import tiny
 
 NAMES = (
@@ -53,11 +53,11 @@ def held_by(labels):
 
 
 def run(monkeypatch, output, train, validation, **overrides):
-    """What `describe.run` returns, after a look at its files."""
+    """What `dataset.run` returns, after a look at its files."""
     config = tiny.config('', **overrides)
     sources = {config.data.train_split: train, config.data.eval_split: validation}
     monkeypatch.setattr(data, 'get_source', lambda data_config, split: sources[split])
-    reports = describe.run(config, output)
+    reports = dataset.run(config, output)
     assert (
         json.loads((output / 'analysis.json').read_text(), parse_constant=pytest.fail) == reports
     )  # no NaN
@@ -67,7 +67,7 @@ def run(monkeypatch, output, train, validation, **overrides):
 @pytest.mark.parametrize('seed', range(3))
 def test_a_description_equals_counting_by_hand(seed):
     labels = random_labels(seed)
-    report, together = describe.describe(LabelMaps(labels))
+    report, together = dataset.describe(LabelMaps(labels))
     read = [label for label in labels if label is not None]
     held, pixels = (
         held_by(labels),
@@ -96,13 +96,13 @@ def test_a_description_equals_counting_by_hand(seed):
 @pytest.mark.parametrize('number', [1, 7, 99, 100, 101, 150, 200, 1000])
 def test_the_distribution_equals_counting_by_hand(number):
     numbers = np.random.default_rng(number).poisson(20, number)
-    found = analysis.distribution(numbers)
+    found = statistics.distribution(numbers)
     assert found['fewer_than_25'] == sum(1 for n in numbers if n < 25) / number
     assert found['p99'] == min(
         n for n in numbers.tolist() if sum(1 for m in numbers if m <= n) * 100 >= 99 * number
     )
     assert (found['min'], found['max']) == (min(numbers), max(numbers))
-    assert analysis.distribution([24, 25, 26, 3])['fewer_than_25'] == 0.5
+    assert statistics.distribution([24, 25, 26, 3])['fewer_than_25'] == 0.5
 
 
 def presence_with_structure(number):
@@ -269,8 +269,8 @@ def test_what_is_printed_and_written(monkeypatch, tmp_path, capsys):
         'long_tail',
     ):
         assert min(Image.open(tmp_path / f'{name}.png').size) > 200
-    never = describe.summary(
-        describe.describe(LabelMaps([np.zeros((1, 1))], '012345678'))[0] | {'problems': []}
+    never = dataset.summary(
+        dataset.describe(LabelMaps([np.zeros((1, 1))], '012345678'))[0] | {'problems': []}
     )
     assert 'warning: 8 of 9 classes never seen: 1, 2, 3, 4, 5 and 3 more' in never
 
@@ -279,15 +279,17 @@ def test_the_heat_map_shows_the_shares(monkeypatch, tmp_path):
     present = presence_with_structure(300)[:, :26]
     shown = []
     draw = charts.percentages
-    monkeypatch.setattr(charts, 'percentages', lambda *args: shown.append(args) or draw(*args))
+    monkeypatch.setattr(
+        charts, 'percentages', lambda *args, **options: shown.append(args) or draw(*args, **options)
+    )
     names = [f'c{c}' for c in range(26)]
-    charts.draw_cooccurrence(
+    dataset_charts.draw_cooccurrence(
         cooccurrence.count(sparse.csr_array(present.astype(np.int32))),
         300,
         names,
         tmp_path / 'a.png',
     )
-    ((shares, rows, columns, *_),) = shown
+    ((shares, rows, columns),) = shown
     assert rows == columns == sorted(names, key=lambda name: -present[:, int(name[1:])].sum())[:20]
     for (i, j), share in np.ndenumerate(shares):
         a, b = (present[:, int(name[1:])] for name in (rows[i], columns[j]))
@@ -336,7 +338,7 @@ def test_memory_does_not_grow_with_images_times_classes():
     source = Sparse([0] * number, range(num_classes))
     tracemalloc.start()
     try:
-        report, _ = describe.describe(source)
+        report, _ = dataset.describe(source)
         assert (
             tracemalloc.get_traced_memory()[1] < number * num_classes
         )  # bytes: less than a dense mask would take
@@ -351,9 +353,9 @@ def test_videos_are_counted_apart_from_their_frames():
         videos=[('a', range(2)), ('b', range(2, 3))],
         published_videos=2806,
     )
-    report, _ = describe.describe(source)
+    report, _ = dataset.describe(source)
     assert report['images'] == 3 and report['videos'] == 2 and report['published'] == 2806
-    assert describe.summary(report | {'problems': []})[0].startswith(
+    assert dataset.summary(report | {'problems': []})[0].startswith(
         '3 images of 2 videos, published: 2,806; '
     )
     assert report['warnings'][0].startswith('2,804 videos fewer than published')
