@@ -18,9 +18,7 @@ from rankseg_jax.data import (
     pipeline,
 )
 
-CAMVID = Path(
-    os.environ.get('RANKSEG_CAMVID', Path(__file__).parent.parent / '../shared/data/camvid')
-)
+CAMVID = os.environ.get('RANKSEG_CAMVID')  # the real data set, if there is one to try
 
 
 def save(path, values, **options):
@@ -328,9 +326,9 @@ def miniature_camvid(root):
     return root
 
 
-@pytest.mark.parametrize('real', [False, True], ids=['miniature', 'as found'])
+@pytest.mark.parametrize('real', [False, True] if CAMVID else [False])
 def test_camvid(tmp_path, real):
-    root = CAMVID if real and CAMVID.is_dir() else miniature_camvid(tmp_path)
+    root = Path(CAMVID) if real else miniature_camvid(tmp_path)
     for split, on_disk in (('train', 'train'), ('validation', 'val'), ('val', 'val')):
         source = get_source(data_config(root, 'camvid', num_classes=11), split)
         assert len(source) == len(list((root / on_disk).iterdir()))
