@@ -14,7 +14,7 @@ import pytest
 from flax import traverse_util
 
 from configs import common, deeplabv3, mask2former, segmenter
-from rankseg_jax import config_check, inference, models, optimizers, train
+from rankseg_jax import config_check, inference, models, optimizers, tasks, train
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
 
 ROOT = Path(__file__).parents[1]
@@ -151,21 +151,22 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
-    step = jax.jit(train.make_train_step(model, optimizer, config, num_classes))
+    things = np.arange(num_classes) % 2 == 0
+    task = tasks.build(config, [''] * num_classes, things)
+    step = jax.jit(train.make_train_step(model, optimizer, config, task))
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.normal(size=(2, 64, 64, 3)).astype(np.float32),
         'label': rng.integers(-1, num_classes, (2, 64, 64)).astype(np.int32),
         'mask': np.ones(2, bool),
     }
-    things = np.arange(num_classes) % 2 == 0 if config.task == 'panoptic' else None
-    if things is not None:
+    if config.task == 'panoptic':
         batch |= {
-            'segments': rng.integers(-1, 4, (2, 64, 64)).astype(np.int32),
+            'label': rng.integers(-1, 4, (2, 64, 64)).astype(np.int32),
             'left_out': np.zeros(2, np.int32),
             'segment_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32),
         }
-    after, metrics = step(state, batch, jax.random.key(0))
+    after, metrics = step(state, batch)
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
     if config.model.framework != 'mask2former':
@@ -177,13 +178,13 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
             ({'image': image, 'content': size},),
             size,
             config,
+            task,
             canvas=(64, 64),
             presence=presence,
-            things=things,
         )
     )
     for function, *args in (
-        (step, state, batch, jax.random.key(0)),
+        (step, state, batch),
         (predict, state.model, batch['image'], np.ones((2, num_classes), bool)),
     ):
         jax.export.export(function, platforms=('tpu', 'cuda'))(*args)
