@@ -10,9 +10,10 @@ from PIL import Image
 from rankseg_jax import inference, models, postprocessing, sharding
 from rankseg_jax.data import IGNORE_LABEL, pipeline, transforms
 from rankseg_jax.decoders.pixel_classifier import PixelOutput
-from rankseg_jax.ranking import Selection, from_ranks, full_logits, select
+from rankseg_jax.ranking import Selection, from_ranks, select
 from tests import tiny
 from tests.helpers import random_variables
+from tests.released import full_logits
 
 
 class Sizes:

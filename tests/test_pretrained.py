@@ -178,7 +178,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     (tmp_path / 'notes.txt').write_text('')
     np.savez(tmp_path / 'other.npz', a=np.zeros(3))
     variables = fresh(segmenter_config())
-    with pytest.raises(FileNotFoundError, match='missing.npz is no file'):
+    with pytest.raises(FileNotFoundError, match='missing.npz is not a file'):
         pretrained.load(tmp_path / 'missing.npz', variables)
     with pytest.raises(ValueError, match='notes.txt must be'):
         pretrained.load(tmp_path / 'notes.txt', variables)
@@ -240,11 +240,13 @@ def test_a_name_that_cannot_be_downloaded_is_named_with_the_fix(monkeypatch):
     for load in (pretrained.load_hf, pretrained.read_variables):
         with pytest.raises(
             OSError,
-            match=rf'{HUB_NAME} is no file or folder.*Check the name.*cannot reach the host',
+            match=rf'{HUB_NAME} is not a file or folder.*Check the name.*cannot reach the host',
         ):
             load(HUB_NAME)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(ImportError, match=rf'{HUB_NAME} is no file.*pip install huggingface_hub'):
+    with pytest.raises(
+        ImportError, match=rf'{HUB_NAME} is not a file.*pip install huggingface_hub'
+    ):
         pretrained.load_hf(HUB_NAME)
 
 

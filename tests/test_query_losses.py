@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rankseg_jax import losses, sharding
-from rankseg_jax.ranking import RankTemperature, Selection, full_logits, gather, to_ranks
+from rankseg_jax.ranking import RankTemperature, Selection, gather, to_ranks
 from tests import golden as golden_files
+from tests.released import full_logits
 
 POINTS = 100
 query_losses = jax.jit(functools.partial(losses.query_losses, num_points=POINTS))

@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rankseg_jax.ranking import (
-    RankTemperature,
-    Selection,
-    from_ranks,
-    full_logits,
-    gather,
-    select,
-    to_ranks,
-)
+from rankseg_jax.ranking import RankTemperature, Selection, from_ranks, gather, select, to_ranks
+from tests.released import full_logits
 
 settings.register_profile('quick', max_examples=40, deadline=None)
 settings.load_profile('quick')

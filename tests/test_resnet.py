@@ -156,7 +156,7 @@ def test_torchvision_has_the_same_names():
 
 
 def test_other_networks_weights_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"'layer1\.0\.se\.fc1\.weight'.*no weight of a ResNet"):
+    with pytest.raises(ValueError, match=r"'layer1\.0\.se\.fc1\.weight'.*not a weight of a ResNet"):
         from_timm({'layer1.0.se.fc1.weight': np.zeros((32, 3, 1, 1))})
 
 

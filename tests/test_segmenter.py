@@ -10,10 +10,10 @@ from configs import common
 from rankseg_jax import models
 from rankseg_jax.decoders.mask_transformer import MaskTransformer
 from rankseg_jax.pretrained import released
-from rankseg_jax.ranking import full_logits
 from tests import golden as golden_files
 from tests import tiny
 from tests.helpers import random_variables
+from tests.released import full_logits
 
 
 def golden_decoder(g):
