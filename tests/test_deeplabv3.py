@@ -45,7 +45,7 @@ def test_golden_deeplabv3():
 
 
 def test_baseline_is_torchvisions(monkeypatch):
-    """The whole model at full width, with the second convolution that torchvision's head has after the fused branches."""
+    """The whole model at full width; torchvision has a second convolution after the branches."""
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
     theirs = random_batch_norms(
         torch,

@@ -1,4 +1,4 @@
-"""The layering: an import goes only to the left of config → data → model → task → train, evaluate, predict."""
+"""Imports go one way: config → data → model → task → train, evaluate, predict."""
 
 import ast
 import subprocess
@@ -105,5 +105,8 @@ def test_imports_go_one_way():
 
 
 def test_the_core_does_not_load_tensorflow():
-    program = 'import sys; from rankseg_jax import ranking, multilabel, losses; sys.exit("tensorflow" in sys.modules)'
+    program = (
+        'import sys; from rankseg_jax import ranking, multilabel, losses; '
+        'sys.exit("tensorflow" in sys.modules)'
+    )
     subprocess.run([sys.executable, '-c', program], check=True, cwd=PACKAGE.parent)

@@ -38,7 +38,7 @@ def fresh(config, num_classes=8):
 
 
 def released_state(num_classes, num_selected, method='rankseg', grid=2):
-    """A random state dict with the names and shapes of the released Segmenter: ViT-Ti of 12 layers, decoder of width 64."""
+    """Random weights with the released Segmenter's names: a ViT-Ti, a decoder of width 64."""
     dim, head, rng = 192, 64, np.random.default_rng(0)
     shapes = {
         'backbone.cls_token': (1, 1, dim),
@@ -252,7 +252,7 @@ def test_a_name_that_cannot_be_downloaded_is_named_with_the_fix(monkeypatch):
 
 @pytest.mark.parametrize('averaged', [False, True])
 def test_a_run_is_read_with_other_classes_and_ranks(tmp_path, averaged):
-    """From 8 categories to 5, and from 3 ranks to 2: everything else is the run's, the averaged parameters if it has some."""
+    """From 8 categories to 5, from 3 ranks to 2: all else is the run's, averaged if it has that."""
     config = tiny.config('', rankseg__temperature='temperature')
     variables = fresh(config)
     saved = variables | (

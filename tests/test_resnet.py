@@ -90,7 +90,7 @@ def test_parameters_are_timms(name):
 
 
 def test_frozen_norms_are_torchvisions():
-    """In training: features, gradients of all kernels, zero gradients of scales and biases, statistics as they were."""
+    """In training: features, gradients of kernels, none of scales and biases, fixed statistics."""
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(
