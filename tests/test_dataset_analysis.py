@@ -11,7 +11,7 @@ from scipy import sparse
 
 from rankseg_jax import data
 from rankseg_jax.analysis import charts, cooccurrence, dataset, dataset_charts, statistics
-from rankseg_jax.data import CorruptExample
+from rankseg_jax.data import CorruptExample, Source
 from tests import tiny
 
 NAMES = (
@@ -22,16 +22,13 @@ NAMES = (
 )
 
 
-class Source:
+class LabelMaps(Source):
     """Label maps as given; None cannot be read."""
 
     def __init__(self, labels, class_names=NAMES, **attributes):
         self.labels, self.class_names = labels, class_names
         self.ids = [f'image {i}' for i in range(len(labels))]
         vars(self).update(attributes)
-
-    def __len__(self):
-        return len(self.labels)
 
     def load(self, index):
         if self.labels[index] is None:
@@ -70,7 +67,7 @@ def run(monkeypatch, output, train, validation, **overrides):
 @pytest.mark.parametrize('seed', range(3))
 def test_a_description_equals_counting_by_hand(seed):
     labels = random_labels(seed)
-    report, together = dataset.describe(Source(labels))
+    report, together = dataset.describe(LabelMaps(labels))
     read = [label for label in labels if label is not None]
     held, pixels = (
         held_by(labels),
@@ -224,7 +221,9 @@ def test_sizes_are_compared_with_the_published(
     attributes, line, remedy, monkeypatch, tmp_path, capsys
 ):
     labels = [np.zeros((2, 2))] * 12
-    report = run(monkeypatch, tmp_path, Source(labels), Source(labels, **attributes))['validation']
+    report = run(monkeypatch, tmp_path, LabelMaps(labels), LabelMaps(labels, **attributes))[
+        'validation'
+    ]
     text = capsys.readouterr().out
     assert f'validation: {line}\n' in text and report['published'] == attributes.get('published')
     assert len(report['warnings']) == bool(remedy)
@@ -235,7 +234,7 @@ def test_sizes_are_compared_with_the_published(
 
 def test_unreadable_images_count_among_the_published(monkeypatch, tmp_path, capsys):
     labels = [np.zeros((2, 2)), None, np.ones((2, 2))]
-    report = run(monkeypatch, tmp_path, Source(labels, published=3), Source(labels))['train']
+    report = run(monkeypatch, tmp_path, LabelMaps(labels, published=3), LabelMaps(labels))['train']
     assert report['images'] == 2 and report['warnings'] == []
     assert 'train: 3 images (1 unreadable), as published; 8 categories' in capsys.readouterr().out
 
@@ -243,7 +242,11 @@ def test_unreadable_images_count_among_the_published(monkeypatch, tmp_path, caps
 def test_what_is_printed_and_written(monkeypatch, tmp_path, capsys):
     labels = random_labels(0, 200)
     reports = run(
-        monkeypatch, tmp_path, Source(labels), Source(labels[:20]), data__train_split='day/train'
+        monkeypatch,
+        tmp_path,
+        LabelMaps(labels),
+        LabelMaps(labels[:20]),
+        data__train_split='day/train',
     )
     captured = capsys.readouterr()
     assert captured.err == ''  # progress is for long runs
@@ -267,7 +270,7 @@ def test_what_is_printed_and_written(monkeypatch, tmp_path, capsys):
     ):
         assert min(Image.open(tmp_path / f'{name}.png').size) > 200
     never = dataset.summary(
-        dataset.describe(Source([np.zeros((1, 1))], '012345678'))[0] | {'problems': []}
+        dataset.describe(LabelMaps([np.zeros((1, 1))], '012345678'))[0] | {'problems': []}
     )
     assert 'warning: 8 of 9 classes never seen: 1, 2, 3, 4, 5 and 3 more' in never
 
@@ -307,9 +310,9 @@ def test_the_heat_map_shows_the_shares(monkeypatch, tmp_path):
     ids=['empty', 'unreadable', 'all ignored', 'K = 1', 'one image', 'K = 1 and one image'],
 )
 def test_data_of_which_there_is_little(labels, class_names, monkeypatch, tmp_path, capsys):
-    report = run(monkeypatch, tmp_path, Source(labels, class_names), Source(labels, class_names))[
-        'train'
-    ]
+    report = run(
+        monkeypatch, tmp_path, LabelMaps(labels, class_names), LabelMaps(labels, class_names)
+    )['train']
     held = held_by(labels)
     assert report['images'] == len(held) and len(report['unread']) == len(labels) - len(held)
     assert report['never_seen'] == [
@@ -328,7 +331,7 @@ def test_data_of_which_there_is_little(labels, class_names, monkeypatch, tmp_pat
 def test_memory_does_not_grow_with_images_times_classes():
     number, num_classes = 4000, 2000
 
-    class Sparse(Source):
+    class Sparse(LabelMaps):
         def load(self, index):
             return {'label': np.array([[index % num_classes, index % 7, -1]], np.int32)}
 
@@ -345,7 +348,7 @@ def test_memory_does_not_grow_with_images_times_classes():
 
 
 def test_videos_are_counted_apart_from_their_frames():
-    source = Source(
+    source = LabelMaps(
         [np.zeros((2, 2), int)] * 3,
         videos=[('a', range(2)), ('b', range(2, 3))],
         published_videos=2806,

@@ -29,7 +29,7 @@ ALLOWED = {
     'tasks': {'data', 'losses', 'metrics', 'multilabel', 'ranking'},
     'models': {'checkpoint', 'frameworks'},
     'inference': {'data', 'decoders', 'models', 'postprocessing', 'ranking'},
-    'export': {'checkpoint', 'inference', 'models', 'sharding'},
+    'export': {'checkpoint', 'data', 'inference', 'models', 'sharding'},
     'convert': {'backbones', 'checkpoint', 'data', 'frameworks', 'models', 'pretrained'},
     'evaluate': {
         'checkpoint',
@@ -108,5 +108,12 @@ def test_the_core_does_not_load_tensorflow():
     program = (
         'import sys; from rankseg_jax import ranking, multilabel, losses; '
         'sys.exit("tensorflow" in sys.modules)'
+    )
+    subprocess.run([sys.executable, '-c', program], check=True, cwd=PACKAGE.parent)
+
+
+def test_prediction_does_not_load_tensorflow():
+    program = (
+        'import sys; from rankseg_jax import export, predict; sys.exit("tensorflow" in sys.modules)'
     )
     subprocess.run([sys.executable, '-c', program], check=True, cwd=PACKAGE.parent)

@@ -11,7 +11,7 @@ import main
 from rankseg_jax import analysis, checkpoint, data, evaluate, models, sharding
 from rankseg_jax.analysis import cost, observations, statistics
 from rankseg_jax.analysis import model as model_analysis
-from rankseg_jax.data import CorruptExample
+from rankseg_jax.data import CorruptExample, Source
 from tests import tiny
 
 NAMES = (
@@ -170,14 +170,11 @@ def test_categories_equal_scikit_learn(selected):
     assert ('selected' in rows[0]) == bool(selected)
 
 
-class Scenes:
+class Scenes(Source):
     """Images of several sizes; number 2 is all ignored, number 3 cannot be read."""
 
     class_names = tuple('abcdef')
     ids = [f'scene {i}' for i in range(7)]
-
-    def __len__(self):
-        return 7
 
     def load(self, index):
         if index == 3:

@@ -25,4 +25,4 @@ def run(config, workdir) -> dict:
     manager = checkpoint.open_checkpoints(workdir) if (workdir / 'checkpoints').is_dir() else None
     if manager is None or not manager.all_steps():
         return dataset.run(config, workdir / 'analysis_data')
-    return model.run(config, workdir, manager)
+    return model.run(config, workdir, checkpoint.open_run(workdir, config.eval.checkpoint))

@@ -31,7 +31,8 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
         'size': size,
         'label': jnp.full((1, *config.eval.size), IGNORE_LABEL),
     }
-    compiled = make_segment(model, config, num_classes).lower(variables, batch).compile()
+    class_names = [str(label) for label in range(num_classes)]
+    compiled = make_segment(model, config, class_names).lower(variables, batch).compile()
     seconds = []
     while len(seconds) < 6 or sum(seconds) < 0.5:
         start = time.perf_counter()

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from rankseg_jax import data
 from rankseg_jax.analysis import charts, cooccurrence, dataset_charts, statistics, text
-from rankseg_jax.data import folder
 
 ROWS = 5  # of a printed table
 LISTED = 5  # classes in a printed line
@@ -97,8 +96,8 @@ def describe(source) -> tuple[dict, sparse.csr_array]:
     num_images = presence.shape[0]
     images, labeled = together.diagonal(), int(total.pixels.sum())  # [K]
     # The images may be frames of videos.
-    videos = {'videos': len(source.videos)} if hasattr(source, 'videos') else {}
-    published = source.published_videos if videos else getattr(source, 'published', None)
+    videos = {'videos': len(source.videos)} if source.videos else {}
+    published = source.published_videos if videos else source.published
     kind, number = next(iter(videos.items()), ('images', len(source)))
     report = {
         'images': num_images,
@@ -149,11 +148,9 @@ def run(config, output) -> dict:
     for split in (config.data.train_split, config.data.eval_split):
         source = data.get_source(config.data, split)
         report, together = describe(source)
-        report['problems'] = []
-        if isinstance(source, folder.PairedFiles):
-            check = folder.check(source, config.data.max_corrupt)
-            report['problems'] = check.problems
-            report['warnings'] += check.warnings
+        check = source.check(config.data.max_corrupt)
+        report['problems'] = check.problems
+        report['warnings'] += check.warnings
         reports[split] = report
         path = output / f'cooccurrence_{split.replace("/", "_")}.npz'
         sparse.save_npz(path, together)

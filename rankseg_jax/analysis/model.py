@@ -15,30 +15,29 @@ SHARES = (0.99, 0.999)  # of the labeled pixels: for each, the smallest κ that 
 ROWS = 8  # of a printed table
 
 
-def run(config, workdir, manager) -> dict:
-    """Analyzes the checkpoint `config.eval.checkpoint` on `config.data.eval_split`.
+def run(config, workdir, saved: checkpoint.SavedRun) -> dict:
+    """Analyzes a checkpoint on `config.data.eval_split`.
 
     Args:
       config: of the run.
       workdir: pathlib.Path, gets a folder with analysis.json and charts.
-      manager: of the run's checkpoints.
+      saved: the checkpoint.
 
     Returns:
       The contents of analysis.json.
 
     Raises:
-      ValueError: there is no such checkpoint, or no labeled pixel can be read.
+      ValueError: the data or `config` do not fit the checkpoint, or no labeled pixel can be read.
     """
-    step = checkpoint.find(manager, config.eval.checkpoint)
     mesh = sharding.make_mesh(config.mesh_data)
     source = data.get_source(config.data, config.data.eval_split)
-    num_classes = len(source.class_names)
-    model = models.build(config, num_classes)
-    variables = models.restore(manager, step, model, config, num_classes, sharding.copied(mesh))
-    segment = make_segment(model, config, num_classes)
+    saved.check_categories(source.class_names, f'config.data.name = {config.data.name!r}')
+    model = models.build(config, len(source.class_names))
+    variables = models.restore(saved, model, config, mesh)
+    segment = make_segment(model, config, source.class_names)
     observed = observe(segment, variables, source, config, mesh)
     report = {
-        'checkpoint': step,
+        'checkpoint': saved.step,
         'split': config.data.eval_split,
         'images': observed.counts.shape[0],
         'unread': observed.unread,
@@ -51,13 +50,13 @@ def run(config, workdir, manager) -> dict:
         report['by_rank'] = by_rank(observed, variables)
     if config.rankseg:
         report |= recall_and_costs(observed, config)
-    output = workdir / f'analysis_{config.data.eval_split}_{step}'
+    output = workdir / f'analysis_{config.data.eval_split}_{saved.step}'
     output.mkdir(exist_ok=True)
     (output / 'analysis.json').write_text(json.dumps(evaluate.without_nan(report), indent=1))
     model_charts.draw(report, observed.confusion, source.class_names, output)
     print('\n\n'.join(summary(report)))
     print(
-        f'\nCheckpoint after step {step}, split {config.data.eval_split!r}, '
+        f'\nCheckpoint after step {saved.step}, split {config.data.eval_split!r}, '
         f'{report["images"]} images. Written to {output}'
     )
     return report

@@ -1,6 +1,7 @@
 """One pass of a model over a split: counts, selections and scores, collected on the host."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from scipy import sparse
 from rankseg_jax import inference, sharding
 from rankseg_jax.data import IGNORE_LABEL, pipeline
 from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.tasks.semantic import Semantic
 
 
 @dataclasses.dataclass
@@ -37,11 +39,12 @@ class Observations:
         return np.take_along_axis((self.counts > 0).toarray(), self.selected, 1)
 
 
-def make_segment(model, config, num_classes: int):
-    """A jitted (variables, batch) -> (labels, selected, presence_logits).
+def make_segment(model, config, class_names: Sequence[str]) -> Callable:
+    """A jitted (variables, batch) → (labels, selected, presence_logits), whatever the task.
 
     `labels` are int32 [B, H, W], `selected` int32 [B, κ] or None, `presence_logits` [B, K] or None.
     """
+    task = Semantic(config, class_names)
 
     def segment(variables, batch):
         found = inference.segment(
@@ -50,11 +53,12 @@ def make_segment(model, config, num_classes: int):
             batch['views'],
             batch['size'],
             config,
+            task,
             canvas=batch['label'].shape[1:],
-            presence=pixel_counts(batch['label'], num_classes) > 0,
+            presence=pixel_counts(batch['label'], task.num_classes) > 0,
         )
         selected = None if found.selection is None else found.selection.labels
-        return found.labels, selected, found.presence_logits
+        return found.maps['labels'], selected, found.presence_logits
 
     return jax.jit(segment)
 

@@ -6,7 +6,9 @@ from ml_collections import FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.pixel_decoder import PixelDecoder
-from rankseg_jax.decoders.query_decoder import QueryDecoder, QueryOutput
+from rankseg_jax.decoders.query_decoder import QueryDecoder
+from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.selector import Choice
 
 
 class Mask2Former(nn.Module):
@@ -23,11 +25,11 @@ class Mask2Former(nn.Module):
     decoder: QueryDecoder
 
     @nn.compact
-    def __call__(self, images, *, train: bool, **choice) -> QueryOutput:
-        """Normalised images [B, H, W, 3]; `choice`: what `QueryDecoder` takes by name."""
+    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+        """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         maps, pixels = self.pixel_decoder(features, train=train)
-        return self.decoder(maps, pixels, train=train, **choice)
+        return self.decoder(maps, pixels, train=train, choice=choice)
 
 
 def build(config, num_classes: int) -> Mask2Former:

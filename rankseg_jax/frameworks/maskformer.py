@@ -6,8 +6,10 @@ from ml_collections import FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.fpn import FeaturePyramid
-from rankseg_jax.decoders.query_decoder import DetrDecoder, QueryOutput
+from rankseg_jax.decoders.query_decoder import DetrDecoder
 from rankseg_jax.frameworks.mask2former import check_channels
+from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.selector import Choice
 
 
 class MaskFormer(nn.Module):
@@ -26,11 +28,11 @@ class MaskFormer(nn.Module):
     decoder: DetrDecoder
 
     @nn.compact
-    def __call__(self, images, *, train: bool, **choice) -> QueryOutput:
-        """Normalised images [B, H, W, 3]; `choice`: what `DetrDecoder` takes by name."""
+    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+        """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         maps, pixels = self.pixel_decoder(features, train=train)
-        return self.decoder(features[32], maps, pixels, train=train, **choice)
+        return self.decoder(features[32], maps, pixels, train=train, choice=choice)
 
 
 def build(config, num_classes: int) -> MaskFormer:

@@ -6,7 +6,9 @@ from ml_collections import FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.mask_transformer import MaskTransformer
-from rankseg_jax.decoders.pixel_classifier import PixelClassifier, PixelOutput
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier
+from rankseg_jax.outputs import PixelOutput
+from rankseg_jax.selector import Choice
 
 
 class Segmenter(nn.Module):
@@ -21,15 +23,15 @@ class Segmenter(nn.Module):
     decoder: nn.Module
 
     @nn.compact
-    def __call__(self, images, *, train: bool, **choice) -> PixelOutput:
-        """Normalised images [B, H, W, 3]; `choice`: what `PixelClassifier` takes by name."""
+    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
+        """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         # {patch: [B, h, w, D]}, and with late classes 'classes': [B, K, D]
         features = dict(self.backbone(images, train=train))
         classes = features.pop('classes', None)
         (patches,) = features.values()
         if isinstance(self.decoder, PixelClassifier):
-            return self.decoder(patches, features, train=train, **choice)
-        return self.decoder(patches, classes, train=train, **choice)
+            return self.decoder(patches, features, train=train, choice=choice)
+        return self.decoder(patches, classes, train=train, choice=choice)
 
 
 def build(config, num_classes: int) -> Segmenter:

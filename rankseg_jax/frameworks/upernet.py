@@ -8,8 +8,10 @@ from ml_collections import FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.auxiliary import auxiliary_embeddings
-from rankseg_jax.decoders.pixel_classifier import PixelClassifier, PixelOutput
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.decoders.uper import UPerHead
+from rankseg_jax.outputs import PixelOutput
+from rankseg_jax.selector import Choice
 
 
 class UPerNet(nn.Module):
@@ -34,8 +36,8 @@ class UPerNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool, **choice) -> PixelOutput:
-        """Normalised images [B, H, W, 3]; `choice`: what `PixelClassifier` takes by name."""
+    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
+        """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         pixels, pyramid = UPerHead(self.channels, dtype=self.dtype, name='decoder')(
@@ -45,7 +47,7 @@ class UPerNet(nn.Module):
         if self.auxiliary:  # [B, h16, w16, 256]
             auxiliary = drop(auxiliary_embeddings(features, train=train, dtype=self.dtype))
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
-            drop(pixels), pyramid, auxiliary, train=train, **choice
+            drop(pixels), pyramid, auxiliary, train=train, choice=choice
         )
 
 
