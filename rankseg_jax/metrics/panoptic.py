@@ -61,23 +61,12 @@ class PanopticMetric:
         if unknown:
             raise ValueError(f'categories {sorted(unknown)} are not in 0..{num_classes - 1}')
 
-        values, places = np.unique(ids, return_inverse=True)
-        others, other_places = np.unique(predicted_ids, return_inverse=True)
-        table = np.bincount(
-            places.ravel() * len(others) + other_places.ravel(), minlength=len(values) * len(others)
-        )
-        table = table.reshape(len(values), len(others))
-        areas = dict(zip(values.tolist(), table.sum(1).tolist(), strict=True))
-        predicted_areas = dict(zip(others.tolist(), table.sum(0).tolist(), strict=True))
+        areas, predicted_areas, overlap = count_overlaps(ids, predicted_ids)
         if wrong := predicted.keys() ^ (predicted_areas.keys() - ({VOID} - predicted.keys())):
             raise ValueError(
                 f'segments {sorted(wrong)} of the prediction are in its map or in its list, '
                 'but not in both'
             )
-        overlap = {
-            (values[i].item(), others[j].item()): table[i, j].item()
-            for i, j in zip(*table.nonzero(), strict=True)
-        }
         areas |= {segment['id']: segment['area'] for segment in segments if 'area' in segment}
         crowds = {segment['id'] for segment in segments if segment.get('iscrowd')}
 
@@ -93,13 +82,10 @@ class PanopticMetric:
                     predicted_done.add(b)
         for a in category.keys() - crowds - done:
             metric.missed[category[a]] += 1
-        crowd_of = {
-            category[segment['id']]: segment['id']
-            for segment in segments
-            if segment['id'] in crowds
-        }
+        # The last one listed of each category.
+        crowd = {category[s['id']]: s['id'] for s in segments if s['id'] in crowds}
         for b in predicted.keys() - predicted_done:
-            excused = overlap.get((VOID, b), 0) + overlap.get((crowd_of.get(predicted[b]), b), 0)
+            excused = overlap.get((VOID, b), 0) + overlap.get((crowd.get(predicted[b]), b), 0)
             metric.wrong[predicted[b]] += excused / predicted_areas[b] <= 0.5
         return metric
 
@@ -164,3 +150,19 @@ class PanopticMetric:
             for i, name in enumerate(names)
         ]
         return result | {'classes': rows}
+
+
+def count_overlaps(ids, predicted_ids) -> tuple[dict, dict, dict]:
+    """Pixels of each id in two maps [H, W], by id, and of each pair of ids that meet, by pair."""
+    values, places = np.unique(ids, return_inverse=True)
+    others, other_places = np.unique(predicted_ids, return_inverse=True)
+    shape = (len(values), len(others))
+    pairs = places.ravel() * len(others) + other_places.ravel()  # [pixels]
+    table = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+    areas = dict(zip(values.tolist(), table.sum(1).tolist(), strict=True))
+    other_areas = dict(zip(others.tolist(), table.sum(0).tolist(), strict=True))
+    overlaps = {
+        (values[i].item(), others[j].item()): table[i, j].item()
+        for i, j in zip(*table.nonzero(), strict=True)
+    }
+    return areas, other_areas, overlaps
