@@ -100,7 +100,7 @@ def panel(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     cell = max(size[0], CELL // 2)  # room for the legend of a narrow image
 
-    cells = [_column([_title('Image', cell), Image.fromarray(image).resize(size, Image.LANCZOS)])]
+    cells = [_column([_title('Image', cell), Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)])]
     for title, (labels, segments) in maps.items():
         regions = _checked(image, labels, segments)[1]
         picture = _paint(image, *regions, class_names, 0.6, size, segments is not None)
@@ -177,7 +177,7 @@ def _paint(image, regions, classes, places, class_names, alpha, size, bold):
     rows = np.arange(height) * regions.shape[0] // height
     columns = np.arange(width) * regions.shape[1] // width
     regions = regions[rows[:, None], columns]  # [height, width]
-    picture = np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS), np.float32)
+    picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), np.float32)
     known = (classes >= 0) & (classes < len(class_names))
     weight = (alpha * known)[regions][..., None]  # [height, width, 1]
     colours = _shades(colorize(classes, palette(len(class_names))), places)  # [N, 3]

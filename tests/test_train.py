@@ -19,15 +19,6 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope='session')
-def data_dir(tmp_path_factory):
-    """Scenes are generated once for all tests."""
-    folder = tmp_path_factory.mktemp('scenes')
-    for split in ('train', 'validation'):
-        data.get_source(tiny.config(folder).data, split)
-    return folder
-
-
 def params_of(workdir, step):
     manager = checkpoint.open_checkpoints(workdir)
     run = checkpoint.restore_run(manager, step)
@@ -73,7 +64,7 @@ def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
 
 
 def command(config_dir, workdir, *overrides):
-    file = Path(config_dir) / 'run.py'
+    file = workdir.with_suffix('.py')
     file.write_text(
         f'from tests import tiny\ndef get_config(): return tiny.config({str(config_dir)!r})\n'
     )
