@@ -1,9 +1,10 @@
-"""How fast published data sets are: read from the official folder, prepared, read from records, and as training batches.
+"""Speed of the published data sets: reading folders, preparing and reading records, batching.
 
     python benchmarks/datasets.py --out=benchmarks/results/datasets.json
 
-The folders are made on the spot, in the official formats and at the data sets' usual sizes, of smooth random pictures whose JPEG
-files are about as big as photos'. Images (frames of videos) a second; on a quiet machine.
+Creates folders in the official formats, at the data sets' usual image sizes, with smooth random
+images whose JPEG files are about as large as those of photos. Rates are images (or frames of
+videos) per second. Run it on an otherwise idle machine.
 """
 
 import json
@@ -25,9 +26,9 @@ from rankseg_jax import data
 from rankseg_jax.data import coco, pipeline
 from rankseg_jax.data.published.label_maps import read_classes
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/datasets.json', 'Where the figures go.')
-_COUNT = flags.DEFINE_integer('count', 400, 'Images of each data set.')
-_ONLY = flags.DEFINE_list('only', None, 'Names of data sets; default: all.')
+_OUT = flags.DEFINE_string('out', 'benchmarks/results/datasets.json', 'JSON file of the results.')
+_COUNT = flags.DEFINE_integer('count', 400, 'Training images per data set.')
+_ONLY = flags.DEFINE_list('only', None, 'Names of data sets; default: all of them.')
 
 SIZES = {
     'ade20k_full': (1536, 2048),
@@ -35,12 +36,12 @@ SIZES = {
     'youtube_vis_2019': (720, 1280),
     'pascal_context60': (375, 500),
 }
-USUAL = (480, 640)  # of the others, in rows and columns
-SEGMENTS = 12  # of an image
+USUAL = (480, 640)  # rows and columns of all others
+SEGMENTS = 12  # per image
 
 
-def picture(rng, size) -> Image.Image:
-    """Smooth, with some grain."""
+def random_image(rng, size) -> Image.Image:
+    """A smooth random image with some grain."""
     rows, columns = size
     smooth = Image.fromarray(rng.integers(0, 256, (rows // 16, columns // 16, 3), np.uint8)).resize(
         (columns, rows)
@@ -50,7 +51,7 @@ def picture(rng, size) -> Image.Image:
 
 
 def regions(rng, size) -> np.ndarray:
-    """int [H, W] in 0..SEGMENTS - 1: which of some random points is nearest, at a quarter of the size."""
+    """Voronoi cells of random points, at a quarter of the resolution: int [H, W] < SEGMENTS."""
     rows, columns = size
     points = rng.uniform(0, (rows / 4, columns / 4), (SEGMENTS, 2))  # [n, 2]
     grid = np.stack(np.mgrid[: -(-rows // 4), : -(-columns // 4)], -1)[..., None, :]  # [h, w, 1, 2]
@@ -64,7 +65,7 @@ def save(image, path):
 
 
 def polygon(mask):
-    """Some x, y, x, y, … around a mask's rows, as an annotator would click them."""
+    """The outline [x, y, x, y, …] of a mask, as an annotator would click it."""
     rows = np.flatnonzero(mask.any(1))[:: max(1, np.count_nonzero(mask.any(1)) // 20)]
     left, right = mask[rows].argmax(1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
     return [
@@ -82,7 +83,7 @@ def run_lengths(mask) -> dict:
 
 
 def write_folder(name: str, root: Path, count: int):
-    """A folder in the official format, with `count` training images and one for validation."""
+    """Writes a folder in the official format: `count` training images, one validation image."""
     size = SIZES.get(name, USUAL)
     classes = read_classes(data.builder_class(name).CLASSES)
     documents = {}
@@ -90,30 +91,27 @@ def write_folder(name: str, root: Path, count: int):
     def write(index):
         rng = np.random.default_rng(index)
         training = index < count
-        image, areas = picture(rng, size), regions(rng, size)
-        labels = rng.choice(
-            len(classes['ids']), SEGMENTS, replace=False
-        )  # [segments] the class of each
-        values = np.array(classes['ids'])[labels]  # and its number in the files
+        image, areas = random_image(rng, size), regions(rng, size)
+        labels = rng.choice(len(classes['ids']), SEGMENTS, replace=False)  # [segments] classes
+        values = np.array(classes['ids'])[labels]  # [segments] their numbers in the files
         if name in ('ade20k', 'ade20k_panoptic'):
-            path = f'{"training" if training else "validation"}/ADE_{"train" if training else "val"}_{index:08}'
+            split, prefix = ('training', 'train') if training else ('validation', 'val')
+            path = f'{split}/ADE_{prefix}_{index:08}'
             save(image, root / f'images/{path}.jpg')
             save(
                 Image.fromarray((labels + 1)[areas].astype(np.uint8)),
                 root / f'annotations/{path}.png',
             )
             red = rng.integers(1, 101, SEGMENTS)
-            colours = np.stack([red[areas], areas + 1, 0 * areas], -1).astype(np.uint8)
-            save(Image.fromarray(colours), root / f'annotations_instance/{path}.png')
+            colors = np.stack([red[areas], areas + 1, 0 * areas], -1).astype(np.uint8)
+            save(Image.fromarray(colors), root / f'annotations_instance/{path}.png')
         elif name == 'ade20k_full':
             path = (
                 f'images/ADE/{"training" if training else "validation"}/urban/street/ADE_{index:08}'
             )
             save(image, root / f'{path}.jpg')
-            colours = np.stack([values[areas] // 256 * 10, values[areas] % 256, areas], -1).astype(
-                np.uint8
-            )
-            save(Image.fromarray(colours), root / f'{path}_seg.png')
+            colors = np.stack([values[areas] // 256 * 10, values[areas] % 256, areas], -1)
+            save(Image.fromarray(colors.astype(np.uint8)), root / f'{path}_seg.png')
         elif name == 'pascal_context60':
             save(image, root / f'JPEGImages/{index:06}.jpg')
             save(
@@ -176,7 +174,7 @@ def write_folder(name: str, root: Path, count: int):
 
 
 def finish_folder(name, root, documents, classes, size):
-    """Writes the lists and JSON files of a folder, of what each image has for them."""
+    """Writes split lists and JSON files; `documents` holds the entries of each image."""
     rows, columns = size
     for training in (True, False):
         mine = {
@@ -265,7 +263,7 @@ def finish_folder(name, root, documents, classes, size):
 
 
 def read_rate(source) -> float:
-    """Examples a second, with as many threads as cores."""
+    """Examples per second, with as many threads as cores."""
     with ThreadPool(os.cpu_count()) as pool:
         pool.map(source.load, range(8))
         start = time.perf_counter()
@@ -274,10 +272,10 @@ def read_rate(source) -> float:
 
 
 def batch_rate(config) -> float:
-    """Images a second of training batches."""
+    """Images per second in training batches."""
     source = data.get_source(config.data, 'train')
     batches = pipeline.train_batches(source, config, start_step=0)
-    next(batches)  # tracing
+    next(batches)  # traces the pipeline
     start = time.perf_counter()
     images = 0
     while time.perf_counter() - start < 8:
@@ -330,8 +328,9 @@ def main(_):
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = row = measure(name, Path(folder), _COUNT.value)
         print(
-            f'| {name} | {row["folder"]:.0f} | {row["prepare"]:.0f} | {row["records"]:.0f} | {row["batches_folder"]:.0f} | '
-            f'{row["batches_records"]:.0f} | {row["bytes"] / 1e3:.0f} kB |',
+            f'| {name} | {row["folder"]:.0f} | {row["prepare"]:.0f} | {row["records"]:.0f} | '
+            f'{row["batches_folder"]:.0f} | {row["batches_records"]:.0f} | '
+            f'{row["bytes"] / 1e3:.0f} kB |',
             flush=True,
         )
     Path(_OUT.value).write_text(json.dumps(rows, indent=1))

@@ -1,10 +1,11 @@
-"""Which way to sample for deformable attention? The pixel decoder's, beside others and PyTorch's grid_sample, at its real size.
+"""How to sample for deformable attention: the pixel decoder's way against others and grid_sample.
 
     python benchmarks/deformable_attention.py --out=benchmarks/results/deformable_attention.json
 
-One image, 8 heads of width 32, 4 points on each of three levels, float32. All take turns; ours are jitted, Hugging Face's runs
-eagerly; the backward pass is with respect to values, points and weights. `memory` is what XLA's analysis says a program needs
-besides arguments and results. Results and gradients must agree before anything is timed.
+One image, 8 heads of width 32, 4 points on each of three levels, float32. The candidates take
+turns. Ours are jitted; Hugging Face's runs in eager PyTorch. The backward pass computes gradients
+with respect to values, points and weights. `memory` is the temporary memory that XLA reports for
+the compiled program. Results and gradients must agree before anything is timed.
 """
 
 import statistics
@@ -27,15 +28,17 @@ from tests.helpers import mend_torchvision, relative_error
 mend_torchvision()
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/deformable_attention.json', 'The figures.')
-_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each.')
+_OUT = flags.DEFINE_string(
+    'out', 'benchmarks/results/deformable_attention.json', 'JSON file of the results.'
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Timed runs per candidate.')
 _SIZE = flags.DEFINE_integer('size', 512, 'Height and width of the image.')
 
 PEER = 'grid_sample, PyTorch eager'
 
 
 def random_inputs(shapes, num_heads=8, width=32, num_points=4):
-    """As `pixel_decoder.sample` takes them, and what the result's gradient shall be."""
+    """The arguments of `pixel_decoder.sample`, and a cotangent of its result."""
     rng = np.random.default_rng(0)
     num_cells = sum(height * shape_width for height, shape_width in shapes)
     value, towards = rng.normal(size=(2, 1, num_cells, num_heads, width)).astype(np.float32)
@@ -51,16 +54,15 @@ def random_inputs(shapes, num_heads=8, width=32, num_points=4):
 
 
 def gather_then_sum(value, cells, shares):
-    """What `pixel_decoder.weighted_sum` computes, all rows gathered first, with XLA's own derivative."""
+    """`pixel_decoder.weighted_sum` with all rows gathered first, differentiated by XLA."""
     taken = jax.vmap(jax.vmap(lambda value, cells: value[cells]))(value, cells)  # [B, H, K, M, d]
     return jnp.einsum('bhkmd,bhkm->bhmd', taken, shares)
 
 
 def one_gather(value, points, weights, shapes):
     with mock.patch.object(pixel_decoder, 'weighted_sum', gather_then_sum):  # while it is traced
-        return pixel_decoder.sample.__wrapped__(
-            value, points, weights, shapes
-        )  # not the jitted one, traced before
+        # Not the jitted function, which may be traced already.
+        return pixel_decoder.sample.__wrapped__(value, points, weights, shapes)
 
 
 def by_level(value, points, weights, shapes):
@@ -74,16 +76,16 @@ def by_level(value, points, weights, shapes):
 
 
 def products(value, points, weights, shapes):
-    """Interpolation weights of rows × those of columns × all cells of a level, 256 queries of a head at a time."""
+    """Row weights × column weights × all cells of a level, for 256 queries of a head at a time."""
 
     def hat(places, size):  # [P] -> [P, size]
         return jnp.maximum(0, 1 - jnp.abs(places[:, None] - jnp.arange(size)))
 
-    def of_head(inputs):
+    def sample_head(inputs):
         value, points, weights = inputs  # [N, d], [M, L, P, 2], [M, L, P]
 
         @jax.checkpoint
-        def of_query(inputs):
+        def sample_query(inputs):
             points, weights = inputs  # [L, P, 2], [L, P]
             cells = [
                 jnp.einsum(
@@ -93,10 +95,10 @@ def products(value, points, weights, shapes):
             ]
             return jnp.concatenate(cells) @ value  # [d]
 
-        return jax.lax.map(of_query, (points, weights), batch_size=256)
+        return jax.lax.map(sample_query, (points, weights), batch_size=256)
 
     heads = [x.swapaxes(1, 2) for x in (value, points, weights)]
-    out = jax.lax.map(of_head, [x.reshape(-1, *x.shape[2:]) for x in heads])  # [B · H, M, d]
+    out = jax.lax.map(sample_head, [x.reshape(-1, *x.shape[2:]) for x in heads])  # [B · H, M, d]
     return out.reshape(*heads[0].shape[:2], *out.shape[1:]).swapaxes(1, 2)
 
 
@@ -109,7 +111,7 @@ CANDIDATES = {
 
 
 def ours(sample, inputs, towards, shapes):
-    """A forward pass, one with gradients, and their MB."""
+    """Functions that run the forward pass alone and with gradients, and the MB each needs."""
 
     def forward(*inputs):
         return sample(*inputs, shapes)
@@ -169,15 +171,16 @@ def main(_):
         results[name]['difference'] = float(max(differences))
         if max(differences) > 1e-3:
             raise ValueError(
-                f'{name} differs from {PEER} by {differences} in the result and the three gradients'
+                f'{name} differs from {PEER}: relative errors of the result and of the three '
+                f'gradients are {differences}'
             )
     for i, part in enumerate(('forward', 'backward')):
         seconds = take_turns({name: runs[i] for name, runs in made.items()}, _ROUNDS.value)
         for name, row in results.items():
             row[part] = {'seconds': seconds[name], 'ratio': ratio(seconds, name, PEER)}
     print(
-        f'| sampling at {_SIZE.value} x {_SIZE.value} | forward s | ratio | memory MB | and backward s | ratio | memory MB '
-        '| difference |\n|' + '---|' * 8
+        f'| sampling at {_SIZE.value} x {_SIZE.value} | forward s | ratio | memory MB '
+        '| forward and backward s | ratio | memory MB | difference |\n|' + '---|' * 8
     )
     for name, row in results.items():
         cells = [

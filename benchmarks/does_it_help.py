@@ -1,10 +1,11 @@
-"""Does RankSeg help, and what in it helps? Same model, steps and data; several seeds; mean ± spread.
+"""Does RankSeg help, and which part of it? Same model, steps and data; mean ± spread over seeds.
 
     python benchmarks/does_it_help.py
 
-Trains one run a cell (data set × variant × seed), scores it on every split, and goes on where it stopped when started again:
-each finished cell is a line of JSON in --out. About two and a half minutes a cell on one CPU core, under four hours in all;
-processes with other --seeds may run beside it. `--table` only prints what is there.
+Trains one run per cell (data set × variant × seed) and scores it on every split. Each finished
+cell is a line of JSON in --out; when started again, the benchmark skips these. A cell takes about
+two and a half minutes on one CPU core, all of them less than four hours. Processes with other
+--seeds may run at the same time. `--table` prints the finished cells and trains nothing.
 """
 
 import json
@@ -23,20 +24,21 @@ from configs import camvid, quickstart
 from rankseg_jax import checkpoint, data, evaluate, models, sharding, train
 
 _OUT = flags.DEFINE_string(
-    'out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells, a line each.'
+    'out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells, one per line.'
 )
 _DATA = flags.DEFINE_string(
-    'data', '', 'Where emoji_scenes are generated; default: that of the config.'
+    'data', '', 'Folder where emoji_scenes are generated; default: that of the config.'
 )
 _CAMVID = flags.DEFINE_string('camvid', '', "CamVid's folder; '': left out.")
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of every cell.')
-_STEPS = flags.DEFINE_integer('steps', 600, 'Optimiser steps of a cell, 8 images each.')
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per data set and variant.')
+_STEPS = flags.DEFINE_integer('steps', 600, 'Optimizer steps per cell, 8 images each.')
 _CELLS = flags.DEFINE_list(
     'cells', None, 'Only these dataset/variant pairs, such as emoji60/baseline.'
 )
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished cells and stop.')
 
-# What differs from RankSeg as in the paper, but with missed ground truth forced in: one τ per rank, no score prior.
+# Differences from the paper's RankSeg with missed ground truth forced in: one τ per rank and no
+# score prior.
 VARIANTS = {
     'baseline': None,
     'baseline + multi-label loss': {'select': False},
@@ -71,12 +73,12 @@ ONLY_60 = [
     if ' K' in name or 'all-K' in name or 'score prior' in name and name != BEST
 ]
 KAPPA = {60: 16, 150: 50, 847: 100}
-SIDE = 64  # pixels, of the emoji scenes; CamVid's are 90 × 120
-WARMUP_SHARE = 0.2  # of the steps, where a variant has an all-K warm-up
+SIDE = 64  # of the emoji scenes, in pixels; CamVid uses 90 × 120
+WARMUP_SHARE = 0.2  # share of the steps, in variants with an all-K warm-up
 
 
 def cells():
-    """(dataset, variant, seed), seed by seed, so that an unfinished run still compares like with like."""
+    """Yields (dataset, variant, seed), seed by seed, so that partial results are comparable."""
     pairs = [('emoji60', variant) for variant in VARIANTS]
     pairs += [('emoji150', variant) for variant in VARIANTS if variant not in ONLY_60]
     pairs += [
@@ -89,7 +91,7 @@ def cells():
 
 
 def make_config(dataset: str, variant: str, seed: int):
-    """The config of a cell, and the splits to score it on."""
+    """The config of a cell, and the splits it is scored on."""
     if dataset == 'camvid':
         config = camvid.get_config()
         config.data.dir = _CAMVID.value
@@ -124,7 +126,7 @@ def make_config(dataset: str, variant: str, seed: int):
 
 
 def run_cell(dataset: str, variant: str, seed: int) -> dict:
-    """Trains and scores one cell: its learning curve on validation and its scores on every split."""
+    """Trains one cell; returns its learning curve on validation and its scores on every split."""
     config, splits = make_config(dataset, variant, seed)
     start = time.time()
     with tempfile.TemporaryDirectory() as workdir:
@@ -165,7 +167,10 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
 
 
 def table(rows) -> str:
-    """Markdown: mean ± sample standard deviation over the seeds, mIoU in percent; below it, validation mIoU while training."""
+    """Markdown tables per data set: scores (mean ± sample standard deviation), learning curves.
+
+    All values are percentages.
+    """
     lines = []
     for dataset, samples in sorted(
         {(row['dataset'], row['samples']) for row in rows}, key=lambda x: (len(x[0]), x)

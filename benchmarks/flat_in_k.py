@@ -1,12 +1,13 @@
-"""What do more categories cost? Segmenter with ViT-B/16 at 512 x 512, κ = 50, one image, K = 150 to 20,000.
+"""What do more categories cost? Segmenter, ViT-B/16, one image of 512 x 512, K = 150 to 20,000.
 
-    python benchmarks/flat_in_k.py             # an hour on 2 CPU cores; finished cells are not measured again
-    python benchmarks/flat_in_k.py --table     # prints the tables of benchmarks/results/flat_in_k.json, draws docs/flat_in_k.png
+    python benchmarks/flat_in_k.py            # an hour on 2 CPU cores; skips finished cells
+    python benchmarks/flat_in_k.py --table    # prints benchmarks/results/flat_in_k.json and
+                                              # draws docs/flat_in_k.png
 
-Time is from the normalised image to its label map at full size (predict), or of a whole optimiser step (train): the median of 5.
-`memory` is what XLA's analysis of the compiled program says it needs besides arguments and results; `peak` is what the process
-holds at most while it runs, parameters included. Every cell has a process of its own. A cell whose program needs more memory
-than the machine has free stays empty.
+Times are medians of 5: from the normalized image to its label map at full size (predict), or a
+whole optimizer step (train), with κ = 50. `memory` is the temporary memory that XLA reports for the
+compiled program; `peak` is the peak memory of the process, parameters included. Every cell runs in
+a process of its own. A cell that needs more memory than the machine has free stays empty.
 """
 
 import functools
@@ -24,8 +25,8 @@ from absl import app, flags
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-_TABLE = flags.DEFINE_bool('table', False, 'Print and draw what is there, measure nothing.')
-_CELL = flags.DEFINE_list('cell', None, 'Measure one cell in this process: mode,variant,K.')
+_TABLE = flags.DEFINE_bool('table', False, 'Print and draw the finished cells and stop.')
+_CELL = flags.DEFINE_list('cell', None, 'Measure one cell, mode,variant,K, in this process.')
 
 RESULTS = ROOT / 'benchmarks/results/flat_in_k.json'
 PICTURE = ROOT / 'docs/flat_in_k.png'
@@ -35,7 +36,7 @@ SIDE, RUNS = 512, 5
 
 
 def make_config(variant: str):
-    """Both have two blocks over patches and categories; the released head is one more over all K categories."""
+    """All variants have two decoder blocks; the released head adds one over all K categories."""
     from configs import common, segmenter
 
     if variant == 'baseline':
@@ -95,7 +96,7 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
 
 
 def torch_cell(mode: str, num_classes: int) -> dict:
-    """The same baseline in PyTorch, without dropout: timm's ViT, Segmenter's mask transformer, logits resized, argmax or loss."""
+    """The same baseline in PyTorch without dropout: timm's ViT and a mask transformer."""
     import torch
 
     from tests.helpers import mend_torchvision
@@ -150,12 +151,12 @@ def torch_cell(mode: str, num_classes: int) -> dict:
 
 
 def available() -> int:
-    """Bytes of memory that this machine has free."""
+    """Free memory of this machine, in bytes."""
     return 1024 * int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1])
 
 
 def measure(once) -> dict:
-    """Median seconds of `once()` and the process's peak memory in bytes meanwhile."""
+    """Median seconds of `once()`, and the peak memory of the process in bytes while it runs."""
     once()
     Path('/proc/self/clear_refs').write_text('5')  # the peak from here on
     seconds = []
@@ -172,7 +173,7 @@ def measure(once) -> dict:
 
 
 def table(mode: str, results: dict) -> str:
-    """Markdown: a row for each variant and K."""
+    """A Markdown table with a row per K and a column per variant."""
     lines = ['| K | ' + ' | '.join(VARIANTS) + ' |', '|---|' + '---|' * len(VARIANTS)]
 
     def cell(row):
@@ -188,21 +189,21 @@ def table(mode: str, results: dict) -> str:
 
 
 def bars(mode: str, results: dict) -> str:
-    """The ratios that should stay small."""
+    """A line with the ratios that should stay small."""
 
     def get(variant, num_classes, key):
         return results.get(f'{mode},{variant},{num_classes}', {}).get(key, float('nan'))
 
     own, baseline = functools.partial(get, 'RankSeg'), functools.partial(get, 'baseline')
     return (
-        f'{mode}: RankSeg at K = 1,284 takes {own(1284, "seconds") / own(150, "seconds"):.2f} x its time and '
-        f'{own(1284, "memory") / own(150, "memory"):.2f} x its memory at K = 150, and '
+        f'{mode}: RankSeg at K = 1,284 takes {own(1284, "seconds") / own(150, "seconds"):.2f} x '
+        f'the time and {own(1284, "memory") / own(150, "memory"):.2f} x the memory of K = 150, and '
         f'{own(1284, "seconds") / baseline(1284, "seconds"):.2f} x the time of the baseline'
     )
 
 
 def draw(results: dict):
-    """Time over K, a curve for each variant."""
+    """Draws time over K, one curve per variant."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -222,7 +223,7 @@ def draw(results: dict):
         ax.set(
             xscale='log',
             xlabel='categories K',
-            ylabel='seconds an image',
+            ylabel='seconds per image',
             title=title,
             ylim=(0, None),
         )

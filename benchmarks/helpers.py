@@ -1,4 +1,4 @@
-"""What several benchmarks need."""
+"""Functions shared by the benchmarks."""
 
 import json
 import statistics
@@ -18,7 +18,10 @@ from tests.helpers import mend_torchvision
 
 
 def take_turns(runs, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each of `runs`, functions by name that return when they are done. Each runs once before, to compile."""
+    """Seconds per round of each function in `runs`, which take turns.
+
+    The functions must block until they are done. Each runs once beforehand, to compile.
+    """
     for run in runs.values():
         run()
     seconds = {name: [] for name in runs}
@@ -31,14 +34,14 @@ def take_turns(runs, rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(seconds, name: str, base: str) -> float:
-    """How many times as long as `base` it took: the median over the rounds, so that a slower minute does not count."""
+    """The time of `name` relative to `base`: the median over rounds, robust against slow phases."""
     return statistics.median(
         own / other for own, other in zip(seconds[name], seconds[base], strict=True)
     )
 
 
 def compile_for(function, *arguments, donate_argnums=()):
-    """`function` compiled for these arguments, and the MB that it needs besides them and its results."""
+    """`function` compiled for these arguments, and its temporary memory in MB."""
     compiled = jax.jit(function, donate_argnums=donate_argnums).lower(*arguments).compile()
     return compiled, compiled.memory_analysis().temp_size_in_bytes / 1e6
 
@@ -50,7 +53,7 @@ def save(results, out: str):
 
 
 def hugging_face_swin_t(num_classes: int = 150):
-    """Mask2Former with Swin-T and random weights: Hugging Face's, and ours with its variables."""
+    """Mask2Former, Swin-T, random weights: Hugging Face's model, ours, and our variables."""
     mend_torchvision()
     import torch
     import transformers
@@ -73,7 +76,7 @@ def random_images(batch: int, size: int):
 
 
 def random_targets(batch: int, size: int, num_targets: int, num_classes: int) -> queries.Targets:
-    """Every image holds `num_targets` categories, each in some of 16 x 16 squares."""
+    """Targets of images that contain `num_targets` categories, each in some of 16 x 16 squares."""
     rng = np.random.default_rng(0)
     labels = np.stack([rng.permutation(num_classes)[:num_targets] for _ in range(batch)]).astype(
         np.int32
@@ -88,12 +91,12 @@ def random_targets(batch: int, size: int, num_targets: int, num_classes: int) ->
 
 
 def predictions(output):
-    """(class_logits, mask_logits) before the first layer and after each."""
+    """(class_logits, mask_logits) before the first decoder layer and after each layer."""
     return *output.auxiliary, (output.class_logits, output.mask_logits)
 
 
 def make_train_step(model, optimizer: optax.GradientTransformation, num_classes: int):
-    """(params, optimizer state, key, images, targets) -> the first two after a step, and the loss before it."""
+    """(params, optimizer state, key, images, targets) -> new params, new state, and the loss."""
     config = common.get_config()
 
     def step(params, state, key, images, targets):

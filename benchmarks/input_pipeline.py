@@ -1,9 +1,10 @@
-"""Does the input pipeline keep up? Images a second of reading, augmenting and batching alone, and of the train step alone.
+"""Does the input pipeline keep up? Images per second of pipeline and train step, each alone.
 
     python benchmarks/input_pipeline.py --out=benchmarks/results/input_pipeline.json
 
-The pipeline should deliver at least twice what the step takes. Finished rows are in the JSON file and are not measured again.
-`folder` is a stand-in of ADE20K's size, made on the spot: JPEG pictures of 512 x 683, trained on at 512 x 512 with ResNet-50.
+The pipeline should deliver at least twice what the train step consumes. Rows that are already in
+the JSON file are not measured again. `folder` stands in for ADE20K: generated JPEG images of
+512 x 683, trained on at 512 x 512 with ResNet-50.
 """
 
 import json
@@ -23,25 +24,29 @@ from configs import camvid, common, quickstart
 from rankseg_jax import data, models, optimizers, train
 from rankseg_jax.data import pipeline
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/input_pipeline.json', 'Finished rows.')
-_DATA = flags.DEFINE_string('data', '', "Where emoji_scenes are generated; '': the default.")
+_OUT = flags.DEFINE_string(
+    'out', 'benchmarks/results/input_pipeline.json', 'JSON file of the finished rows.'
+)
+_DATA = flags.DEFINE_string('data', '', "Folder of the emoji_scenes; '': the default.")
 _CAMVID = flags.DEFINE_string('camvid', '', "CamVid's folder; '': left out.")
-_SECONDS = flags.DEFINE_float('seconds', 10, 'Time measured a row, after a warm-up of a fifth.')
+_SECONDS = flags.DEFINE_float(
+    'seconds', 10, 'Seconds measured per row, after a warm-up of a fifth.'
+)
 
 
 def pipeline_rate(config, seconds):
-    """Images a second that this host's `train_batches` delivers when nobody else needs the CPU."""
+    """Images per second that this host's `train_batches` delivers on an idle CPU."""
     source = data.get_source(config.data, config.data.train_split)
     batches = pipeline.train_batches(source, config, start_step=0)
-    next(batches)  # tracing
-    count_images(batches, seconds / 5)  # buffers fill, and tf.data settles on its parallelism
+    next(batches)  # traces the pipeline
+    count_images(batches, seconds / 5)  # fills buffers and lets tf.data tune its parallelism
     images, elapsed = count_images(batches, seconds)
     batches.close()
     return images / elapsed
 
 
 def step_rate(config, seconds):
-    """Images a second of the jitted train step on one batch that is already there."""
+    """Images per second of the jitted train step on one batch that is loaded already."""
     num_classes = len(data.get_source(config.data, config.data.train_split).class_names)
     config.batch_size = min(config.batch_size, 8)  # a CPU takes minutes for more at 512 x 512
     model = models.build(config, num_classes)
@@ -80,15 +85,15 @@ def emoji_scenes(config, augmented):
 
 
 def write_folder(root, num_images=48, size=(512, 683)):
-    """A folder data set of smooth random pictures, whose JPEG files are about as big as photos'."""
+    """Writes a folder data set of smooth random images with JPEG files about as large as photos."""
     rng = np.random.default_rng(0)
     for kind in ('images', 'labels'):
         (root / kind / 'train').mkdir(parents=True)
     (root / 'classes.txt').write_text('\n'.join(f'class {index}' for index in range(150)))
     for index in range(num_images):
         coarse = Image.fromarray(rng.integers(0, 256, (96, 128, 3), np.uint8))
-        picture = coarse.resize(size[::-1], Image.Resampling.BICUBIC)
-        picture.save(root / f'images/train/{index}.jpg', quality=90)
+        image = coarse.resize(size[::-1], Image.Resampling.BICUBIC)
+        image.save(root / f'images/train/{index}.jpg', quality=90)
         regions = Image.fromarray(rng.integers(0, 150, (4, 5), np.uint8))
         label = regions.resize(size[::-1], Image.Resampling.NEAREST)
         label.save(root / f'labels/train/{index}.png')
@@ -126,9 +131,8 @@ def main(_):
                 out.write_text(json.dumps(results, indent=2))
     print('| images/s | pipeline alone | train step alone | ratio |\n|---|---|---|---|')
     for name, row in results.items():
-        print(
-            f'| {name} | {row["pipeline"]:.0f} | {row["step"]:.1f} | {row["pipeline"] / row["step"]:.1f} |'
-        )
+        ratio = row['pipeline'] / row['step']
+        print(f'| {name} | {row["pipeline"]:.0f} | {row["step"]:.1f} | {ratio:.1f} |')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
-"""How long does Mask2Former take on one image, beside Hugging Face's in PyTorch? CPU, float32, the same random weights.
+"""Mask2Former on one image, compared with Hugging Face's in PyTorch. CPU, float32, same weights.
 
     python benchmarks/mask2former_forward.py --out=benchmarks/results/mask2former_forward.json
 
-The two take turns, up to the backbone, up to the pixel decoder, and whole. Ours is jitted, theirs runs eagerly in inference mode;
-both use all cores, as they do by default.
+Measures the model up to the backbone, up to the pixel decoder, and as a whole. Weights are random.
+The two take turns. Ours is jitted; Hugging Face's runs eagerly in inference mode. Both use all
+cores, their default.
 """
 
 import statistics
@@ -19,15 +20,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.helpers import hugging_face_swin_t, random_images, ratio, save, take_turns
 from tests.helpers import relative_error
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/mask2former_forward.json', 'The figures.')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Turns of each.')
+_OUT = flags.DEFINE_string(
+    'out', 'benchmarks/results/mask2former_forward.json', 'JSON file of the results.'
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Timed runs per model.')
 _SIZE = flags.DEFINE_integer('size', 512, 'Height and width of the image.')
 
 THEIRS, OURS = 'Hugging Face, PyTorch eager', 'RankSeg-JAX, jitted'
 
 
 def make_forwards():
-    """Part -> name -> a function that takes no arguments and returns an array or two; the last part is the whole."""
+    """{part: {name: function without arguments, returns arrays}}; the last part is the whole."""
     theirs, model, variables = hugging_face_swin_t()
     theirs.eval()
     images = random_images(1, _SIZE.value)
@@ -75,7 +78,8 @@ def make_forwards():
 def main(_):
     results = {}
     print(
-        f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, up to | Hugging Face s | RankSeg-JAX s | ratio | difference |'
+        f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, up to '
+        '| Hugging Face s | RankSeg-JAX s | ratio | difference |'
     )
     print('|---|---|---|---|---|')
     for part, forwards in make_forwards().items():
@@ -89,7 +93,8 @@ def main(_):
         }
         theirs, ours = (statistics.median(seconds[name]) for name in (THEIRS, OURS))
         print(
-            f'| {part} | {theirs:.3f} | {ours:.3f} | {results[part]["ratio"]:.2f} | {difference:.1e} |',
+            f'| {part} | {theirs:.3f} | {ours:.3f} | {results[part]["ratio"]:.2f} '
+            f'| {difference:.1e} |',
             flush=True,
         )
     save(results, _OUT.value)

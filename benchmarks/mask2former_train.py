@@ -1,11 +1,12 @@
-"""How long does a train step of Mask2Former take, beside Hugging Face's in PyTorch? CPU, float32, the same random weights.
+"""A train step of Mask2Former, compared with Hugging Face's. CPU, float32, same random weights.
 
     python benchmarks/mask2former_train.py --out=benchmarks/results/mask2former_train.json
 
-A step is the forward pass, the loss of all ten predictions at 12,544 points, its gradient, and AdamW. Images and targets are the
-same, points each one's own, so that the first step's losses differ a little. The two take turns. Ours is jitted, theirs runs
-eagerly; both use all cores, as they do by default. `memory` is what XLA's analysis says our program needs besides parameters, the
-optimiser's state and the batch.
+A step consists of the forward pass, the loss of all ten predictions at 12,544 points, its
+gradient, and AdamW. Both see the same images and targets but draw their own points, so the losses
+of the first step differ slightly. The two take turns. Ours is jitted; Hugging Face's runs in eager
+PyTorch. Both use all cores, their default. `memory` is the temporary memory that XLA reports for
+our program.
 """
 
 import statistics
@@ -30,11 +31,13 @@ from benchmarks.helpers import (
     take_turns,
 )
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/mask2former_train.json', 'The figures.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each.')
+_OUT = flags.DEFINE_string(
+    'out', 'benchmarks/results/mask2former_train.json', 'JSON file of the results.'
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed steps per model.')
 _SIZE = flags.DEFINE_integer('size', 512, 'Height and width of the images.')
-_BATCH = flags.DEFINE_integer('batch', 1, 'Images a step.')
-_TARGETS = flags.DEFINE_integer('targets', 10, 'Targets an image.')
+_BATCH = flags.DEFINE_integer('batch', 1, 'Images per step.')
+_TARGETS = flags.DEFINE_integer('targets', 10, 'Targets per image.')
 
 NUM_CLASSES = 150
 THEIRS, OURS = 'Hugging Face, PyTorch eager', 'RankSeg-JAX, jitted'
@@ -42,7 +45,7 @@ ADAMW = {'weight_decay': 0.05}
 
 
 def make_theirs(model, images, targets):
-    """A function that takes a step and returns the loss before it."""
+    """A function that takes one step and returns the loss before it."""
     images = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
     masks = list(
         (
@@ -63,7 +66,7 @@ def make_theirs(model, images, targets):
 
 
 def make_ours(model, params, images, targets):
-    """The same, and the program's MB."""
+    """A function that takes one step and returns the loss before it, and its memory in MB."""
     optimizer = optax.adamw(1e-4, **ADAMW)
     state = params, jax.jit(optimizer.init)(params)
     batch = jax.random.key(0), *jax.device_put((images, targets))
@@ -98,8 +101,8 @@ def main(_):
     }
     theirs, ours = (statistics.median(seconds[name]) for name in (THEIRS, OURS))
     print(
-        f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, batch {_BATCH.value}, {_TARGETS.value} targets | Hugging Face '
-        '| RankSeg-JAX |\n|---|---|---|'
+        f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, batch {_BATCH.value}, '
+        f'{_TARGETS.value} targets | Hugging Face | RankSeg-JAX |\n|---|---|---|'
     )
     print(f'| train step, s | {theirs:.2f} | {ours:.2f} ({results["ratio"]:.2f} x) |')
     print(f'| memory MB | – | {memory:.0f} |')

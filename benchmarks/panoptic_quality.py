@@ -1,10 +1,11 @@
-"""Does RankSeg help Mask2Former? Panoptic quality and mIoU of baseline, RankSeg and oracle; mean ± spread over the seeds.
+"""Does RankSeg help Mask2Former? PQ and mIoU of baseline, RankSeg and oracle, over several seeds.
 
     python benchmarks/panoptic_quality.py
 
-Trains configs/mask2former_tiny.py once for each variant and seed, and scores the end of it on validation: eight minutes a run, with
-two at once (other --seeds) on two CPU cores. A finished run is a line of JSON in --out, and is not started again; `--table` only
-prints what is there.
+Trains configs/mask2former_tiny.py once per variant and seed and scores the result on validation. A
+run takes eight minutes when two processes, with different --seeds, share two CPU cores. A finished
+run is a line of JSON in --out and is not repeated. `--table` prints the finished runs and trains
+nothing.
 """
 
 import json
@@ -22,9 +23,9 @@ from configs import mask2former_tiny
 from rankseg_jax import train
 
 _RUNS = flags.DEFINE_string(
-    'out', 'benchmarks/results/panoptic_quality.jsonl', 'Finished runs, a line each.'
+    'out', 'benchmarks/results/panoptic_quality.jsonl', 'Finished runs, one per line.'
 )
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of every variant.')
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per variant.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished runs and stop.')
 
 VARIANTS = ('baseline', 'rankseg', 'oracle')

@@ -1,14 +1,17 @@
-"""What does RankSeg cost Mask2Former, and what the matching? Swin-T, 512 x 512, one image, 100 queries, κ = 50, CPU, float32.
+"""The cost of RankSeg and of matching in Mask2Former: Swin-T, 512 x 512, one image, CPU, float32.
 
     python benchmarks/rankseg_cost.py --out=benchmarks/results/rankseg_cost.json
 
-Three tables, `--parts` measures only some of them:
-  forward     RankSeg's forward pass beside the baseline's at K = 150, and its parts alone. At most 3 % more is asked for.
-  matching    the matching of all ten predictions beside the whole train step that holds it, weights as at the start of training,
-              when targets compete for the same queries. At most 5 % of the step is asked for.
-  categories  from the image to its label map at full size, K = 60 to 1,284, and the label map alone.
-Random weights. What stands in one table takes turns; ratios are medians over the rounds. `memory` is what XLA's analysis of the
-compiled program says it needs besides arguments and results.
+Measures three tables, or those named by `--parts`, with 100 queries and κ = 50:
+  forward     RankSeg's forward pass and its parts, relative to the baseline at K = 150. The
+              target is an overhead of at most 3 %.
+  matching    Matching all ten predictions, relative to the whole train step. Weights are as at
+              the start of training, when targets compete for the same queries. The target is at
+              most 5 % of the step.
+  categories  From the image to its label map at full size, and the label map alone, for
+              K = 60 to 1,284.
+Weights are random. The rows of a table take turns; ratios are medians over the rounds. `memory` is
+the temporary memory that XLA reports for the compiled program.
 """
 
 import statistics
@@ -43,14 +46,16 @@ from rankseg_jax.multilabel import build_head
 from rankseg_jax.ranking import from_ranks
 from tests.helpers import random_variables
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/rankseg_cost.json', 'The figures.')
+_OUT = flags.DEFINE_string(
+    'out', 'benchmarks/results/rankseg_cost.json', 'JSON file of the results.'
+)
 _PARTS = flags.DEFINE_multi_enum(
     'parts',
     ['forward', 'matching', 'categories'],
     ['forward', 'matching', 'categories'],
-    'What to measure.',
+    'Tables to measure.',
 )
-_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each.')
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Timed runs per row.')
 _SIZE = flags.DEFINE_integer('size', 512, 'Height and width of the image.')
 
 BASELINE, RELEASED, DEFAULT = (
@@ -66,7 +71,7 @@ NUM_POINTS, WEIGHTS = 12_544, (2.0, 5.0, 5.0)
 
 
 def make_model(variant: str, num_classes: int):
-    """The model and its variables."""
+    """The model of a variant, and its variables."""
     config = common.get_config()
     config.model.update(
         framework='mask2former',
@@ -87,7 +92,7 @@ def make_model(variant: str, num_classes: int):
 
 
 def run(function, *arguments):
-    """A function that calls it and waits."""
+    """A function that calls `function(*arguments)` and blocks until the result is there."""
     return lambda: jax.block_until_ready(function(*arguments))
 
 
@@ -102,7 +107,7 @@ def head_alone(decoder, params, tokens):
 
 
 def class_layer_alone(decoder, params, queries, presence_logits):
-    """As in `QueryDecoder`, which selects first if there is a RankSeg: [B, predictions, Q, κ + 1 or K + 1]."""
+    """The class layer of `QueryDecoder`, with selection: [B, predictions, Q, κ + 1 or K + 1]."""
     options, selection = decoder.rankseg, None
     if options is not None:
         selection = choose(options, presence_logits, None, train=False)
@@ -117,7 +122,7 @@ def class_layer_alone(decoder, params, queries, presence_logits):
 
 def forward(num_classes=150):
     rng, images, runs = np.random.default_rng(0), random_images(1, _SIZE.value), {}
-    queries = rng.normal(size=(1, 10, 100, 256)).astype(np.float32)  # of all ten predictions
+    queries = rng.normal(size=(1, 10, 100, 256)).astype(np.float32)  # [B, predictions, Q, D]
     presence_logits = rng.normal(size=(1, num_classes)).astype(np.float32)
     for variant in (BASELINE, *HEADS):
         model, variables = make_model(variant, num_classes)
@@ -138,9 +143,13 @@ def forward(num_classes=150):
 
 
 def all_costs(key, layers, targets):
-    """As in `losses.query_losses`, [predictions, B, Q, T], of class_logits [predictions, B, Q, K + 1] and mask_logits."""
+    """Matching costs as in `losses.query_losses`: [predictions, B, Q, N].
+
+    Args:
+      layers: class_logits [predictions, B, Q, K + 1] and mask_logits [predictions, B, Q, h, w].
+    """
     points = jax.random.uniform(key, (NUM_POINTS, 2))
-    truth = losses.sample_segments(targets.segments, targets.labels.shape[1], points)  # [B, T, P]
+    truth = losses.sample_segments(targets.segments, targets.labels.shape[1], points)  # [B, N, P]
     return jax.lax.map(
         lambda layer: matching.costs(
             layer[0], losses.sample(layer[1], points), targets.labels, truth, WEIGHTS
@@ -177,18 +186,16 @@ def matchings(num_classes=150):
     seconds = take_turns(runs, _ROUNDS.value)
     shares = {name: ratio(seconds, name, f'step {name.split()[1]}') for name in runs}
     print(
-        '\n| targets | train step s | assignment ms | of the step | with its costs ms | of the step |\n'
-        + '|---' * 6
-        + '|'
+        '\n| targets | train step s | assignment ms | of the step | with its costs ms '
+        '| of the step |\n' + '|---' * 6 + '|'
     )
     for num_targets in (10, 40, 100):
         cells = [
             f'{1e3 * statistics.median(seconds[name]):.1f} | {100 * shares[name]:.2f} %'
             for name in (f'assign {num_targets}', f'match {num_targets}')
         ]
-        print(
-            f'| {num_targets} | {statistics.median(seconds[f"step {num_targets}"]):.2f} | {cells[0]} | {cells[1]} |'
-        )
+        step = statistics.median(seconds[f'step {num_targets}'])
+        print(f'| {num_targets} | {step:.2f} | {cells[0]} | {cells[1]} |')
     return {'seconds': seconds, 'shares': shares}
 
 
@@ -209,9 +216,7 @@ def label_map(outputs):
         )
         for n in cells
     ]
-    ranks = postprocessing.semantic_ranks(
-        [(class_logits, mask_logits, *weights)]
-    )  # [B, rows, columns]
+    ranks = postprocessing.semantic_ranks([(class_logits, mask_logits, *weights)])  # [B, H, W]
     return ranks if selection is None else from_ranks(ranks, selection)
 
 

@@ -1,8 +1,9 @@
-"""How long does ViT-B/16 take on one image of 512 x 512, beside timm's in PyTorch? CPU, float32, the same weights.
+"""ViT-B/16 on one image of 512 x 512, compared with timm's in PyTorch. CPU, float32, same weights.
 
     python benchmarks/vit_forward.py --out=benchmarks/results/vit_forward.json
 
-The two take turns. Ours is jitted, timm's runs eagerly in inference mode; both use all cores, as they do by default.
+The two take turns. Ours is jitted; timm's runs eagerly in inference mode. Both use all cores, their
+default.
 """
 
 import statistics
@@ -24,13 +25,15 @@ from tests.helpers import mend_torchvision, numpy_state
 mend_torchvision()
 import timm
 
-_OUT = flags.DEFINE_string('out', 'benchmarks/results/vit_forward.json', 'The figures.')
-_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Turns of each.')
+_OUT = flags.DEFINE_string(
+    'out', 'benchmarks/results/vit_forward.json', 'JSON file of the results.'
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Timed runs per model.')
 SIZE = (512, 512)
 
 
 def make_forwards():
-    """Name -> a function that takes no arguments and returns features [1, N, D]."""
+    """{name: function without arguments that returns features [1, N, D]}."""
     torch.manual_seed(0)
     theirs = timm.create_model('vit_base_patch16_224', img_size=SIZE, num_classes=0).eval()
     params = jax.device_put({'params': from_torch(numpy_state(theirs))})
@@ -69,7 +72,8 @@ def main(_):
     for name, median in medians.items():
         print(f'| {name} | {median:.3f} |')
     print(
-        f'\nratio {results["ratio"]:.2f}, greatest difference {results["difference"]:.1e} of the greatest feature'
+        f'\nratio {results["ratio"]:.2f}, largest difference {results["difference"]:.1e} of the '
+        'largest feature'
     )
 
 

@@ -20,7 +20,7 @@ FOLDER = Path(os.environ.get('RANKSEG_GOLDEN') or Path(__file__).with_suffix('')
 def load(name: str) -> dict[str, np.ndarray]:
     """The arrays of `<name>.npz` by their names."""
     path = FOLDER / f'{name}.npz'
-    assert path.exists(), f'no golden file {path}: unset RANKSEG_GOLDEN to use the repository\'s own'
+    assert path.exists(), f"no golden file {path}: unset RANKSEG_GOLDEN to use the repository's own"
     with np.load(path) as file:
         return dict(file)
 
