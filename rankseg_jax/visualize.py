@@ -100,7 +100,11 @@ def panel(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     cell = max(size[0], CELL // 2)  # room for the legend of a narrow image
 
-    cells = [_column([_title('Image', cell), Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)])]
+    cells = [
+        _column(
+            [_title('Image', cell), Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)]
+        )
+    ]
     for title, (labels, segments) in maps.items():
         regions = _checked(image, labels, segments)[1]
         picture = _paint(image, *regions, class_names, 0.6, size, segments is not None)
@@ -213,7 +217,7 @@ def _legend(regions, classes, places, class_names, width, text):
         if 0 <= c < len(class_names)
     ]
     colours, font = palette(len(class_names)), ImageFont.load_default(text)
-    entries = [
+    entries: list[tuple[str, str, tuple[int, ...] | None]] = [
         (class_names[c], f'  x {count}' if count > 1 else '', tuple(colours[c].tolist()))
         for _, c, count in sorted(present)[:LEGEND_NAMES]
     ]

@@ -15,7 +15,7 @@ import pytest
 from flax import traverse_util
 
 from configs import common, deeplabv3, mask2former, segmenter
-from rankseg_jax import config_check, inference, models, optimizers, train
+from rankseg_jax import config_check, inference, models, optimizers, tasks, train
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
 from tests.helpers import random_like
 
@@ -160,23 +160,23 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     state = random_like(
         jax.eval_shape(lambda: train.create_state(model, optimizer, config, num_classes))
     )
-    step = jax.jit(train.make_train_step(model, optimizer, config, num_classes))
+    things = [i % 2 == 0 for i in range(num_classes)]
+    task = tasks.build(config, [str(i) for i in range(num_classes)], things)
+    step = jax.jit(train.make_train_step(model, optimizer, config, task))
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.normal(size=(2, 64, 64, 3)).astype(np.float32),
         'label': rng.integers(-1, num_classes, (2, 64, 64)).astype(np.int32),
         'mask': np.ones(2, bool),
     }
-    things = np.arange(num_classes) % 2 == 0 if config.task == 'panoptic' else None
-    if things is not None:
+    if config.task == 'panoptic':
         batch |= {
-            'segments': rng.integers(-1, 4, (2, 64, 64)).astype(np.int32),
+            'label': rng.integers(-1, 4, (2, 64, 64)).astype(np.int32),
             'left_out': np.zeros(2, np.int32),
             'segment_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32),
         }
-    arguments = (state, batch, jax.random.key(0))
-    exported = jax.export.export(step, platforms=('cpu', 'tpu', 'cuda'))(*arguments)
-    after, metrics = exported.call(*arguments)
+    exported = jax.export.export(step, platforms=('cpu', 'tpu', 'cuda'))(state, batch)
+    after, metrics = exported.call(state, batch)
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
     if config.model.framework != 'mask2former':
@@ -188,9 +188,9 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
             ({'image': image, 'content': size},),
             size,
             config,
+            task,
             canvas=(64, 64),
             presence=presence,
-            things=things,
         )
     )
     jax.export.export(predict, platforms=('tpu', 'cuda'))(
