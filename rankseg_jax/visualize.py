@@ -102,7 +102,11 @@ def panel(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     cell = max(size[0], CELL // 2)  # room for the legend of a narrow image
 
-    cells = [_column([_title('Image', cell), Image.fromarray(image).resize(size, Image.LANCZOS)])]
+    cells = [
+        _column(
+            [_title('Image', cell), Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)]
+        )
+    ]
     for title, (labels, segments) in maps.items():
         regions = _checked(image, labels, segments)[1]
         picture = _paint(
@@ -180,7 +184,7 @@ def _paint(image, regions, class_names, *, alpha, size, bold):
     rows = np.arange(height) * regions.shape[0] // height
     columns = np.arange(width) * regions.shape[1] // width
     regions = regions[rows[:, None], columns]  # [height, width]
-    picture = np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS), np.float32)
+    picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), np.float32)
     known = (classes >= 0) & (classes < len(class_names))
     weight = (alpha * known)[regions][..., None]  # [height, width, 1]
     colors = _shades(colorize(classes, palette(len(class_names))), places)  # [regions, 3]
@@ -220,7 +224,7 @@ def _legend(regions, class_names, *, width, text):
         if 0 <= c < len(class_names)
     ]
     colors, font = palette(len(class_names)), ImageFont.load_default(text)
-    entries = [
+    entries: list[tuple[str, str, tuple[int, ...] | None]] = [
         (class_names[c], f'  x {count}' if count > 1 else '', tuple(colors[c].tolist()))
         for _, c, count in sorted(present)[:LEGEND_NAMES]
     ]

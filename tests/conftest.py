@@ -4,18 +4,43 @@ import importlib.util
 import os
 import tempfile
 
-# Tests and the processes they start compile many programs more than once.
-compilation_cache = tempfile.TemporaryDirectory(prefix='compiled')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compilation_cache.name)
+# All workers of a run, and the processes that tests start, share what they compile: the first
+# process to read this makes the folder, and the others inherit its name.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    compilation_cache = tempfile.TemporaryDirectory(prefix='compiled')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = compilation_cache.name
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Programs run for milliseconds here and compile for seconds: LLVM need not optimise them, which saves a third of the suite's time.
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+# Programs run for milliseconds here and compile for seconds, so LLVM need not optimize them, nor
+# split them over threads that other workers use already.
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_force_host_platform_device_count=8',
+        '--xla_backend_optimization_level=0',
+        '--xla_llvm_disable_expensive_passes=true',
+        '--xla_cpu_parallel_codegen_split_count=1',
+    ]
 )
+
+import pytest
+from filelock import FileLock
 
 if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision'):
     from tests.helpers import mend_torchvision
 
     mend_torchvision()
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory, worker_id):
+    """The scenes of `tiny.config`, generated once for all workers of a run."""
+    from rankseg_jax import data
+    from tests import tiny
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == 'master' else base.parent) / 'scenes'
+    with FileLock(f'{folder}.lock'):
+        for split in ('train', 'validation'):
+            data.get_source(tiny.config(folder).data, split)
+    return folder

@@ -7,21 +7,28 @@ import numpy as np
 
 
 def random_variables(model, *inputs, seed=0):
-    """Variables of a module that takes `train`: kernels scaled as He et al., all else 0.5 to 1.
+    """Variables of a module that takes `train`; see `random_like`."""
+    return random_like(
+        jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False)), seed
+    )
 
-    Much faster than compiling the module's own random initialisation.
+
+def random_like(shapes, seed=0):
+    """Arrays of these shapes: kernels scaled as by He et al., other floats 0.5 to 1, integers 0.
+
+    Much faster than compiling a model's own random initialization.
     """
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
+        if not np.issubdtype(leaf.dtype, np.floating):
+            return np.zeros(leaf.shape, leaf.dtype)
         if len(leaf.shape) > 1:
             scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
             return (rng.normal(size=leaf.shape) * scale).astype(leaf.dtype)
         return rng.uniform(0.5, 1, leaf.shape).astype(leaf.dtype)
 
-    return jax.tree.map(
-        draw, jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))
-    )
+    return jax.tree.map(draw, shapes)
 
 
 def random_batch_norms(torch, model):

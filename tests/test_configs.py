@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from flax import traverse_util
 from configs import common, deeplabv3, mask2former, segmenter
 from rankseg_jax import config_check, inference, models, optimizers, tasks, train
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
+from tests.helpers import random_like
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,8 +126,13 @@ def test_config_builds(name, argument, num_classes, num_parameters):
     config = load(name, argument)
     config_check.check(config, common.get_config())
     model = models.build(config, num_classes)
-    shapes = jax.eval_shape(lambda: models.init(model, num_classes, 0, config.augment.crop_size))
-    assert sum(x.size for x in jax.tree.leaves(shapes['params'])) == num_parameters
+    assert count_parameters(model, num_classes, config.augment.crop_size) == num_parameters
+
+
+@cache  # many recipes differ in their data and schedule alone
+def count_parameters(model, num_classes, image_shape):
+    shapes = jax.eval_shape(lambda: models.init(model, num_classes, 0, image_shape))
+    return sum(x.size for x in jax.tree.leaves(shapes['params']))
 
 
 @pytest.mark.parametrize(
@@ -154,9 +161,11 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     config.steps = config.optimizer.warmup_steps + 1
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
-    things = np.arange(num_classes) % 2 == 0
-    task = tasks.build(config, [''] * num_classes, things)
+    state = random_like(
+        jax.eval_shape(lambda: train.create_state(model, optimizer, config, num_classes))
+    )
+    things = [i % 2 == 0 for i in range(num_classes)]
+    task = tasks.build(config, [str(i) for i in range(num_classes)], things)
     step = jax.jit(train.make_train_step(model, optimizer, config, task))
     rng = np.random.default_rng(0)
     batch = {
@@ -170,7 +179,8 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
             'left_out': np.zeros(2, np.int32),
             'segment_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32),
         }
-    after, metrics = step(state, batch)
+    exported = jax.export.export(step, platforms=('cpu', 'tpu', 'cuda'))(state, batch)
+    after, metrics = exported.call(state, batch)
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
     if config.model.framework != 'mask2former':
@@ -187,11 +197,9 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
             presence=presence,
         )
     )
-    for function, *args in (
-        (step, state, batch),
-        (predict, state.model, batch['image'], np.ones((2, num_classes), bool)),
-    ):
-        jax.export.export(function, platforms=('tpu', 'cuda'))(*args)
+    jax.export.export(predict, platforms=('tpu', 'cuda'))(
+        state.model, batch['image'], np.ones((2, num_classes), bool)
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from rankseg_jax.data import CorruptExample, PanopticSource, Source, coco, pipel
 from rankseg_jax.outputs import QueryOutput
 from tests import tiny
 
+pytestmark = pytest.mark.xdist_group('panoptic')  # one worker makes what they share
 NUM_CLASSES = 8
 QUERIES = dict(
     task='panoptic',
@@ -46,15 +47,10 @@ QUERIES = dict(
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(data_dir, tmp_path_factory):
     """(config, workdir, source of the evaluation split) of a run that has learned where the background is."""
     config = tiny.config(
-        tmp_path_factory.mktemp('scenes'),
-        steps=40,
-        log_every=13,
-        eval_every=17,
-        checkpoint_every=11,
-        **QUERIES,
+        data_dir, steps=40, log_every=13, eval_every=17, checkpoint_every=11, **QUERIES
     )
     workdir = tmp_path_factory.mktemp('run')
     scores = train.train(config, workdir)

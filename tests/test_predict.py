@@ -18,12 +18,13 @@ from rankseg_jax.data import CorruptExample
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group('predict')  # one worker makes what they share
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(data_dir, tmp_path_factory):
     """(config, workdir) of a run of two steps, with EMA so that both kinds of parameters are there."""
-    config = tiny.config(tmp_path_factory.mktemp('scenes'), steps=2, ema=0.5)
+    config = tiny.config(data_dir, steps=2, ema=0.5)
     workdir = tmp_path_factory.mktemp('run')
     train.train(config, workdir)
     return config, workdir

@@ -18,15 +18,6 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope='session')
-def data_dir(tmp_path_factory):
-    """Scenes are generated once for all tests."""
-    folder = tmp_path_factory.mktemp('scenes')
-    for split in ('train', 'validation'):
-        data.get_source(tiny.config(folder).data, split)
-    return folder
-
-
 def params_of(workdir, step):
     saved = checkpoint.open_run(workdir, step)
     assert checkpoint.read_run(saved.manager, step)['next_step'] == step
@@ -70,7 +61,7 @@ def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
 
 
 def command(config_dir, workdir, *overrides):
-    file = Path(config_dir) / 'run.py'
+    file = workdir.with_suffix('.py')
     file.write_text(
         f'from tests import tiny\ndef get_config(): return tiny.config({str(config_dir)!r})\n'
     )

@@ -1,0 +1,103 @@
+"""Runs of version 0.1 still predict what they did, go on training, and give their weights away.
+
+golden/README.md says how they came about.
+"""
+
+import json
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rankseg_jax import predict, train
+from rankseg_jax.backbones import resnet
+from tests import tiny
+
+FOLDER = Path(__file__).parent / 'golden/old_runs'
+resnet.VARIANTS['tinier'] = partial(resnet.ResNet, (1, 1, 1, 1), width=2, stem='small')
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A function that unpacks a run and returns its folder."""
+
+    def unpack(name):
+        with zipfile.ZipFile(FOLDER / f'{name}.zip') as file:
+            file.extractall(tmp_path / name)
+        return tmp_path / name
+
+    return unpack
+
+
+def recorded(name):
+    with np.load(FOLDER / f'{name}.npz') as file:
+        return dict(file)
+
+
+def assert_predicts(workdir, image, expected, atol):
+    """The labels and the presence logits of the selected categories are as recorded."""
+    predictor = predict.load(workdir)
+    result = predictor(image)
+    names, confidences = zip(*result.categories, strict=True)
+    found = [predictor.class_names.index(name) for name in names]
+    np.testing.assert_array_equal(found, expected['categories'])
+    logits = np.log(confidences) - np.log1p(np.negative(confidences))
+    np.testing.assert_allclose(logits, expected['presence_logits'], rtol=1e-5, atol=atol)
+    np.testing.assert_array_equal(result.labels, expected['labels'])
+    return result
+
+
+def test_semantic_run_predicts_as_before(workdir):
+    expected = recorded('semantic')
+    assert_predicts(workdir('semantic'), expected['image'], expected, atol=1e-5)
+
+
+def test_panoptic_run_predicts_as_before(workdir):
+    expected = recorded('panoptic')
+    result = assert_predicts(workdir('panoptic'), expected['image'], expected, atol=1e-5)
+    np.testing.assert_array_equal(result.segment_ids, expected['segment_ids'])
+    labels, scores = zip(*result.segments, strict=True)
+    np.testing.assert_array_equal(labels, expected['segment_labels'])
+    np.testing.assert_allclose(scores, expected['segment_scores'], rtol=1e-5)
+
+
+def config(data_dir, **overrides):
+    """The config of the semantic run."""
+    return tiny.config(
+        data_dir,
+        **dict(
+            model__backbone='tinier',
+            optimizer__learning_rate=0.01,
+            ema=0.5,
+            rankseg__num_selected=5,
+            log_every=1,
+            **overrides,
+        ),
+    )
+
+
+def losses(workdir):
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return [row['train/loss'] for row in map(json.loads, lines) if 'train/loss' in row]
+
+
+def test_semantic_run_goes_on_as_before(workdir, data_dir):
+    """Two more steps, which need the state of the optimizer, the averaged parameters and the order of the data."""
+    run, expected = workdir('semantic'), recorded('semantic')
+    train.train(config(data_dir, steps=402, eval_every=402, checkpoint_every=400), run)
+    np.testing.assert_allclose(losses(run), expected['resumed/loss'], rtol=1e-3)
+    resumed = {
+        key.removeprefix('resumed/'): value for key, value in expected.items() if 'resumed/' in key
+    }
+    assert_predicts(run, expected['image'], resumed, atol=1e-2)
+
+
+def test_a_run_starts_from_the_weights_of_an_old_one(workdir, data_dir, tmp_path):
+    """Its first loss is far below that of a fresh model."""
+    pretrained, fresh = tmp_path / 'pretrained', tmp_path / 'fresh'
+    changes = dict(steps=1, eval_every=1, checkpoint_every=1)
+    train.train(config(data_dir, model__pretrained=str(workdir('semantic')), **changes), pretrained)
+    train.train(config(data_dir, **changes), fresh)
+    assert losses(pretrained)[0] < losses(fresh)[0] - 1
