@@ -5,28 +5,36 @@
     python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,folder/,list.txt
     python main.py --workdir=runs/quickstart --mode=analyze
     python main.py --workdir=runs/quickstart --mode=export
-    python main.py --workdir=runs/public --mode=convert --input=facebook/mask2former-swin-tiny-ade-semantic
-    python main.py --config=configs/segmenter.py --mode=prepare --config.data.dir=/data/ADEChallengeData2016 --workdir=/records
+    python main.py --workdir=runs/public --mode=convert \\
+        --input=facebook/mask2former-swin-tiny-ade-semantic
+    python main.py --config=configs/segmenter.py --workdir=/records --mode=prepare \\
+        --config.data.dir=/data/ADEChallengeData2016
 
-`train` trains (or resumes), evaluates, and draws predictions on the evaluation split. Any key of configs/common.py can be set:
---config.rankseg.num_selected=25. Without --config, the other modes use the one that `workdir` was trained with. `analyze` tells
-which κ to use and what the model gets wrong; before training, with --config, what the data hold. `export` writes files that serve
-the model without this package. `convert` makes public weights a run: a Hugging Face folder or name on the hub as it is, or, with
---config, whatever rankseg_jax/pretrained reads as the start of that config's model. `prepare` writes a published data set as TFDS
-records into `workdir`, from which --config.data.dir then reads it; from its official folder it can be read without.
+train     trains or resumes, evaluates, and draws predictions on the evaluation split.
+evaluate  scores a checkpoint; --output also writes its predictions.
+predict   writes label maps, overlays and JSON for images.
+analyze   shows which κ to use and what the model gets wrong; before training, with --config, what
+          is in the data.
+export    writes files that serve the model without this package.
+convert   makes public weights a run: a Hugging Face folder or a name on the hub as it is, or, with
+          --config, any weights that rankseg_jax/pretrained reads as the start of that model.
+prepare   writes a published data set as TFDS records into `workdir`, to be read through
+          --config.data.dir. The official folder can be read without this step.
+
+Any key of configs/common.py can be set, e.g. --config.rankseg.num_selected=25. Without --config,
+all modes but train and prepare use the config that `workdir` was trained with.
 """
 
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before TensorFlow is first imported
-os.environ.setdefault(
-    'TF_ENABLE_ONEDNN_OPTS', '0'
-)  # it only reads images here, and announces oneDNN at length
+# Before TensorFlow is imported. It only reads images here, yet announces oneDNN at length.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The run: a file of configs/, see configs/common.py for its keys.'
@@ -34,7 +42,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Folder of the run: checkpoints, metrics, pictures. prepare: of the records.',
+    'Folder of the run: checkpoints, metrics, drawings. prepare: folder of the records.',
     required=True,
 )
 _MODE = flags.DEFINE_enum(
@@ -52,8 +60,8 @@ _INPUT = flags.DEFINE_list(
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'Folder to write to; default: <workdir>/predictions or export. '
-    'evaluate: of label maps or panoptic segments, as in the data set.',
+    'Folder to write to; default: <workdir>/predictions or <workdir>/export. '
+    "evaluate: folder for predictions in the data set's own format.",
 )
 
 
@@ -71,75 +79,99 @@ def main(argv):
         sys.exit(f'error: {error}\n(--verbosity=1 shows where this comes from)')
 
 
-def run(config, workdir: Path):
+def run(config, workdir: Path) -> None:
     from configs import common  # here and below: --help and bad flags answer at once
-    from rankseg_jax import checkpoint, convert, data, evaluate, export, predict, sharding, train
+    from rankseg_jax import config_check, sharding
 
     if '://' in _WORKDIR.value:
         raise ValueError(
-            f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same place on every host'
+            f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same '
+            'place on every host'
         )
     sharding.start_distributed()
     if config is not None:
-        common.check(config)
+        config_check.check(config, common.get_config())
     if _MODE.value == 'prepare':
-        if config is None:
-            raise ValueError(
-                '--mode=prepare needs --config, with config.data.name and config.data.dir'
-            )
-        print(
-            f'Prepared: {data.prepare(config.data, workdir)}\nTo use it: --config.data.dir={workdir}'
-        )
-        return
-    if _MODE.value == 'convert':
-        if len(_INPUT.value or ()) != 1:
-            raise ValueError(
-                '--mode=convert needs --input: one folder, one file or one name on the Hugging Face hub'
-            )
-        print(
-            f'Converted: {convert.run(_INPUT.value[0], workdir, config or common.get_config(), as_is=config is None)}'
-        )
-        return
-    if config is None:
-        if (
-            _MODE.value == 'train'
-            or _MODE.value == 'analyze'
-            and not (workdir / 'checkpoints').is_dir()
-        ):
-            raise ValueError(
-                f'--mode={_MODE.value} without checkpoints needs --config, such as --config=configs/quickstart.py'
-            )
-        manager = checkpoint.open_checkpoints(workdir)
-        config = ConfigDict(
-            checkpoint.restore_run(manager, checkpoint.find(manager, 'last'))['config']
-        )
+        prepare(config, workdir)
+    elif _MODE.value == 'convert':
+        convert(config, workdir)
+    else:
+        run_model(config or trained_config(workdir), workdir)
 
+
+def prepare(config, workdir: Path) -> None:
+    from rankseg_jax import data
+
+    if config is None:
+        raise ValueError('--mode=prepare needs --config, with config.data.name and config.data.dir')
+    print(f'Prepared: {data.prepare(config.data, workdir)}')
+    print(f'To use it: --config.data.dir={workdir}')
+
+
+def convert(config, workdir: Path) -> None:
+    from configs import common
+    from rankseg_jax import convert
+
+    if len(_INPUT.value or ()) != 1:
+        raise ValueError(
+            '--mode=convert needs --input: one folder, one file or one name on the Hugging Face hub'
+        )
+    as_is = config is None
+    config = config or common.get_config()
+    print(f'Converted: {convert.run(_INPUT.value[0], workdir, config, as_is=as_is)}')
+
+
+def trained_config(workdir: Path):
+    """The config that `workdir` was trained with."""
+    from rankseg_jax import checkpoint
+
+    untrained = _MODE.value == 'analyze' and not (workdir / 'checkpoints').is_dir()
+    if _MODE.value == 'train' or untrained:
+        raise ValueError(
+            f'--mode={_MODE.value} without checkpoints needs --config, such as '
+            '--config=configs/quickstart.py'
+        )
+    return checkpoint.open_run(workdir).config
+
+
+def run_model(config, workdir: Path) -> None:
+    """The modes that train a model or use it."""
     if _MODE.value == 'train':
+        from rankseg_jax import evaluate, tasks, train
+
         scores = train.train(config, workdir)
         if not scores:
             return  # SIGTERM ended the run
-        print(evaluate.table(scores))
+        print(evaluate.table(scores, tasks.task_class(config.task).columns))
+        predict(config, workdir)
     elif _MODE.value == 'evaluate':
-        evaluate.run(config, workdir, _OUTPUT.value)
-        return
-    elif _MODE.value == 'analyze':
-        from rankseg_jax import analyze  # the only mode that draws with matplotlib
+        from rankseg_jax import evaluate
 
-        analyze.run(config, workdir)
-        return
+        evaluate.run(config, workdir, _OUTPUT.value)
+    elif _MODE.value == 'analyze':
+        from rankseg_jax import analysis
+
+        analysis.run(config, workdir)
     elif _MODE.value == 'export':
+        from rankseg_jax import export
+
         print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')
-        return
+    else:
+        predict(config, workdir)
+
+
+def predict(config, workdir: Path) -> None:
+    from rankseg_jax import predict
+
     output = Path(_OUTPUT.value or workdir / 'predictions')
     predictor = predict.load(workdir, config.eval.checkpoint, config)
     if _INPUT.value:
         predict.predict_files(predictor, _INPUT.value, output)
     elif config.num_pictures:
-        print(f'Pictures:     {predict.predict_split(predictor, config, output)}')
-    print(
-        f'Predictions:  {output}\nCheckpoints:  {workdir}/checkpoints\nMetrics:      {workdir}/metrics.jsonl, '
-        f'tensorboard --logdir={workdir}'
-    )
+        print(f'Drawings:     {predict.predict_split(predictor, config, output)}')
+    print(f'Predictions:  {output}')
+    print(f'Checkpoints:  {workdir}/checkpoints')
+    print(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')
 
 
 def parse_flags(argv):
@@ -147,9 +179,7 @@ def parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        lines = (
-            str(error).strip('"\n ').splitlines()
-        )  # of an error inside a config file, a traceback
+        lines = str(error).strip('"\n ').splitlines()  # a traceback if a config file is wrong
         sys.exit(f'error: {lines[-1] if len(lines) > 2 else " ".join(lines)}')
 
 

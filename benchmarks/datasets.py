@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import segmenter
 from rankseg_jax import data
-from rankseg_jax.data import coco, official, pipeline
+from rankseg_jax.data import coco, pipeline
+from rankseg_jax.data.published.label_maps import read_classes
 
 _OUT = flags.DEFINE_string('out', 'benchmarks/results/datasets.json', 'JSON file of the results.')
 _COUNT = flags.DEFINE_integer('count', 400, 'Training images per data set.')
@@ -84,7 +85,7 @@ def run_lengths(mask) -> dict:
 def write_folder(name: str, root: Path, count: int):
     """Writes a folder in the official format: `count` training images, one validation image."""
     size = SIZES.get(name, USUAL)
-    classes = official.read_classes(data.builder_class(name).CLASSES)
+    classes = read_classes(data.builder_class(name).CLASSES)
     documents = {}
 
     def write(index):

@@ -29,7 +29,7 @@ _OUT = flags.DEFINE_string(
 _DATA = flags.DEFINE_string(
     'data', '', 'Folder where emoji_scenes are generated; default: that of the config.'
 )
-_CAMVID = flags.DEFINE_string('camvid', '../shared/data/camvid', 'Where CamVid lies.')
+_CAMVID = flags.DEFINE_string('camvid', '', "CamVid's folder; '': left out.")
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per data set and variant.')
 _STEPS = flags.DEFINE_integer('steps', 600, 'Optimizer steps per cell, 8 images each.')
 _CELLS = flags.DEFINE_list(
@@ -234,7 +234,11 @@ def main(_):
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         return {(row['dataset'], row['variant'], row['seed'], row['steps']): row for row in rows}
 
+    if not (_TABLE.value or _CAMVID.value):
+        print('camvid is left out: --camvid=<folder> says where it lies')
     for cell in [] if _TABLE.value else cells():
+        if cell[0] == 'camvid' and not _CAMVID.value:
+            continue
         if (*cell, _STEPS.value) not in finished():
             print(f'== {" / ".join(map(str, cell))}', flush=True)
             row = run_cell(*cell)

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.helpers import save, take_turns
 from rankseg_jax import backbones
-from rankseg_jax.backbones import vit
 from rankseg_jax.pretrained.vit import from_torch
 from tests.helpers import mend_torchvision, numpy_state
 
@@ -40,7 +39,7 @@ def make_forwards():
     params = jax.device_put({'params': from_torch(numpy_state(theirs))})
     images = np.random.default_rng(0).normal(size=(1, *SIZE, 3)).astype(np.float32)
     tensor = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
-    model = backbones.build('vit_b16', family=vit, image_size=SIZE)
+    model = backbones.build('vit_b16', image_size=SIZE)
     forward = jax.jit(
         lambda params, images: model.apply(params, images, train=False)[16].reshape(
             1, -1, model.width

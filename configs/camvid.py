@@ -1,4 +1,4 @@
-"""CamVid street scenes, 11 categories, a narrow encoder from scratch.
+"""CamVid: street scenes of 11 categories, with a narrow encoder trained from scratch.
 
     python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.dir=<folder>
 
@@ -18,7 +18,6 @@ def get_config():
     config.augment.scale_range = (0.75, 1.5)
     config.augment.photometric = True
     config.eval.size = (180, 240)
-    config.rankseg.num_selected = (
-        11  # every image holds nearly all of them: ranks help here, leaving out does not
-    )
+    # Every image holds nearly all categories: ranking helps here, leaving out does not.
+    config.rankseg.num_selected = 11
     return config

@@ -1,25 +1,26 @@
 """DeepLabV3 with ResNet-101, with and without RankSeg: the released recipes (arXiv 2203.04187).
 
-    python main.py --config=configs/deeplabv3.py:coco_stuff10k_rankseg --workdir=runs/deeplab --config.data.dir=<coco_stuff10k>
+    python main.py --config=configs/deeplabv3.py:coco_stuff10k_rankseg --workdir=runs/deeplab \\
+        --config.data.dir=<coco_stuff10k>
 
-The data are read from the folder of their official download, or from records (docs/datasets.md). Evaluation takes images whole, as
-published; `--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True` adds scales and mirror images. Published
-mIoU in percent, single scale / multi-scale and flip; no score of our own yet:
-
-    coco_stuff10k           37.3 / 38.4     ade20k           44.1 / 45.2
-    coco_stuff10k_rankseg   38.4 / 39.8     ade20k_rankseg   45.5 / 46.6
+The data are read from their official folder or from records (docs/datasets.md). Evaluation takes
+whole images, as published; --config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)'
+--config.eval.flip=True adds scales and mirror images.
 """
 
-from configs import common
+from configs import check_argument, common
 
-RECIPES = ('coco_stuff10k', 'coco_stuff10k_rankseg', 'ade20k', 'ade20k_rankseg')
+# Published mIoU in percent: at a single scale, with scales and mirror images. We have run none yet.
+RECIPES = {
+    'coco_stuff10k': (37.3, 38.4),
+    'coco_stuff10k_rankseg': (38.4, 39.8),
+    'ade20k': (44.1, 45.2),
+    'ade20k_rankseg': (45.5, 46.6),
+}
 
 
 def get_config(recipe='coco_stuff10k_rankseg'):
-    if recipe not in RECIPES:
-        raise ValueError(
-            f'configs/deeplabv3.py:{recipe} is unknown; use one of {", ".join(RECIPES)}'
-        )
+    check_argument('deeplabv3', recipe, RECIPES)
     ade20k = 'ade20k' in recipe
     config = common.get_config()
     config.batch_size = 16

@@ -1,45 +1,52 @@
 """Mask2Former, with and without RankSeg: the released recipes (arXiv 2112.01527, 2203.04187).
 
     python main.py --config=configs/mask2former.py:ade20k_swin_b_rankseg --workdir=runs/ade20k \\
-        --config.data.dir=<ADEChallengeData2016> --config.model.pretrained=<swin_base_patch4_window12_384_22k.pth>
+        --config.data.dir=<ADEChallengeData2016> \\
+        --config.model.pretrained=<swin_base_patch4_window12_384_22k.pth>
 
-The data are read from the folder of their official download, or from records (docs/datasets.md). Images are taken whole. The
-released code computes in half precision, `--config.model.dtype=bfloat16` here.
+The data are read from their official folder or from records (docs/datasets.md). Evaluation takes
+whole images; --config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True adds
+scales and mirror images. The released code computes in half precision; here that is
+--config.model.dtype=bfloat16.
 
-Published mIoU in percent, single scale / multi-scale and flip (`--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)'
---config.eval.flip=True`); no score of our own yet:
-
-    ade20k_r50              47.2 / 49.2     ade20k_swin_b_oracle    68.0
-    ade20k_swin_t           47.7 / 49.6     ade20k_swin_l           56.1 / 57.3
-    ade20k_swin_s           51.3 / 52.4     ade20k_swin_l_rankseg   56.5 / 58.0
-    ade20k_swin_b           53.9 / 55.1     ade20k_swin_l_oracle    —
-    ade20k_swin_b_rankseg   54.9 / 55.6
-
-Published PQ in percent:
-
-    ade20k_panoptic_r50             39.7    coco_panoptic_r50             51.9
-    ade20k_panoptic_swin_l          48.1    coco_panoptic_swin_b          56.4, from weights of ImageNet-1k 55.1
-    ade20k_panoptic_swin_l_rankseg  48.9    coco_panoptic_swin_b_rankseg  —
-    ade20k_panoptic_swin_l_oracle   —       coco_panoptic_swin_b_oracle   —
-                                            coco_panoptic_swin_l          57.8
-                                            coco_panoptic_swin_l_oracle   —
-
-κ is K, as released: categories are ranked, none is left out (released for COCO: 150, which crashes). `oracle`: only categories of
-the ground truth can win; as released without cosines and a temperature, and its multi-label head learns nothing.
+κ is K, as released: categories are ranked and none is left out (released for COCO: κ = 150, which
+crashes). `oracle`: only categories of the ground truth can win; as released without cosines and
+temperature, and its multi-label head learns nothing.
 """
 
 import re
 
-from configs import common
+from configs import check_argument, common
 
-RECIPES = re.findall(r' {4}((?:ade20k|coco)_\w+)', __doc__)
+# Published scores in percent, None where there is none. We have run none of these recipes yet.
+MIOU = {  # at a single scale, with scales and mirror images
+    'ade20k_r50': (47.2, 49.2),
+    'ade20k_swin_t': (47.7, 49.6),
+    'ade20k_swin_s': (51.3, 52.4),
+    'ade20k_swin_b': (53.9, 55.1),
+    'ade20k_swin_b_rankseg': (54.9, 55.6),
+    'ade20k_swin_b_oracle': (68.0, None),
+    'ade20k_swin_l': (56.1, 57.3),
+    'ade20k_swin_l_rankseg': (56.5, 58.0),
+    'ade20k_swin_l_oracle': (None, None),
+}
+PQ = {
+    'ade20k_panoptic_r50': 39.7,
+    'ade20k_panoptic_swin_l': 48.1,
+    'ade20k_panoptic_swin_l_rankseg': 48.9,
+    'ade20k_panoptic_swin_l_oracle': None,
+    'coco_panoptic_r50': 51.9,
+    'coco_panoptic_swin_b': 56.4,  # 55.1 from ImageNet-1k weights
+    'coco_panoptic_swin_b_rankseg': None,
+    'coco_panoptic_swin_b_oracle': None,
+    'coco_panoptic_swin_l': 57.8,
+    'coco_panoptic_swin_l_oracle': None,
+}
+RECIPES = MIOU | PQ
 
 
 def get_config(recipe='ade20k_swin_b_rankseg'):
-    if recipe not in RECIPES:
-        raise ValueError(
-            f'configs/mask2former.py:{recipe} is unknown; use one of {", ".join(RECIPES)}'
-        )
+    check_argument('mask2former', recipe, RECIPES)
     backbone = re.search('r50|swin_.', recipe)[0]
     coco, panoptic, large = 'coco' in recipe, 'panoptic' in recipe, backbone == 'swin_l'
     config = common.get_config()

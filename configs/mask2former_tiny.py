@@ -1,22 +1,20 @@
-"""Mask2Former small enough for two CPU cores: panoptic segments of composed scenes, or label maps of CamVid.
+"""Mask2Former for two CPU cores: panoptic segments of composed scenes, or label maps of CamVid.
 
     python main.py --config=configs/mask2former_tiny.py --workdir=runs/mask2former_tiny
 
-The argument is a variant: `rankseg`, `baseline`, `oracle`; `camvid` needs --config.data.dir=<folder>, see configs/camvid.py.
-PQ 11.0 and mIoU 20.4 after its 16,000 samples, baseline 8.6 and 24.9, oracle 38.1 and 65.3 (benchmarks/panoptic_quality.py):
-queries learn more slowly than pixels.
+The argument is a variant: `rankseg`, `baseline`, `oracle`, or `camvid`, which needs
+--config.data.dir=<folder>, see configs/camvid.py. After 16,000 samples PQ is 11.0 and mIoU 20.4,
+the baseline's 8.6 and 24.9, the oracle's 38.1 and 65.3 (benchmarks/panoptic_quality.py): queries
+learn more slowly than pixels.
 """
 
-from configs import camvid, quickstart
+from configs import camvid, check_argument, quickstart
 
 VARIANTS = ('rankseg', 'baseline', 'oracle', 'camvid')
 
 
 def get_config(variant='rankseg'):
-    if variant not in VARIANTS:
-        raise ValueError(
-            f'configs/mask2former_tiny.py:{variant} is unknown; use one of {", ".join(VARIANTS)}'
-        )
+    check_argument('mask2former_tiny', variant, VARIANTS)
     config = (camvid if variant == 'camvid' else quickstart).get_config()
     config.steps = 2000
     config.eval_every = 1000
@@ -27,8 +25,9 @@ def get_config(variant='rankseg'):
     config.model.pixel_layers = 1
     config.model.decoder_layers = 3
     config.model.num_queries = 20
-    config.rankseg.layer = 0  # the multi-label head sees the pixel decoder's map: it learns sooner from there than from queries
-    config.rankseg.temperature = 'temperature'  # a norm's scale is slow to make scores sharp
+    # The multi-label head learns sooner from the pixel decoder's map than from queries.
+    config.rankseg.layer = 0
+    config.rankseg.temperature = 'temperature'  # the scale of a norm sharpens scores slowly
     config.loss.num_points = 256
     config.loss.multilabel_weight = 10.0
     config.optimizer.learning_rate = 1.5e-3

@@ -1,19 +1,27 @@
 """Checkpoints of a run under `<workdir>/checkpoints`, through orbax.
 
-Each holds three items: `model` (params, batch_stats and, if there is one, ema), `optimizer` (its state, unless it is of a converted
-model), and `run` (JSON: config, class names, the next step, from which the data position follows, and mIoU if it was evaluated).
+Each holds three items: `model` (params, batch_stats and, if there is one, ema), `optimizer` (its
+state; a converted model has none), and `run` (JSON: config, class names, things, the next step,
+which also is the data position, and the score that chooses the best checkpoint).
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 from orbax.checkpoint import args, checkpoint_managers
 
 
 def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
-    """The run's checkpoints, to write (the newest `keep` and the best by mIoU stay) or, with keep 0, to read.
+    """The checkpoints of a run: to write, where the newest `keep` and the best stay, or to read.
+
+    Args:
+      keep: 0: to read.
 
     Raises:
       FileNotFoundError: there are none to read.
@@ -27,9 +35,7 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
         [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(
-                n=1,
-                get_metric_fn=lambda metrics: metrics['mIoU'],
-                keep_checkpoints_without_metrics=False,
+                n=1, get_metric_fn=score, keep_checkpoints_without_metrics=False
             ),
         ]
     )
@@ -41,24 +47,32 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
             'run': ocp.JsonCheckpointHandler(),
         },
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=lambda metrics: metrics['mIoU'], read_only=not keep
+            preservation_policy=policy, best_fn=score, read_only=not keep
         ),
     )
 
 
-def save(manager, step: int, model, optimizer, run: dict):
-    """Starts saving in the background; if `run['mIoU']` is a number, the checkpoint may be kept as the best."""
+def score(metrics: dict) -> float | None:
+    """The score that a checkpoint was saved with; None if it was not evaluated."""
+    return metrics['score'] if 'score' in metrics else metrics['mIoU']  # the older name
+
+
+def save(manager: ocp.CheckpointManager, step: int, model, optimizer, run: dict[str, Any]) -> None:
+    """Starts saving in the background.
+
+    Args:
+      model, optimizer: trees of arrays; `optimizer` may be None.
+      run: of which `run['score']` is a number, so that the checkpoint may stay as the best, or
+        None.
+    """
     items = {'model': args.StandardSave(model), 'run': args.JsonSave(run)}
     if optimizer is not None:
         items['optimizer'] = args.StandardSave(optimizer)
-    manager.save(
-        step,
-        metrics=None if run['mIoU'] is None else {'mIoU': run['mIoU']},
-        args=args.Composite(**items),
-    )
+    metrics = None if run['score'] is None else {'score': run['score']}
+    manager.save(step, metrics=metrics, args=args.Composite(**items))
 
 
-def find(manager, which) -> int:
+def find(manager: ocp.CheckpointManager, which: str | int) -> int:
     """The step of checkpoint `which`: 'last', 'best' or a step.
 
     Raises:
@@ -68,38 +82,72 @@ def find(manager, which) -> int:
     if which == 'last' and steps:
         return max(steps)
     if which == 'best':
-        scores = {step: restore_run(manager, step)['mIoU'] for step in steps}
-        if any(score is not None for score in scores.values()):
-            return max(scores, key=lambda step: (scores[step] is not None, scores[step]))
+        scores = {step: score(read_run(manager, step)) for step in steps}
+        if scores := {step: value for step, value in scores.items() if value is not None}:
+            return max(scores, key=scores.get)
     if str(which).isdigit() and int(which) in steps:
         return int(which)
     raise FileNotFoundError(
-        f"no checkpoint {which!r} in {manager.directory}: use 'last', 'best' or a step, of which there are "
+        f"no checkpoint {which!r} in {manager.directory}: use 'last', 'best' or a step; it has "
         f'{sorted(steps) or "none"}'
     )
 
 
-def restore_run(manager, step: int) -> dict:
+def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The item `run` of a checkpoint."""
     return manager.restore(step, args=args.Composite(run=args.JsonRestore())).run
 
 
-def things_of(run: dict, config):
-    """The bools [K] that say which categories are things, for the task 'panoptic'; else None.
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint to read, and what its run says of the model.
+
+    Attributes:
+      step: number of steps it was trained for.
+      config: it was trained with.
+      class_names: K names.
+      things: K bools, or None.
+    """
+
+    manager: ocp.CheckpointManager
+    step: int
+    config: ConfigDict
+    class_names: tuple[str, ...]
+    things: list[bool] | None
+
+    def check_categories(self, class_names: Sequence[str], origin: str) -> None:
+        """Raises a ValueError if data from `origin` has another number of categories."""
+        if len(class_names) != len(self.class_names):
+            raise ValueError(
+                f'{self.manager.directory}/{self.step} was trained on K = '
+                f'{len(self.class_names)} categories, but {origin} has {len(class_names)}: use the '
+                'data of that run, or another --workdir'
+            )
+
+
+def open_run(workdir, which: str | int = 'last') -> SavedRun:
+    """Opens checkpoint `which` of a run: 'last', 'best' or a step.
 
     Raises:
-      ValueError: the run does not know them.
+      FileNotFoundError: there is no such checkpoint.
     """
-    if config.task != 'panoptic':
-        return None
-    if not run.get('things'):
-        raise ValueError(
-            "config.task = 'panoptic', but the run was not trained for it: set --config.task=semantic"
-        )
-    return run['things']
+    manager = open_checkpoints(workdir)
+    step = find(manager, which)
+    run = read_run(manager, step)
+    return SavedRun(
+        manager=manager,
+        step=step,
+        config=ConfigDict(run['config']),
+        class_names=tuple(run['class_names']),
+        things=run.get('things'),
+    )
 
 
-def restore(manager, step: int, **items):
-    """Restores the named items into arrays shaped and placed like the given trees of `jax.ShapeDtypeStruct`.
+def restore(manager: ocp.CheckpointManager, step: int, **items):
+    """Restores items by name.
+
+    Args:
+      items: trees of `jax.ShapeDtypeStruct` with shardings: the arrays' shapes and places.
 
     Raises:
       ValueError: the checkpoint holds other names or shapes; both sides are listed.
@@ -108,30 +156,33 @@ def restore(manager, step: int, **items):
         check_same(
             manager.item_metadata(step)[name],
             expected,
-            f'{name} of checkpoint {manager.directory}/{step}',
-            'Use the config of that run, or another --workdir.',
+            where=f'{name} of checkpoint {manager.directory}/{step}',
+            advice='Use the config of that run, or another --workdir.',
         )
-    return manager.restore(
-        step, args=args.Composite(**{name: args.StandardRestore(x) for name, x in items.items()})
-    )
+    composite = args.Composite(**{name: args.StandardRestore(x) for name, x in items.items()})
+    return manager.restore(step, args=composite)
 
 
-def read_model(workdir) -> dict:
-    """The item `model` of a run's newest checkpoint as arrays, whatever its names and shapes.
+def read_model(workdir):
+    """The item `model` of a run's newest checkpoint as NumPy arrays, whatever its names and shapes.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
     """
     manager = open_checkpoints(workdir)
     step = find(manager, 'last')
-    shapes = jax.tree.map(
-        lambda x: np.empty(x.shape, x.dtype), manager.item_metadata(step)['model']
-    )
+    metadata = manager.item_metadata(step)['model']
+    shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
     return manager.restore(step, args=args.Composite(model=args.StandardRestore(shapes))).model
 
 
-def check_same(found, expected, where: str, advice: str):
-    """Raises a ValueError that lists what differs in names and shapes between a checkpoint and the model."""
+def check_same(found, expected, *, where: str, advice: str) -> None:
+    """Raises a ValueError that lists the names and shapes in which two trees differ.
+
+    Args:
+      found: in a checkpoint; `expected`: by the model.
+      where: the checkpoint, `advice`: what to do; both for the message.
+    """
 
     def shapes(tree):
         return {
@@ -141,7 +192,8 @@ def check_same(found, expected, where: str, advice: str):
 
     found, expected = shapes(found), shapes(expected)
     lines = [
-        f'  {name}: checkpoint {found.get(name, "has none")}, model {expected.get(name, "has none")}'
+        f'  {name}: checkpoint {found.get(name, "has none")}, '
+        f'model {expected.get(name, "has none")}'
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
@@ -150,6 +202,5 @@ def check_same(found, expected, where: str, advice: str):
         raise ValueError(
             f'{where} does not fit the model that config describes:\n'
             + '\n'.join(lines[:20])
-            + more
-            + f'\n{advice}'
+            + f'{more}\n{advice}'
         )

@@ -4,123 +4,73 @@ from pathlib import Path
 
 import jax
 
-from rankseg_jax import checkpoint, data, models, pretrained
-from rankseg_jax.backbones import resnet, swin
+from rankseg_jax import backbones, checkpoint, data, models, pretrained
+from rankseg_jax.backbones.swin import Swin
+from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.pretrained import hf
 
 # What the preprocessor of a checkpoint may say only this way, its values by key.
 FIXED = {'do_resize': True, 'do_rescale': True, 'do_normalize': True, 'rescale_factor': 1 / 255}
 
-ADE20K_STUFF = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    9,
-    11,
-    13,
-    16,
-    17,
-    21,
-    25,
-    26,
-    28,
-    29,
-    34,
-    40,
-    46,
-    48,
-    51,
-    52,
-    54,
-    59,
-    60,
-    61,
-    63,
-    68,
-    77,
-    79,
-    84,
-    91,
-    94,
-    96,
-    99,
-    100,
-    101,
-    105,
-    106,
-    109,
-    113,
-    114,
-    117,
-    122,
-    128,
-    131,
-    140,
-    141,
-    145,
-)
-
 
 def run(source, workdir, config, *, as_is: bool) -> Path:
-    """Writes a run, whose newest checkpoint is the folder that is returned.
+    """--mode=convert: writes a run at step 0; returns the folder of its checkpoint.
 
     Args:
       source: as `config.model.pretrained`.
       workdir: of the new run.
-      config: of the new run, whose fresh variables get those of `source` in their place.
-      as_is: instead, the model is the one that `source` is, a folder of Hugging Face or a name on the hub, and `config` is changed
-        to describe it.
+      config: of the new run.
+      as_is: the model is the one in `source`, a Hugging Face folder or a name on the hub, and
+        `config` is changed to describe it. Otherwise the model is that of `config`, and weights
+        from `source` replace its fresh ones.
 
     Raises:
-      ValueError: `workdir` holds checkpoints, or the weights do not fit, or no config describes the model.
-      FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, or the data set of `config` is not there.
+      ValueError: `workdir` holds checkpoints, the weights do not fit, or no config describes the
+        model.
+      FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, or the data set of
+        `config` does not exist.
     """
     folder = Path(workdir) / 'checkpoints'
     if folder.exists():
         raise ValueError(f'--workdir={workdir} holds checkpoints already; choose a new folder')
-    class_names, variables = (whole_model if as_is else fill)(source, config)
+    class_names, things, variables = (whole_model if as_is else fill)(source, config)
+    run = {
+        'config': config.to_dict(),
+        'class_names': list(class_names),
+        'things': list(things or ()),
+        'next_step': 0,
+        'score': None,
+    }
     with checkpoint.open_checkpoints(workdir, keep=1) as manager:
-        checkpoint.save(
-            manager,
-            0,
-            variables,
-            None,
-            {
-                'config': config.to_dict(),
-                'class_names': list(class_names),
-                'next_step': 0,
-                'mIoU': None,
-                'things': published_things(source, len(class_names)) if as_is else None,
-            },
-        )
+        checkpoint.save(manager, 0, variables, None, run)
     return folder / '0'
 
 
 def fill(source, config):
-    """(names of the categories of the data set, fresh variables of the model of `config` with those of `source` in place)."""
-    class_names = data.get_source(config.data, config.data.train_split).class_names
+    """The model of `config` with weights from `source`: (class names, things, variables)."""
+    data_source = data.get_source(config.data, config.data.train_split)
+    class_names = data_source.class_names
     model = models.build(config, len(class_names))
     variables = jax.jit(
         lambda: models.init(model, len(class_names), config.seed, config.augment.crop_size)
     )()
     variables |= {'ema': variables['params']} if config.ema else {}
-    return class_names, pretrained.load(source, jax.device_get(variables))
+    loaded = pretrained.load(source, jax.device_get(variables))
+    return class_names, data_source.things, loaded
 
 
 def whole_model(source, config):
-    """(names of the categories, variables) of a model of Hugging Face, which `config` is changed to describe."""
+    """The model in `source`, which `config` is changed to describe: (class names, things, variables)."""
     folder = hf.locate(source)
     if folder.exists() and not (folder / 'config.json').is_file():
         raise ValueError(
-            f'--input={source} does not say what model it is of: give the --config of one'
+            f'--input={source} does not say which model its weights belong to: give a --config'
         )
     model, variables = pretrained.load_hf(folder)
-    class_names = describe(source, folder, model, config)
+    things = published_things(source, model.decoder.num_classes)
+    class_names = describe(folder, model, config)
+    config.task = 'panoptic' if things else 'semantic'
     built = models.build(config, len(class_names))
     expected = jax.eval_shape(
         lambda: models.init(built, len(class_names), config.seed, config.augment.crop_size)
@@ -129,21 +79,16 @@ def whole_model(source, config):
     checkpoint.check_same(
         variables,
         expected,
-        f'--input={source}',
-        'No config describes it: use it in Python, by load_hf.',
+        where=f'--input={source}',
+        advice='No config describes it: use it in Python, by load_hf.',
     )
-    return class_names, variables
+    return class_names, things, variables
 
 
-def describe(source, folder: Path, model, config) -> list[str]:
-    """Sets the keys of `config` that tell a model of Hugging Face and its input; returns the names of its categories."""
+def describe(folder: Path, model, config) -> list[str]:
+    """Sets the keys of `config` to a Hugging Face model and its input; returns its class names."""
     theirs = hf.read_json(folder / 'config.json')
     decoder, num_classes = model.decoder, model.decoder.num_classes
-    own = (
-        {'pixel_layers': model.pixel_decoder.num_layers}
-        if isinstance(model, Mask2Former)
-        else {'dropout': decoder.dropout}
-    )
     config.rankseg = None
     config.model.update(
         framework=theirs['model_type'],
@@ -153,10 +98,12 @@ def describe(source, folder: Path, model, config) -> list[str]:
         decoder_heads=decoder.num_heads,
         num_queries=decoder.num_queries,
         cosine=False,
-        drop_path=getattr(model.backbone, 'drop_path', 0.0),
-        **own,
+        drop_path=model.backbone.drop_path if isinstance(model.backbone, Swin) else 0.0,
     )
-    config.task = 'panoptic' if published_things(source, num_classes) else 'semantic'
+    if isinstance(model, Mask2Former):
+        config.model.pixel_layers = model.pixel_decoder.num_layers
+    else:
+        config.model.dropout = decoder.dropout
     config.data.update(name='folder', num_classes=num_classes)
     config.eval.batch_size = 1
     if (folder / 'preprocessor_config.json').is_file():
@@ -164,21 +111,21 @@ def describe(source, folder: Path, model, config) -> list[str]:
     names = theirs.get('id2label') or {str(i): f'LABEL_{i}' for i in range(num_classes)}
     if sorted(names, key=int) != [str(i) for i in range(num_classes)]:
         raise ValueError(
-            f'{folder / "config.json"}: id2label must name the {num_classes} categories of the weights, '
-            f'0 to {num_classes - 1}; it names {len(names)}'
+            f'{folder / "config.json"}: id2label must name the {num_classes} categories of the '
+            f'weights, 0 to {num_classes - 1}; it names {len(names)}'
         )
     return [names[str(i)] for i in range(num_classes)]
 
 
 def published_things(source, num_classes: int) -> list[bool] | None:
-    """Which categories are things, of a panoptic or instance checkpoint, which its name tells; None: neither, or not known."""
+    """K bools for a panoptic or instance checkpoint, by its name and K; None if it is neither."""
     name = Path(source).name.lower()
     if 'instance' in name:
         return [True] * num_classes
-    stuff = (
-        {133: range(80, 133), 150: ADE20K_STUFF}.get(num_classes) if 'panoptic' in name else None
-    )  # COCO and ADE20K
-    return stuff and [i not in stuff for i in range(num_classes)]
+    data_set = {133: 'coco_panoptic', 150: 'ade20k_panoptic'}.get(num_classes)
+    if data_set is None or 'panoptic' not in name:
+        return None
+    return [bool(thing) for thing in read_classes(data_set)['isthing']]
 
 
 def describe_input(processor, config):
@@ -200,11 +147,10 @@ def describe_input(processor, config):
 
 def backbone_name(backbone) -> str:
     """The name among the variants of `backbones` that a Swin or ResNet has."""
-    plain = backbone.clone(drop_path=0.0) if hasattr(backbone, 'drop_path') else backbone
-    for family in (swin, resnet):
-        for name, variant in family.VARIANTS.items():
-            if variant() == plain:
-                return name
+    plain = backbone.clone(drop_path=0.0) if isinstance(backbone, Swin) else backbone
+    for name, variant in backbones.variants().items():
+        if variant() == plain:
+            return name
     raise ValueError(
         f'config.json: no config.model.backbone has the sizes of this {type(backbone).__name__}; use one of the '
         f'published sizes, or the model in Python, by load_hf:\n{backbone}'

@@ -3,11 +3,13 @@
 <output>/
   model.jax_export   compiled for CPU, TPU and GPU when loaded, any batch size, see `serve`
   params/            its parameters, an orbax checkpoint
-  labels.json        category names in label order, input size, how to resize to it, κ
+  labels.json        category names in label order, task, input size, how to resize to it, κ
   example.py         loads these and segments one image
 """
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,7 +17,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import export
 
-from rankseg_jax import checkpoint, inference, models, sharding
+from rankseg_jax import checkpoint, inference, models, sharding, tasks
+from rankseg_jax.data import fitting
+from rankseg_jax.postprocessing import covered
 
 ARTIFACT = 'model.jax_export'
 PLATFORMS = ('cpu', 'tpu', 'cuda')
@@ -26,67 +30,47 @@ from pathlib import Path
 import jax, jax.export, numpy as np, orbax.checkpoint as ocp
 from PIL import Image, ImageOps
 
+FUNCTIONS
 folder = Path(__file__).absolute().parent
 about = json.loads((folder / 'labels.json').read_text())
 params = ocp.StandardCheckpointer().restore(folder / 'params')
 segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
-photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB')
-scale = min(about['size'][0] / photo.height, about['size'][1] / photo.width)
-width, height = max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)
-if about['antialias']:  # as the model was trained
-    photo = photo.resize((width, height), Image.Resampling.BILINEAR)
-else:  # bilinear without smoothing
-    photo = photo.transform((width, height), Image.Transform.AFFINE, (
-        photo.width / width, 0, 0, 0, photo.height / height, 0), Image.Resampling.BILINEAR)
-picture = np.asarray(photo)
-images = np.zeros((1, *about['size'], 3), np.uint8)
-images[0, :picture.shape[0], :picture.shape[1]] = picture
-found = segment(params, images, np.array([picture.shape[:2]], np.int32))
-labels = np.asarray(found['labels'])[0, :picture.shape[0], :picture.shape[1]]
+photo = np.array(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB'))
+image, content = fit(photo, about['size'], about['antialias'])
+found = segment(params, image[None], content[None])
+labels = np.asarray(found['labels'])[0, :content[0], :content[1]]
 for label, count in zip(*np.unique(labels, return_counts=True)):
     print(f'{about["labels"][label]}: {count / labels.size:.1%} of the pixels')
 Image.fromarray(labels.astype(np.uint16)).save('labels.png')
-'''
+'''.replace(
+    'FUNCTIONS',
+    '\n\n'.join(map(inspect.getsource, (fitting.fitted_size, fitting.resize, fitting.fit))),
+)
 
 
-def serve(model, config, things=None):
-    """The function that is exported: (variables, images, sizes) -> dict.
+def serve(model, config, task: tasks.Task) -> Callable:
+    """The function that is exported: (variables, images, sizes) → dict.
 
-    Args of it:
-      images: uint8 [b, *eval.size, 3], RGB, pictures at the top left.
-      sizes: int32 [b, 2], rows and columns that they fill.
-
-    It returns what `inference.served` says, at eval.size; labels are -1 beyond the picture.
+    It takes images uint8 [b, *eval.size, 3], RGB, each at the top left, and the rows and columns
+    that they fill, int32 [b, 2]. It returns what `inference.served` says, at eval.size; labels are
+    -1 beyond the image.
     """
 
     def segment(variables, images, sizes):
-        inside = inference.covered(sizes, config.eval.size)  # [b, H, W]
+        inside = covered(sizes, config.eval.size)  # [b, H, W]
         mean, std = (jnp.array(x, jnp.float32) for x in (config.data.mean, config.data.std))
-        pixels = jnp.where(
-            inside[..., None], (images.astype(jnp.float32) - mean) / std, 0.0
-        )  # [b, H, W, 3]
-        views = ({'image': pixels, 'content': sizes},)
+        normalized = (images.astype(jnp.float32) - mean) / std  # [b, H, W, 3]
+        views = ({'image': jnp.where(inside[..., None], normalized, 0.0), 'content': sizes},)
         prediction = inference.segment(
-            model,
-            variables,
-            views,
-            sizes,
-            config,
-            canvas=config.eval.size,
-            things=things and jnp.array(things),
+            model, variables, views, sizes, config, task, canvas=config.eval.size
         )
         return inference.served(prediction, config)
 
     return segment
 
 
-def run(config, workdir, output) -> Path:
-    """--mode=export: writes the files above for checkpoint `config.eval.checkpoint` of `workdir`; returns the folder.
-
-    Raises:
-      FileNotFoundError: there is no such checkpoint.
-      ValueError: the config asks for what has no meaning without labels or at one size, or `output` holds other files.
-    """
+def check(config, output: Path) -> None:
+    """Raises a ValueError if `config` needs labels or several sizes, or `output` is taken."""
     if config.rankseg and config.rankseg.oracle:
         raise ValueError(
             'an oracle selects by the ground truth, which is not there when a model serves: '
@@ -94,22 +78,31 @@ def run(config, workdir, output) -> Path:
         )
     if tuple(config.eval.scales) != (1.0,):
         raise ValueError(
-            f'config.eval.scales = {config.eval.scales}: a model is exported for one size, config.eval.size; '
-            "set --config.eval.scales='(1.0,)'"
+            f'config.eval.scales = {config.eval.scales}: a model is exported for one size, '
+            "config.eval.size; set --config.eval.scales='(1.0,)'"
         )
-    output = Path(output).absolute()
     if output.is_dir() and any(output.iterdir()) and not (output / ARTIFACT).is_file():
         raise ValueError(
             f'--output={output} holds other files than an exported model; choose another folder'
         )
-    manager = checkpoint.open_checkpoints(workdir)
-    step = checkpoint.find(manager, config.eval.checkpoint)
-    run = checkpoint.restore_run(manager, step)
-    class_names = run['class_names']
-    model = models.build(config, len(class_names))
-    variables = models.restore(
-        manager, step, model, config, len(class_names), sharding.copied(sharding.make_mesh(1))
-    )
+
+
+def run(config, workdir, output) -> Path:
+    """--mode=export: writes checkpoint `config.eval.checkpoint` of `workdir` as the files above.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: as `check`, or `config` describes another model.
+    """
+    output = Path(output).absolute()
+    check(config, output)
+    saved = checkpoint.open_run(workdir, config.eval.checkpoint)
+    task = tasks.build(config, saved.class_names, saved.things)
+    model = models.build(config, task.num_classes)
+    variables = models.restore(saved, model, config, sharding.make_mesh(1))
     variables = {
         'params': variables.get('ema', variables['params']),
         'batch_stats': variables['batch_stats'],
@@ -117,11 +110,9 @@ def run(config, workdir, output) -> Path:
 
     size = tuple(config.eval.size)
     (b,) = export.symbolic_shape('b')
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    artifact = export.export(
-        jax.jit(serve(model, config, checkpoint.things_of(run, config))), platforms=PLATFORMS
-    )(
-        shapes,
+    served = export.export(jax.jit(serve(model, config, task)), platforms=PLATFORMS)
+    artifact = served(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables),
         jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8),
         jax.ShapeDtypeStruct((b, 2), jnp.int32),
     )
@@ -130,7 +121,9 @@ def run(config, workdir, output) -> Path:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(output / 'params', variables, force=True)
     about = {
-        'labels': class_names,
+        'labels': task.class_names,
+        'task': config.task,
+        'things': task.things,
         'size': size,
         'antialias': config.data.antialias,
         'num_selected': config.rankseg.num_selected if config.rankseg else None,

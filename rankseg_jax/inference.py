@@ -1,6 +1,7 @@
-"""From images of any size to label maps: whole or by sliding windows, at several scales, mirrored too; in rank space throughout.
+"""From images of any size to a task's maps: cut into windows, select, forward, assemble.
 
-An image's categories are selected once, from all that its windows show, so that ranks mean the same in each of them.
+Images are seen whole or by sliding windows, at several scales, mirrored too. The categories of an
+image are selected once, from all its views, so that a rank means the same in each of them.
 """
 
 import flax
@@ -8,260 +9,233 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rankseg_jax import models, postprocessing
-from rankseg_jax.data import IGNORE_LABEL
-from rankseg_jax.decoders.pixel_classifier import choose
-from rankseg_jax.decoders.query_decoder import QueryOutput
-from rankseg_jax.postprocessing import Segments
-from rankseg_jax.ranking import Selection, from_ranks, gather, select
+from rankseg_jax import models, selector
+from rankseg_jax.outputs import PixelOutput, QueryOutput
+from rankseg_jax.postprocessing import View
+from rankseg_jax.ranking import Selection
+from rankseg_jax.selector import Choice
 
 
 @flax.struct.dataclass
 class Prediction:
-    """What a model says of a batch of images.
+    """What a model predicts for a batch of images.
 
     Attributes:
-      labels: [B, rows, columns] int32 class ids, IGNORE_LABEL outside the original image.
+      maps: what the task makes of the model's output, by name, see `tasks.Task.postprocess`;
+        'labels' [B, *canvas] int32 class ids and more.
       selection: the categories of each image; None for the baseline.
-      presence_logits: [B, K] of the multi-label head, the best over windows, averaged over scales and mirror images; or None.
-      segments: panoptic Segments, whose labels are class ids; None if they were not asked for.
+      presence_logits: [B, K] of the multi-label head, the best over windows, averaged over scales
+        and mirror images; None for the baseline.
     """
 
-    labels: jax.Array
+    maps: dict[str, jax.Array]
     selection: Selection | None
     presence_logits: jax.Array | None
-    segments: Segments | None
 
 
 def segment(
-    model, variables, views, size, config, *, canvas, presence=None, things=None
+    model, variables, views, size, config, task, *, canvas: tuple[int, int], presence=None
 ) -> Prediction:
     """Segments a batch at the images' own sizes; made for `jit`.
 
     Args:
-      views: for each scale {'image': [B, H, W, 3], 'content': [B, 2]}, as of `transforms.eval_views`.
+      views: for each scale {'image': [B, H, W, 3], 'content': [B, 2]}, see `fitting.eval_views`.
       size: [B, 2] int32, rows and columns of the original images.
       config: reads `eval` and `rankseg`.
+      task: a `tasks.Task`.
       canvas: (rows, columns) of the result, static, at least `size`.
-      presence: [B, K] bool, the categories of the ground truth; for the oracle.
-      things: [K] bool, the categories whose objects are segments of their own; for panoptic segments.
+      presence: [B, K] bool, the categories in the ground truth, for the oracle.
 
     Raises:
-      ValueError: the oracle without `presence`; windows with a per-query model; panoptic segments from one that is none, or from
-        several views.
+      ValueError: the oracle without `presence`, or `config.eval` asks for what the model or the
+        task cannot give.
     """
-    batch_size = size.shape[0]
-    windows, counts, layouts = zip(
-        *(cut(view, config.eval) for view in views), strict=True
-    )  # [B, n, h, w, 3] each
-
-    def forward(windows, selection=None):
-        n = windows.shape[1]
-
-        def for_each(x):  # [B, …] -> [B · n, …]
-            return jnp.broadcast_to(x[:, None], (batch_size, n, *x.shape[1:])).reshape(
-                -1, *x.shape[1:]
-            )
-
-        choice = jax.tree.map(for_each, {'presence': presence, 'selection': selection})
-        return models.forward(model, variables, windows.reshape(-1, *windows.shape[2:]), **choice)
-
-    def of_mirrors(x):  # [B · n, …] -> for each mirror image [B, windows, …]
-        x = x.reshape(batch_size, 1 + config.eval.flip, -1, *x.shape[1:])
-        return [x[:, i] for i in range(x.shape[1])]
-
-    outputs = [forward(x) for x in windows]
-    presence_logits, selection = outputs[0].presence_logits, outputs[0].selection
-    if presence_logits is not None and sum(x.shape[1] for x in windows) > 1:
-        best = [
-            x.max(1) for output in outputs for x in of_mirrors(output.presence_logits)
-        ]  # [B, K] each
-        presence_logits = jnp.stack(best, 1).mean(1)
-        if selection is not None:
-            selection = choose(config.rankseg, presence_logits, presence, train=False)
-            outputs = [
-                forward(x, selection) for x in windows
-            ]  # compiled, what both passes share is computed once
-
-    per_query = isinstance(outputs[0], QueryOutput)
-    check_views(config, per_query, things is not None)
-    seen = []  # for each scale and mirror image its logits and their places, see `postprocessing`
-    for output, count, layout in zip(outputs, counts, layouts, strict=True):
-        if per_query:
-            cells = output.mask_logits.shape[2:]
-            parts = zip(
-                of_mirrors(output.class_logits), of_mirrors(output.mask_logits), strict=True
-            )
-            logits = [
-                (classes[:, 0], masks[:, 0]) for classes, masks in parts
-            ]  # there is one window
-        else:
-            cells = output.logits.shape[1:3]
-            logits = [(mosaic(x, count),) for x in of_mirrors(output.logits)]
-        seen += [
-            (*x, *weights) for x, weights in zip(logits, layout(cells, size, canvas), strict=True)
-        ]
-    ranks = postprocessing.semantic_ranks(seen) if per_query else postprocessing.best_ranks(seen)
-    labels = ranks if selection is None else from_ranks(ranks, selection)  # [B, *canvas]
-    labels = jnp.where(covered(size, canvas), labels, IGNORE_LABEL)
-    segments = None
-    if things is not None:
-        of_ranks = (
-            jnp.broadcast_to(things, (batch_size, len(things)))
-            if selection is None
-            else gather(things, selection, 0)
-        )
-        segments = postprocessing.panoptic_segments(
-            seen[0], of_ranks, size, threshold=config.eval.threshold, overlap=config.eval.overlap
-        )
-        if selection is not None:
-            segments = segments.replace(labels=from_ranks(segments.labels, selection))
-    return Prediction(labels, selection, presence_logits, segments)
+    cuts = [Cut.from_view(view, config.eval) for view in views]
+    selection, presence_logits, outputs = forward(model, variables, cuts, config, presence)
+    check(config, outputs[0])
+    task.check(outputs[0])
+    seen = assemble(cuts, outputs, size, canvas)
+    return Prediction(task.postprocess(seen, selection, size, canvas), selection, presence_logits)
 
 
-def served(prediction: Prediction, config) -> dict:
-    """What a user is told, by name; without what there is none of:
-
-    'labels' int32 [B, rows, columns]; of a multi-label head the best 'categories' int32 [B, κ] and their 'confidences' float32
-    [B, κ]; of panoptic segments 'segment_ids' int32 [B, rows, columns], 'segment_labels' int32 [B, Q] and 'segment_scores' float32
-    [B, Q], see `postprocessing.Segments`.
-    """
-    found = {'labels': prediction.labels}
-    if prediction.presence_logits is not None:
-        selection = select(prediction.presence_logits, config.rankseg.num_selected)
-        found |= {'categories': selection.labels, 'confidences': jax.nn.sigmoid(selection.scores)}
-    if prediction.segments is not None:
-        found |= {
-            f'segment_{name}': getattr(prediction.segments, name)
-            for name in ('ids', 'labels', 'scores')
-        }
-    return found
-
-
-def check_views(config, per_query: bool, panoptic: bool):
-    """Raises a ValueError if `config.eval` asks for what the model cannot give."""
-    options = config.eval
-    if panoptic and not per_query:
-        raise ValueError(
-            f"config.task = 'panoptic' needs a per-query framework such as mask2former, not {config.model.framework}"
-        )
-    if per_query and any(options.window):
-        raise ValueError(
-            f'config.eval.window = {options.window}: {config.model.framework} sees images whole, set it to (0, 0)'
-        )
-    if panoptic and (options.flip or len(options.scales) > 1):
-        raise ValueError(
-            f'config.eval.scales = {options.scales} and config.eval.flip = {options.flip}: panoptic segments come '
-            'from one view, set one scale and no flip'
-        )
-
-
-def mosaic(logits, counts):
-    """The logits [B, n · m, h, w, κ] of `counts` (n, m) windows, side by side: [B, n h, m w, κ]."""
-    batch_size, _, height, width, num_ranks = logits.shape
-    logits = logits.reshape(batch_size, *counts, height, width, num_ranks).swapaxes(2, 3)
-    return logits.reshape(batch_size, counts[0] * height, counts[1] * width, num_ranks)
-
-
-def covered(size, canvas):
-    """bool [B, *canvas]: is it one of the first `size` [B, 2] rows and columns?"""
-    rows, columns = (
-        jnp.arange(canvas[axis]) < size[:, axis, None] for axis in (0, 1)
-    )  # [B, rows], [B, columns]
-    return rows[:, :, None] & columns[:, None]
-
-
-def cut(view, evaluation):
-    """Cuts a batch of images into windows, those of the mirrored images after the others.
+def served(prediction: Prediction, config) -> dict[str, jax.Array]:
+    """What a user is told, by name.
 
     Returns:
-      [B, n, h, w, 3], how many windows are below and beside each other, and a function that gives, for each mirror image, the
-      weights (of rows, of columns) of the windows' logits in the label map: (their (h', w'), size, canvas) -> see `interpolation`.
+      The prediction's maps and, of a multi-label head, the best 'categories' int32 [B, κ] and their
+      'confidences' float32 [B, κ].
     """
-    image, content = view['image'], view['content']
-    whole = image.shape[1:3]
-    window, stride = (
-        (evaluation.window, evaluation.stride) if any(evaluation.window) else (whole, whole)
+    if prediction.presence_logits is None:
+        return prediction.maps
+    ranked = selector.ranked_categories(
+        config.rankseg, prediction.presence_logits, prediction.selection
     )
-    mirrored = (False, True) if evaluation.flip else (False,)
-    counts = [
-        -(-max(image.shape[1 + axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)
-    ]
-    missing = [
-        max(window[axis] + stride[axis] * (counts[axis] - 1) - image.shape[1 + axis], 0)
-        for axis in (0, 1)
-    ]
-    image = jnp.pad(image, ((0, 0), *((0, n) for n in missing), (0, 0)))
-    # The last window ends where the picture does.
-    starts = [
-        jnp.minimum(
-            jnp.arange(counts[axis]) * stride[axis],
-            jnp.maximum(content[:, axis, None] - window[axis], 0),
-        )
-        for axis in (0, 1)
-    ]  # [B, rows of windows], [B, columns of windows]
+    confidences = jax.nn.sigmoid(ranked.scores)
+    return prediction.maps | {'categories': ranked.labels, 'confidences': confidences}
 
-    def slices(image, content, rows, columns):  # of one image
-        x = jnp.arange(image.shape[1])
-        images = [
-            image[:, jnp.where(x < content[1], content[1] - 1 - x, x)] if mirror else image
-            for mirror in mirrored
-        ]
-        return jnp.stack(
-            [
-                lax.dynamic_slice(image, (row, column, 0), (*window, 3))
-                for image in images
-                for row in rows
-                for column in columns
-            ]
+
+def check(config, output: PixelOutput | QueryOutput):
+    """Raises a ValueError if `config.eval` asks for windows that the model cannot see."""
+    if any(config.eval.window) and not output.slides_windows:
+        raise ValueError(
+            f'config.eval.window = {config.eval.window}: {config.model.framework} sees images '
+            'whole, set it to (0, 0)'
         )
 
-    def layout(cells, size, canvas):
-        def weights(axis, mirror=False):
-            return interpolation(
-                canvas[axis],
-                size[:, axis],
-                content[:, axis],
-                starts[axis],
-                window[axis],
-                stride[axis],
-                cells[axis],
-                mirror,
+
+def forward(model, variables, cuts: list['Cut'], config, presence):
+    """Selects the categories of each image once, and predicts all its windows over them.
+
+    Returns:
+      The selection and presence logits of the B images, see `Prediction`, and an output for each
+      scale.
+    """
+
+    def run(cut, **choice):
+        images = cut.images.reshape(-1, *cut.images.shape[2:])  # [B · views, H, W, 3]
+        return models.forward(model, variables, images, Choice(views=cut.views, **choice))
+
+    selection = presence_logits = None
+    if len(cuts) > 1 and config.rankseg:
+        # Compiled, the two passes share the computation of all that precedes the selection.
+        logits = [run(cut, all_classes=True).presence_logits for cut in cuts]  # [B, K] each
+        presence_logits, selection = selector.choose(
+            config.rankseg, jnp.stack(logits).mean(0), Choice(presence), train=False
+        )
+    outputs = [run(cut, presence=presence, selection=selection) for cut in cuts]
+    if presence_logits is None:
+        selection, presence_logits = outputs[0].selection, outputs[0].presence_logits
+    return selection, presence_logits, outputs
+
+
+def assemble(cuts: list['Cut'], outputs, size, canvas: tuple[int, int]) -> list[View]:
+    """A view for each scale and mirror image, the windows of each joined side by side."""
+    seen = []
+    for cut, output in zip(cuts, outputs, strict=True):
+        mirrors = output.split_views(cut.views[0], cut.counts)
+        places = cut.places(output.cells, size, canvas)
+        seen += [View(x, *place) for x, place in zip(mirrors, places, strict=True)]
+    return seen
+
+
+@flax.struct.dataclass
+class Cut:
+    """Windows of a batch of images, those of the mirrored images after the others.
+
+    Attributes:
+      images: [B, mirrors · windows, h, w, 3].
+      content: [B, 2], rows and columns of the network's input that an image covers.
+      starts: [B, n] rows and [B, m] columns where windows begin.
+      stride: from one window to the next, (rows, columns).
+      mirrored: for each mirror image, whether it is one; static, as is `stride`.
+    """
+
+    images: jax.Array
+    content: jax.Array
+    starts: list[jax.Array]
+    stride: tuple[int, int] = flax.struct.field(pytree_node=False)
+    mirrored: tuple[bool, ...] = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def from_view(cls, view, evaluation) -> 'Cut':
+        """Cuts {'image': [B, H, W, 3], 'content': [B, 2]} as `config.eval` says."""
+        image, content = view['image'], view['content']
+        whole = image.shape[1:3]
+        window, stride = whole, whole
+        if any(evaluation.window):
+            window, stride = evaluation.window, evaluation.stride
+        counts = [-(-max(whole[axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)]
+        ends = [window[axis] + stride[axis] * (counts[axis] - 1) for axis in (0, 1)]
+        missing = [(0, max(ends[axis] - whole[axis], 0)) for axis in (0, 1)]
+        image = jnp.pad(image, ((0, 0), *missing, (0, 0)))
+        # The last window ends where the image does.
+        starts = [
+            jnp.minimum(
+                jnp.arange(counts[axis]) * stride[axis],
+                jnp.maximum(content[:, axis, None] - window[axis], 0),
+            )
+            for axis in (0, 1)
+        ]  # [B, n], [B, m]
+        mirrored = (False, True) if evaluation.flip else (False,)
+
+        def windows(image, content, rows, columns):  # of one image
+            x = jnp.arange(image.shape[1])
+            flipped = jnp.where(x < content[1], content[1] - 1 - x, x)
+            return jnp.stack(
+                [
+                    lax.dynamic_slice(source, (row, column, 0), (*window, 3))
+                    for source in (image[:, flipped] if mirror else image for mirror in mirrored)
+                    for row in rows
+                    for column in columns
+                ]
             )
 
-        return [(weights(0), weights(1, mirror)) for mirror in mirrored]
+        images = jax.vmap(windows)(image, content, *starts)
+        return cls(images, content, starts, tuple(stride), mirrored)
 
-    return jax.vmap(slices)(image, content, *starts), counts, layout
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(n, m), windows below and beside each other."""
+        return self.starts[0].shape[1], self.starts[1].shape[1]
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """(mirrors, windows), see `selector.Choice`."""
+        return len(self.mirrored), self.counts[0] * self.counts[1]
+
+    def places(self, cells: tuple[int, int], size, canvas: tuple[int, int]):
+        """For each mirror image the weights (of rows, of columns) of its windows in the result.
+
+        Args:
+          cells: (h, w) of a window's logits.
+          size: [B, 2] int32, rows and columns of the original images.
+          canvas: (rows, columns) of the result.
+        """
+
+        def weights(axis, mirror=False):
+            return interpolation(
+                length=canvas[axis],
+                size=size[:, axis],
+                content=self.content[:, axis],
+                starts=self.starts[axis],
+                window=self.images.shape[2 + axis],
+                stride=self.stride[axis],
+                cells=cells[axis],
+                mirror=mirror,
+            )
+
+        return [(weights(0), weights(1, mirror)) for mirror in self.mirrored]
 
 
 def interpolation(
-    length: int, size, content, starts, window: int, stride: int, cells: int, mirror: bool
+    *, length: int, size, content, starts, window: int, stride: int, cells: int, mirror: bool
 ):
-    """Weights of all windows' logits in each row (or column) of the label map, [B, length, n · cells].
+    """Weights of all windows' logits in each row (or column) of the result: [B, length, n · cells].
 
-    Two bilinear resizes with half-pixel centres in one: from a window's cells to its pixels, where overlapping windows are
-    averaged, and from those to the original image. Cells beyond the picture have no weight.
+    Two bilinear resizes with half-pixel centers in one: from a window's cells to its pixels, where
+    overlapping windows are averaged, and from those to the original image. Cells beyond the image
+    have no weight.
 
     Args:
-      length: of the label map, static.
-      size: [B] of the original image.
-      content: [B] of the network's input that the picture covers.
-      starts: [B, n] where windows of `window` pixels and `cells` logits begin, at most `stride` apart.
-      mirror: the picture was mirrored along this axis.
+      length: of the result, static.
+      size: [B] of the original images.
+      content: [B] of the network's input that an image covers.
+      starts: [B, n] where windows of `window` pixels and `cells` logits begin, at most `stride`
+        apart.
+      mirror: the image is mirrored along this axis.
     """
     place = jnp.arange(length)
     place = size[:, None] - 1 - place if mirror else place  # [B, length]
     place = (place + 0.5) * (content / size)[:, None] - 0.5
     place = jnp.clip(place, 0, content[:, None] - 1)
     before = jnp.floor(place)
-    used = (
-        jnp.arange(starts.shape[1]) * stride < content[:, None] - window + stride
-    )  # [B, n], the rest repeat the last
+    # [B, n], the other windows repeat the last.
+    used = jnp.arange(starts.shape[1]) * stride < content[:, None] - window + stride
     used = used.at[:, 0].set(True)
-    # In integers: 70 * (18 / 70) is above 18 in float32, and would count a cell that is not there.
+    # In integers: 70 * (18 / 70) is above 18 in float32, and would add a cell that does not exist.
     last = (jnp.clip(content[:, None] - starts, 1, window) * cells - 1) // window  # [B, n]
 
-    def of_pixel(pixel):  # [B, length] -> [B, length, n, cells]
+    def pixel_weights(pixel):  # [B, length] → [B, length, n, cells]
         local = pixel[:, :, None] - starts[:, None]  # [B, length, n]
         seen = used[:, None] & (local >= 0) & (local < window)
         position = jnp.clip((local + 0.5) * (cells / window) - 0.5, 0, last[:, None])
@@ -270,5 +244,5 @@ def interpolation(
 
     after = jnp.minimum(before + 1, content[:, None] - 1)
     share = (place - before)[..., None, None]
-    weights = (1 - share) * of_pixel(before) + share * of_pixel(after)  # [B, length, n, cells]
-    return weights.reshape(*weights.shape[:2], -1)
+    weights = (1 - share) * pixel_weights(before) + share * pixel_weights(after)
+    return weights.reshape(*weights.shape[:2], -1)  # [B, length, n · cells]

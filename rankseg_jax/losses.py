@@ -8,27 +8,34 @@ from jax import lax
 from rankseg_jax import matching
 from rankseg_jax.layers import resize
 
-OVERSAMPLE, IMPORTANCE = (
-    3,
-    0.75,
-)  # of the points where masks are compared: candidates, and share of the least certain (PointRend)
+# Points where masks are compared (PointRend): candidates per point, and the share of the points
+# that are the least certain candidates.
+OVERSAMPLE, IMPORTANCE = 3, 0.75
 
 
-def asymmetric_loss(class_logits, presence, *, gamma_neg=2.0, gamma_pos=0.0, clip=0.05, mask=None):
+def asymmetric_loss(
+    presence_logits,
+    presence,
+    *,
+    gamma_neg: float = 2.0,
+    gamma_pos: float = 0.0,
+    clip: float = 0.05,
+    mask=None,
+):
     """Asymmetric multi-label loss (Ridnik et al., ICCV 2021), the mean over images and categories.
 
     Args:
-      class_logits: [B, K].
-      presence: [B, K] bool or 0/1, the categories that the image holds.
+      presence_logits: [B, K].
+      presence: [B, K] bool or 0/1, the categories in the image.
       gamma_neg, gamma_pos: focusing exponents of absent and present categories.
-      clip: probability margin that lets easy absent categories go; 0: none.
-      mask: [B] bool, images that count; None: all.
+      clip: probability margin within which absent categories cost nothing; 0: none.
+      mask: [B] bool, images that take part; None: all.
     """
     present = presence.astype(bool)
     eps = 1e-5  # the released code's clamp
-    positive = jax.nn.sigmoid(class_logits.astype(jnp.float32))  # [B, K]
+    positive = jax.nn.sigmoid(presence_logits.astype(jnp.float32))  # [B, K]
     negative = jnp.minimum(1 - positive + clip, 1.0)
-    probability = jnp.where(present, positive, negative)  # of the truth
+    probability = jnp.where(present, positive, negative)  # [B, K] that the truth gets
     # For gamma = 0 the weight is 1, but the derivative of 0 ** 0 is not a number: guard the base.
     gamma = jnp.where(present, gamma_pos, gamma_neg)
     base = jnp.where((gamma > 0) & (probability < 1), 1 - probability, 1.0)
@@ -36,18 +43,19 @@ def asymmetric_loss(class_logits, presence, *, gamma_neg=2.0, gamma_pos=0.0, cli
     return image_mean(-weight * jnp.log(jnp.maximum(probability, eps)), mask)
 
 
-def binary_cross_entropy(class_logits, presence, *, mask=None):
+def binary_cross_entropy(presence_logits, presence, *, mask=None):
     """The mean over images and categories; arguments as for `asymmetric_loss`."""
-    return image_mean(
-        optax.sigmoid_binary_cross_entropy(class_logits.astype(jnp.float32), presence), mask
-    )
+    logits = presence_logits.astype(jnp.float32)
+    return image_mean(optax.sigmoid_binary_cross_entropy(logits, presence), mask)
 
 
 def multilabel_loss(presence_logits, presence, mask, options):
-    """The loss of the multi-label head that `config.loss` describes, weighted; arguments as for `asymmetric_loss`.
+    """The weighted loss of the multi-label head that `config.loss` describes.
+
+    Args: as `asymmetric_loss`; `options` are the keys of `config.loss`.
 
     Raises:
-      ValueError: there is no such loss.
+      ValueError: `options.multilabel` is unknown.
     """
     if options.multilabel == 'bce':
         value = binary_cross_entropy(presence_logits, presence, mask=mask)
@@ -68,7 +76,7 @@ def multilabel_loss(presence_logits, presence, mask, options):
 
 
 def image_mean(values, mask):
-    """[B, K] -> the mean over the images that count and all categories; 0 if none counts."""
+    """The mean of [B, K] over the images in `mask` [B] and all categories; 0 without an image."""
     if mask is None:
         return values.mean()
     return (values.mean(-1) * mask).sum() / jnp.maximum(mask.sum(), 1)
@@ -78,31 +86,31 @@ def pixel_cross_entropy(logits, labels, *, upsample: bool = True, average_all: b
     """Cross entropy of pixels in rank space (or over all K, for the baseline).
 
     Args:
-      logits: [B, h, w, κ].
-      labels: [B, H, W] int32 ranks; negative values do not count.
-      upsample: compare at the labels' size, logits resized bilinearly; otherwise at the logits' size, labels subsampled.
-      average_all: divide by the number of all pixels, as the released code does, not of those that count.
+      logits: [B, *t, h, w, κ].
+      labels: [B, *t, H, W] int32 ranks; negative values are ignored.
+      upsample: compare at the labels' size, with logits resized bilinearly; otherwise at the
+        logits' size, with labels subsampled.
+      average_all: divide by the number of all pixels, as the released code does, not by that of the
+        pixels that are not ignored.
     """
     logits = logits.astype(jnp.float32)
     if upsample:
-        logits = resize(logits, labels.shape[1:3])  # [B, H, W, κ]
+        logits = resize(logits, labels.shape[-2:])  # [B, *t, H, W, κ]
     else:
-        labels = subsample(labels, logits.shape[1:3])  # [B, h, w]
-    counts = labels >= 0
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(counts, labels, 0)
-    )  # [B, H, W]
-    total = jnp.where(counts, loss, 0.0).sum()
-    return total / (labels.size if average_all else jnp.maximum(counts.sum(), 1))
+        labels = subsample(labels, logits.shape[-3:-1])  # [B, *t, h, w]
+    valid = labels >= 0
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, labels, 0))
+    total = jnp.where(valid, loss, 0.0).sum()
+    return total / (labels.size if average_all else jnp.maximum(valid.sum(), 1))
 
 
-def subsample(labels, shape):
-    """Nearest labels at the centres of a coarser grid, [B, H, W] -> [B, *shape]."""
+def subsample(labels, shape: tuple[int, int]):
+    """Nearest labels at the centers of a coarser grid, [..., H, W] → [..., *shape]."""
     rows, columns = (
         ((jnp.arange(n) + 0.5) * size / n).astype(jnp.int32)
-        for n, size in zip(shape, labels.shape[1:3], strict=True)
+        for n, size in zip(shape, labels.shape[-2:], strict=True)
     )
-    return labels[:, rows[:, None], columns[None]]
+    return labels[..., rows[:, None], columns]
 
 
 def query_losses(
@@ -112,114 +120,114 @@ def query_losses(
     segments,
     *,
     weights=(2.0, 5.0, 5.0),
-    num_points=12_544,
-    no_object_weight=0.1,
+    num_points: int = 12_544,
+    no_object_weight: float = 0.1,
     mask=None,
-):
-    """Losses of a per-query output, each the sum over its layers (Cheng et al., CVPR 2022).
+) -> dict[str, jax.Array]:
+    """Losses of a per-query output, each summed over its layers (Cheng et al., CVPR 2022).
 
-    Each layer's queries are matched to the targets of its image. Masks are compared at `num_points` points: mostly those, out of
-    three times as many uniform ones, where the logit is nearest to 0; a quarter is uniform. All masks and layers of a step share
-    the candidates, so that one gather of rows reads them.
+    Each layer's queries are matched to the targets of their image. Masks are compared at
+    `num_points` points: three quarters are those of three times as many uniform candidates whose
+    logit is nearest to 0, the rest are uniform. All masks and layers of a step share the
+    candidates, so that one gather of rows reads them.
 
     Args:
-      key: for the points.
-      outputs: for each layer (class_logits [B, Q, κ + 1] with no-object last, mask_logits [B, Q, h, w]).
-      labels: [B, T] int32 ranks (classes for the baseline) of the targets; negative: padding, or a category not selected.
-      segments: [B, H, W] int32, the place of each pixel's target in `labels`; negative: none.
-      weights: of the class, pixel and dice parts, in the matching and in the result.
-      num_points: static.
-      no_object_weight: of the queries without a target in the class part.
-      mask: [B] bool, images that count; None: all.
+      key: random key for the points.
+      outputs: for each layer (class_logits [B, Q, κ + 1] with no-object last, mask_logits
+        [B, Q, *space]).
+      labels: [B, N] int32 ranks (classes for the baseline) of the targets; negative: padding, or a
+        category that was not selected.
+      segments: [B, *t, H, W] int32, the place of each pixel's target in `labels`; negative: none.
+      weights: of the class, mask and dice parts, in the matching and in the result.
+      num_points: P, static.
+      no_object_weight: weight of queries without a target in the class part.
+      mask: [B] bool, images that take part; None: all.
 
     Returns:
-      'loss_class', 'loss_mask' and 'loss_dice', weighted. The last two are divided by the number of targets in the batch.
+      'loss_class', 'loss_mask' and 'loss_dice', weighted. The last two are divided by the number of
+      targets in the batch.
     """
     num_certain = int(IMPORTANCE * num_points)
     num_candidates = OVERSAMPLE * num_points
-    points = jax.random.uniform(key, (num_candidates + num_points - num_certain, 2))  # [P, 2]
-    truth = sample_segments(segments, labels.shape[1], points)  # [B, T, P]
-    valid = labels >= 0 if mask is None else (labels >= 0) & mask[:, None]  # [B, T]
-    layers = jax.tree.map(
-        lambda *x: jnp.stack(x), *outputs
-    )  # [layers, B, Q, κ + 1], [layers, B, Q, h, w]
+    points = jax.random.uniform(key, (num_candidates + num_points - num_certain, 2))  # [4 P - …, 2]
+    valid = labels >= 0 if mask is None else (labels >= 0) & mask[:, None]  # [B, N]
+    layers = jax.tree.map(lambda *x: jnp.stack(x), *outputs)  # [layers, B, Q, …] each
+
+    def flat(x):  # [B, …, *t, points] → [B, …, *t · points]: a clip's frames are one mask
+        return x.reshape(*x.shape[:2], -1)
+
+    truth = sample_segments(segments, labels.shape[1], points)  # [B, N, *t, points]
     costs = lax.map(
         lambda layer: matching.costs(
-            layer[0],
-            sample(layer[1], points[:num_points]),
-            labels,
-            truth[..., :num_points],
-            weights,
+            class_logits=layer[0],
+            mask_logits=flat(sample(layer[1], points[:num_points])),
+            labels=labels,
+            masks=flat(truth[..., :num_points]),
+            weights=weights,
         ),
         lax.stop_gradient(layers),
-    )
-    queries = matching.assign(costs, valid)  # [layers, B, T]
-    total = jnp.maximum(valid.sum(), 1)
+    )  # [layers, B, Q, N]
+    queries = matching.assign(costs, valid)  # [layers, B, N]
+    num_targets = jnp.maximum(valid.sum(), 1)
 
-    @jax.checkpoint  # what [B, T, P] holds is cheap to compute and much to keep for every layer
-    def of_layer(layer):
+    @jax.checkpoint  # [B, N, points] is cheap to recompute, expensive to store for every layer
+    def layer_losses(layer):
         (class_logits, mask_logits), chosen = layer
-        logits = jnp.take_along_axis(
-            mask_logits, jnp.maximum(chosen, 0)[..., None, None], axis=1
-        )  # [B, T, h, w]
-        logits = sample(logits, points)  # [B, T, P]
-        uncertain = least_certain(logits[..., :num_candidates], num_certain)
-        compared = jnp.concatenate(
-            [uncertain, jnp.ones_like(logits[..., num_candidates:])], -1
-        )  # [B, T, P]
-        pixels, dice = (
-            jnp.where(chosen >= 0, part, 0).sum() / total
-            for part in mask_losses(logits, truth, compared)
+        index = jnp.expand_dims(jnp.maximum(chosen, 0), range(2, mask_logits.ndim))
+        logits = sample(jnp.take_along_axis(mask_logits, index, axis=1), points)
+        certain = least_certain(logits[..., :num_candidates], num_certain)
+        compared = jnp.concatenate([certain, jnp.ones_like(logits[..., num_candidates:])], -1)
+        parts = mask_losses(flat(logits), flat(truth), flat(compared))  # [B, N] twice
+        pixels, dice = (jnp.where(chosen >= 0, part, 0).sum() / num_targets for part in parts)
+        classes = query_cross_entropy(
+            class_logits, labels, chosen, no_object_weight=no_object_weight, mask=mask
         )
-        return (
-            query_cross_entropy(class_logits, labels, chosen, no_object_weight, mask),
-            pixels,
-            dice,
-        )
+        return classes, pixels, dice
 
-    parts = lax.map(of_layer, (layers, queries))  # [layers] thrice
+    parts = lax.map(layer_losses, (layers, queries))  # [layers] three times
     names = ('loss_class', 'loss_mask', 'loss_dice')
     return {
         name: weight * part.sum() for name, weight, part in zip(names, weights, parts, strict=True)
     }
 
 
-def query_cross_entropy(class_logits, labels, queries, no_object_weight=0.1, mask=None):
+def query_cross_entropy(class_logits, labels, queries, *, no_object_weight: float = 0.1, mask=None):
     """Cross entropy of the queries' classes, the weighted mean over the queries of all images.
 
     Args:
-      class_logits: [B, Q, κ + 1]; the last class, no-object, is the target of queries without one.
-      labels: [B, T] int32 ranks.
-      queries: [B, T] int32, the query of each target; -1: none.
-      mask: [B] bool, images that count; None: all.
+      class_logits: [B, Q, κ + 1]; the last class, no-object, is the target of unmatched queries.
+      labels: [B, N] int32 ranks.
+      queries: [B, N] int32, the query of each target; -1: none.
+      mask: [B] bool, images that take part; None: all.
     """
     num_queries, no_object = class_logits.shape[1], class_logits.shape[-1] - 1
-    slots = jnp.where(queries < 0, num_queries, queries)
+    slots = jnp.where(queries < 0, num_queries, queries)  # [B, N]
     targets = jax.vmap(
         lambda slot, label: jnp.full(num_queries, no_object).at[slot].set(label, mode='drop')
-    )(slots, labels)
+    )(slots, labels)  # [B, Q]
     weights = jnp.where(targets == no_object, no_object_weight, 1.0)  # [B, Q]
     if mask is not None:
         weights = weights * mask[:, None]
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-        class_logits.astype(jnp.float32), targets
-    )  # [B, Q]
+    logits = class_logits.astype(jnp.float32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)  # [B, Q]
     return (weights * loss).sum() / jnp.maximum(weights.sum(), no_object_weight)
 
 
 def mask_losses(logits, masks, weights):
-    """Binary cross entropy and dice loss of masks at points that count as `weights` says: [..., P] thrice -> [...] twice."""
+    """Binary cross entropy and dice loss of masks at weighted points, [..., P] → [...] each."""
     pixels = optax.sigmoid_binary_cross_entropy(logits, masks)  # [..., P]
-    pixels = (weights * pixels).sum(-1) / weights.sum(-1)
-    inside = jax.nn.sigmoid(logits)
+    pixels = (weights * pixels).sum(-1) / weights.sum(-1)  # [...]
+    inside = jax.nn.sigmoid(logits)  # [..., P]
     overlap, areas = ((weights * x).sum(-1) for x in (inside * masks, inside + masks))  # [...]
     return pixels, 1 - (2 * overlap + 1) / (areas + 1)
 
 
 def least_certain(logits, count: int):
-    """Weights, `count` in all, that are 1 for the logits nearest to 0: [..., P] -> [..., P]. Those level at the end share the rest.
+    """Weights that pick the `count` logits nearest to 0: [..., P] → [..., P], `count` in all.
 
-    The `count`-th smallest magnitude is found bit by bit, as floats are ordered like their bits: much faster than sorting.
+    A weight is 1 for a logit that is picked, 0 for one that is not; logits level at the threshold
+    share the rest. The threshold is found bit by bit, since floats are ordered like their bits:
+    much faster than sorting.
     """
     magnitude = jnp.abs(lax.stop_gradient(logits)).astype(jnp.float32)
     bits = lax.bitcast_convert_type(magnitude, jnp.int32)
@@ -228,46 +236,55 @@ def least_certain(logits, count: int):
         higher = limit | (1 << (30 - i))
         return jnp.where((bits < higher[..., None]).sum(-1) < count, higher, limit)
 
-    limit = lax.fori_loop(0, 31, set_bit, jnp.zeros(bits.shape[:-1], jnp.int32))[
-        ..., None
-    ]  # [..., 1]
-    # Compilers may compute the logits anew for this, and round otherwise.
+    limit = lax.fori_loop(0, 31, set_bit, jnp.zeros(bits.shape[:-1], jnp.int32))[..., None]
+    # A margin, since compilers may recompute the logits for this and round differently.
     below, level = bits < limit - 64, jnp.abs(bits - limit) <= 64
     share = (count - below.sum(-1, keepdims=True)) / level.sum(-1, keepdims=True)
     return jnp.where(level, share, below.astype(jnp.float32))
 
 
 def sample(maps, points):
-    """Bilinear samples of maps, all at the same points: [..., h, w] and [P, 2] -> [..., P] float32.
+    """Bilinear samples of maps, all at the same points: [..., h, w] and [P, 2] → [..., P] float32.
 
-    Equals `torch.nn.functional.grid_sample(align_corners=False)`: points are (x, y) in 0..1, maps fade to 0 beyond their edge.
+    Equals `torch.nn.functional.grid_sample(align_corners=False)`: points are (x, y) in 0..1, and
+    maps fade to 0 beyond their edge.
     """
     height, width = maps.shape[-2:]
-    rows = jnp.moveaxis(
-        maps.reshape(*maps.shape[:-2], height * width), -1, 0
-    )  # [h w, ...]: a row holds all maps at a pixel
+    rows = maps.reshape(*maps.shape[:-2], height * width)
+    rows = jnp.moveaxis(rows, -1, 0)  # [h · w, ...]: a row holds one cell of all maps
 
-    # A loop, so that the rows are in memory: XLA would gather out of the maps instead, which takes four times as long on a CPU.
+    # A loop keeps the rows in memory. Otherwise XLA gathers from the maps, four times slower on a
+    # CPU.
     def add(total, corner):
         index, weight = corner  # [P] each
         values = jnp.take(rows, index, axis=0, mode='clip').astype(jnp.float32)  # [P, ...]
         return total + values * weight.reshape(-1, *(1,) * (maps.ndim - 2)), None
 
-    total, _ = lax.scan(
-        add, jnp.zeros((len(points), *rows.shape[1:])), corners(points, height, width)
-    )
+    zeros = jnp.zeros((len(points), *rows.shape[1:]))
+    total, _ = lax.scan(add, zeros, corners(points, height, width))
     return jnp.moveaxis(total, 0, -1)
 
 
 def sample_segments(segments, num_targets: int, points):
-    """`sample` of the mask of each place 0..T-1 in a map, without these masks: [B, H, W] and [P, 2] -> [B, T, P] float32."""
-    index, weight = corners(points, *segments.shape[1:])  # [4, P] each
-    places = segments.reshape(len(segments), -1)[:, index]  # [B, 4, P]
-    return jnp.where(places[:, None] == jnp.arange(num_targets)[:, None, None], weight, 0).sum(2)
+    """`sample` of each target's mask, without making the masks: [B, *t, H, W] → [B, N, *t, P].
+
+    Args:
+      segments: integers, the place 0..N-1 of each pixel's target.
+      num_targets: N.
+      points: [P, 2].
+    """
+    index, weight = corners(points, *segments.shape[-2:])  # [4, P] each
+    places = segments.reshape(*segments.shape[:-2], -1)[..., index]  # [B, *t, 4, P]
+    targets = jnp.expand_dims(jnp.arange(num_targets), range(1, places.ndim))  # [N, 1, …]
+    return jnp.where(places[:, None] == targets, weight, 0).sum(-2)
 
 
 def corners(points, height: int, width: int):
-    """The four pixels around each of [P, 2] points: their numbers, row by row, and weights, 0 beyond the edge: [4, P] each."""
+    """The four pixels around each of [P, 2] points.
+
+    Returns:
+      Their numbers, row by row, int32 [4, P], and their weights, 0 beyond the edge, [4, P].
+    """
     x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5  # [P]
     rows = jnp.floor(y) + jnp.array([0, 0, 1, 1])[:, None]  # [4, P]
     columns = jnp.floor(x) + jnp.array([0, 1, 0, 1])[:, None]

@@ -5,11 +5,14 @@ import importlib
 import flax
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from rankseg_jax import checkpoint, frameworks
+from rankseg_jax import checkpoint, frameworks, sharding
+from rankseg_jax.outputs import PixelOutput, QueryOutput
+from rankseg_jax.selector import Choice
 
 
-def build(config, num_classes: int):
+def build(config, num_classes: int) -> nn.Module:
     """The Flax module of `config.model.framework`, a module of rankseg_jax/frameworks.
 
     Raises:
@@ -27,37 +30,42 @@ def build(config, num_classes: int):
         )
     if config.rankseg and not 1 <= config.rankseg.num_selected <= num_classes:
         raise ValueError(
-            f'config.rankseg.num_selected (κ) = {config.rankseg.num_selected} must be at least 1 and at most '
-            f'the number of categories, K = {num_classes}'
+            f'config.rankseg.num_selected (κ) = {config.rankseg.num_selected} must be at least 1 '
+            f'and at most the number of categories, K = {num_classes}'
         )
     return importlib.import_module(f'rankseg_jax.frameworks.{name}').build(config, num_classes)
 
 
 def init(model, num_classes: int, seed: int, image_shape) -> dict:
-    """Fresh variables {'params', 'batch_stats'} of a model for images of `image_shape` (height, width)."""
+    """Fresh variables {'params', 'batch_stats'} of a model for images of (height, width)."""
     images = jnp.zeros((1, *image_shape, 3))
-    variables = model.init(
-        jax.random.key(seed), images, train=False, presence=jnp.zeros((1, num_classes), bool)
-    )
+    choice = Choice(presence=jnp.zeros((1, num_classes), bool))
+    variables = model.init(jax.random.key(seed), images, train=False, choice=choice)
     return {'batch_stats': {}} | flax.core.unfreeze(variables)
 
 
-def forward(model, variables, images, **choice):
-    """The model's output for prediction, from averaged parameters where there are some; `choice` as for the model."""
+def forward(model, variables, images, choice: Choice) -> PixelOutput | QueryOutput:
+    """The model's output for prediction, from averaged parameters where there are some.
+
+    Args:
+      images: [B · views, H, W, 3], normalized.
+    """
     params = variables.get('ema', variables['params'])
-    return model.apply(
-        {'params': params, 'batch_stats': variables['batch_stats']}, images, train=False, **choice
-    )
+    variables = {'params': params, 'batch_stats': variables['batch_stats']}
+    return model.apply(variables, images, train=False, choice=choice)
 
 
-def restore(manager, step: int, model, config, num_classes: int, placement) -> dict:
-    """The variables {'params', 'batch_stats'[, 'ema']} of a checkpoint, placed by the sharding `placement`."""
+def restore(run: checkpoint.SavedRun, model, config, mesh) -> dict:
+    """The variables {'params', 'batch_stats'[, 'ema']} of a run's checkpoint, on the mesh.
 
-    def shapes():
-        variables = init(model, num_classes, config.seed, config.augment.crop_size)
+    Raises:
+      ValueError: `config` describes another model.
+    """
+
+    def fresh():
+        variables = init(model, len(run.class_names), config.seed, config.augment.crop_size)
         return variables | ({'ema': variables['params']} if config.ema else {})
 
-    expected = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), jax.eval_shape(shapes)
-    )
-    return checkpoint.restore(manager, step, model=expected).model
+    shapes = jax.eval_shape(fresh)
+    expected = sharding.place(shapes, sharding.state_shardings(mesh, shapes))
+    return checkpoint.restore(run.manager, run.step, model=expected).model

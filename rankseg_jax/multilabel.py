@@ -209,7 +209,7 @@ def build_head(rankseg, num_classes: int, dtype) -> nn.Module:
     Raises:
       ValueError: there is no such head, or it has no class embeddings to share.
     """
-    options = dict(num_classes=num_classes, dtype=dtype, name='head')
+    options = dict(num_classes=num_classes, dtype=dtype)
     attention = options | dict(
         hidden=rankseg.hidden,
         num_heads=rankseg.num_heads,

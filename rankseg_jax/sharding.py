@@ -1,4 +1,4 @@
-"""One code path from a laptop to a pod: a mesh with a `data` axis, images split over it, the state a copy on each device."""
+"""One code path from a laptop to a pod: a mesh, and where each array lies on it."""
 
 import jax
 import numpy as np
@@ -6,13 +6,19 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
-def start_distributed():
-    """Joins the other hosts if this process is part of a cluster that JAX recognises; otherwise runs alone."""
+def start_distributed() -> None:
+    """Joins the other hosts of a cluster that JAX recognizes; without one, runs alone."""
     try:
         jax.distributed.initialize()
     except ValueError:
         return  # no cluster
     logging.info('Host %d of %d', jax.process_index(), jax.process_count())
+
+
+def print_once(*values) -> None:
+    """Prints on the first host only."""
+    if jax.process_index() == 0:
+        print(*values, flush=True)
 
 
 def make_mesh(num_devices: int = -1) -> Mesh:
@@ -24,13 +30,14 @@ def make_mesh(num_devices: int = -1) -> Mesh:
     devices = jax.devices()
     if not (num_devices == -1 or 1 <= num_devices <= len(devices)):
         raise ValueError(
-            f'config.mesh_data = {num_devices}, but there are {len(devices)} devices; use -1 for all of them'
+            f'config.mesh_data = {num_devices}, but there are {len(devices)} devices; '
+            'use -1 for all of them'
         )
     return Mesh(np.array(devices[:num_devices] if num_devices > 0 else devices), ('data',))
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """First axis over the mesh's devices."""
+    """First axis over the mesh's `data` axis."""
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
@@ -39,12 +46,40 @@ def copied(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def state_shardings(mesh: Mesh, state):
+    """A sharding for each leaf of a training state, or of part of it: a copy on every device."""
+    return jax.tree.map(lambda _: copied(mesh), state)
+
+
+def place(shapes, shardings):
+    """A tree of shapes with their shardings, to restore arrays into."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
 def shard_batch(batch, mesh: Mesh):
-    """Puts this host's part of a batch (arrays [b, …]) on its devices, as part of the global [B, …] arrays."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), batch)
+    """Puts this host's part of a batch, arrays [b, …], on its devices as part of the global batch.
+
+    Returns:
+      Arrays [B, …].
+    """
+    sharding = split(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def local_part(x):
-    """This host's part, NumPy [b, …], of an array [B, …] whose first axis is split over the mesh: what `shard_batch` put there."""
-    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([shard.data for shard in shards])
+def local_part(x) -> np.ndarray:
+    """This host's part [b, …] of an array [B, …] split over `data`: the inverse of `shard_batch`.
+
+    Devices along other axes of the mesh hold copies, each of which counts once.
+    """
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([shards[start] for start in sorted(shards)])
+
+
+def host_copy(tree, mesh: Mesh):
+    """NumPy copies of arrays that may be spread over several hosts."""
+    whole = jax.jit(lambda x: x, out_shardings=copied(mesh))(tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)

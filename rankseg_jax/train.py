@@ -1,10 +1,11 @@
-"""Training: a jitted step over a mesh, and the loop around it that logs, evaluates, checkpoints and resumes."""
+"""Training: a jitted step over a mesh, and a loop that logs, evaluates, checkpoints and resumes."""
 
 import collections
 import contextlib
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,50 +27,53 @@ from rankseg_jax import (
     optimizers,
     pretrained,
     sharding,
+    tasks,
 )
-from rankseg_jax.data import folder, pipeline
-from rankseg_jax.decoders.query_decoder import QueryOutput
-from rankseg_jax.multilabel import pixel_counts
-from rankseg_jax.tasks import queries, semantic
+from rankseg_jax.data import pipeline
+from rankseg_jax.selector import Choice
+
+AHEAD = 2  # steps that the host runs ahead of the device at most
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes: {'params', 'batch_stats'[, 'ema']} and the optimiser's state."""
+    """All that a step changes.
 
+    Attributes:
+      step: [] int32, number of steps done.
+      model: {'params', 'batch_stats'[, 'ema']}.
+      optimizer: the optimizer's state.
+    """
+
+    step: jax.Array
     model: dict[str, Any]
     optimizer: Any
 
 
 def create_state(model, optimizer, config, num_classes: int) -> TrainState:
+    """The state before the first step."""
     variables = models.init(model, num_classes, config.seed, config.augment.crop_size)
-    if config.ema:
-        variables['ema'] = jax.tree.map(
-            jnp.copy, variables['params']
-        )  # a copy: donated buffers must differ
-    return TrainState(variables, optimizer.init(variables['params']))
+    if config.ema:  # a copy, since donated buffers must differ
+        variables['ema'] = jax.tree.map(jnp.copy, variables['params'])
+    return TrainState(jnp.int32(0), variables, optimizer.init(variables['params']))
 
 
-def total_loss(output, batch, presence, config, num_classes: int, rng):
-    """The training loss of a batch, and all its parts and further figures by name.
+def total_loss(key, output, batch, presence, config, task) -> tuple[jax.Array, dict]:
+    """The training loss of a batch, and its parts and further figures by name.
 
     Args:
+      key: random key for the task's loss.
       output: PixelOutput or QueryOutput.
-      batch: as of `pipeline.train_batches`.
-      presence: [B, K] bool, the categories in the labels.
-      rng: key for points in masks.
+      batch: see `pipeline.train_batches`.
+      presence: [B, K] bool, the categories in the ground truth.
 
     Raises:
-      ValueError: unknown multi-label loss, or a task or an evaluation that the model cannot do.
+      ValueError: an unknown multi-label loss, or the model cannot do the task or the evaluation.
     """
-    per_query = isinstance(output, QueryOutput)
-    inference.check_views(
-        config, per_query, config.task == 'panoptic'
-    )  # before the first step, not at the first evaluation
-    if per_query:
-        parts, figures = queries.loss(rng, output, batch, config, num_classes)
-    else:
-        parts, figures = semantic.loss(output, batch, config, num_classes), {}
+    # Refused before the first step, not at the first evaluation.
+    inference.check(config, output)
+    task.check(output)
+    parts, figures = task.loss(key, output, batch)
     if output.presence_logits is not None:
         parts['loss_multilabel'] = losses.multilabel_loss(
             output.presence_logits, presence, batch['mask'], config.loss
@@ -78,66 +82,65 @@ def total_loss(output, batch, presence, config, num_classes: int, rng):
     return loss, parts | figures | {'loss': loss}
 
 
-def make_train_step(model, optimizer, config, num_classes: int, *, all_classes: bool = False):
-    """(state, batch, rng) -> (state, metrics), to be jitted.
+def make_train_step(model, optimizer, config, task, *, all_classes: bool = False) -> Callable:
+    """(TrainState, batch) → (TrainState, metrics), to be jitted; see `pipeline.train_batches`.
 
-    Args of the step:
-      state: TrainState.
-      batch: 'image' float32 [B, H, W, 3], 'label' int32 [B, H, W], 'mask' bool [B], and more of panoptic data; see
-        `pipeline.train_batches`.
-      rng: key for dropout and for points in masks.
+    Args:
+      all_classes: classify over all K (the warm-up).
     """
 
     def loss_fn(params, batch_stats, batch, rng):
-        presence = pixel_counts(batch['label'], num_classes) > 0  # [B, K]
+        presence = task.presence(batch)  # [B, K]
         output, updates = model.apply(
             {'params': params, 'batch_stats': batch_stats},
             batch['image'],
             train=True,
-            presence=presence,
-            all_classes=all_classes,
+            choice=Choice(presence=presence, all_classes=all_classes),
             rngs={'dropout': rng},
             mutable=['batch_stats'],
         )
-        loss, metrics = total_loss(
-            output, batch, presence, config, num_classes, jax.random.fold_in(rng, 0)
-        )
+        key = jax.random.fold_in(rng, 0)
+        loss, metrics = total_loss(key, output, batch, presence, config, task)
         return loss, (updates.get('batch_stats', {}), metrics)
 
-    grad_fn = jax.grad(loss_fn, has_aux=True)
+    gradient = jax.grad(loss_fn, has_aux=True)
 
-    def train_step(state, batch, rng):
+    def accumulated_gradient(params, batch_stats, batch, rng):
+        """The mean gradient of micro-batches, one after another."""
+        # Every accumulate-th image makes a micro-batch, so that each stays spread over all devices.
+        micro = jax.tree.map(
+            lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def add(carry, item):
+            batch_stats, total = carry
+            micro_batch, number = item
+            rng_of_micro = jax.random.fold_in(rng, number)
+            grads, (batch_stats, metrics) = gradient(params, batch_stats, micro_batch, rng_of_micro)
+            return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (batch_stats, grads), metrics = jax.lax.scan(
+            add, (batch_stats, zeros), (micro, jnp.arange(config.accumulate))
+        )
+        grads = jax.tree.map(lambda x: x / config.accumulate, grads)
+        return grads, (batch_stats, jax.tree.map(jnp.mean, metrics))
+
+    def train_step(state, batch):
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         params = state.model['params']
-        if config.accumulate == 1:
-            grads, (batch_stats, metrics) = grad_fn(params, state.model['batch_stats'], batch, rng)
-        else:
-            # Every accumulate-th image makes a micro-batch, so that each stays spread over all devices.
-            micro = jax.tree.map(
-                lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-            )
-
-            def add(carry, item):
-                batch_stats, total = carry
-                grads, (batch_stats, metrics) = grad_fn(
-                    params, batch_stats, item[0], jax.random.fold_in(rng, item[1])
-                )
-                return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
-
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            (batch_stats, grads), metrics = jax.lax.scan(
-                add, (state.model['batch_stats'], zeros), (micro, jnp.arange(config.accumulate))
-            )
-            grads, metrics = (
-                jax.tree.map(lambda x: x / config.accumulate, grads),
-                jax.tree.map(jnp.mean, metrics),
-            )
+        differentiate = gradient if config.accumulate == 1 else accumulated_gradient
+        grads, (batch_stats, metrics) = differentiate(
+            params, state.model['batch_stats'], batch, rng
+        )
         updates, optimizer_state = optimizer.update(grads, state.optimizer, params)
         params = optax.apply_updates(params, updates)
         variables = {'params': params, 'batch_stats': batch_stats}
         if config.ema:
-            variables['ema'] = optax.incremental_update(params, state.model['ema'], 1 - config.ema)
+            decay = 1 - config.ema
+            variables['ema'] = optax.incremental_update(params, state.model['ema'], decay)
         norms = {'grad_norm': optax.global_norm(grads), 'param_norm': optax.global_norm(params)}
-        return TrainState(variables, optimizer_state), metrics | norms
+        return TrainState(state.step + 1, variables, optimizer_state), metrics | norms
 
     return train_step
 
@@ -149,7 +152,7 @@ class Stop:
     """
 
     def __enter__(self):
-        self.signalled = False
+        self.signaled = False
         if jax.process_count() == 1:
             self.before = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -159,28 +162,59 @@ class Stop:
             signal.signal(signal.SIGTERM, self.before)
 
     def _note(self, *_):
-        self.signalled = True
+        self.signaled = True
 
     def asked(self, step: int) -> bool:
         """Whether to save and exit."""
-        return (
-            self.signalled
-            if jax.process_count() == 1
-            else multihost_utils.reached_preemption_sync_point(step)
-        )
+        if jax.process_count() == 1:
+            return self.signaled
+        return multihost_utils.reached_preemption_sync_point(step)
 
 
 class Progress:
-    """Metrics of the steps since the last report: to the terminal, TensorBoard and metrics.jsonl, from the first host."""
+    """Metrics since the last report: to the terminal, TensorBoard and metrics.jsonl.
 
-    def __init__(self, config, workdir: Path, schedule, start: int):
-        self.config, self.schedule = config, schedule
-        self.rows, self.time, self.step = [], time.time(), start
+    Only the first host writes. Metrics stay on the device until the host is `AHEAD` steps ahead.
+    """
+
+    def __init__(self, config, workdir: Path, start: int, batch_ids: Callable[[int], list[str]]):
+        """Reports from step `start` on; `batch_ids` names the examples of a step."""
+        self.config, self.batch_ids = config, batch_ids
+        self.schedule = optimizers.make_schedule(config.optimizer, config.steps)
+        self.rows, self.time, self.step, self.saved = [], time.time(), start, start
+        self.pending = collections.deque()
         self.first = jax.process_index() == 0
         self.writer = metric_writers.SummaryWriter(str(workdir)) if self.first else None
         self.file = (workdir / 'metrics.jsonl').open('a') if self.first else None
 
-    def write(self, step: int, scalars: dict):
+    def add(self, step: int, metrics) -> None:
+        """Adds the metrics of a step."""
+        self.pending.append((step, metrics))
+        self.settle(AHEAD)
+
+    def settle(self, leave: int = 0) -> None:
+        """Fetches metrics from the device, all but the newest `leave`.
+
+        Raises:
+          FloatingPointError: one is not finite; it names the step and its examples.
+        """
+        while len(self.pending) > leave:
+            step, metrics = self.pending.popleft()
+            row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            if not np.isfinite(list(row.values())).all():
+                saved = f'The last checkpoint, after step {self.saved}, is older. '
+                raise FloatingPointError(
+                    f'the loss or a norm is not finite at step {step}, whose batch holds: '
+                    f'{", ".join(self.batch_ids(step))}; {row}. '
+                    + saved
+                    * bool(self.saved)
+                    + 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or '
+                    'look at these examples.'
+                )
+            self.rows.append(row)
+
+    def write(self, step: int, scalars: dict) -> None:
+        """Writes scalars under the number of a step."""
         if self.first:
             self.writer.write_scalars(step, scalars)
             self.writer.flush()
@@ -188,8 +222,8 @@ class Progress:
             self.file.write(json.dumps({'step': step} | row) + '\n')
             self.file.flush()
 
-    def report(self, step: int):
-        """Reports the means of `rows`; `step` steps are done."""
+    def report(self, step: int) -> None:
+        """Reports the means since the last report; `step` steps are done."""
         seconds, steps = time.time() - self.time, step - self.step
         means = {f'train/{k}': np.mean([row[k] for row in self.rows]) for k in self.rows[0]}
         rate = steps * self.config.batch_size / seconds
@@ -199,26 +233,24 @@ class Progress:
             'img/s/device': rate / jax.device_count(),
         }
         self.write(step, means | speed | {'learning_rate': self.schedule(step - 1)})
-        left = (self.config.steps - step) * seconds / steps
-        parts = ' '.join(
-            f'{k.removeprefix("train/loss_")} {v:.3f}'
-            for k, v in means.items()
-            if k.startswith('train/loss_')
+        left = int((self.config.steps - step) * seconds / steps)
+        prefix = 'train/loss_'
+        parts = [
+            f'{k.removeprefix(prefix)} {v:.3f}' for k, v in means.items() if k.startswith(prefix)
+        ]
+        sharding.print_once(
+            f'step {step}/{self.config.steps}  loss {means["train/loss"]:.3f} '
+            f'({" ".join(parts)})  {rate:.1f} img/s  ETA {left // 60}:{left % 60:02d}'
         )
-        if self.first:
-            print(
-                f'step {step}/{self.config.steps}  loss {means["train/loss"]:.3f} ({parts})  {rate:.1f} img/s  '
-                f'ETA {int(left) // 60}:{int(left) % 60:02d}',
-                flush=True,
-            )
         self.rows = []
 
-    def restart_clock(self, step: int):
+    def restart_clock(self, step: int) -> None:
+        """Excludes the time since the last step, spent on something else, from the rates."""
         self.time, self.step = time.time(), step
 
 
-def open_sources(config):
-    """The training and evaluation source; files of one's own are checked first, and the report printed.
+def open_sources(config) -> list[data.Source]:
+    """The training and the evaluation source, validated; the reports are printed.
 
     Raises:
       ValueError: they cannot be used.
@@ -226,160 +258,146 @@ def open_sources(config):
     sources = []
     for split in (config.data.train_split, config.data.eval_split):
         source = data.get_source(config.data, split)
-        if isinstance(source, folder.PairedFiles):
-            report = folder.check(source, config.data.max_corrupt)
-            print(f'{split}: {report}', flush=True)
-            if report.problems:
-                raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
+        report = source.check(config.data.max_corrupt)
+        if text := str(report):
+            sharding.print_once(f'{split}: {text}')
+        if report.problems:
+            raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
         sources.append(source)
     return sources
 
 
-def check(config, mesh):
+def check(config, mesh) -> None:
     """Raises a ValueError for intervals below 1 and a batch that cannot be divided."""
-    for key in (
-        'steps',
-        'accumulate',
-        'log_every',
-        'eval_every',
-        'checkpoint_every',
-        'keep_checkpoints',
-    ):
+    intervals = ('log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
+    for key in ('steps', 'accumulate', *intervals):
         if config[key] < 1:
             raise ValueError(f'config.{key} = {config[key]} must be at least 1')
-    for key, batch_size, parts in (
-        ('batch_size', config.batch_size, mesh.size * config.accumulate),
-        ('eval.batch_size', config.eval.batch_size, mesh.size),
-    ):
-        if batch_size < 1 or batch_size % parts:
-            raise ValueError(
-                f'config.{key} = {batch_size} must be a multiple of {parts}: {mesh.size} devices'
-                + (f' × config.accumulate = {config.accumulate}' if key == 'batch_size' else '')
-            )
+    parts = mesh.size * config.accumulate
+    if config.batch_size < 1 or config.batch_size % parts:
+        raise ValueError(
+            f'config.batch_size = {config.batch_size} must be a multiple of {parts}: '
+            f'{mesh.size} devices × config.accumulate = {config.accumulate}'
+        )
+    if config.eval.batch_size < 1 or config.eval.batch_size % mesh.size:
+        raise ValueError(
+            f'config.eval.batch_size = {config.eval.batch_size} must be a multiple of '
+            f'{mesh.size}: {mesh.size} devices'
+        )
 
 
-def train(config, workdir) -> dict:
-    """Trains as `config` says, resuming from the newest checkpoint in `workdir`.
+def fresh_state(make_state: Callable, config, mesh, shardings) -> TrainState:
+    """The state before the first step, from `config.model.pretrained` if it is set."""
+    state = make_state()
+    if not config.model.pretrained:
+        return state
+    loaded = pretrained.load(config.model.pretrained, sharding.host_copy(state.model, mesh))
+    sharding.print_once(f'Starting from {config.model.pretrained}')
+    # Copied, since the step donates the state.
+    return state.replace(model=jax.device_put(loaded, shardings.model, may_alias=False))
 
-    Returns:
-      The scores of the last evaluation; nothing if SIGTERM ended the run before.
+
+def resumed_state(manager, step: int, shapes: TrainState, shardings, config, class_names):
+    """The state of checkpoint `step` of a run.
 
     Raises:
-      ValueError: the config, the data, public weights or an existing checkpoint do not fit.
-      FloatingPointError: the loss is not finite; the message names the step and the examples of its batch.
+      ValueError: the run was trained on other categories, or another model.
+    """
+    workdir = manager.directory.parent
+    run = checkpoint.read_run(manager, step)
+    if run['class_names'] != list(class_names):
+        raise ValueError(
+            f'{workdir} was trained on other categories: {run["class_names"][:5]} …, now '
+            f'{list(class_names[:5])} …; use another --workdir'
+        )
+    expected = sharding.place(shapes, shardings)
+    restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
+    for key in ('seed', 'batch_size'):
+        if run['config'][key] != config[key]:
+            sharding.print_once(
+                f'config.{key} was {run["config"][key]} and is {config[key]}: '
+                'the images come in another order now'
+            )
+    sharding.print_once(f'Resuming {workdir} after step {run["next_step"]}')
+    done = jax.device_put(jnp.int32(run['next_step']), shardings.step)
+    return TrainState(done, restored.model, restored.optimizer)
+
+
+def train(config, workdir) -> dict[str, Any]:
+    """--mode=train: trains `config.steps` steps, or those that are missing after a checkpoint.
+
+    Returns:
+      The scores after the last step; {} if SIGTERM ended the run.
+
+    Raises:
+      ValueError: config, data and checkpoints do not fit each other.
+      FloatingPointError: the loss is not finite.
     """
     mesh = sharding.make_mesh(config.mesh_data)
     check(config, mesh)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     source, eval_source = open_sources(config)
-    num_classes = len(source.class_names)
-    model = models.build(config, num_classes)
+    task, eval_task = (tasks.from_source(config, x) for x in (source, eval_source))
+    model = models.build(config, task.num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    copied = sharding.copied(mesh)
+
+    def new_state():
+        return create_state(model, optimizer, config, task.num_classes)
+
+    shapes = jax.eval_shape(new_state)
+    shardings = sharding.state_shardings(mesh, shapes)
+    manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
+    newest = manager.latest_step()
+    if newest == 0:
+        raise ValueError(
+            f'{workdir} holds converted weights: train in another --workdir, with '
+            f'--config.model.pretrained={workdir}'
+        )
+    if newest is None:
+        make_state = jax.jit(new_state, out_shardings=shardings)
+        state = fresh_state(make_state, config, mesh, shardings)
+    else:
+        state = resumed_state(manager, newest, shapes, shardings, config, task.class_names)
+    start = int(state.step)
+
+    eval_step = evaluate.make_eval_step(model, config, eval_task, mesh, shardings.model)
+
+    def score(state):
+        return evaluate.evaluate(eval_step, state.model, eval_source, config, eval_task, mesh)
+
+    if start >= config.steps:
+        sharding.print_once(f'config.steps = {config.steps} are done already')
+        return score(state)
 
     def jit_step(**kwargs):
-        step = make_train_step(model, optimizer, config, num_classes, **kwargs)
         return jax.jit(
-            step,
+            make_train_step(model, optimizer, config, task, **kwargs),
             donate_argnums=0,
-            in_shardings=(copied, sharding.split(mesh), None),
-            out_shardings=copied,
+            in_shardings=(shardings, sharding.split(mesh)),
+            out_shardings=(shardings, sharding.copied(mesh)),
         )
 
     train_step, warmup_step = jit_step(), jit_step(all_classes=True)
     warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
-    eval_step = evaluate.make_eval_step(model, config, eval_source, mesh)
-
-    manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
-    make_state = jax.jit(
-        lambda: create_state(model, optimizer, config, num_classes), out_shardings=copied
-    )
-    start = manager.latest_step() or 0
-    if manager.all_steps() and not start:
-        raise ValueError(
-            f'{workdir} holds converted weights: train in another --workdir, with --config.model.pretrained={workdir}'
-        )
-    if start:
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied),
-            jax.eval_shape(make_state),
-        )
-        restored = checkpoint.restore(
-            manager, start, model=shapes.model, optimizer=shapes.optimizer
-        )
-        state = TrainState(restored.model, restored.optimizer)
-        run = checkpoint.restore_run(manager, start)
-        if run['class_names'] != list(source.class_names):
-            raise ValueError(
-                f'{workdir} was trained on other categories: {run["class_names"][:5]} …, now '
-                f'{list(source.class_names[:5])} …; use another --workdir'
-            )
-        for key in ('seed', 'batch_size'):
-            if run['config'][key] != config[key]:
-                print(
-                    f'config.{key} was {run["config"][key]} and is {config[key]}: the images come in another order now'
-                )
-        start = run['next_step']
-        print(f'Resuming {workdir} after step {start}', flush=True)
-    else:
-        state = make_state()
-        if config.model.pretrained:
-            loaded = pretrained.load(config.model.pretrained, jax.device_get(state.model))
-            state = state.replace(model=jax.device_put(loaded, copied, may_alias=False))
-            print(f'Starting from {config.model.pretrained}', flush=True)
-    if start >= config.steps:
-        print(f'config.steps = {config.steps} are done already', flush=True)
-        return evaluate.evaluate(eval_step, state.model, eval_source, config, mesh)
-    count = sum(x.size for x in jax.tree.leaves(state.model['params']))
-    print(
-        f'{len(source)} images, {num_classes} categories, {count / 1e6:.2f} M parameters, '
-        f'{mesh.size} {jax.devices()[0].device_kind} device(s); compiling …',
-        flush=True,
+    count = sum(x.size for x in jax.tree.leaves(shapes.model['params']))
+    sharding.print_once(
+        f'{len(source)} images, {task.num_classes} categories, {count / 1e6:.2f} M parameters, '
+        f'{mesh.size} {jax.devices()[0].device_kind} device(s); compiling …'
     )
 
-    progress = Progress(
-        config, workdir, optimizers.make_schedule(config.optimizer, config.steps), start
-    )
-    pending = (
-        collections.deque()
-    )  # metrics still on the device: the host runs at most two steps ahead
-    saved = start
+    def batch_ids(step):
+        indices = pipeline.example_indices(len(source), config.seed, step, config.batch_size)
+        return [source.ids[i] for i in indices]
+
+    progress = Progress(config, workdir, start, batch_ids)
     scores = {}
-
-    def settle(leave: int):
-        while len(pending) > leave:
-            step, metrics = pending.popleft()
-            row = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            if not np.isfinite(list(row.values())).all():
-                ids = [
-                    source.ids[i]
-                    for i in pipeline.example_indices(
-                        len(source), config.seed, step, config.batch_size
-                    )
-                ]
-                raise FloatingPointError(
-                    f'the loss or a norm is not finite at step {step}, whose batch holds: {", ".join(ids)}; {row}. '
-                    + (
-                        f'The last checkpoint, after step {saved}, is from before. '
-                        if saved
-                        else ''
-                    )
-                    + 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at these examples.'
-                )
-            progress.rows.append(row)
-
-    with (
-        manager,
-        Stop() as stop,
-        contextlib.closing(pipeline.train_batches(source, config, start_step=start)) as batches,
-    ):
+    batches = pipeline.train_batches(source, config, task, start_step=start)
+    with manager, Stop() as stop, contextlib.closing(batches):
         for step in range(start, config.steps):
             batch = sharding.shard_batch(next(batches), mesh)
-            rng = jax.random.fold_in(jax.random.key(config.seed), step)
-            state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch, rng)
-            pending.append((step, metrics))
-            settle(2)
+            state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch)
+            progress.add(step, metrics)
             done = step + 1
             last, first = done == config.steps, step == start
             stopping = stop.asked(step)
@@ -387,32 +405,33 @@ def train(config, workdir) -> dict:
             saving = evaluating or stopping or done % config.checkpoint_every == 0
             logging = first or last or done % config.log_every == 0
             if saving or logging:
-                settle(0)
+                progress.settle()
             if logging:
                 progress.report(done)
             if evaluating:
-                scores = evaluate.evaluate(eval_step, state.model, eval_source, config, mesh)
-                progress.write(done, {f'eval/{k}': v for k, v in scores.items() if np.isscalar(v)})
-                print(
-                    f'step {done}/{config.steps}  {config.data.eval_split}: {evaluate.one_line(scores)}',
-                    flush=True,
+                scores = score(state)
+                scalars = {f'eval/{k}': v for k, v in scores.items() if np.isscalar(v)}
+                progress.write(done, scalars)
+                sharding.print_once(
+                    f'step {done}/{config.steps}  {config.data.eval_split}: '
+                    f'{evaluate.one_line(scores)}'
                 )
             if saving:
+                best_by = evaluate.without_nan(scores[task.best_by]) if evaluating else None
                 run = {
                     'config': config.to_dict(),
-                    'class_names': list(source.class_names),
+                    'class_names': list(task.class_names),
+                    'things': list(task.things),
                     'next_step': done,
-                    'things': data.things(source, config.task),
-                    'mIoU': evaluate.without_nan(scores['mIoU']) if evaluating else None,
+                    'score': best_by,
                 }
                 checkpoint.save(manager, done, state.model, state.optimizer, run)
-                saved = done
-            if saving or first:
-                progress.restart_clock(done)  # evaluation, saving and compilation are no training
+                progress.saved = done
+            if saving or first:  # evaluation, saving and compilation are not training
+                progress.restart_clock(done)
             if stopping:
-                print(
-                    f'Asked to stop: saved after step {done}; run the same command to go on.',
-                    flush=True,
+                sharding.print_once(
+                    f'Asked to stop: saved after step {done}; run the same command to go on.'
                 )
                 return {}
     return scores

@@ -1,4 +1,7 @@
-"""Golden files: weights, inputs and outputs of the paper's released code, from the folder in RANKSEG_GOLDEN."""
+"""Golden files: weights, inputs and outputs of the paper's released code; see golden/README.md.
+
+RANKSEG_GOLDEN names another folder to read them from.
+"""
 
 import os
 from pathlib import Path
@@ -11,15 +14,13 @@ from configs import common
 from rankseg_jax import train
 from rankseg_jax.multilabel import pixel_counts
 
-FOLDER = Path(os.environ.get('RANKSEG_GOLDEN') or Path(__file__).parents[1] / '../shared/golden')
+FOLDER = Path(os.environ.get('RANKSEG_GOLDEN') or Path(__file__).with_suffix(''))
 
 
 def load(name: str) -> dict[str, np.ndarray]:
     """The arrays of `<name>.npz` by their names."""
     path = FOLDER / f'{name}.npz'
-    assert path.exists(), (
-        f'no golden file {path.resolve()}: set RANKSEG_GOLDEN to the folder that holds it'
-    )
+    assert path.exists(), f"no golden file {path}: unset RANKSEG_GOLDEN to use the repository's own"
     with np.load(path) as file:
         return dict(file)
 

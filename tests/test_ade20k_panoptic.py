@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, ade20k_panoptic, coco, official
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco
+from rankseg_jax.data.published import ade20k_panoptic
+from rankseg_jax.data.published.label_maps import read_classes
 from tests import official_cases
 from tests.test_panoptic_metric import panopticapi_scores
 
-CLASSES = official.read_classes('ade20k_panoptic')
+CLASSES = read_classes('ade20k_panoptic')
 # Which of the 150 values each of the instance categories 1..100 is, by the table of Places Challenge 2017.
 CATEGORY_VALUES = [
     8,
@@ -262,7 +264,7 @@ def test_instance_categories_are_the_things_in_order():
 
 def test_stuff_first_things_over_it(folder):
     for split, long, count in (('train', 'training', 3), ('validation', 'validation', 2)):
-        source = ade20k_panoptic.get_source(official_cases.config(folder), split)
+        source = ade20k_panoptic.Ade20kPanoptic.get_source(official_cases.config(folder), split)
         assert len(source) == count and source.image_ids == source.ids and sum(source.things) == 100
         assert source.category_ids == tuple(range(150)) and source.label_values == tuple(
             range(1, 151)
@@ -274,7 +276,9 @@ def test_stuff_first_things_over_it(folder):
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(ade20k_panoptic.Ade20kPanoptic, folder, tmp_path / 'records')
     for split in ('train', 'validation'):
-        official_cases.assert_same(ade20k_panoptic.get_source, folder, tmp_path / 'records', split)
+        official_cases.assert_same(
+            ade20k_panoptic.Ade20kPanoptic.get_source, folder, tmp_path / 'records', split
+        )
     record = builder.as_data_source('validation')[1]
     assert (
         (record['labels'] == 65535).all()
@@ -286,7 +290,9 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
 def example(tmp_path, semantic, instances):
     """Source of one image, and its two maps."""
     arrays = write(tmp_path, 'training/ADE_train_00000001', semantic, instances)
-    return ade20k_panoptic.get_source(official_cases.config(tmp_path), 'train'), *arrays
+    return ade20k_panoptic.Ade20kPanoptic.get_source(
+        official_cases.config(tmp_path), 'train'
+    ), *arrays
 
 
 def test_covered_stuff_things_without_instances_and_instances_on_void(tmp_path):
@@ -326,7 +332,9 @@ def test_more_segments_than_a_byte_holds(tmp_path):
     assert source.segments(0)[0].max() == 50 + 255
     write(tmp_path, 'validation/ADE_val_00000001', semantic, [])
     official_cases.prepare(ade20k_panoptic.Ade20kPanoptic, tmp_path, tmp_path / 'records')
-    official_cases.assert_same(ade20k_panoptic.get_source, tmp_path, tmp_path / 'records', 'train')
+    official_cases.assert_same(
+        ade20k_panoptic.Ade20kPanoptic.get_source, tmp_path, tmp_path / 'records', 'train'
+    )
 
 
 def pq(tmp_path, source, arrays, rule):
@@ -362,7 +370,7 @@ def pq(tmp_path, source, arrays, rule):
 def test_the_truth_has_a_pq_of_1_but_not_by_the_published_areas(tmp_path):
     rng = np.random.default_rng(3)
     arrays = [write(tmp_path, f'training/ADE_train_{i:08}', *random_maps(rng)) for i in range(6)]
-    source = ade20k_panoptic.get_source(official_cases.config(tmp_path), 'train')
+    source = ade20k_panoptic.Ade20kPanoptic.get_source(official_cases.config(tmp_path), 'train')
 
     def updated(semantic, colours):
         ids, segments = published(semantic, colours)
@@ -404,7 +412,7 @@ def test_instances_that_cannot_be(tmp_path, instances, message):
 
 def test_files_that_do_not_go_together(folder):
     root = folder / 'ADEChallengeData2016'
-    source = ade20k_panoptic.get_source(official_cases.config(folder), 'train')
+    source = ade20k_panoptic.Ade20kPanoptic.get_source(official_cases.config(folder), 'train')
     official_cases.values(
         root / 'annotations/training/ADE_train_00000001.png', np.full((30, 40), 151, np.uint8)
     )
@@ -433,7 +441,7 @@ def test_nothing_is_written_for_a_wrong_folder(folder, tmp_path):
         )
 
     (tmp_path / 'other/annotations').mkdir(parents=True)
-    refused(tmp_path / 'other', 'holds no ade20k_panoptic: neither images/training nor')
+    refused(tmp_path / 'other', 'does not hold ade20k_panoptic: neither images/training nor')
     (root / 'annotations/validation/ADE_val_00000002.png').unlink()
     refused(folder, r'1 of 4 files are missing: \S*/annotations/validation/ADE_val_00000002')
     official_cases.values(

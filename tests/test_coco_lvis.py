@@ -11,11 +11,13 @@ from PIL import Image
 from pycocotools import coco as coco_api
 from pycocotools import mask as coco_mask
 
-from rankseg_jax.data import IGNORE_LABEL, coco_lvis, official, preparation
+from rankseg_jax.data import IGNORE_LABEL
+from rankseg_jax.data.published import coco_lvis, preparation
+from rankseg_jax.data.published.label_maps import read_classes
 from tests import official_cases
 
 LVIS_NAMES = tfds.core.tfds_path('datasets/lvis/classes.txt').read_text().split('\n')[:1203]
-STUFF_NAMES = official.read_classes('coco_stuff')['names'][80:]  # of the categories 92..182
+STUFF_NAMES = read_classes('coco_stuff')['names'][80:]  # of the categories 92..182
 CATEGORIES = [
     {
         'id': i,
@@ -172,7 +174,7 @@ def folder(tmp_path):
 
 
 def open_split(folder, split='train'):
-    return coco_lvis.get_source(official_cases.config(folder), split)
+    return coco_lvis.CocoLvis.get_source(official_cases.config(folder), split)
 
 
 def test_things_lie_over_stuff(folder):
@@ -224,14 +226,18 @@ def test_stuff_is_mapped_once(folder):
 def test_values_that_coco_stuff_has_not_are_refused(folder):
     path = folder / 'coco/stuffthingmaps/train2017/000000000009.png'
     official_cases.values(path, np.full((ROWS, COLUMNS), 182, np.uint8))
-    with pytest.raises(ValueError, match=r'000000000009.png: label values \[182\] are no class'):
+    with pytest.raises(
+        ValueError, match=r'000000000009.png: label values \[182\] are neither a class'
+    ):
         open_split(folder).load(0)
 
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(coco_lvis.CocoLvis, folder, tmp_path / 'records')
     for split in ('train', 'validation'):
-        official_cases.assert_same(coco_lvis.get_source, folder, tmp_path / 'records', split)
+        official_cases.assert_same(
+            coco_lvis.CocoLvis.get_source, folder, tmp_path / 'records', split
+        )
     record = builder.as_data_source('train')[0]
     assert record['labels'].dtype == np.uint16 and {1202, 256, 65535} < set(
         np.unique(record['labels']).tolist()
@@ -275,7 +281,9 @@ def test_places_of_the_json_files(folder, place):
         (folder / f'other/lvis_v1_{name}.json').rename(
             folder / f'other/{place}/lvis_v1_{name}.json'
         )
-    official_cases.assert_same(coco_lvis.get_source, folder, folder / 'other', 'validation')
+    official_cases.assert_same(
+        coco_lvis.CocoLvis.get_source, folder, folder / 'other', 'validation'
+    )
 
 
 def write_masks(root, source, folder):
@@ -295,9 +303,11 @@ def test_masks_that_are_there_already(folder, tmp_path):
         write_masks(root, open_split(folder, split), name)
         assert Image.open(next((root / f'lvis_mask/{name}').iterdir())).mode == 'I;16'
         for place in (tmp_path / 'paper', root):
-            official_cases.assert_same(coco_lvis.get_source, folder, place, split)
+            official_cases.assert_same(coco_lvis.CocoLvis.get_source, folder, place, split)
     official_cases.prepare(coco_lvis.CocoLvis, tmp_path / 'paper', tmp_path / 'records')
-    official_cases.assert_same(coco_lvis.get_source, folder, tmp_path / 'records', 'validation')
+    official_cases.assert_same(
+        coco_lvis.CocoLvis.get_source, folder, tmp_path / 'records', 'validation'
+    )
     # Where LVIS's own file is too, that counts; images/ is not even there.
     shutil.copytree(root / 'lvis_mask', folder / 'coco/lvis_mask')
     assert (
@@ -307,7 +317,7 @@ def test_masks_that_are_there_already(folder, tmp_path):
     official_cases.values(path, np.full((ROWS, COLUMNS), 1285, np.uint16))
     with pytest.raises(
         ValueError,
-        match=r'000000000285.png: label values \[1285\] are no class of this data set \(1284 classes',
+        match=r'000000000285.png: label values \[1285\] are neither a class of this data set \(1284 classes',
     ):
         open_split(root, 'validation').load(1)
     path.unlink()
@@ -327,7 +337,7 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
             folder,
             tmp_path / 'records',
             ValueError,
-            f'lvis_v1_train.json is broken, or no JSON file of LVIS v1: {match}',
+            f'lvis_v1_train.json is broken or not a JSON file of LVIS v1: {match}',
         )
         path.write_text(whole)
 
@@ -351,7 +361,7 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
     official_cases.change(path, lambda content: content['categories'][5].update(name='mirror'))
     refused('ValueError: it lists 1203 categories, .*; they differ in 6 mirror')
     official_cases.change(path, lambda content: content['annotations'][0].update(category_id=1204))
-    refused('ValueError: an annotation of the image 9 is of the category 1204')
+    refused('ValueError: an annotation of the image 9 has the category 1204')
     official_cases.change(path, lambda content: content['annotations'][0].update(image_id=10))
     refused('KeyError: 10')
     for polygons in ([], [[0, 0, 3, 3]], [rectangle(0, 1, 2, 3), [1, 2, 3, 4, 5, 6, 7]]):
@@ -436,5 +446,5 @@ def test_missing_files_are_named(folder, tmp_path):
         folder,
         records,
         FileNotFoundError,
-        'holds no coco_lvis: neither lvis_v1_train.json nor',
+        'does not hold coco_lvis: neither lvis_v1_train.json nor',
     )

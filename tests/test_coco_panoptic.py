@@ -10,12 +10,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rankseg_jax import data, evaluate, postprocessing, sharding
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, coco_panoptic, official
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco
+from rankseg_jax.data.published import coco_panoptic
+from rankseg_jax.data.published.label_maps import read_classes
+from rankseg_jax.data.published.source import PublishedPanopticSource
 from rankseg_jax.metrics.semantic import SemanticMetric
 from tests import official_cases, tiny
 
 SAMPLE = official_cases.SAMPLES / 'coco_panoptic'
-CLASSES = official.read_classes('coco_panoptic')
+CLASSES = read_classes('coco_panoptic')
 CATEGORIES = [
     {'supercategory': 'any', 'color': [1, 2, 3], 'isthing': isthing, 'id': i, 'name': name}
     for i, name, isthing in zip(CLASSES['ids'], CLASSES['names'], CLASSES['isthing'], strict=True)
@@ -117,7 +120,7 @@ def folder(tmp_path):
 
 
 def open_split(folder, split='train'):
-    return coco_panoptic.get_source(official_cases.config(folder), split)
+    return coco_panoptic.CocoPanoptic.get_source(official_cases.config(folder), split)
 
 
 def assert_same_by_name(source, other):
@@ -179,7 +182,9 @@ def test_segments_and_labels(folder):
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
     for split in ('train', 'validation'):
-        official_cases.assert_same(coco_panoptic.get_source, folder, tmp_path / 'records', split)
+        official_cases.assert_same(
+            coco_panoptic.CocoPanoptic.get_source, folder, tmp_path / 'records', split
+        )
         source = open_split(tmp_path / 'records', split)
         assert (
             source.image_ids == open_split(folder, split).image_ids
@@ -217,7 +222,7 @@ def test_ids_in_the_picture_alone_or_in_the_json_file_alone_are_named(folder):
         )
         with pytest.raises(
             ValueError,
-            match=rf'000000000009.png: ids \[{i}\] are in the picture but not among its segments in',
+            match=rf'000000000009.png: ids \[{i}\] are in the image but not among its segments in',
         ):
             open_split(folder).load(0)
         path.write_text(whole)
@@ -261,7 +266,9 @@ def test_a_json_file_changed_after_a_kill_is_read_anew(folder, tmp_path):
     )
     official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
     assert open_split(tmp_path / 'records').segments(0)[1][0]['category_id'] == LABELS[200]
-    official_cases.assert_same(coco_panoptic.get_source, folder, tmp_path / 'records', 'train')
+    official_cases.assert_same(
+        coco_panoptic.CocoPanoptic.get_source, folder, tmp_path / 'records', 'train'
+    )
 
 
 def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_path):
@@ -274,7 +281,7 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
             folder,
             tmp_path / 'records',
             ValueError,
-            f'panoptic_train2017.json is broken, or no JSON file of COCO panoptic: {match}',
+            f'panoptic_train2017.json is broken or not a JSON file of COCO panoptic: {match}',
         )
         path.write_text(whole)
 
@@ -359,7 +366,7 @@ def test_missing_files_are_named(folder, tmp_path):
         folder,
         records,
         FileNotFoundError,
-        'holds no coco_panoptic: neither annotations/panoptic',
+        'does not hold coco_panoptic: neither annotations/panoptic',
     )
 
 
@@ -401,10 +408,12 @@ def test_records_of_tfds(folder, tmp_path):
             for name, image_id in zip(source.ids, source.image_ids, strict=True)
         )
     with pytest.raises(ValueError, match='config.data.num_classes = 80'):
-        coco_panoptic.get_source(official_cases.config(tmp_path / 'tfds', num_classes=80), 'train')
+        coco_panoptic.CocoPanoptic.get_source(
+            official_cases.config(tmp_path / 'tfds', num_classes=80), 'train'
+        )
     # Our own records count first.
     official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'tfds')
-    assert type(open_split(tmp_path / 'tfds')) is official.PanopticSource
+    assert type(open_split(tmp_path / 'tfds')) is PublishedPanopticSource
 
 
 def test_a_record_of_tfds_is_read_once(folder, tmp_path):
@@ -422,7 +431,7 @@ def test_records_of_tfds_that_do_not_do(folder, tmp_path):
     prepare_by_tfds(folder, tmp_path / 'tfds', file_format='tfrecord')
     with pytest.raises(
         ValueError,
-        match=r"records of the format tfrecord, which .*file_format='array_record'\).*convert_format ",
+        match=r"records in the format tfrecord, which .*file_format='array_record'\).*convert_format ",
     ):
         open_split(tmp_path / 'tfds')
     for path in (folder / 'coco/annotations').iterdir():
@@ -431,7 +440,7 @@ def test_records_of_tfds_that_do_not_do(folder, tmp_path):
     with pytest.raises(ValueError, match='other categories than COCO panoptic: rug-merged, '):
         open_split(tmp_path / 'others')
     (tmp_path / 'unfinished/coco/2017_panoptic/incomplete.ABC_1.1.0').mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match='holds no coco_panoptic'):
+    with pytest.raises(FileNotFoundError, match='does not hold coco_panoptic'):
         open_split(tmp_path / 'unfinished')
 
 
@@ -516,12 +525,13 @@ def test_evaluation_writes_the_official_ids(folder, tmp_path):
 
 @pytest.fixture
 def real(tmp_path):
-    """The two real images as a folder of COCO's validation split."""
-    if not SAMPLE.is_dir():
-        pytest.skip('needs the real annotations')
+    """The real annotations of two images as a folder of COCO's validation split."""
     root = tmp_path / 'coco'
     (root / 'annotations').mkdir(parents=True)
-    (root / 'val2017').symlink_to(SAMPLE / 'input_images')
+    for image in json.loads((SAMPLE / 'panoptic_examples.json').read_text())['images']:
+        official_cases.blank_image(
+            root / 'val2017' / image['file_name'], image['height'], image['width']
+        )
     (root / 'panoptic_val2017').symlink_to(SAMPLE / 'panoptic_examples')
     (root / 'annotations/panoptic_val2017.json').symlink_to(SAMPLE / 'panoptic_examples.json')
     return root
@@ -577,5 +587,5 @@ def test_detections_in_coco_format_are_refused(real):
     path = real / 'annotations/panoptic_val2017.json'
     path.unlink()
     path.symlink_to(SAMPLE / 'panoptic_coco_detection_format.json')
-    with pytest.raises(ValueError, match='broken, or no JSON file of COCO panoptic: '):
+    with pytest.raises(ValueError, match='broken or not a JSON file of COCO panoptic: '):
         open_split(real, 'validation')

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from scipy import io
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco_stuff10k, coco_stuff164k
-from rankseg_jax.data.folder import LabelWriter
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample
+from rankseg_jax.data.label_files import LabelWriter
+from rankseg_jax.data.published import coco_stuff10k, coco_stuff164k
 from tests import official_cases
 
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # categories of things that no image has
@@ -132,11 +133,11 @@ def folder10k(tmp_path):
 
 
 def open_164k(folder, split='train'):
-    return coco_stuff164k.get_source(official_cases.config(folder), split)
+    return coco_stuff164k.CocoStuff164k.get_source(official_cases.config(folder), split)
 
 
 def open_10k(folder, split='train'):
-    return coco_stuff10k.get_source(official_cases.config(folder), split)
+    return coco_stuff10k.CocoStuff10k.get_source(official_cases.config(folder), split)
 
 
 def test_categories_become_classes(folder):
@@ -183,7 +184,7 @@ def test_names_without_a_number_are_refused(folder, tmp_path):
         folder,
         tmp_path / 'records',
         ValueError,
-        'other is no name of an',
+        'other is not the name of an',
     )
 
 
@@ -206,7 +207,7 @@ def test_values_without_a_class_are_refused(folder, value):
     path = folder / 'coco/stuffthingmaps/train2017/000000000009.png'
     official_cases.values(path, np.full((20, 30), value, np.uint8))
     with pytest.raises(
-        ValueError, match=rf'000000000009.png: label values \[{value}\] are no class'
+        ValueError, match=rf'000000000009.png: label values \[{value}\] are neither a class'
     ):
         open_164k(folder).load(0)
 
@@ -242,10 +243,14 @@ def test_raw_and_converted_files_mean_the_same(folder, tmp_path):
         if 'labelTrainIds' not in path.name:
             path.unlink()
     for split in ('train', 'validation'):
-        official_cases.assert_same(coco_stuff164k.get_source, tmp_path / 'official', root, split)
-        official_cases.assert_same(coco_stuff164k.get_source, root, tmp_path / 'converted', split)
         official_cases.assert_same(
-            coco_stuff164k.get_source, root, tmp_path / 'converted_alone', split
+            coco_stuff164k.CocoStuff164k.get_source, tmp_path / 'official', root, split
+        )
+        official_cases.assert_same(
+            coco_stuff164k.CocoStuff164k.get_source, root, tmp_path / 'converted', split
+        )
+        official_cases.assert_same(
+            coco_stuff164k.CocoStuff164k.get_source, root, tmp_path / 'converted_alone', split
         )
 
 
@@ -262,7 +267,7 @@ def test_names_tell_raw_from_converted_files(folder):
     official_cases.values(path, np.full((20, 30), 171, np.uint8))
     with pytest.raises(
         ValueError,
-        match=r'labelTrainIds.png: label values \[171\] are no class of this data set \(171 classes',
+        match=r'labelTrainIds.png: label values \[171\] are neither a class of this data set \(171 classes',
     ):
         open_164k(root).load(0)
     for path in (root / 'annotations/train2017').glob('*_labelTrainIds.png'):
@@ -273,8 +278,8 @@ def test_names_tell_raw_from_converted_files(folder):
 @pytest.mark.parametrize(
     'build, fill, get_source',
     [
-        (coco_stuff164k.CocoStuff164k, fill_164k, coco_stuff164k.get_source),
-        (coco_stuff10k.CocoStuff10k, fill_10k, coco_stuff10k.get_source),
+        (coco_stuff164k.CocoStuff164k, fill_164k, coco_stuff164k.CocoStuff164k.get_source),
+        (coco_stuff10k.CocoStuff10k, fill_10k, coco_stuff10k.CocoStuff10k.get_source),
     ],
 )
 def test_records_hold_what_the_folder_holds(build, fill, get_source, tmp_path):
@@ -321,7 +326,7 @@ def test_missing_files_of_164k_are_named(folder, tmp_path):
         folder,
         records,
         FileNotFoundError,
-        'data holds no coco_stuff164k: neither stuffthingmaps/train2017 nor',
+        'data does not hold coco_stuff164k: neither stuffthingmaps/train2017 nor',
     )
 
 
@@ -329,7 +334,7 @@ def test_folders_of_another_data_set_are_refused(folder, folder10k, tmp_path):
     """A COCO-Stuff 10K whose maps were put where 164K's are: 0 is no background there, but person."""
     build, records = coco_stuff10k.CocoStuff10k, tmp_path / 'records'
     official_cases.assert_refused(
-        build, tmp_path / 'data/coco', records, FileNotFoundError, 'holds no coco_stuff10k'
+        build, tmp_path / 'data/coco', records, FileNotFoundError, 'does not hold coco_stuff10k'
     )
     shutil.rmtree(folder10k / 'coco_stuff10k')
     root = rearrange(folder)
@@ -338,14 +343,18 @@ def test_folders_of_another_data_set_are_refused(folder, folder10k, tmp_path):
         for kind in ('images', 'annotations'):
             (root / kind / old).rename(root / kind / new)
     official_cases.assert_refused(
-        build, root, records, ValueError, r'labelTrainIds.png: label values \[255\] are no class'
+        build,
+        root,
+        records,
+        ValueError,
+        r'labelTrainIds.png: label values \[255\] are neither a class',
     )
     with pytest.raises(ValueError, match="no split 'test'; the splits are train, validation"):
         open_10k(root, 'test')
     with pytest.raises(
         ValueError, match='config.data.num_classes = 150, but coco_stuff10k names 171'
     ):
-        coco_stuff10k.get_source(official_cases.config(root, num_classes=150), 'train')
+        coco_stuff10k.CocoStuff10k.get_source(official_cases.config(root, num_classes=150), 'train')
 
 
 def test_mat_files_and_lists(folder10k):
@@ -388,7 +397,7 @@ def test_files_of_mmsegmentation_10k(folder10k, tmp_path):
                 np.testing.assert_array_equal(value, expected[key])
     path = root / 'annotations/test2014/COCO_train2014_000000000650_labelTrainIds.png'
     official_cases.values(path, np.full((20, 30), 172, np.uint8))
-    with pytest.raises(ValueError, match=r'label values \[172\] are no class'):
+    with pytest.raises(ValueError, match=r'label values \[172\] are neither a class'):
         open_10k(root, 'validation').load(1)
 
 
@@ -415,7 +424,7 @@ def test_version_1_0_is_refused(folder10k, tmp_path):
         folder10k,
         tmp_path / 'records',
         ValueError,
-        r'\.mat: label values \[12, 26, 29, 30, 45\] are no class',
+        r'\.mat: label values \[12, 26, 29, 30, 45\] are neither a class',
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from flax import traverse_util
 
 from configs import common, deeplabv3, mask2former, segmenter
-from rankseg_jax import inference, models, optimizers, train
+from rankseg_jax import config_check, inference, models, optimizers, train
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ SIBLINGS = re.compile(
 @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
 def test_config_builds(name, argument, num_classes, num_parameters):
     config = load(name, argument)
-    common.check(config)
+    config_check.check(config, common.get_config())
     model = models.build(config, num_classes)
     shapes = jax.eval_shape(lambda: models.init(model, num_classes, 0, config.augment.crop_size))
     assert sum(x.size for x in jax.tree.leaves(shapes['params'])) == num_parameters
@@ -461,17 +461,17 @@ def test_unknown_keys_and_types_are_refused():
     with pytest.raises(
         ValueError, match='config.rankseg.num_select .* config.rankseg.num_selected'
     ):
-        common.check(config)
+        config_check.check(config, common.get_config())
     config = common.get_config()
     config.unlock()
     with config.ignore_type():
         config.optimizer.learning_rate = 'high'
     with pytest.raises(ValueError, match="learning_rate = 'high' must be of type float"):
-        common.check(config)
+        config_check.check(config, common.get_config())
     config = common.get_config()
     config.rankseg = None
     config.optimizer.learning_rate = 1
-    common.check(config)
+    config_check.check(config, common.get_config())
 
 
 @pytest.mark.parametrize(
@@ -518,7 +518,7 @@ def test_values_out_of_range_are_refused(group, key, value, message):
     config = common.get_config()
     config[group][key] = value
     with pytest.raises(ValueError, match=message):
-        common.check(config)
+        config_check.check(config, common.get_config())
 
 
 def test_large_scale_jitter_excludes_short_sides():
@@ -528,16 +528,16 @@ def test_large_scale_jitter_excludes_short_sides():
         ValueError,
         match=r'short_sides = \(360, 480\) must be \(\) with config.augment.large_scale_jitter',
     ):
-        common.check(config)
+        config_check.check(config, common.get_config())
 
 
 def test_frozen_norms_must_not_decay():
     config = deeplabv3.get_config()
     config.model.frozen_norm = True
     with pytest.raises(ValueError, match='frozen_norm needs a group .* backbone/stem/norm/scale'):
-        common.check(config)
+        config_check.check(config, common.get_config())
     config.optimizer.groups = (('norm/', 1.0, 0.0),)
-    common.check(config)
+    config_check.check(config, common.get_config())
 
 
 @pytest.mark.parametrize('framework', ['upernet', 'deeplabv3', 'mask2former'])

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from configs import common
-from rankseg_jax import checkpoint, convert, models, predict, pretrained, sharding
+from rankseg_jax import checkpoint, config_check, convert, models, predict, pretrained, sharding
 from rankseg_jax.pretrained import load_hf
 from tests import tiny
 from tests.helpers import random_parameters, random_variables
@@ -79,7 +79,7 @@ def read(workdir):
 def test_a_checkpoint_of_hugging_face_is_a_run(folder, tmp_path):
     config = common.get_config()
     path = convert.run(folder, tmp_path / 'new' / 'run', config, as_is=True)
-    common.check(config)
+    config_check.check(config, common.get_config())
     assert path == tmp_path / 'new' / 'run' / 'checkpoints' / '0' and path.is_dir()
     run, model, variables = read(tmp_path / 'new' / 'run')
     assert run['config'] == json.loads(config.to_json())
@@ -183,7 +183,7 @@ def test_other_ways_to_tell_the_size(size, expected):
     config = common.get_config()
     convert.describe_input({'image_mean': [0, 0, 0], 'image_std': [1, 1, 1]} | size, config)
     assert config.eval.to_dict() == common.get_config().eval.to_dict() | expected
-    common.check(config)
+    config_check.check(config, common.get_config())
 
 
 def test_what_no_config_describes_is_refused(folder, tmp_path):

@@ -18,8 +18,8 @@ ALLOWED = {
     'postprocessing': set(),
     'sharding': set(),
     'checkpoint': set(),
+    'config_check': set(),
     'visualize': set(),
-    'charts': {'metrics'},
     'metrics': {'ranking'},
     'backbones': {'layers', 'backbones'},
     'decoders': {'decoders', 'layers', 'ranking', 'multilabel'},
@@ -29,7 +29,7 @@ ALLOWED = {
     'tasks': {'data', 'losses', 'metrics', 'multilabel', 'ranking'},
     'models': {'checkpoint', 'frameworks'},
     'inference': {'data', 'decoders', 'models', 'postprocessing', 'ranking'},
-    'export': {'checkpoint', 'inference', 'models', 'sharding'},
+    'export': {'checkpoint', 'data', 'inference', 'models', 'sharding'},
     'convert': {'backbones', 'checkpoint', 'data', 'frameworks', 'models', 'pretrained'},
     'evaluate': {
         'checkpoint',
@@ -65,15 +65,12 @@ ALLOWED = {
         'sharding',
         'tasks',
     },
-    'describe': {'charts', 'data', 'metrics'},
-    'analyze': {
-        'charts',
+    'analysis': {
+        'analysis',
         'checkpoint',
         'data',
-        'describe',
         'evaluate',
         'inference',
-        'metrics',
         'models',
         'multilabel',
         'sharding',
@@ -108,5 +105,15 @@ def test_imports_go_one_way():
 
 
 def test_the_core_does_not_load_tensorflow():
-    program = 'import sys; from rankseg_jax import ranking, multilabel, losses; sys.exit("tensorflow" in sys.modules)'
+    program = (
+        'import sys; from rankseg_jax import ranking, multilabel, losses; '
+        'sys.exit("tensorflow" in sys.modules)'
+    )
+    subprocess.run([sys.executable, '-c', program], check=True, cwd=PACKAGE.parent)
+
+
+def test_prediction_does_not_load_tensorflow():
+    program = (
+        'import sys; from rankseg_jax import export, predict; sys.exit("tensorflow" in sys.modules)'
+    )
     subprocess.run([sys.executable, '-c', program], check=True, cwd=PACKAGE.parent)

@@ -8,23 +8,20 @@ from flax import linen as nn
 from PIL import Image
 
 from rankseg_jax import inference, models, postprocessing, sharding
-from rankseg_jax.data import IGNORE_LABEL, pipeline, transforms
+from rankseg_jax.data import IGNORE_LABEL, Source, fitting, pipeline
 from rankseg_jax.decoders.pixel_classifier import PixelOutput
 from rankseg_jax.ranking import Selection, from_ranks, full_logits, select
 from tests import tiny
 from tests.helpers import random_variables
 
 
-class Sizes:
+class Sizes(Source):
     """A source of noise in images of the given sizes, some labels ignored."""
 
     class_names = tuple('abcdefgh')
 
     def __init__(self, *sizes):
         self.sizes, self.ids = sizes, [str(size) for size in sizes]
-
-    def __len__(self):
-        return len(self.sizes)
 
     def load(self, index):
         rng = np.random.default_rng(index)
@@ -130,9 +127,9 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
     head = jax.jit(lambda x: models.forward(model, variables, x).presence_logits)
     for i, size in enumerate(source.sizes):
         views = []
-        for view in transforms.eval_views(source.load(i)['image'], config):
-            rows, columns = view['content'].numpy()
-            picture = view['image'].numpy()[:rows, :columns]
+        for view in fitting.eval_views(source.load(i)['image'], config):
+            rows, columns = view['content']
+            picture = view['image'][:rows, :columns]
             for mirrored in (False, True)[: 1 + flip]:
                 seen = picture[:, ::-1] if mirrored else picture
                 views.append((mirrored, *reference(forward, head, seen, window, stride, 3, size)))

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from configs import common
-from rankseg_jax import convert, models
+from rankseg_jax import config_check, convert, models
 from rankseg_jax.decoders.query_decoder import DetrDecoder
 from rankseg_jax.pretrained import hf, load_hf
 from rankseg_jax.ranking import gather
@@ -145,7 +145,7 @@ def test_a_config_describes_the_published_sizes(name, backbone, tmp_path):
     described = common.get_config()
     model = hf.build(json.loads((tmp_path / 'config.json').read_text()), state)
     assert convert.describe('maskformer', tmp_path, model, described)[149] == 'LABEL_149'
-    common.check(described)
+    config_check.check(described, common.get_config())
     assert described.model.backbone == name and models.build(described, 150) == model
     assert jax.tree.map(np.shape, hf.variables(theirs.to_dict(), state)) == jax.tree.map(
         np.shape,

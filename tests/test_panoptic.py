@@ -22,7 +22,7 @@ from rankseg_jax import (
     sharding,
     train,
 )
-from rankseg_jax.data import CorruptExample, coco, pipeline
+from rankseg_jax.data import CorruptExample, Source, coco, pipeline
 from rankseg_jax.decoders.query_decoder import QueryOutput
 from tests import tiny
 
@@ -182,11 +182,8 @@ def test_predictions_of_a_run_and_of_its_export(trained, tmp_path):
 def test_pictures_of_data_without_segments(trained, tmp_path, monkeypatch):
     config, workdir, source = trained
 
-    class LabelMaps:
-        ids, load = source.ids, staticmethod(source.load)
-
-        def __len__(self):
-            return 1
+    class LabelMaps(Source):
+        ids, load = source.ids[:1], staticmethod(source.load)
 
     monkeypatch.setattr(data, 'get_source', lambda *_: LabelMaps())
     assert predict.predict_split(predict.load(workdir), config, tmp_path).is_file()

@@ -7,16 +7,13 @@ import pytest
 import scipy.io
 from pycocotools import mask
 
-from rankseg_jax.data import (
-    IGNORE_LABEL,
-    CorruptExample,
-    official,
-    pascal_context59,
-    pascal_context60,
-)
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample
+from rankseg_jax.data.published.label_maps import read_classes
+from rankseg_jax.data.published.pascal_context59 import PascalContext59
+from rankseg_jax.data.published.pascal_context60 import PascalContext60
 from tests import official_cases
 
-IDS = official.read_classes('pascal_context')['ids']
+IDS = read_classes('pascal_context')['ids']
 NAMES = {
     'train': ['2008_000002', '2008_000007', '2010_004402'],
     'val': ['2008_000003', '2010_006082'],
@@ -116,13 +113,13 @@ def detail():
 
 
 class PascalContext60Test(official_cases.Case):
-    DATASET_CLASS = pascal_context60.PascalContext60
+    DATASET_CLASS = PascalContext60
     SPLITS = {'train': 3, 'validation': 2}
     fill = staticmethod(fill)
 
 
 class PascalContext59Test(official_cases.Case):
-    DATASET_CLASS = pascal_context59.PascalContext59
+    DATASET_CLASS = PascalContext59
     SPLITS = {'train': 3, 'validation': 2}
 
     @staticmethod
@@ -131,10 +128,7 @@ class PascalContext59Test(official_cases.Case):
 
 
 def test_the_classes():
-    with_background, without = (
-        official.read_classes('pascal_context'),
-        official.read_classes('pascal_context59'),
-    )
+    with_background, without = (read_classes('pascal_context'), read_classes('pascal_context59'))
     assert (
         with_background['names'][0] == 'background'
         and IDS[0] == 0
@@ -154,8 +148,8 @@ def test_each_kind_of_labels(tmp_path, kind, lists):
     fill(tmp_path, kind, lists)
     for split, phase in (('train', 'train'), ('validation', 'val')):
         sources = [
-            module.get_source(official_cases.config(tmp_path), split)
-            for module in (pascal_context60, pascal_context59)
+            build.get_source(official_cases.config(tmp_path), split)
+            for build in (PascalContext60, PascalContext59)
         ]
         for source, first in zip(sources, (0, 1), strict=True):
             assert source.ids == NAMES[phase] and source.category_ids == tuple(IDS[first:])
@@ -174,19 +168,13 @@ def test_each_kind_of_labels(tmp_path, kind, lists):
 
 
 @pytest.mark.parametrize('kind', ['png', 'mat', 'json'])
-@pytest.mark.parametrize('module', [pascal_context60, pascal_context59])
-def test_records_hold_what_the_folder_holds(tmp_path, module, kind):
+@pytest.mark.parametrize('build', [PascalContext60, PascalContext59])
+def test_records_hold_what_the_folder_holds(tmp_path, build, kind):
     fill(tmp_path / 'data', kind)
-    builder_class, highest = (
-        (module.PascalContext60, expected('2008_000002').max())
-        if module is pascal_context60
-        else (module.PascalContext59, 65535)
-    )
-    builder = official_cases.prepare(builder_class, tmp_path / 'data', tmp_path / 'records')
+    highest = expected('2008_000002').max() if build is PascalContext60 else 65535
+    builder = official_cases.prepare(build, tmp_path / 'data', tmp_path / 'records')
     for split in ('train', 'validation'):
-        official_cases.assert_same(
-            module.get_source, tmp_path / 'data', tmp_path / 'records', split
-        )
+        official_cases.assert_same(build.get_source, tmp_path / 'data', tmp_path / 'records', split)
     assert builder.as_data_source('train')[0]['labels'].max() == highest
 
 
@@ -195,7 +183,7 @@ def test_which_labels_and_lists_are_taken(tmp_path):
     root = tmp_path / 'VOCdevkit/VOC2010'
 
     def first():
-        source = pascal_context60.get_source(official_cases.config(tmp_path), 'train')
+        source = PascalContext60.get_source(official_cases.config(tmp_path), 'train')
         assert source.ids == NAMES['train']
         return set(np.unique(source.load(0)['label']).tolist())
 
@@ -232,12 +220,12 @@ def test_values_that_are_no_class(tmp_path):
     }
     (tmp_path / 'json/VOCdevkit/VOC2010/trainval_merged.json').write_text(json.dumps(content))
     for kind, message in (
-        ('png', rf'SegmentationClassContext/{name}.png: label values \[60\] are no class'),
-        ('json', rf'trainval_merged.json, {name}: label values \[457\] are no class'),
+        ('png', rf'SegmentationClassContext/{name}.png: label values \[60\] are neither a class'),
+        ('json', rf'trainval_merged.json, {name}: label values \[457\] are neither a class'),
     ):
-        for module in (pascal_context60, pascal_context59):
+        for build in (PascalContext60, PascalContext59):
             with pytest.raises(ValueError, match=message):
-                module.get_source(official_cases.config(tmp_path / kind), 'train').load(0)
+                build.get_source(official_cases.config(tmp_path / kind), 'train').load(0)
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -246,7 +234,7 @@ def test_files_that_cannot_be_read(tmp_path):
     scipy.io.savemat(root / 'trainval/2008_000002.mat', {'Labels': np.zeros((2, 2))})
     (root / 'trainval/2008_000007.mat').write_bytes(b'not MATLAB')
     official_cases.picture(root / 'JPEGImages/2010_004402.jpg', 9, 8)
-    source = pascal_context59.get_source(official_cases.config(tmp_path / 'mat'), 'train')
+    source = PascalContext59.get_source(official_cases.config(tmp_path / 'mat'), 'train')
     for index, message in enumerate(
         ("2008_000002.mat: KeyError: 'LabelMap'", '2008_000007.mat: ', '9 x 8')
     ):
@@ -263,7 +251,7 @@ def test_files_that_cannot_be_read(tmp_path):
         content['annos_segmentation'][0] |= {'image_id': 2008000002, 'segmentation': segmentation}
         (tmp_path / 'json/VOCdevkit/VOC2010/trainval_merged.json').write_text(json.dumps(content))
         with pytest.raises(CorruptExample, match='trainval_merged.json, 2008_000002: '):
-            pascal_context60.get_source(official_cases.config(tmp_path / 'json'), 'train').load(0)
+            PascalContext60.get_source(official_cases.config(tmp_path / 'json'), 'train').load(0)
 
 
 def test_broken_json_files_are_named(tmp_path):
@@ -272,9 +260,9 @@ def test_broken_json_files_are_named(tmp_path):
     for broken in ('', '[]', '{}', path.read_text()[:-9]):
         path.write_text(broken)
         with pytest.raises(
-            ValueError, match='trainval_merged.json is broken, or no JSON file of the Detail API'
+            ValueError, match='trainval_merged.json is broken or not a JSON file of the Detail API'
         ):
-            pascal_context60.get_source(official_cases.config(tmp_path), 'train')
+            PascalContext60.get_source(official_cases.config(tmp_path), 'train')
 
 
 def test_images_listed_twice_are_refused(tmp_path):
@@ -284,12 +272,10 @@ def test_images_listed_twice_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match="'train': images are listed twice, 2008_000007 among them"
     ):
-        pascal_context60.get_source(official_cases.config(tmp_path), 'train')
+        PascalContext60.get_source(official_cases.config(tmp_path), 'train')
 
 
-@pytest.mark.parametrize(
-    'builder', [pascal_context60.PascalContext60, pascal_context59.PascalContext59]
-)
+@pytest.mark.parametrize('builder', [PascalContext60, PascalContext59])
 @pytest.mark.parametrize(
     ('kind', 'gone', 'message'),
     [
@@ -326,7 +312,7 @@ def test_images_listed_twice_are_refused(tmp_path):
         (
             'png',
             'JPEGImages',
-            'holds no pascal_context..: neither JPEGImages is there, or in VOCdevkit/VOC2010 there',
+            'does not hold pascal_context..: neither JPEGImages exists there or in VOCdevkit/VOC2010 below it',
         ),
     ],
 )

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, get_source, pipeline
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, get_source, pipeline
 
 
-class Numbers:
+class Numbers(Source):
     """Example i has i at pixel (1, 1) and noise elsewhere; its label is i % 5 but for a corner."""
 
     class_names = tuple('abcde')
@@ -23,9 +23,6 @@ class Numbers:
         self.corrupt, self.sizes, self.error = corrupt, sizes, error
         self.loaded = collections.Counter()
         self.lock = threading.Lock()
-
-    def __len__(self):
-        return len(self.ids)
 
     def load(self, index):
         with self.lock:
@@ -272,12 +269,10 @@ def test_process_ends_while_examples_are_being_loaded():
         import time
         import numpy as np
         from configs import common
-        from rankseg_jax.data import pipeline
+        from rankseg_jax.data import Source, pipeline
 
-        class Slow:
+        class Slow(Source):
             ids = list('abcd')
-            def __len__(self):
-                return 4
             def load(self, index):
                 time.sleep(0.2)
                 return {'image': np.zeros([8, 8, 3], np.uint8), 'label': np.zeros([8, 8], np.int32)}

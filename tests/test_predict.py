@@ -14,7 +14,7 @@ from PIL import Image
 
 import rankseg_jax
 from rankseg_jax import checkpoint, data, evaluate, export, models, predict, sharding, train
-from rankseg_jax.data import CorruptExample, folder
+from rankseg_jax.data import CorruptExample, label_files
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def test_predictor_agrees_with_the_evaluation(trained, options, tmp_path):
         checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh)
     )
     source = data.get_source(config.data, 'validation')
-    writer = folder.LabelWriter(tmp_path, source)
+    writer = label_files.LabelWriter(tmp_path, source)
     scores = evaluate.evaluate(
         evaluate.make_eval_step(model, config, source, mesh),
         variables,

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from rankseg_jax.data import CorruptExample, ade20k, official, preparation
+from rankseg_jax.data import CorruptExample
+from rankseg_jax.data.published import ade20k, preparation
+from rankseg_jax.data.published.label_maps import to_labels
 from tests import official_cases
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +88,7 @@ def test_parts_become_shards_in_order(folder, tmp_path):
 PROGRAM = """
 import sys, time
 import tensorflow_datasets as tfds
-from rankseg_jax.data import ade20k, preparation
+from rankseg_jax.data.published import ade20k, preparation
 preparation.SHARD = 2
 read = ade20k.Ade20k.read.__func__
 def slow(cls, entry):
@@ -175,9 +177,9 @@ def test_records_half_there_are_named(folder, tmp_path, name, content):
     path = Path(prepare(folder, tmp_path / 'records').data_path)
     (path / name).write_text(content)
     with pytest.raises(
-        ValueError, match='records/ade20k.* holds records that are broken, not all there'
+        ValueError, match='records/ade20k.* holds records that are broken, incomplete'
     ):
-        ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+        ade20k.Ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
 
 
 def test_records_that_cannot_be_read_are_corrupt_examples(folder, tmp_path):
@@ -189,7 +191,7 @@ def test_records_that_cannot_be_read_are_corrupt_examples(folder, tmp_path):
     content[500] ^= 255
     for broken in (bytes(content), b'', None):
         path.unlink() if broken is None else path.write_bytes(broken)
-        source = ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+        source = ade20k.Ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
         assert source.load(0)
         with pytest.raises(CorruptExample, match='ADE_train_00000002: its record cannot be read'):
             source.load(2)
@@ -202,7 +204,7 @@ def test_pictures_that_are_none_are_named(folder):
         CorruptExample,
         match='ADE_train_00000003: UnidentifiedImageError: cannot identify image file$',
     ):
-        ade20k.get_source(official_cases.config(folder), 'train').load(3)
+        ade20k.Ade20k.get_source(official_cases.config(folder), 'train').load(3)
 
 
 def test_records_in_another_format_are_named(folder, tmp_path):
@@ -213,7 +215,7 @@ def test_records_in_another_format_are_named(folder, tmp_path):
     with pytest.raises(
         ValueError, match='not of the format array_record; remove that folder and prepare it again'
     ):
-        ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+        ade20k.Ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
 
 
 def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
@@ -222,13 +224,13 @@ def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(preparation.file_adapters.ArrayRecordFileAdapter, 'write_examples', full)
     with pytest.raises(
-        OSError, match=r'parts/ade20k-\S*tmp cannot be written, or not be read back: No space left'
+        OSError, match=r'parts/ade20k-\S*tmp cannot be written or read back: No space left'
     ):
         prepare(folder, tmp_path / 'records')
 
 
 def test_preparing_again_says_that_nothing_is_done(folder, tmp_path, capsys):
-    for message in ('', 'ade20k/1.0.0 is there already; remove that folder'):
+    for message in ('', 'ade20k/1.0.0 exists already; remove that folder'):
         ade20k.Ade20k.prepare(folder, tmp_path / 'records')
         assert message in capsys.readouterr().out
 
@@ -241,7 +243,7 @@ def test_progress_is_shown(folder, tmp_path, capsys):
 def test_a_wrong_folder_leaves_nothing(tmp_path):
     (tmp_path / 'data/somewhere').mkdir(parents=True)
     with pytest.raises(
-        FileNotFoundError, match='holds no ade20k: neither images/training'
+        FileNotFoundError, match='does not hold ade20k: neither images/training'
     ) as error:
         prepare(tmp_path / 'data', tmp_path / 'records')
     assert 'docs/datasets.md' in str(error.value) and 'ADEChallengeData2016/annotations' in str(
@@ -256,7 +258,7 @@ def test_half_a_folder_is_named_and_leaves_nothing(folder, tmp_path):
     (folder / 'ADEChallengeData2016/images/training/ADE_train_00000002.jpg').unlink()
     for attempt in (
         lambda: prepare(folder, tmp_path / 'records'),
-        lambda: ade20k.get_source(official_cases.config(folder), 'train'),
+        lambda: ade20k.Ade20k.get_source(official_cases.config(folder), 'train'),
     ):
         with pytest.raises(FileNotFoundError, match='3 of 14 files are missing') as error:
             attempt()
@@ -264,7 +266,7 @@ def test_half_a_folder_is_named_and_leaves_nothing(folder, tmp_path):
             assert name in str(error.value)
     assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
     assert (
-        len(ade20k.get_source(official_cases.config(folder), 'validation')) == 2
+        len(ade20k.Ade20k.get_source(official_cases.config(folder), 'validation')) == 2
     )  # which is whole
 
 
@@ -273,14 +275,14 @@ def test_an_empty_split_is_named(folder):
         for path in (folder / f'ADEChallengeData2016/{kind}/validation').iterdir():
             path.unlink()
     with pytest.raises(FileNotFoundError, match=r"split 'validation'.*validation/\*.jpg"):
-        ade20k.get_source(official_cases.config(folder), 'validation')
+        ade20k.Ade20k.get_source(official_cases.config(folder), 'validation')
 
 
 def test_config_errors_name_the_way_out(folder):
     with pytest.raises(ValueError, match="no split 'val'; the splits are train, validation"):
-        ade20k.get_source(official_cases.config(folder), 'val')
+        ade20k.Ade20k.get_source(official_cases.config(folder), 'val')
     with pytest.raises(ValueError, match='num_classes = 151, but ade20k names 150'):
-        ade20k.get_source(official_cases.config(folder, num_classes=151), 'train')
+        ade20k.Ade20k.get_source(official_cases.config(folder, num_classes=151), 'train')
 
 
 @pytest.mark.parametrize(
@@ -292,9 +294,9 @@ def test_config_errors_name_the_way_out(folder):
     ],
 )
 def test_to_labels(values, ids, ignored, expected):
-    assert official.to_labels(np.array([values]), ids, ignored, 'a.png').tolist() == [expected]
+    assert to_labels(np.array([values]), ids, ignored, 'a.png').tolist() == [expected]
 
 
 def test_to_labels_names_unknown_values():
-    with pytest.raises(ValueError, match=r'a.png: label values \[2, 9\] are no class'):
-        official.to_labels(np.array([[1, 9, 2, 0]]), (1, 3), (0,), 'a.png')
+    with pytest.raises(ValueError, match=r'a.png: label values \[2, 9\] are neither a class'):
+        to_labels(np.array([[1, 9, 2, 0]]), (1, 3), (0,), 'a.png')

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rankseg_jax import data, losses, multilabel, ranking
-from rankseg_jax.data import official
+from rankseg_jax.data.published.label_maps import read_classes
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text()
@@ -102,9 +102,7 @@ def test_table_of_data_sets():
         ):
             builder = data.builder_class(name)
             named.append(builder.name)
-            assert len(official.read_classes(builder.CLASSES)['names']) == int(
-                number.replace(',', '')
-            )
+            assert len(read_classes(builder.CLASSES)['names']) == int(number.replace(',', ''))
             published = getattr(builder, 'PUBLISHED_VIDEOS', builder.PUBLISHED).values()
             assert counts == ' / '.join(f'{count:,}' for count in published) + (
                 ' videos' if 'videos' in counts else ' images'

@@ -225,7 +225,7 @@ def test_embeddings_of_length_zero_give_finite_gradients():
     [
         (
             {'model__backbone': 'resnet50'},
-            "'resnet50' does not fit this framework; use one of vit_ti8",
+            "'resnet50' does not suit .* 'segmenter', which needs one feature map; use one of vit_ti8",
         ),
         ({'model__decoder': 'fcn'}, "'fcn' must be 'mask_transformer'"),
         ({'model__late_classes': True, 'model__channels': 32}, 'config.model.channels = 16'),

@@ -110,7 +110,7 @@ def test_parameters_are_timms(size, theirs):
         for name, value in model.state_dict().items()
     }
     ours = jax.eval_shape(
-        lambda: backbones.build(f'swin_{size}', family=swin).init(
+        lambda: backbones.build(f'swin_{size}').init(
             jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
         )
     )

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from configs import common, deeplabv3, mask2former, segmenter
-from rankseg_jax.data import IGNORE_LABEL, transforms
+from rankseg_jax.data import IGNORE_LABEL, fitting, transforms
 
 SIDES = st.integers(1, 700)
 
@@ -38,13 +38,13 @@ def keys(count, seed=0):
     ],
 )
 def test_scaled_size_of_known_recipes(size, base, ratio, expected):
-    assert tuple(transforms.scaled_size(tf.constant(size), base, ratio).numpy()) == expected
+    assert tuple(fitting.scaled_size(size, base, ratio)) == expected
 
 
 @settings(max_examples=60, deadline=None)
 @given(SIDES, SIDES, st.tuples(SIDES, SIDES).map(sorted), st.floats(0.25, 2, width=32))
 def test_scaled_size_is_the_largest_that_fits(rows, columns, base, ratio):
-    found = transforms.scaled_size(tf.constant([rows, columns]), tuple(base), ratio).numpy()
+    found = fitting.scaled_size([rows, columns], tuple(base), ratio)
     short, long = (int(side * ratio) for side in base)
     # Brute force: every length of the long side, from the largest that is allowed downwards.
     for side in range(long, -1, -1):
@@ -117,10 +117,9 @@ def test_limited_size_is_detectron2s(short_sides, longest):
     for size in [(480, 640), (640, 480), (100, 1000), (1000, 99), *rng.integers(50, 3000, (40, 2))]:
         for short in short_sides:
             expected = resize_shortest_edge(*size, short, longest)
-            assert tuple(transforms.limited_size(size, (short, longest)).numpy()) == expected
-            assert (
-                tuple(transforms.scaled_size(size, (short, longest), 1.0).numpy()) == expected
-            )  # as in evaluation
+            assert tuple(fitting.limited_size(size, (short, longest))) == expected
+            # As in evaluation.
+            assert tuple(fitting.scaled_size(size, (short, longest), 1.0)) == expected
 
 
 def test_every_short_side_is_as_likely():
@@ -271,9 +270,9 @@ def test_flip_mirrors_both_half_of_the_time():
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0, 2, width=32), st.floats(-0.5, 0.5, width=32), st.integers(0, 1000))
-def test_shift_colours_against_colorsys(saturation, hue, seed):
+def test_shift_colors_against_colorsys(saturation, hue, seed):
     image = np.random.default_rng(seed).integers(0, 256, (3, 4, 3)).astype(np.float32)
-    found = transforms.shift_colours(image, saturation, hue).numpy()
+    found = transforms.shift_colors(image, saturation, hue).numpy()
     for index in np.ndindex(3, 4):
         h, s, v = colorsys.rgb_to_hsv(*(image[index] / 255))
         expected = colorsys.hsv_to_rgb((h + hue) % 1, min(s * saturation, 1), v)
@@ -321,9 +320,14 @@ def photometric_distortion(image, brightness, contrast, saturation, hue, contras
 )
 def test_distortion_against_opencv(draws, largest, mean):
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    *numbers, hue, contrast_first = draws
-    found = transforms.distort_colours(
-        image.astype(np.float32), *numbers, hue / 180, contrast_first
+    brightness, contrast, saturation, hue, contrast_first = draws
+    found = transforms.distort_colors(
+        image.astype(np.float32),
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue / 180,
+        contrast_first=contrast_first,
     ).numpy()
     error = np.abs(found - photometric_distortion(image, *draws))
     assert error.max() < largest and error.mean() < mean
@@ -337,9 +341,9 @@ def test_hue_turns_by_whole_steps():
     assert set((steps.round() + 90) % 180 - 90) == set(range(-18, 18))
 
 
-def test_distortion_of_grey_is_brightness_and_contrast():
-    grey = np.full([1, 1, 3], 100, np.float32)
-    out = np.array([transforms.photometric_distortion(grey, key)[0, 0] for key in keys(400)])
+def test_distortion_of_gray_is_brightness_and_contrast():
+    gray = np.full([1, 1, 3], 100, np.float32)
+    out = np.array([transforms.photometric_distortion(gray, key)[0, 0] for key in keys(400)])
     np.testing.assert_allclose(out, out[:, :1] + np.zeros(3), atol=1e-3)
     value = out[:, 0]
     assert (68 * 0.5 <= value).all() and (value <= 132 * 1.5).all()
@@ -347,12 +351,12 @@ def test_distortion_of_grey_is_brightness_and_contrast():
     assert 0.18 < (np.abs(value - 100) < 1e-3).mean() < 0.32  # neither: 1/4
 
 
-def test_distortion_of_colour_stays_in_range():
-    colour = np.array([[[200, 100, 60]]], np.float32)
-    hue, saturation, _ = colorsys.rgb_to_hsv(*(colour[0, 0] / 255))
+def test_distortion_of_color_stays_in_range():
+    color = np.array([[[200, 100, 60]]], np.float32)
+    hue, saturation, _ = colorsys.rgb_to_hsv(*(color[0, 0] / 255))
     hues, saturations = [], []
     for key in keys(400):
-        out = transforms.photometric_distortion(colour, key).numpy()[0, 0]
+        out = transforms.photometric_distortion(color, key).numpy()[0, 0]
         assert (out >= 0).all() and (out <= 255).all()
         h, s, v = colorsys.rgb_to_hsv(*(out / 255))
         hues.append(h)
@@ -427,9 +431,9 @@ def mirrored(image, label):
     return image[:, ::-1], label[:, ::-1]
 
 
-def finished(image, label, size, colour):
-    """Padded to `size`, the image with `colour`, and normalised."""
-    canvas, labels = np.full((*size, 3), colour), np.full(size, IGNORE_LABEL)
+def finished(image, label, size, color):
+    """Padded to `size`, the image with `color`, and normalised."""
+    canvas, labels = np.full((*size, 3), color), np.full(size, IGNORE_LABEL)
     canvas[: label.shape[0], : label.shape[1]] = image
     labels[: label.shape[0], : label.shape[1]] = label
     return (canvas - MEAN) / STD, labels
@@ -600,23 +604,23 @@ def test_a_clip_is_transformed_like_its_frames(name):
 
 
 @pytest.mark.parametrize(
-    'name, colour',
+    'name, color',
     [('mmsegmentation', None), ('mask2former', 128), ('large_scale_jitter', 128), ('video', None)],
 )
-def test_what_is_padded_is_not_distorted(name, colour):
+def test_what_is_padded_is_not_distorted(name, color):
     config = CONFIGS[name].copy_and_resolve_references()
     config.augment.update(
         base_size=(20, 80), crop_size=(16, 40), photometric=True, scale_range=(0.4, 0.4)
     )
     config.augment.short_sides = config.augment.short_sides and (8,)
     expected = (
-        np.zeros(3) if colour is None else (colour - np.array(config.data.mean)) / config.data.std
+        np.zeros(3) if color is None else (color - np.array(config.data.mean)) / config.data.std
     )
     rows = 6 if config.augment.large_scale_jitter else 8
     for key in keys(10):
         pixels, labels = transforms.train_transform(*picture(20, 30), key, config)
         np.testing.assert_allclose(
-            pixels[rows:], np.broadcast_to(expected, (16 - rows, 40, 3)), atol=1e-6 * (colour or 0)
+            pixels[rows:], np.broadcast_to(expected, (16 - rows, 40, 3)), atol=1e-6 * (color or 0)
         )
         assert np.all(labels[rows:] == IGNORE_LABEL) and np.all(
             pixels[:rows, 0].numpy().std(axis=0) > 0
@@ -629,7 +633,7 @@ def test_eval_views_of_a_clip_are_its_frames():
     frames = np.stack([picture(51, 101, seed)[0] for seed in range(2)])
     for t, frame in enumerate(frames):
         for view, expected in zip(
-            transforms.eval_views(frames, config), transforms.eval_views(frame, config), strict=True
+            fitting.eval_views(frames, config), fitting.eval_views(frame, config), strict=True
         ):
             np.testing.assert_array_equal(view['image'][t], expected['image'])
             np.testing.assert_array_equal(view['content'], expected['content'])
@@ -640,7 +644,7 @@ def test_eval_view_is_resized_as_the_config_says(antialias):
     config = common.get_config()
     config.eval.base_size, config.data.antialias = (20, 80), antialias
     image, _ = picture(51, 101)
-    (view,) = transforms.eval_views(image, config)
+    (view,) = fitting.eval_views(image, config)
     small = Image.fromarray(image).resize((40, 20), Image.Resampling.BILINEAR)
     expected = np.array(small) if antialias else pytest.importorskip('cv2').resize(image, (40, 20))
     np.testing.assert_allclose(view['image'][:20, :40] * STD + MEAN, expected, atol=1.01)
@@ -661,9 +665,9 @@ def test_eval_view_fits_and_pads(size, content):
     config.eval.size = (48, 48)
     config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     image = np.random.default_rng(0).integers(1, 256, (*size, 3)).astype(np.uint8)
-    (view,) = transforms.eval_views(image, config)
+    (view,) = fitting.eval_views(image, config)
     found = view['image']
-    assert tuple(view['content'].numpy()) == content and found.shape == (48, 48, 3)
+    assert tuple(view['content']) == content and found.shape == (48, 48, 3)
     rows, columns = content
     assert not np.any(found[rows:]) and not np.any(found[:, columns:])
     assert np.all(found[:rows, :columns] > 0)
@@ -688,6 +692,6 @@ def test_eval_views_of_free_size(options, contents, shapes):
     config = common.get_config()
     config.eval.update(options)
     image = np.random.default_rng(0).integers(0, 256, (51, 101, 3)).astype(np.uint8)
-    views = transforms.eval_views(image, config)
-    assert [tuple(view['content'].numpy()) for view in views] == contents
+    views = fitting.eval_views(image, config)
+    assert [tuple(view['content']) for view in views] == contents
     assert [view['image'].shape[:2] for view in views] == shapes

@@ -23,7 +23,7 @@ def tiny(**fields):
 def test_features_are_timms(name, timms, size):
     """ViT-B/16 as it is used; with patches of 8 a narrow one."""
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
-    ours = backbones.build(name, family=vit, image_size=(size, size))
+    ours = backbones.build(name, image_size=(size, size))
     theirs = random_parameters(
         torch,
         timm.create_model(

@@ -10,8 +10,9 @@ from PIL import Image
 
 from configs import common
 from rankseg_jax import data
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, pipeline, vspw
-from rankseg_jax.data.folder import LabelWriter
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, pipeline
+from rankseg_jax.data.label_files import LabelWriter
+from rankseg_jax.data.published import files, vspw
 from rankseg_jax.data.videos import chunks, sample
 from tests import official_cases
 
@@ -62,7 +63,7 @@ def folder(tmp_path):
 
 
 def open_split(folder, split):
-    return vspw.get_source(official_cases.config(folder), split)
+    return vspw.Vspw.get_source(official_cases.config(folder), split)
 
 
 def raw_masks(folder, video):
@@ -189,7 +190,7 @@ def test_models_of_images_take_frames(folder):
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(vspw.Vspw, folder, tmp_path / 'records')
     for split in ('train', 'validation', 'test'):
-        official_cases.assert_same(vspw.get_source, folder, tmp_path / 'records', split)
+        official_cases.assert_same(vspw.Vspw.get_source, folder, tmp_path / 'records', split)
     record = builder.as_data_source('train')[5]
     assert record['file_name'] == b'7_b/00000004' and record['original_size'].tolist() == [22, 26]
     assert set(np.unique(record['labels'])) == {0, 1, 76, 123, 65535}
@@ -235,8 +236,8 @@ def test_missing_files_are_named(folder, tmp_path):
 
 
 def test_each_folder_is_listed_once(folder, monkeypatch):
-    listing, seen = vspw.official.listing, []
-    monkeypatch.setattr(vspw.official, 'listing', lambda path: seen.append(path) or listing(path))
+    listing, seen = files.listing, []
+    monkeypatch.setattr(files, 'listing', lambda path: seen.append(path) or listing(path))
     open_split(folder, 'train')
     assert len(seen) == len(set(seen)) == 6
 
@@ -248,7 +249,8 @@ def test_a_wrong_folder_leaves_nothing(tmp_path):
         lambda: vspw.Vspw.prepare(tmp_path / 'data', tmp_path / 'records'),
     ):
         with pytest.raises(
-            FileNotFoundError, match='holds no vspw: neither train.txt nor val.txt nor test.txt'
+            FileNotFoundError,
+            match='does not hold vspw: neither train.txt nor val.txt nor test.txt',
         ):
             attempt()
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['data', 'somewhere']
@@ -322,9 +324,9 @@ LONG = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from rankseg_jax.data import vspw
+from rankseg_jax.data.published import vspw
 
-source = vspw.get_source(SimpleNamespace(dir=sys.argv[1], num_classes=0), 'train')
+source = vspw.Vspw.get_source(SimpleNamespace(dir=sys.argv[1], num_classes=0), 'train')
 for frame, index in enumerate(source.videos[0][1]):
     source.load(index)
     if frame in (99, len(source) - 1):

@@ -11,12 +11,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, official, rle, youtube_vis_2019
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, rle
+from rankseg_jax.data.published import files, youtube_vis_2019
+from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.data.videos import chunks, sample
 from tests import official_cases
 
 SIZE = (20, 26)
-NAMES = official.read_classes('youtube_vis_2019')['names']
+NAMES = read_classes('youtube_vis_2019')['names']
 # By split: videos (id, name, number of frames). Their order is that of neither ids nor names.
 VIDEOS = {
     'train': [(7, 'dd', 6), (2, 'aa', 1), (3, 'cc', 22), (5, 'bb', 2)],
@@ -142,7 +144,7 @@ def folder(tmp_path):
 
 
 def open_split(folder, split):
-    return youtube_vis_2019.get_source(official_cases.config(folder), split)
+    return youtube_vis_2019.YoutubeVis2019.get_source(official_cases.config(folder), split)
 
 
 def change(folder, changes, name='train'):
@@ -277,7 +279,9 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
         and (tmp_path / 'records/youtube_vis_2019/1.0.0').is_dir()
     )
     for split in ('train', 'validation', 'test'):
-        official_cases.assert_same(youtube_vis_2019.get_source, folder, tmp_path / 'records', split)
+        official_cases.assert_same(
+            youtube_vis_2019.YoutubeVis2019.get_source, folder, tmp_path / 'records', split
+        )
     record = builder.as_data_source('train')[2]
     assert record['file_name'] == b'dd/00010' and record['video_id'] == 7
     tracks = record['tracks']
@@ -406,8 +410,8 @@ def test_missing_files_are_named(folder, tmp_path):
 
 
 def test_each_folder_is_listed_once(folder, monkeypatch):
-    listing, seen = official.listing, []
-    monkeypatch.setattr(official, 'listing', lambda path: seen.append(path.name) or listing(path))
+    listing, seen = files.listing, []
+    monkeypatch.setattr(files, 'listing', lambda path: seen.append(path.name) or listing(path))
     open_split(folder, 'train')
     assert seen == ['dd', 'aa', 'cc', 'bb']
 
@@ -438,7 +442,7 @@ def test_a_wrong_folder_leaves_nothing(tmp_path):
     ):
         with pytest.raises(
             FileNotFoundError,
-            match='holds no youtube_vis_2019: neither train.json nor valid.json nor test.json',
+            match='does not hold youtube_vis_2019: neither train.json nor valid.json nor test.json',
         ):
             attempt()
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['data', 'somewhere']
@@ -481,7 +485,7 @@ def test_names_with_spaces_are_the_same(folder):
 def test_a_file_that_is_broken_or_of_another_kind(folder, text):
     (folder / 'ytvis_2019/train.json').write_text(text)
     with pytest.raises(
-        ValueError, match='train.json is broken, or no JSON file of YouTubeVIS-2019: '
+        ValueError, match='train.json is broken or not a JSON file of YouTubeVIS-2019: '
     ):
         open_split(folder, 'train')
 
@@ -493,22 +497,22 @@ def test_a_file_that_is_broken_or_of_another_kind(folder, text):
         (lambda c: c['videos'][0].update(file_names=[]), 'each of its videos must have .* frames'),
         (
             lambda c: c['videos'][0]['file_names'].append('aa/00000.jpg'),
-            'all in a folder of its own',
+            'all of them in a unique folder',
         ),
         (
             lambda c: c['videos'][1].update(file_names=['dd/00000.jpg']),
-            'all in a folder of its own',
+            'all of them in a unique folder',
         ),
-        (lambda c: c['videos'][1].update(id=7), 'each of its videos must have an id of its own'),
+        (lambda c: c['videos'][1].update(id=7), 'each of its videos must have a unique id'),
         (lambda c: c['videos'][1].pop('height'), "train.json is broken.*KeyError: 'height'"),
         (lambda c: c.pop('annotations'), 'train.json has no annotations'),
         (
             lambda c: c['annotations'][0].update(video_id=99),
-            'no video 99 or no category 40, which the track 11 has',
+            'the track 11 has the video 99 and the category 40, one of which it does not list',
         ),
         (
             lambda c: c['annotations'][0].update(category_id=0),
-            'no video 7 or no category 0, which the track 11 has',
+            'the track 11 has the video 7 and the category 0, one of which it does not list',
         ),
         (
             lambda c: c['annotations'][0]['segmentations'].pop(),

@@ -6,8 +6,10 @@ from configs import common
 from rankseg_jax.backbones import resnet, swin, vit
 
 resnet.VARIANTS['tiny'] = partial(resnet.ResNet, (1, 1, 1, 1), width=4, stem='small')
-vit.VARIANTS['tiny_vit'] = partial(vit.ViT, 8, 16, 2, 2)
-swin.VARIANTS['swin_tiny'] = partial(swin.Swin, 8, (1, 1, 2, 1), (1, 2, 2, 4), 3)
+vit.VARIANTS['tiny_vit'] = partial(vit.ViT, patch=8, width=16, num_layers=2, num_heads=2)
+swin.VARIANTS['swin_tiny'] = partial(
+    swin.Swin, width=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window=3
+)
 
 
 def config(data_dir, **overrides):

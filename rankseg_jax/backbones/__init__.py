@@ -1,19 +1,90 @@
-"""Backbones: images [B, H, W, 3] -> {stride s: features [B, ceil(H / s), ceil(W / s), C]}."""
+"""Backbones: images [B, H, W, 3] -> {stride s: features [B, ceil(H / s), ceil(W / s), D]}.
+
+A family is a module here with `VARIANTS`, which maps names to modules. A module's `strides` are
+those of its features.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankseg_jax.backbones import resnet
+from rankseg_jax.backbones import resnet, swin, vit
+
+FAMILIES = (resnet, swin, vit)
+PYRAMID = (4, 8, 16, 32)  # the strides that most frameworks need
 
 
-def build(name: str, dtype=jnp.float32, *, family=resnet, **fields) -> nn.Module:
+def variants() -> dict[str, Callable[..., nn.Module]]:
+    """The backbones of all families, by name."""
+    return {name: variant for family in FAMILIES for name, variant in family.VARIANTS.items()}
+
+
+def find(name: str) -> Callable[..., nn.Module]:
+    """What builds the backbone called `name`.
+
+    Raises:
+      ValueError: no backbone has this name.
+    """
+    known = variants()
+    if name not in known:
+        raise ValueError(
+            f'config.model.backbone = {name!r} is unknown; use one of {", ".join(known)}'
+        )
+    return known[name]
+
+
+def build(name: str, dtype=jnp.float32, **fields) -> nn.Module:
     """The backbone called `name`, computing in `dtype`, with further fields of its module.
 
     Raises:
-      ValueError: `family`, the module of this package whose backbones the framework can use, has none of this name.
+      ValueError: no backbone has this name.
     """
-    if name not in family.VARIANTS:
+    return find(name)(dtype=dtype, **fields)
+
+
+def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> nn.Module:
+    """The backbone that `config.model` names, if it suits the framework that asks for it.
+
+    An option of the config has no effect on a family whose module has no such field, as
+    `drop_path` has none on ResNets.
+
+    Args:
+      config: see configs/common.py.
+      strides: of the feature maps that the framework needs; None: one map, of any stride.
+      needed: fields that the backbone must have, with their values.
+
+    Raises:
+      ValueError: no backbone has this name, or this one lacks strides or fields.
+    """
+    model = config.model
+    variant = find(model.backbone)
+    if not suits(variant, strides, needed):
+        maps = 'one feature map' if strides is None else f'feature maps of strides {strides}'
+        suitable = [name for name, other in variants().items() if suits(other, strides, needed)]
         raise ValueError(
-            f'config.model.backbone = {name!r} does not fit this framework; use one of {", ".join(family.VARIANTS)}'
+            f'config.model.backbone = {model.backbone!r} does not suit config.model.framework = '
+            f'{model.framework!r}, which needs {" and ".join([maps, *needed])}; '
+            f'use one of {", ".join(suitable)}'
         )
-    return family.VARIANTS[name](dtype=dtype, **fields)
+    options = {
+        'image_size': tuple(config.augment.crop_size),
+        'drop_path': model.drop_path,
+        'remat': model.remat,
+        'frozen_norm': model.frozen_norm,
+    }
+    fields = field_names(variant)
+    options = {key: value for key, value in options.items() if key in fields}
+    return variant(dtype=jnp.dtype(model.dtype), **options, **needed)
+
+
+def suits(variant, strides: tuple[int, ...] | None, needed) -> bool:
+    """Whether a backbone has the strides and fields that `from_config` is asked for."""
+    found = variant().strides
+    enough = len(found) == 1 if strides is None else set(strides) <= set(found)
+    return enough and field_names(variant).issuperset(needed)
+
+
+def field_names(variant) -> set[str]:
+    return {field.name for field in dataclasses.fields(variant.func)}

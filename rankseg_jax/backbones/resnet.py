@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -13,10 +14,17 @@ from rankseg_jax.layers import ConvNorm
 class ResNet(nn.Module):
     """Residual network whose stages of 1, 2, 4 and 8 times `width` end at strides 4, 8, 16 and 32.
 
-    `stem` is 'imagenet' (7 x 7 convolution and max pooling, each of stride 2), 'deep' (v1c: three 3 x 3 convolutions instead of
-    the one of 7 x 7) or 'small' (two 3 x 3 convolutions of stride 2, cheap on small images). Stages beyond `output_stride`
-    (8, 16 or 32) keep that stride and dilate their convolutions instead, as DeepLab's; the first block of such a stage still has
-    the dilation of the stage before. Normalisation, and what `frozen_norm` freezes of it, is explained at `ConvNorm`.
+    Attributes:
+      stage_sizes: blocks of each of the four stages.
+      bottleneck: whether blocks are bottlenecks, which end in 4 times the stage's width.
+      width: channels of the first stage, before bottlenecks multiply them.
+      stem: 'imagenet' (7 × 7 convolution and max pooling, each of stride 2), 'deep' (v1c: three
+        3 × 3 convolutions instead of the 7 × 7 one) or 'small' (two 3 × 3 convolutions of stride 2,
+        cheap on small images).
+      output_stride: 8, 16 or 32. Later stages keep this stride and dilate their convolutions
+        instead, as in DeepLab; the first block of such a stage still has the dilation of the stage
+        before.
+      frozen_norm: whether batch norms are frozen, see `ConvNorm`.
     """
 
     stage_sizes: Sequence[int]
@@ -26,15 +34,19 @@ class ResNet(nn.Module):
     output_stride: int = 32
     frozen_norm: bool = False
     dtype: Any = jnp.float32
+    strides = (4, 8, 16, 32)
 
     @nn.compact
-    def __call__(self, images, *, train: bool):
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), C]} for s = 4, 8, 16 and 32.
+    def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
+        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
-        Dilated stages keep the name s, but have the output stride's size.
+        A dilated stage keeps its key s, but its map has the size of the output stride.
+
+        Raises:
+          ValueError: unknown `stem` or `output_stride`.
         """
 
-        def conv(name, x, features, kernel, stride=1, **options):
+        def conv(name, x, features, *, kernel, stride=1, **options):
             return ConvNorm(
                 features,
                 kernel,
@@ -45,33 +57,33 @@ class ResNet(nn.Module):
                 **options,
             )(x, train=train)
 
-        def block(name, x, width, stride, dilation):
-            """The last scale starts at zero, so that every block starts as its shortcut."""
+        def block(name, x, *, width, stride, dilation):
+            # The last scale starts at zero, so that every block starts as its shortcut.
             last = {'relu': False, 'scale_init': nn.initializers.zeros}
             if self.bottleneck:
-                y = conv(f'{name}_conv1', x, width, 1)
-                y = conv(f'{name}_conv2', y, width, 3, stride, dilation=dilation)
-                y = conv(f'{name}_conv3', y, 4 * width, 1, **last)
+                y = conv(f'{name}_conv1', x, width, kernel=1)
+                y = conv(f'{name}_conv2', y, width, kernel=3, stride=stride, dilation=dilation)
+                y = conv(f'{name}_conv3', y, 4 * width, kernel=1, **last)
             else:
-                y = conv(f'{name}_conv1', x, width, 3, stride, dilation=dilation)
-                y = conv(f'{name}_conv2', y, width, 3, dilation=dilation, **last)
+                y = conv(f'{name}_conv1', x, width, kernel=3, stride=stride, dilation=dilation)
+                y = conv(f'{name}_conv2', y, width, kernel=3, dilation=dilation, **last)
             if x.shape != y.shape:
-                x = conv(f'{name}_shortcut', x, y.shape[-1], 1, stride, relu=False)
+                x = conv(f'{name}_shortcut', x, y.shape[-1], kernel=1, stride=stride, relu=False)
             return nn.relu(x + y)
 
         if self.stem == 'imagenet':
-            x = conv('stem', images, self.width, 7, 2)  # [B, H/2, W/2, C]
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H/4, W/4, C]
+            x = conv('stem', images, self.width, kernel=7, stride=2)  # [B, H/2, W/2, D]
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H/4, W/4, D]
         elif self.stem == 'deep':
-            x = conv('stem1', images, self.width // 2, 3, 2)  # [B, H/2, W/2, C/2]
-            x = conv('stem2', x, self.width // 2, 3)
-            x = conv('stem3', x, self.width, 3)  # [B, H/2, W/2, C]
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H/4, W/4, C]
+            x = conv('stem1', images, self.width // 2, kernel=3, stride=2)  # [B, H/2, W/2, D/2]
+            x = conv('stem2', x, self.width // 2, kernel=3)
+            x = conv('stem3', x, self.width, kernel=3)  # [B, H/2, W/2, D]
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H/4, W/4, D]
         elif self.stem == 'small':
-            x = conv('stem1', images, self.width // 2, 3, 2)  # [B, H/2, W/2, C/2]
-            x = conv('stem2', x, self.width, 3, 2)  # [B, H/4, W/4, C]
+            x = conv('stem1', images, self.width // 2, kernel=3, stride=2)  # [B, H/2, W/2, D/2]
+            x = conv('stem2', x, self.width, kernel=3, stride=2)  # [B, H/4, W/4, D]
         else:
-            raise ValueError(f"ResNet.stem is {self.stem!r}; use 'imagenet', 'deep' or 'small'.")
+            raise ValueError(f"ResNet.stem = {self.stem!r} must be 'imagenet', 'deep' or 'small'")
         if self.output_stride not in (8, 16, 32):
             raise ValueError(
                 f'config.model.output_stride = {self.output_stride} must be 8, 16 or 32'
@@ -79,13 +91,18 @@ class ResNet(nn.Module):
 
         features = {}
         for i, size in enumerate(self.stage_sizes):
-            nominal = 4 * 2**i
+            nominal = self.strides[i]  # without dilation
             dilation = max(nominal // self.output_stride, 1)
             for j in range(size):
                 stride = 2 if 0 < i and j == 0 and dilation == 1 else 1
-                inner = max(dilation // 2, 1) if j == 0 else dilation
-                x = block(f'stage{i + 1}_block{j + 1}', x, self.width * 2**i, stride, inner)
-            features[nominal] = x  # [B, H/stride, W/stride, C]
+                x = block(
+                    f'stage{i + 1}_block{j + 1}',
+                    x,
+                    width=self.width * 2**i,
+                    stride=stride,
+                    dilation=max(dilation // 2, 1) if j == 0 else dilation,
+                )
+            features[nominal] = x  # [B, H/stride, W/stride, D]
         return features
 
 

@@ -1,8 +1,9 @@
-"""Vision transformer (Dosovitskiy et al., 2021) as a backbone: one feature map, at the stride of its patches."""
+"""Vision transformer (Dosovitskiy et al., 2021): one feature map, at the stride of its patches."""
 
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -13,17 +14,19 @@ token_init = nn.initializers.truncated_normal(0.02)
 
 
 class ViT(nn.Module):
-    """Images -> {patch: features}, with a class token inside that is left out at the end.
+    """Images -> {patch: features}; the class token takes part and is dropped at the end.
 
     Attributes:
-      patch: side of a patch in pixels. Images are padded with zeros below and to the right up to a multiple of it.
+      patch: side of a patch in pixels. Images are padded with zeros below and to the right to a
+        multiple of it.
       width: D.
       num_layers: transformer blocks.
-      image_size: (height, width) of training images, to which the learned position codes belong; for any other input they are
-        resized bicubically.
-      drop_path: of the last block; it rises linearly from 0 at the first.
-      num_classes: if above 0, so many class embeddings join the tokens before the last block (RankSeg's OCE variant), and
-        the result also holds 'classes' [B, K, D].
+      num_heads: attention heads of each block.
+      image_size: (height, width) of training images, to which the learned position codes belong;
+        for any other input they are resized bicubically.
+      drop_path: rate of the last block (see `layers.Block`); it rises linearly from 0 at the first.
+      num_classes: if above 0, K class embeddings join the tokens before the last block (RankSeg's
+        OCE variant), and the result also holds 'classes' [B, K, D].
     """
 
     patch: int
@@ -35,8 +38,12 @@ class ViT(nn.Module):
     num_classes: int = 0
     dtype: Any = jnp.float32
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return (self.patch,)
+
     @nn.compact
-    def __call__(self, images, *, train: bool):
+    def __call__(self, images, *, train: bool) -> dict[int | str, jax.Array]:
         """Images [B, H, W, 3] -> {patch: [B, ceil(H / patch), ceil(W / patch), D]}."""
         height, width = images.shape[1:3]
         images = jnp.pad(
@@ -44,21 +51,17 @@ class ViT(nn.Module):
         )
         x = nn.Conv(
             self.width,
-            (self.patch, self.patch),
-            (self.patch, self.patch),
-            'VALID',
+            kernel_size=(self.patch, self.patch),
+            strides=(self.patch, self.patch),
+            padding='VALID',
             dtype=self.dtype,
             name='patches',
         )(images)  # [B, h, w, D]
         batch, *grid = x.shape[:3]
-        position = self.param(
-            'position',
-            token_init,
-            (*(-(-side // self.patch) for side in self.image_size), self.width),
-        )
-        x = (x + resize_bicubic(position, grid).astype(self.dtype)).reshape(
-            batch, -1, self.width
-        )  # [B, N, D]
+        trained_grid = (-(-side // self.patch) for side in self.image_size)
+        position = self.param('position', token_init, (*trained_grid, self.width))
+        x = x + resize_bicubic(position, grid).astype(self.dtype)
+        x = x.reshape(batch, -1, self.width)  # [B, N, D]
         token = self.param('class_token', nn.initializers.zeros, (self.width,))
         token = jnp.broadcast_to(
             token + self.param('class_position', token_init, (self.width,)), (batch, 1, self.width)
@@ -71,7 +74,7 @@ class ViT(nn.Module):
                 x = jnp.concatenate([x, classes], 1)  # [B, 1 + N + K, D]
             x = Block(
                 self.num_heads,
-                4 * self.width,
+                mlp_dim=4 * self.width,
                 drop_path=self.drop_path * i / max(self.num_layers - 1, 1),
                 epsilon=1e-6,
                 dtype=self.dtype,
@@ -84,9 +87,10 @@ class ViT(nn.Module):
 
 
 def resize_bicubic(x, shape):
-    """[h, w, D] -> [*shape, D], half-pixel centres, edges repeated.
+    """[h, w, D] -> [*shape, D], half-pixel centers, edges repeated.
 
-    Equals `torch.nn.functional.interpolate(mode='bicubic', align_corners=False)`, whose cubic differs from jax.image's.
+    Equals `torch.nn.functional.interpolate(mode='bicubic', align_corners=False)`, whose cubic
+    differs from that of `jax.image`.
     """
     if x.shape[:2] == tuple(shape):
         return x
@@ -95,11 +99,11 @@ def resize_bicubic(x, shape):
 
 
 def bicubic_weights(size: int, new_size: int, a: float = -0.75):
-    """Weights [new_size, size] of Keys' cubic convolution."""
+    """Weights [new_size, size] of cubic convolution (Keys, 1981) with the parameter `a`."""
     position = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     near = np.floor(position)[:, None] + np.arange(-1, 3)  # [new_size, 4]
-    t = np.abs(position[:, None] - near)
-    cubic = np.where(t <= 1, (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4))
+    d = np.abs(position[:, None] - near)  # distances
+    cubic = np.where(d <= 1, (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4))
     weights = np.zeros((new_size, size), np.float32)
     np.add.at(
         weights, (np.arange(new_size)[:, None], np.clip(near, 0, size - 1).astype(int)), cubic
@@ -107,14 +111,16 @@ def bicubic_weights(size: int, new_size: int, a: float = -0.75):
     return weights
 
 
-SIZES = {
+SIZES = {  # width, num_layers, num_heads
     'ti': (192, 12, 3),
     's': (384, 12, 6),
     'b': (768, 12, 12),
     'l': (1024, 24, 16),
-}  # width, layers, heads
+}
 VARIANTS = {
-    f'vit_{size}{patch}': partial(ViT, patch, *shape)
-    for size, shape in SIZES.items()
+    f'vit_{size}{patch}': partial(
+        ViT, patch=patch, width=width, num_layers=num_layers, num_heads=num_heads
+    )
+    for size, (width, num_layers, num_heads) in SIZES.items()
     for patch in (8, 16, 32)
 }

@@ -1,71 +1,189 @@
-"""Data sets: each module here with a `get_source` is one, found by its name."""
+"""Data sets: what a source of examples offers, and how to open one by its name."""
 
-import importlib
-import re
+import abc
+import pkgutil
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankseg_jax.data.report import Report
 
 IGNORE_LABEL = -1  # in int32 labels, so that 255 stays a class like any other
+
+# Name -> the module or, for a published data set, the TFDS builder that opens it with
+# `get_source(data_config, split)`. Imported on demand: builders need TensorFlow Datasets.
+DATA_SETS = {
+    'ade20k': 'published.ade20k:Ade20k',
+    'ade20k_full': 'published.ade20k_full:Ade20kFull',
+    'ade20k_panoptic': 'published.ade20k_panoptic:Ade20kPanoptic',
+    'camvid': 'camvid',
+    'coco_lvis': 'published.coco_lvis:CocoLvis',
+    'coco_panoptic': 'published.coco_panoptic:CocoPanoptic',
+    'coco_stuff10k': 'published.coco_stuff10k:CocoStuff10k',
+    'coco_stuff164k': 'published.coco_stuff164k:CocoStuff164k',
+    'emoji_scenes': 'emoji_scenes',
+    'folder': 'folder',
+    'pascal_context59': 'published.pascal_context59:PascalContext59',
+    'pascal_context60': 'published.pascal_context60:PascalContext60',
+    'vspw': 'published.vspw:Vspw',
+    'youtube_vis_2019': 'published.youtube_vis_2019:YoutubeVis2019',
+}
 
 
 class CorruptExample(ValueError):
     """One example cannot be read. The message names the file and the reason."""
 
 
-def get_source(data_config, split):
+class Source(abc.ABC):
+    """Random access to the labeled images of one split.
+
+    A data set provides `class_names`, `ids` and `load`; the defaults of the rest suit a data set
+    of images that has no file format of its own.
+
+    Attributes:
+      class_names: K names in label order.
+      ids: N names by which a human finds the example.
+      image_ids: N ids of the images in the data set's own files; default 0..N-1.
+      category_ids: K ids of the classes in the data set's own files; default 0..K-1.
+      label_values: K values of the classes in the data set's label maps; default 0..K-1.
+      published: number of examples that the split should have; None: not stated.
+      things: K bools of a `PanopticSource`, the other categories are stuff; otherwise empty.
+      videos: (name, range of frame indices) of each video of a `VideoSource`; otherwise empty.
+      published_videos: number of videos that the split should have; None: not stated.
+    """
+
+    class_names: tuple[str, ...]
+    ids: Sequence[str]
+    published: int | None = None
+    things: Sequence[bool] = ()
+    videos: Sequence[tuple[str, range]] = ()
+    published_videos: int | None = None
+
+    @cached_property
+    def image_ids(self) -> Sequence[int | str]:
+        return range(len(self))
+
+    @cached_property
+    def category_ids(self) -> Sequence[int]:
+        return range(len(self.class_names))
+
+    @cached_property
+    def label_values(self) -> Sequence[int]:
+        return range(len(self.class_names))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abc.abstractmethod
+    def load(self, index: int) -> dict[str, np.ndarray]:
+        """Reads {'image': uint8 [H, W, 3], 'label': int32 [H, W] in 0..K-1 or IGNORE_LABEL}.
+
+        Raises:
+          CorruptExample: the example cannot be read.
+          ValueError: a label value is out of range.
+        """
+
+    def check(self, max_corrupt: int | None = None) -> Report:
+        """Validates the files of the split before training; by default there is nothing to check.
+
+        Args:
+          max_corrupt: more unusable examples than this are a problem, not a warning.
+        """
+        return Report()
+
+
+class PanopticSource(Source):
+    """A source whose examples also have segments; it sets `things`."""
+
+    @abc.abstractmethod
+    def segments(self, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Reads the segments of an example as COCO's panoptic format has them.
+
+        Returns:
+          Segment ids int32 [H, W], and a dict for each segment: 'id', 'category_id' in 0..K-1
+          and perhaps 'iscrowd', 'area' and 'bbox'. An id without a dict is void.
+
+        Raises:
+          CorruptExample: the example cannot be read.
+        """
+
+
+class VideoSource(Source):
+    """A source of video frames, all frames of a video in order; it sets `videos`.
+
+    A frame is an example like any other: `for index in source.videos[v][1]: source.load(index)`
+    goes through a video of any length with one frame in memory at a time.
+    """
+
+    @abc.abstractmethod
+    def clip(self, video: int, frames: Sequence[int]) -> dict[str, Any]:
+        """Reads some frames of a video, and nothing else of it.
+
+        Args:
+          video: place in `videos`.
+          frames: t numbers in 0..length of the video - 1; `videos.sample` and `videos.chunks`
+            choose some.
+
+        Returns:
+          {'frames': uint8 [t, H, W, 3], 'labels': int32 [t, H, W] in 0..K-1 or IGNORE_LABEL}.
+
+        Raises:
+          CorruptExample: the frames differ in size; or as `load`.
+          ValueError: as `load`.
+        """
+
+
+def get_source(data_config, split: str) -> Source:
     """Opens a split of the data set `data_config.name`.
 
-    Returns a source: `class_names` (K names in label order), `ids` (N names that a human can
-    find), `len()` and `load(index)` -> {'image': uint8 [H, W, 3], 'label': int32 [H, W] in
-    0..K-1 or IGNORE_LABEL}, which raises `CorruptExample`. Of panoptic data also `things`, K bools
-    (the other categories are stuff), and `segments(index)` -> (ids [H, W] int32, dicts with 'id',
-    'category_id' in 0..K-1 and perhaps 'iscrowd' and 'area', as in COCO's format). Published data
-    sets have more, see `official.Source`.
-
     Raises:
-      ValueError: no data set has this name.
+      ValueError: no data set has this name; or as the data set's own `get_source`.
     """
-    return _module(data_config.name).get_source(data_config, split)
+    return _find(data_config.name).get_source(data_config, split)
 
 
-def builder_class(name):
+def builder_class(name: str) -> type:
     """The TFDS builder of a published data set.
 
     Raises:
-      ValueError: no data set has this name, or it is no published one.
+      ValueError: no data set has this name, or it is not a published one.
     """
-    found = getattr(
-        _module(name).get_source, '__self__', None
-    )  # of which get_source is a class method
-    if found is None:
+    found = _find(name)
+    if not isinstance(found, type):
         raise ValueError(
-            f'config.data.name = {name!r} needs no preparing; --mode=prepare is for the data sets of docs/datasets.md'
+            f'config.data.name = {name!r} needs no preparation; --mode=prepare is for the data '
+            'sets of docs/datasets.md'
         )
     return found
 
 
-def prepare(data_config, records) -> Path:
-    """Writes the published data set in the official folder `data_config.dir` as TFDS records into the folder `records`.
+def prepare(data_config, records: str | Path) -> Path:
+    """Writes a published data set as TFDS records; `config.data.dir = records` then reads them.
+
+    Args:
+      data_config: its `dir` is the official folder of the data set `name`.
+      records: folder to write to.
 
     Returns:
-      Where they lie. `config.data.dir = records` then reads them.
+      The folder of this data set in `records`.
 
     Raises:
-      ValueError, CorruptExample, FileNotFoundError: as `builder_class`, and as `official.Builder.find` and `read`.
+      ValueError, CorruptExample, FileNotFoundError: as `builder_class`, and as the builder's
+        `find` and `read`.
     """
     return builder_class(data_config.name).prepare(Path(data_config.dir).expanduser(), records)
 
 
-def _module(name):
-    modules = sorted(
-        path.stem
-        for path in Path(__file__).parent.glob('[!_]*.py')
-        if re.search(r'^(def )?get_source\b', path.read_text(encoding='utf-8'), re.M)
-    )
-    if name not in modules:
+def _find(name: str):
+    if name not in DATA_SETS:
         raise ValueError(
-            f'config.data.name = {name!r} is not a data set; set it to one of {", ".join(modules)}'
+            f'config.data.name = {name!r} is not a data set; set it to one of '
+            f'{", ".join(DATA_SETS)}'
         )
-    return importlib.import_module(f'{__name__}.{name}')
+    return pkgutil.resolve_name(f'{__name__}.{DATA_SETS[name]}')
 
 
 def things(source, task):

@@ -1,7 +1,7 @@
 """CamVid: street scenes seen from a car, 480 x 360, 11 categories.
 
     <data.dir>/
-      train/a.jpg   trainannot/a.png   0..10, and 11 = void, which doesn't count
+      train/a.jpg   trainannot/a.png   0..10, and 11 = void, which is ignored
       val/b.jpg     valannot/b.png
 
 Layout and categories of SegNet's release (Badrinarayanan et al., 2017) of the data of Brostow et
@@ -28,7 +28,7 @@ CLASS_NAMES = (
 VOID = 11
 
 
-def get_source(data_config, split):
+def get_source(data_config, split: str) -> folder.PairedFiles:
     """Opens `<split>` and `<split>annot` below `data_config.dir`; `validation` is `val` there.
 
     Raises:
@@ -40,4 +40,4 @@ def get_source(data_config, split):
     name = 'val' if split == 'validation' else split
     layout = f'config.data.dir = {data_config.dir!r} must hold {name}/*.jpg and {name}annot/*.png'
     pairs, unmatched = folder.match_files(root / name, root / f'{name}annot', layout)
-    return folder.PairedFiles(CLASS_NAMES, pairs, VOID, unmatched=unmatched)
+    return folder.PairedFiles(CLASS_NAMES, pairs, ignore_label=VOID, unmatched=unmatched)

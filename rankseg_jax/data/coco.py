@@ -1,76 +1,58 @@
-"""COCO's panoptic format: a JSON file, and beside it a PNG for each image whose colours are segment ids.
+"""COCO's panoptic format: a JSON file, and for each image a PNG whose colors are segment ids.
 
 <folder>/predictions.json             {'images': …, 'annotations': …, 'categories': …}
 <folder>/predictions/<name>.png       id = red + 256 · green + 65536 · blue; 0: void
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from rankseg_jax.data import IGNORE_LABEL
-
 
 def image_number(file_name: str) -> int:
-    """The id of an image of COCO: the digits at the end of its name; ValueError if there are none."""
+    """The id of an image of COCO: the digits at the end of its name; ValueError without any."""
     digits = file_name.rpartition('_')[2]
     if not digits.isdecimal():
         raise ValueError(
-            f"{file_name} is no name of an image of COCO, which ends in the image's number: remove what is not COCO's"
+            f"{file_name} is not the name of an image of COCO, which ends in the image's number: "
+            "remove what is not COCO's"
         )
     return int(digits)
 
 
-def ids_to_rgb(ids) -> np.ndarray:
+def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
     """[H, W] ids below 2 ** 24 -> uint8 [H, W, 3]."""
     return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
 
 
-def rgb_to_ids(rgb) -> np.ndarray:
+def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] -> int32 [H, W]."""
     return rgb.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
-def targets(ids, segments, max_targets: int):
-    """What queries learn from an image: its segments but for crowds, the largest if there are more than `max_targets`.
-
-    Args:
-      ids: [H, W] integers.
-      segments: dicts with 'id', 'category_id' in 0..K-1, perhaps 'iscrowd'; an id that none has is void.
-
-    Returns:
-      labels [max_targets] int32, IGNORE_LABEL after the last, [H, W] int32 places in them, IGNORE_LABEL for void and crowds, and
-      the number of segments that found no place.
-    """
-    values, index, areas = np.unique(ids, return_inverse=True, return_counts=True)
-    area = dict(zip(values.tolist(), areas.tolist(), strict=True))
-    held = [segment for segment in segments if segment['id'] in area and not segment.get('iscrowd')]
-    chosen = sorted(held, key=lambda segment: -area[segment['id']])[:max_targets]
-    labels = np.full(max_targets, IGNORE_LABEL, np.int32)
-    labels[: len(chosen)] = [segment['category_id'] for segment in chosen]
-    places = np.full(len(values), IGNORE_LABEL, np.int32)
-    places[np.searchsorted(values, [segment['id'] for segment in chosen])] = np.arange(len(chosen))
-    return labels, places[index.reshape(ids.shape)], len(held) - len(chosen)
-
-
-def categories(source) -> list[dict]:
-    """The categories of a source as COCO's files list them; their ids are its `category_ids`, else 0..K-1."""
-    ids = getattr(source, 'category_ids', range(len(source.class_names)))
+def categories(source) -> list[dict[str, Any]]:
+    """The categories of a panoptic source as COCO's files list them."""
     return [
         {'id': i, 'name': name, 'isthing': int(thing)}
-        for i, name, thing in zip(ids, source.class_names, source.things, strict=True)
+        for i, name, thing in zip(
+            source.category_ids, source.class_names, source.things, strict=True
+        )
     ]
 
 
-def segments_info(ids, labels, category_ids) -> list[dict]:
-    """The segments of a map [H, W] that are in it.
+def segments_info(
+    ids: np.ndarray, labels: Sequence[int], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Describes the segments that have pixels in a map, as COCO's files do.
 
     Args:
-      ids: 1 + place in `labels`; 0: void.
+      ids: int [H, W], 1 + place in `labels`; 0: void.
       labels: class of each segment.
-      category_ids: K ids that the classes have in the data set.
+      category_ids: K ids of the classes in the data set.
     """
     areas = np.bincount(ids.ravel(), minlength=len(labels) + 1)[1:]
     return [
@@ -86,8 +68,8 @@ def segments_info(ids, labels, category_ids) -> list[dict]:
     ]
 
 
-def box(mask) -> list[int]:
-    """(left, top, width, height) of what is true in [H, W]."""
+def box(mask: np.ndarray) -> list[int]:
+    """(left, top, width, height) of a bool mask [H, W]."""
     (top, bottom), (left, right) = (
         np.flatnonzero(mask.any(axis))[[0, -1]].tolist() for axis in (1, 0)
     )
@@ -95,30 +77,31 @@ def box(mask) -> list[int]:
 
 
 class Writer:
-    """Writes predictions, image by image, and the JSON file at the end of its block.
+    """Writes predictions image by image; leaving its `with` block writes the JSON file.
 
     Args:
       path: of the JSON file; the PNGs go into the folder of that name without the suffix.
-      categories: as in COCO's files: dicts with 'id', 'name', 'isthing'; the classes 0..K-1 are theirs in this order.
+      categories: as in COCO's files, dicts with 'id', 'name' and 'isthing' in the order of the
+        classes 0..K-1.
     """
 
-    def __init__(self, path, categories):
+    def __init__(self, path: str | Path, categories: list[dict[str, Any]]):
         self.path, self.categories = Path(path), categories
         self.folder = self.path.with_suffix('')
         self.annotations, self.images = [], []
 
-    def __enter__(self):
+    def __enter__(self) -> 'Writer':
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
-    def write(self, image_id, name: str, ids, labels):
-        """One image.
+    def write(self, image_id: int | str, name: str, ids: np.ndarray, labels: Sequence[int]) -> None:
+        """Writes one image.
 
         Args:
-          image_id: as in the file of the truth.
+          image_id: as in the file of the ground truth.
           name: of the PNG, without its suffix.
-          ids: [H, W] integers, 1 + place in `labels`; 0: void.
-          labels: class in 0..K-1 of each segment; those that have no pixel are left out.
+          ids: int [H, W], 1 + place in `labels`; 0: void.
+          labels: class in 0..K-1 of each segment; segments without pixels are left out.
         """
         file_name = f'{name}.png'
         Image.fromarray(ids_to_rgb(ids)).save(self.folder / file_name)
@@ -130,7 +113,7 @@ class Writer:
             {'id': image_id, 'file_name': file_name, 'height': ids.shape[0], 'width': ids.shape[1]}
         )
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         content = {
             'images': self.images,
             'annotations': self.annotations,

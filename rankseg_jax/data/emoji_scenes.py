@@ -1,4 +1,4 @@
-"""The embedded data set: composed emoji scenes, generated on the spot without a network.
+"""The built-in data set: composed emoji scenes, generated locally without a network.
 
 Drawings: Twemoji (CC-BY 4.0) and, for the split `unseen`, OpenMoji (CC-BY-SA 4.0).
 """
@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rankseg_jax.data import CorruptExample, scenes
+from rankseg_jax.data import CorruptExample, PanopticSource, scenes
 
-tfds.disable_progress_bar()  # the lines printed here say enough
+tfds.disable_progress_bar()  # the lines printed here suffice
 
 EXAMPLES = {'train': 5000, 'validation': 400, 'test': 400}
 UNSEEN = {'unseen': 400}
@@ -23,7 +23,7 @@ UNSEEN = {'unseen': 400}
 class EmojiScenesConfig(tfds.core.BuilderConfig):
     """K categories (background included), side in pixels and number of examples per split.
 
-    The name follows: k60_96, or k60_96_train64 where a number is not the usual one.
+    The name follows from them: k60_96, or k60_96_train64 if a number is not the default.
     """
 
     name: str = ''
@@ -37,9 +37,9 @@ class EmojiScenesConfig(tfds.core.BuilderConfig):
             raise ValueError(
                 f'emoji_scenes: data.image_size is {self.image_size}; choose 16..2048 pixels.'
             )
-        usual = EXAMPLES if 'train' in self.examples else {}
-        unusual = {k: v for k, v in self.examples.items() if usual.get(k) != v}
-        suffix = ''.join(f'_{split}{count}' for split, count in unusual.items())
+        default = EXAMPLES if 'train' in self.examples else {}
+        changed = {k: v for k, v in self.examples.items() if default.get(k) != v}
+        suffix = ''.join(f'_{split}{count}' for split, count in changed.items())
         self.name = f'k{self.num_classes}_{self.image_size}{suffix}'
         self.description = (
             f'{self.num_classes} categories, {self.image_size} x {self.image_size} pixels.'
@@ -90,8 +90,8 @@ class EmojiScenes(tfds.core.GeneratorBasedBuilder):
         yield from enumerate(scenes.generate(config.num_classes, config.image_size, split, count))
 
 
-class EmojiScenesSource:
-    """Random access to a prepared split; see `rankseg_jax.data.get_source`."""
+class EmojiScenesSource(PanopticSource):
+    """Random access to a prepared split; every category but the background is a thing."""
 
     def __init__(self, builder: EmojiScenes, split: str):
         config = builder.builder_config
@@ -104,29 +104,26 @@ class EmojiScenesSource:
             split, decoders={'image': skip, 'label': skip, 'panoptic': skip}
         )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def _read(self, index: int, *keys: str) -> list[np.ndarray]:
         try:
             record = self._records[index]
             return [np.array(Image.open(io.BytesIO(record[key]))) for key in keys]
         except IndexError:
             raise
-        except Exception as error:  # array_record, protobuf and Pillow each have their own
+        except Exception as error:  # array_record, protobuf and Pillow raise their own
             raise CorruptExample(f'{self.ids[index]} in {self._files}: {error}') from error
 
     def load(self, index: int) -> dict[str, np.ndarray]:
-        """image uint8 [S, S, 3] and label int32 [S, S]; CorruptExample if unreadable."""
+        """See `Source.load`."""
         image, label = self._read(index, 'image', 'label')
         return {'image': image, 'label': label.astype(np.int32)}
 
     def panoptic(self, index: int) -> np.ndarray:
-        """Object numbers int32 [S, S] from 1 in painting order, 0 for background."""
+        """Reads object numbers int32 [H, W] from 1 in painting order, 0 for background."""
         return self._read(index, 'panoptic')[0].astype(np.int32)
 
     def segments(self, index: int) -> tuple[np.ndarray, list[dict]]:
-        """Ids int32 [S, S] and, in COCO's format, the segments seen: each object, and the background as stuff; no void."""
+        """See `PanopticSource.segments`: each visible object, and the background; no void."""
         label, numbers = self._read(index, 'label', 'panoptic')
         ids = numbers.astype(np.int32) + 1
         values, first = np.unique(ids, return_index=True)
@@ -144,7 +141,8 @@ def _prepare(builder: EmojiScenes) -> None:
     try:
         builder.download_and_prepare()
     except OSError:
-        if not builder.data_path.exists():  # else another process was first with the same bits
+        # If another process was faster, its files are identical.
+        if not builder.data_path.exists():
             raise
     seconds = time.perf_counter() - start
     rate = sum(examples.values()) / seconds
@@ -152,13 +150,13 @@ def _prepare(builder: EmojiScenes) -> None:
 
 
 def get_source(data_config, split: str) -> EmojiScenesSource:
-    """Opens a split, generated first into data_config.dir (default ~/tensorflow_datasets).
+    """Opens a split; generates it first, into data_config.dir (default ~/tensorflow_datasets).
 
     Uses num_classes, image_size and num_train (0: 5000) of the config.
 
     Raises:
-      ValueError: no such split, or a size out of range.
-      ImportError: the drawings' packages are missing; says what to install.
+      ValueError: the split does not exist, or a size is out of range.
+      ImportError: the packages of the drawings are missing; the message names them.
     """
     examples = {**EXAMPLES, 'train': data_config.num_train or EXAMPLES['train']}
     if split in UNSEEN:

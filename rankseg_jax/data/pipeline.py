@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 from jax.experimental import multihost_utils
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco, things, transforms
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, fitting, transforms
 
 CANVAS_MULTIPLE = 64  # of evaluation labels, so that few shapes are compiled
 
@@ -45,48 +45,35 @@ def example_indices(num_examples, seed, step, batch_size):
 
 
 class _Loader:
-    """Loads examples in tf.data's threads and keeps what went wrong for the main thread.
+    """Reads examples in tf.data's threads and keeps what went wrong for the main thread."""
 
-    With `max_targets` the label map is one of segments instead, so many at most.
-    """
-
-    def __init__(self, source, max_corrupt, max_targets=None):
-        self.source = source
+    def __init__(self, read, stand_in, source, max_corrupt: int):
+        """Args:
+        read: index → example, a dict of arrays.
+        stand_in: an example in the place of one that cannot be read; its arrays of two axes and
+          more may have any number of rows and columns.
+        source: names the examples.
+        max_corrupt: more corrupt examples are a failure.
+        """
+        self.read, self.stand_in, self.source = read, stand_in, source
         self.max_corrupt = max_corrupt
-        self.max_targets = max_targets
-        self.corrupt = {}  # index -> message
+        self.corrupt = {}  # index → message
         self.failure = None
         self.closed = False
         self.lock = threading.Lock()
 
-    def __call__(self, index):
-        """index -> image uint8 [H, W, 3], label int32 [H, W], valid bool; index -1 stands in.
-
-        Of segments also their labels int32 [max_targets] and the number left out int32; see `coco.targets`.
-        """
-        num_targets = self.max_targets or 0
+    def __call__(self, index) -> list:
+        """The arrays of example `index`, in the order of `stand_in`'s, and whether it is valid."""
+        example = self.stand_in
         if index >= 0 and not self.closed:
             try:
-                example = self.source.load(int(index))
-                image, label, segments = example['image'], example['label'], ()
-                if self.max_targets:
-                    labels, label, left_out = coco.targets(
-                        *self.source.segments(int(index)), num_targets
-                    )
-                    segments = labels, np.int32(left_out)
-                if image.shape != (*label.shape, 3):
-                    raise ValueError(
-                        f'{self.source.ids[index]}: image {image.shape} and label {label.shape} '
-                        'differ in size'
-                    )
-                return image.astype(np.uint8), label.astype(np.int32), True, *segments
+                example = self.read(int(index))
             except CorruptExample as error:
                 self._count(int(index), str(error))
             except Exception as error:  # an exception must not cross tf.data, which buries it
                 self.failure = error
-        nothing = np.full([num_targets], IGNORE_LABEL, np.int32), np.int32(0)
-        image, label = np.zeros([1, 1, 3], np.uint8), np.full([1, 1], IGNORE_LABEL, np.int32)
-        return image, label, False, *(nothing if self.max_targets else ())
+        valid = example is not self.stand_in
+        return [*(np.asarray(example[k], v.dtype) for k, v in self.stand_in.items()), valid]
 
     def _count(self, index, message):
         with self.lock:
@@ -97,21 +84,19 @@ class _Loader:
             if len(self.corrupt) > self.max_corrupt:
                 self.failure = ValueError(
                     f'{len(self.corrupt)} examples cannot be read, more than '
-                    f'config.data.max_corrupt = {self.max_corrupt}; mend or remove them:\n'
+                    f'config.data.max_corrupt = {self.max_corrupt}; repair or remove them:\n'
                     + '\n'.join(self.corrupt.values())
                 )
 
-    def tensors(self, index):
-        shapes = {'image': [None, None, 3], 'label': [None, None], 'mask': []}
-        types = [tf.uint8, tf.int32, tf.bool]
-        if self.max_targets:
-            shapes |= {'segment_labels': [self.max_targets], 'left_out': []}
-            types += [tf.int32, tf.int32]
-        tensors = tf.numpy_function(self, [index], types)
-        return {
-            name: tf.ensure_shape(tensor, shape)
-            for tensor, (name, shape) in zip(tensors, shapes.items(), strict=True)
-        }
+    def tensors(self, index) -> dict[str, tf.Tensor]:
+        """The example as tensors, and 'mask', whether it is valid."""
+        types = [x.dtype for x in self.stand_in.values()]
+        *arrays, valid = tf.numpy_function(self, [index], [*types, tf.bool])
+        shapes = [
+            x.shape if x.ndim < 2 else [None, None, *x.shape[2:]] for x in self.stand_in.values()
+        ]
+        tensors = map(tf.ensure_shape, arrays, shapes)
+        return dict(zip(self.stand_in, tensors, strict=True)) | {'mask': tf.ensure_shape(valid, [])}
 
     def indices(self, rows):
         """A tf.data.Dataset of the entries, one by one, of the int64 [n] rows."""
@@ -161,7 +146,14 @@ def _parallel_calls(config):
     return config.data.num_workers or tf.data.AUTOTUNE
 
 
-def train_batches(source, config, *, start_step):
+def _check_size(example, name):
+    """Raises a ValueError if the image and the label of an example differ in size."""
+    image, label = example['image'], example['label']
+    if image.shape != (*label.shape, 3):
+        raise ValueError(f'{name}: image {image.shape} and label {label.shape} differ in size')
+
+
+def train_batches(source, config, task, *, start_step: int):
     """Endless training batches of this host, from step `start_step` on.
 
     Step s, at any `start_step` <= s, gives the same batch bit by bit, and nothing before
@@ -169,26 +161,29 @@ def train_batches(source, config, *, start_step):
     source smaller than a batch is repeated in it.
 
     Args:
-      source: as of `rankseg_jax.data.get_source`.
+      source: a `rankseg_jax.data.Source`.
       config: the run's config; reads `seed`, `batch_size`, `data` and `augment`.
-      start_step: int.
+      task: a `rankseg_jax.tasks.Task`, which reads the examples.
 
     Returns:
-      An iterator of {'image': float32 [B, h, w, 3] normalised, 'label': int32 [B, h, w], 'mask':
-      bool [B]}; for the task 'panoptic' also 'segments' int32 [B, h, w], 'segment_labels' int32
-      [B, T] and 'left_out' int32 [B], see `coco.targets`. A corrupt example is named in the log,
-      and stands there as zeros, all ignored, with mask False.
+      An iterator of {'image': float32 [B, h, w, 3] normalized, 'label': int32 [B, h, w], 'mask':
+      bool [B]} and the further arrays of `task.example`. A corrupt example is named in the log; in
+      its place are zeros, all ignored, with mask False.
 
     Raises:
-      ValueError: nothing in the source; no segments for the task 'panoptic'; a batch that the hosts
-        cannot share. While iterating:
-        more than `data.max_corrupt` corrupt examples; whatever else the source raises.
+      ValueError: the source is empty, or the hosts cannot share a batch. While iterating: more than
+        `data.max_corrupt` corrupt examples; whatever else the source raises.
     """
     _check_not_empty(source, config.data.train_split)
     start, stop = _host_slice('config.batch_size', config.batch_size)
-    panoptic = things(source, config.task) is not None
-    loader = _Loader(source, config.data.max_corrupt, config.data.max_targets if panoptic else None)
     local = stop - start
+
+    def read(index):
+        example = task.example(source, index)
+        _check_size(example, source.ids[index])
+        return example
+
+    loader = _Loader(read, task.stand_in(), source, config.data.max_corrupt)
     rows = (
         example_indices(len(source), config.seed, step, config.batch_size)[start:stop]
         for step in itertools.count(start_step)
@@ -199,12 +194,7 @@ def train_batches(source, config, *, start_step):
         seed = tf.stack([tf.constant(config.seed, tf.int64), sample])
         example = loader.tensors(index)
         image, label = transforms.train_transform(example['image'], example['label'], seed, config)
-        example |= {'image': tf.where(example['mask'], image, 0.0), 'label': label}
-        if panoptic:
-            labels = tf.concat([example['segment_labels'], [IGNORE_LABEL]], 0)  # [T + 1]
-            places = tf.where(label < 0, config.data.max_targets, label)
-            example |= {'segments': label, 'label': tf.gather(labels, places)}
-        return example
+        return example | {'image': tf.where(example['mask'], image, 0.0), 'label': label}
 
     dataset = (
         loader.indices(rows)
@@ -222,15 +212,19 @@ def eval_batches(source, config):
     All hosts get the same number of batches, of the same shapes, and must go through them together.
 
     Args:
-      source: as of `rankseg_jax.data.get_source`.
+      source: a `rankseg_jax.data.Source`.
       config: the run's config; reads `eval` and `data`.
 
     Returns:
-      An iterator of {'views': for each of `eval.scales` {'image': float32 [B, h, w, 3], 'content':
-      int32 [B, 2] rows and columns of it that hold the picture}, 'label': int32 [B, Hc, Wc] at original
-      size, padded with IGNORE_LABEL to a multiple of 64, 'size': int32 [B, 2] original rows and
-      columns, 'index': int32 [B] position in the source, 'mask': bool [B]}. Where mask is False,
-      an all-ignored pixel stands in for a corrupt example, or, with index -1, fills up the batch.
+      An iterator of dicts:
+        'views': for each of `eval.scales` {'image': float32 [B, h, w, 3], 'content': int32 [B, 2],
+          rows and columns of the image in it}, see `fitting.eval_views`;
+        'label': int32 [B, Hc, Wc] at the original size, padded with IGNORE_LABEL to a multiple of
+          64;
+        'size': int32 [B, 2], original rows and columns;
+        'index': int32 [B], position in the source;
+        'mask': bool [B]. Where it is False, an ignored pixel stands in for a corrupt example or,
+          with index -1, fills up the batch.
 
     Raises:
       ValueError: as `train_batches`.
@@ -242,19 +236,28 @@ def eval_batches(source, config):
     indices = np.full([num_batches * batch_size], -1)
     indices[: len(source)] = np.arange(len(source))
     indices = indices.reshape(num_batches, batch_size)[:, start:stop]
-    loader = _Loader(source, config.data.max_corrupt)
+
+    def fit(image, label):
+        views = fitting.eval_views(image, config)
+        arrays = {f'{key}{i}': x for i, view in enumerate(views) for key, x in view.items()}
+        return arrays | {'label': label, 'size': np.array(label.shape, np.int32)}
+
+    def read(index):
+        example = source.load(index)
+        _check_size(example, source.ids[index])
+        return fit(example['image'], example['label'])
+
+    stand_in = fit(np.zeros([1, 1, 3], np.uint8), np.full([1, 1], IGNORE_LABEL, np.int32))
+    stand_in = {k: 0 * x if k.startswith('image') else x for k, x in stand_in.items()}
+    loader = _Loader(read, stand_in, source, config.data.max_corrupt)
 
     def transform(index):
         example = loader.tensors(index)
-        label, valid = example['label'], example['mask']
-        views = transforms.eval_views(example['image'], config)
-        return {
-            'views': tuple(view | {'image': tf.where(valid, view['image'], 0.0)} for view in views),
-            'label': label,
-            'size': tf.shape(label),
-            'index': tf.cast(index, tf.int32),
-            'mask': valid,
-        }
+        views = tuple(
+            {'image': example.pop(f'image{i}'), 'content': example.pop(f'content{i}')}
+            for i in range(len(config.eval.scales))
+        )
+        return example | {'views': views, 'index': tf.cast(index, tf.int32)}
 
     dataset = loader.indices(indices).map(
         transform, num_parallel_calls=_parallel_calls(config), deterministic=True

@@ -1,14 +1,15 @@
 """Masks as COCO's run lengths: {'size': [H, W], 'counts': …}.
 
-The counts are the lengths of runs of 0, 1, 0, … down the columns: as they are, a list, or compressed to a string.
+The counts are the lengths of runs of 0, 1, 0, … down the columns, as a list or compressed to a
+string.
 """
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 
-def encode(mask) -> dict | None:
-    """bool [H, W] -> its compressed run lengths; None if it has no pixel."""
+def encode(mask: np.ndarray) -> dict | None:
+    """bool [H, W] -> its compressed run lengths; None if it is empty."""
     if not mask.any():
         return None
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
@@ -16,15 +17,15 @@ def encode(mask) -> dict | None:
 
 
 def decode(rle: dict) -> np.ndarray:
-    """Compressed run lengths, as of `encode` or `compress` -> bool [H, W]."""
+    """Compressed run lengths, from `encode` or `compress` -> bool [H, W]."""
     return coco_mask.decode(rle).astype(bool)
 
 
 def compress(rle: dict) -> dict:
-    """Run lengths of either kind, from a file -> compressed ones that surely describe a mask.
+    """Run lengths of either kind, from a file -> compressed ones that are known to be valid.
 
     Raises:
-      ValueError: they do not; pycocotools would read beyond its memory.
+      ValueError: they do not describe a mask; pycocotools would read beyond its memory.
     """
     counts, size = rle['counts'], rle['size']
     runs = np.asarray(_runs(counts) if isinstance(counts, str) else counts)
@@ -35,7 +36,8 @@ def compress(rle: dict) -> dict:
         or runs.sum() != size[0] * size[1]
     ):
         raise ValueError(
-            f'run lengths of a mask of {size[0]} x {size[1]} must be whole numbers of this sum, at least 0'
+            f'run lengths of a mask of {size[0]} x {size[1]} must be whole numbers, at least 0, '
+            'with this sum'
         )
     return {
         'size': list(size),
@@ -44,7 +46,10 @@ def compress(rle: dict) -> dict:
 
 
 def _runs(counts: str) -> list[int]:
-    """What a string stands for: numbers in digits of 5 bits, lowest first, and from the fourth on less the last but one."""
+    """Decodes a string: numbers in digits of 5 bits, lowest first.
+
+    From the fourth on, each number is the difference to the last but one.
+    """
     runs, value, shift = [], 0, 0
     for digit in counts.encode():
         digit -= 48

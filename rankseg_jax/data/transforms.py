@@ -1,74 +1,56 @@
-"""Transforms of an image and its label map together, as TensorFlow graph functions.
+"""Transforms of a training image and its label map together, as TensorFlow graph functions.
 
-Sizes, ranges and probabilities are those of mmsegmentation's training pipeline and, where the config
-says so, of detectron2's. Everything random comes from a `seed` [2] key through stateless ops, so a
-key always gives the same crop. A clip [T, H, W, 3] with labels [T, H, W] goes wherever an image
-[H, W, 3] with a label map [H, W] does: all its frames are transformed alike.
+Sizes, ranges and probabilities are those of mmsegmentation's training pipeline and, where the
+config says so, of detectron2's. Everything random comes from a `seed` [2] key through stateless
+ops, so a key always gives the same crop. Every function also takes a clip [t, H, W, 3] with labels
+[t, H, W] instead of an image [H, W, 3] with a label map [H, W]: all frames are transformed alike.
 """
 
 import tensorflow as tf
 
-from rankseg_jax.data import IGNORE_LABEL
+from rankseg_jax.data import IGNORE_LABEL, fitting
 
 CROP_TRIES = 11  # a first window and ten more
 MAX_BRIGHTNESS = 32.0  # of 255
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
-HUE_STEPS = 18  # of OpenCV's 180 around the circle: -18 to 17, of which detectron2 has 18 as well
-WHOLE_MULTIPLE = 32  # of the sides of a whole image, the stride of the coarsest features
+HUE_STEPS = 18  # of OpenCV's 180 around the circle: -18 to 17; detectron2 includes 18
 
 
 def resize_image(image, size, antialias=False):
-    """Bilinear with half-pixel centres: [..., H, W, 3] -> float32 [..., h, w, 3].
+    """Bilinear with half-pixel centers: [..., H, W, 3] -> float32 [..., h, w, 3].
 
-    Without `antialias` like OpenCV (mmsegmentation), which looks at two pixels a side however far it
-    shrinks; with it like Pillow (detectron2), whose filter grows with what it shrinks.
+    The same as `fitting.resize`.
     """
     return tf.image.resize(image, size, method='bilinear', antialias=antialias)
 
 
 def resize_label(label, size):
     """Nearest neighbour on the same half-pixel grid as the image: [..., H, W] -> [..., h, w]."""
-    # The released semantic recipes shift labels against the image by up to half a pixel: OpenCV's INTER_NEAREST starts at corners.
+    # The released semantic recipes shift labels against the image by up to half a pixel: OpenCV's
+    # INTER_NEAREST starts at corners.
     return tf.image.resize(label[..., None], size, method='nearest')[..., 0]
 
 
-def limited_size(size, limits):
-    """The largest int32 [2] with the ratio of `size` [2] whose short and long side keep to `limits` [2]; at least 1, rounded."""
-    size = tf.cast(size, tf.float64)
-    factor = tf.reduce_min(tf.cast(limits, tf.float64) / tf.sort(size))
-    return tf.maximum(tf.cast(size * factor + 0.5, tf.int32), 1)
-
-
-def scaled_size(size, base_size, ratio):
-    """The keep-ratio rule: the largest size that fits into base_size x ratio.
-
-    Args:
-      size: int32 [2], rows and columns.
-      base_size: (short, long) side; (0, 0) stands for the image's own sides.
-      ratio: float scalar.
-
-    Returns:
-      int32 [2] with the ratio of `size`, whose short side is at most int(short * ratio) and whose
-      long side is at most int(long * ratio); never below 1.
-    """
-    sides = tf.constant(base_size) if any(base_size) else tf.sort(size)  # [2] short, long
-    # In float32, 30 * 0.9 would round up to 27 before it is cut.
-    return limited_size(size, tf.floor(tf.cast(sides, tf.float64) * tf.cast(ratio, tf.float64)))
+def compute_size(function, *arguments):
+    """The int32 [2] that a function of `fitting` returns, in a graph."""
+    return tf.ensure_shape(tf.numpy_function(function, arguments, tf.int32), [2])
 
 
 def random_scale(image, label, seed, *, base_size, scale_range, short_sides=(), antialias=False):
     """Resizes by the keep-ratio rule with a ratio uniform in scale_range.
 
-    With `short_sides` the short side gets one of these lengths instead, each as likely, unless the
-    long side would exceed that of base_size: detectron2's ResizeShortestEdge.
+    With `short_sides` the short side gets one of these lengths instead, all equally likely, unless
+    the long side would exceed that of base_size: detectron2's ResizeShortestEdge.
     """
     size = tf.shape(label)[-2:]
     if short_sides:
         choice = tf.random.stateless_uniform([], seed, 0, len(short_sides), tf.int32)
-        size = limited_size(size, [tf.constant(short_sides)[choice], max(base_size)])
+        limits = [tf.constant(short_sides)[choice], max(base_size)]
+        size = compute_size(fitting.limited_size, size, limits)
     else:
-        size = scaled_size(size, base_size, tf.random.stateless_uniform([], seed, *scale_range))
+        ratio = tf.random.stateless_uniform([], seed, *scale_range)
+        size = compute_size(fitting.scaled_size, size, base_size, ratio)
     return resize_image(image, size, antialias), resize_label(label, size)
 
 
@@ -81,9 +63,9 @@ def crop(image, label, start, size):
 def random_crop(image, label, seed, *, crop_size, max_category_ratio):
     """Cuts out a window of at most crop_size that no category dominates.
 
-    A window in which one category covers `max_category_ratio` or more of the labelled pixels is drawn
-    again, 10 times at most; the last one is taken. Ignored pixels don't count, and a window of nothing
-    else is drawn again. A ratio of 1 or more accepts any window.
+    A window in which one category covers `max_category_ratio` or more of the labeled pixels is
+    drawn again, 10 times at most; the last one is taken. A window of ignored pixels alone is drawn
+    again as well. A ratio of 1 or more accepts any window.
     """
     size = tf.minimum(tf.shape(label)[-2:], crop_size)  # [2]
     margin = tf.shape(label)[-2:] - size
@@ -113,10 +95,10 @@ def random_flip(image, label, seed, *, probability):
 
 
 def large_scale_jitter(image, label, seed, *, crop_size, scale_range, antialias):
-    """Resizes into crop_size times a ratio uniform in scale_range and cuts out a window of at most crop_size.
+    """Resizes to crop_size times a ratio uniform in scale_range and crops to crop_size at most.
 
-    The window begins at the same share of the rows and of the columns that are left over: detectron2's
-    ResizeScale and FixedSizeCrop.
+    The window begins at the same fraction of the leftover rows and of the leftover columns:
+    detectron2's ResizeScale and FixedSizeCrop.
     """
     scale_seed, crop_seed = tf.unstack(tf.random.split(seed))
     size = tf.cast(tf.shape(label)[-2:], tf.float64)
@@ -132,7 +114,10 @@ def large_scale_jitter(image, label, seed, *, crop_size, scale_range, antialias)
 
 
 def photometric_distortion(image, seed):
-    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast first or last, with equal odds."""
+    """Changes brightness, contrast, saturation and hue, each with probability 1/2.
+
+    Contrast comes first or last, with equal odds.
+    """
     uniform = tf.random.stateless_uniform([9], seed)
     brightness_on, contrast_on, saturation_on, hue_on, contrast_first = tf.unstack(
         uniform[:5] < 0.5
@@ -144,38 +129,51 @@ def photometric_distortion(image, seed):
     saturation = SATURATION[0] + (SATURATION[1] - SATURATION[0]) * saturation
     saturation = tf.where(saturation_on, saturation, 1.0)
     hue = tf.where(hue_on, tf.floor(2 * HUE_STEPS * hue) - HUE_STEPS, 0.0) / 180
-    return distort_colours(image, brightness, contrast, saturation, hue, contrast_first)
+    return distort_colors(
+        image,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        contrast_first=contrast_first,
+    )
 
 
-def distort_colours(image, brightness, contrast, saturation, hue, contrast_first):
-    """Adds `brightness`, shifts the colours as `shift_colours` and multiplies by `contrast`, right after the first or last.
+def distort_colors(image, *, brightness, contrast, saturation, hue, contrast_first):
+    """mmsegmentation's PhotoMetricDistortion with given strengths.
 
-    Takes and returns float32 [..., 3] in 0..255, clipped after every operation but not rounded. All but the image are scalars:
-    numbers and, `contrast_first`, a bool. mmsegmentation's PhotoMetricDistortion.
+    Args:
+      image: float32 [..., 3] in 0..255.
+      brightness: added.
+      contrast: factor, applied right after brightness or at the end.
+      saturation, hue: see `shift_colors`.
+      contrast_first: bool.
+
+    Returns:
+      float32 [..., 3] in 0..255, clipped after every operation but not rounded.
     """
     image = tf.clip_by_value(image + brightness, 0.0, 255.0)
     image = tf.clip_by_value(image * tf.where(contrast_first, contrast, 1.0), 0.0, 255.0)
     shifted = (saturation != 1) | (hue != 0)
-    image = tf.cond(shifted, lambda: shift_colours(image, saturation, hue), lambda: image)
+    image = tf.cond(shifted, lambda: shift_colors(image, saturation, hue), lambda: image)
     return tf.clip_by_value(image * tf.where(contrast_first, 1.0, contrast), 0.0, 255.0)
 
 
-def shift_colours(image, saturation, hue):
-    """Multiplies the saturation, clipped at full, and turns the hue by a share of the circle."""
+def shift_colors(image, saturation, hue):
+    """Multiplies the saturation, clipped at 1, and turns the hue by a fraction of the circle."""
     h, s, v = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)  # each [..., H, W]
     hsv = tf.stack([(h + hue) % 1.0, tf.minimum(s * saturation, 1.0), v], axis=-1)
     return tf.image.hsv_to_rgb(hsv) * 255  # [..., H, W, 3]
 
 
 def normalize(image, mean, std):
-    """0..255 -> float32 with the channels' `mean` and `std` (in 0..255) taken out."""
-    return (tf.cast(image, tf.float32) - tf.constant(mean, tf.float32)) / tf.constant(
-        std, tf.float32
-    )
+    """0..255 -> float32 with zero mean and unit deviation, given the channels' `mean` and `std`."""
+    mean, std = tf.constant(mean, tf.float32), tf.constant(std, tf.float32)
+    return (tf.cast(image, tf.float32) - mean) / std
 
 
 def pad(image, label, size, value):
-    """Pads at the bottom and right up to `size`: the image with `value`, the label with IGNORE_LABEL."""
+    """Pads below and right up to `size`: the image with `value`, the label with IGNORE_LABEL."""
     bottom, right = tf.unstack(size - tf.shape(label)[-2:])
     widths = [[0, 0]] * (len(label.shape) - 2) + [[0, bottom], [0, right]]
     image = tf.pad(image, [*widths, [0, 0]], constant_values=value)
@@ -185,20 +183,20 @@ def pad(image, label, size, value):
 
 
 def train_transform(image, label, seed, config):
-    """One augmented training example.
+    """Augments a training example.
 
     Args:
-      image: uint8 [H, W, 3], or of a clip [T, H, W, 3].
-      label: int32 [H, W] or [T, H, W].
+      image: uint8 [H, W, 3], or of a clip [t, H, W, 3].
+      label: int32 [H, W] or [t, H, W].
       seed: int64 [2], the key of everything random.
       config: the run's config; reads `augment`, `data.mean`, `data.std` and `data.antialias`.
 
     Returns:
-      Normalised float32 [(T,) h, w, 3] and int32 [(T,) h, w], where (h, w) is `augment.crop_size`.
+      Normalized float32 [(t,) h, w, 3] and int32 [(t,) h, w], where (h, w) is `augment.crop_size`.
     """
     augment, data = config.augment, config.data
     seeds = tf.unstack(tf.random.split(seed, 4))
-    scale_seed, crop_seed, flip_seed, colour_seed = seeds
+    scale_seed, crop_seed, flip_seed, color_seed = seeds
     if augment.large_scale_jitter:
         image, label = random_flip(image, label, flip_seed, probability=augment.flip)
         image, label = large_scale_jitter(
@@ -228,52 +226,8 @@ def train_transform(image, label, seed, config):
         )
         image, label = random_flip(image, label, flip_seed, probability=augment.flip)
     if augment.photometric:
-        image = photometric_distortion(image, colour_seed)
-    if augment.pad_value < 0:  # the mean colour is 0 once it is normalised
+        image = photometric_distortion(image, color_seed)
+    if augment.pad_value < 0:  # the mean color is 0 after normalization
         return pad(normalize(image, data.mean, data.std), label, augment.crop_size, 0.0)
     image, label = pad(image, label, augment.crop_size, augment.pad_value)
     return normalize(image, data.mean, data.std), label
-
-
-def fitted_size(size, target):
-    """The largest int32 [2] with the ratio of `size` [2] that fits into `target` [2]; never below 1."""
-    size, target = tf.cast(size, tf.float32), tf.cast(target, tf.float32)
-    fitted = tf.round(size * tf.reduce_min(target / size))
-    return tf.cast(tf.clip_by_value(fitted, 1, target), tf.int32)
-
-
-def eval_views(image, config):
-    """What evaluation sees of one image: a view for each of `eval.scales`.
-
-    Args:
-      image: uint8 [H, W, 3], or of a clip [T, H, W, 3].
-      config: the run's config; reads `eval`, `data.mean`, `data.std` and `data.antialias`.
-
-    Returns:
-      A tuple of {'image': normalised float32 [(T,) h, w, 3], zero below and right of the picture, 'content': int32 [2], the rows
-      and columns that hold it}. With `eval.base_size` (h, w) is the image's own, rounded up; otherwise `eval.size` × scale.
-      Windows, if any, end where it ends.
-    """
-    evaluation = config.eval
-    size = tf.shape(image)[-3:-1]
-
-    def view(scale):
-        if any(evaluation.base_size):
-            content = scaled_size(size, evaluation.base_size, scale)
-            padded = -(-content // WHOLE_MULTIPLE) * WHOLE_MULTIPLE
-        else:
-            padded = tf.maximum(tf.constant([round(side * scale) for side in evaluation.size]), 1)
-            content = fitted_size(size, padded)
-        if any(evaluation.window):
-            window, stride = tf.constant(evaluation.window), tf.constant(evaluation.stride)
-            padded = window + stride * -(-tf.maximum(content - window, 0) // stride)
-        picture = normalize(
-            resize_image(image, content, config.data.antialias), config.data.mean, config.data.std
-        )
-        below, right = tf.unstack(padded - content)
-        picture = tf.pad(
-            picture, [*[[0, 0]] * (len(image.shape) - 3), [0, below], [0, right], [0, 0]]
-        )
-        return {'image': picture, 'content': content}
-
-    return tuple(view(scale) for scale in evaluation.scales)

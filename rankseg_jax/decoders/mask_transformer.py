@@ -1,4 +1,4 @@
-"""Segmenter's decoder (Strudel et al., 2021), where patches and class embeddings attend to each other, with RankSeg."""
+"""Segmenter's decoder (Strudel et al., 2021) with RankSeg: patches and classes attend together."""
 
 from typing import Any
 
@@ -6,25 +6,27 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from rankseg_jax.decoders.pixel_classifier import PixelOutput, RankScale, choose
 from rankseg_jax.layers import Block, unit
-from rankseg_jax.multilabel import ClassWiseLinear, as_tokens, build_head, class_init
-from rankseg_jax.ranking import RankTemperature, Selection, gather
+from rankseg_jax.multilabel import ClassWiseLinear, as_tokens, class_init
+from rankseg_jax.outputs import PixelOutput
+from rankseg_jax.ranking import RankTemperature, gather
+from rankseg_jax.selector import CategorySelector, Choice, RankScale, choose
 
-TAU = 0.07  # cosines lie within ±1: what a temperature over them starts from
+TAU = 0.07  # cosines lie within ±1: the initial temperature over them
 
 
 class MaskTransformer(nn.Module):
-    """Features of one stride -> PixelOutput at that stride.
+    """Features of one stride → PixelOutput at that stride.
 
-    With `rankseg.head = 'first_block'` (as released) the first block also is the multi-label head: it takes the patches, pooled
-    to `rankseg.pool`, with all K class embeddings, and its κ best outputs go on with the unpooled patches. If nothing is pooled,
-    the patches go on from that block as well. Any other head chooses among the class embeddings themselves.
+    With `rankseg.head = 'first_block'` (as released) the first block is the multi-label head too:
+    it takes the patches, pooled to `rankseg.pool`, with all K class embeddings, and its κ best
+    outputs go on with the unpooled patches. If nothing is pooled, the patches go on from that block
+    as well. Any other head chooses among the class embeddings themselves.
 
     Attributes:
       num_classes: K.
       channels: D.
-      num_layers: transformer blocks, the shared first one included.
+      num_layers: transformer blocks, including the shared first one.
       rankseg: the keys of `config.rankseg`, see configs/common.py; None is the baseline.
     """
 
@@ -39,73 +41,67 @@ class MaskTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        features,
-        classes=None,
-        *,
-        train: bool,
-        presence=None,
-        selection: Selection | None = None,
-        all_classes: bool = False,
+        self, features, classes=None, *, train: bool, choice: Choice = Choice()
     ) -> PixelOutput:
-        """Features [B, h, w, C], optionally class embeddings [B, K, D] from the backbone; the rest as for `PixelClassifier`."""
+        """Classifies the cells of a map.
+
+        Args:
+          features: [B, h, w, C].
+          classes: [B, K, D] class embeddings from the backbone, or None.
+
+        Raises:
+          ValueError: as `selector.choose`.
+        """
         options = self.rankseg
         blocks = [
             Block(self.num_heads, self.mlp_dim, self.dropout, dtype=self.dtype, name=f'block{i}')
             for i in range(self.num_layers)
         ]
         project = nn.Dense(self.channels, kernel_init=class_init, dtype=self.dtype, name='project')
-        patches = project(as_tokens(features))  # [B, N, D]
+        patches = project(as_tokens(features))  # [B, L, D]
         embedding = None
         if classes is None:
-            embedding = self.param('class_embedding', class_init, (self.num_classes, self.channels))
+            shape = (self.num_classes, self.channels)
+            embedding = self.param('class_embedding', class_init, shape)
             classes = jnp.broadcast_to(
-                embedding.astype(self.dtype), (patches.shape[0], *embedding.shape)
+                embedding.astype(self.dtype), (patches.shape[0], *shape)
             )  # [B, K, D]
-        presence_logits = None
-        if options is not None:
-            if options.head == 'first_block':
-                coarse = (
-                    project(as_tokens(features, options.pool)) if options.pool else patches
-                )  # [B, n, D]
-                first, *blocks = blocks
-                x = first(jnp.concatenate([coarse, classes], 1), train=train)  # [B, n + K, D]
-                if not options.pool:
-                    patches = x[:, : -self.num_classes]
-                classes = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='class_norm')(
-                    x[:, -self.num_classes :]
-                )
-                presence_logits = ClassWiseLinear(name='classify')(classes)  # [B, K]
-            else:
-                shared = {'class_embedding': embedding} if options.share_embedding else {}
-                presence_logits = build_head(options, self.num_classes, self.dtype)(
-                    features, **shared, train=train
-                )
-            if options.select and not all_classes:
-                if selection is None:
-                    selection = choose(options, presence_logits, presence, train=train)
-                classes = gather(classes, selection, 1)  # [B, κ, D]
-        x = jnp.concatenate([patches, classes], 1)  # [B, N + κ, D]
+        presence_logits = selection = None
+        if options is not None and options.head == 'first_block':
+            first, *blocks = blocks
+            coarse = project(as_tokens(features, options.pool)) if options.pool else patches
+            x = first(jnp.concatenate([coarse, classes], 1), train=train)  # [B, l + K, D]
+            if not options.pool:
+                patches = x[:, : -self.num_classes]
+            norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='class_norm')
+            classes = norm(x[:, -self.num_classes :])  # [B, K, D]
+            presence_logits = ClassWiseLinear(name='classify')(classes)  # [B, K]
+            presence_logits, selection = choose(options, presence_logits, choice, train=train)
+        elif options is not None:
+            selector = CategorySelector(self.num_classes, options, self.dtype, name='head')
+            presence_logits, selection = selector(features, choice, embedding, train=train)
+        ranks = choice.spread(selection)
+        if ranks is not None:
+            classes = gather(classes, ranks, 1)  # [B, κ, D]
+        x = jnp.concatenate([patches, classes], 1)  # [B, L + κ, D]
         for block in blocks:
             x = block(x, train=train)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(x)
 
         def direction(name, x):
             init = nn.initializers.normal(self.channels**-0.5)
-            x = nn.Dense(
+            dense = nn.Dense(
                 self.channels, use_bias=False, kernel_init=init, dtype=self.dtype, name=name
-            )(x)
-            return unit(x.astype(jnp.float32))
+            )
+            return unit(dense(x).astype(jnp.float32))
 
         end = patches.shape[1]
-        logits = jnp.einsum(
-            'bnd,bkd->bnk',
-            direction('project_patches', x[:, :end]),
-            direction('project_classes', x[:, end:]),
-        )
-        logits = logits.reshape(*features.shape[:3], -1)  # [B, h, w, κ or K]
-        if selection is not None:
-            logits = RankScale(options, TAU, name='rank')(logits, selection)
+        patches = direction('project_patches', x[:, :end])  # [B, L, D]
+        classes = direction('project_classes', x[:, end:])  # [B, κ or K, D]
+        logits = jnp.einsum('bld,bkd->blk', patches, classes)
+        logits = logits.reshape(*features.shape[:-1], -1)  # [B, h, w, κ or K]
+        if ranks is not None:
+            logits = RankScale(options, TAU, name='rank')(logits, ranks)
         elif options is not None and options.select:
             logits = logits / TAU  # the warm-up, whose scale has no parameters of its own
         else:

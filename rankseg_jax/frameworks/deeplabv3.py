@@ -8,14 +8,18 @@ from ml_collections import FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.aspp import ASPP
-from rankseg_jax.decoders.pixel_classifier import PixelClassifier, PixelOutput
-from rankseg_jax.layers import ConvNorm
+from rankseg_jax.decoders.auxiliary import auxiliary_embeddings
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier
+from rankseg_jax.outputs import PixelOutput
+from rankseg_jax.selector import Choice
 
 
 class DeepLabV3(nn.Module):
     """Images -> PixelOutput at the backbone's output stride.
 
-    Attributes: as UPerNet's; `dilations` of the ASPP. The multi-label head sees the backbone's maps.
+    The multi-label head sees the backbone's features.
+
+    Attributes: those of UPerNet, and `dilations` of the ASPP.
     """
 
     num_classes: int
@@ -28,42 +32,36 @@ class DeepLabV3(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool, **choice) -> PixelOutput:
-        """Normalised images [B, H, W, 3]; `choice`: what `PixelClassifier` takes by name."""
+    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
+        """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
-        features = self.backbone(images, train=train)  # {stride: [B, h, w, C]}
+        features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         pixels = ASPP(self.channels, self.dilations, dtype=self.dtype, name='decoder')(
             features[32], train=train
         )  # [B, h, w, D]
         auxiliary = None
-        if self.auxiliary:
-            auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(
-                features[16], train=train
-            )  # [B, h, w, 256]
-            auxiliary = drop(auxiliary)
+        if self.auxiliary:  # [B, h, w, 256]
+            auxiliary = drop(auxiliary_embeddings(features, train=train, dtype=self.dtype))
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
-            drop(pixels), features, auxiliary, train=train, **choice
+            drop(pixels), features, auxiliary, train=train, choice=choice
         )
 
 
 def build(config, num_classes: int) -> DeepLabV3:
-    """The model that `config` (configs/common.py) describes, for K categories."""
-    dtype = jnp.dtype(config.model.dtype)
-    rate = (
-        96 // config.model.output_stride
-    )  # 12 at stride 8, 6 at stride 16: the same span of the image
+    """The model that `config` (configs/common.py) describes, for K categories.
+
+    Raises:
+      ValueError: as `backbones.from_config`; the backbone must be able to dilate its convolutions.
+    """
+    output_stride = config.model.output_stride
+    rate = 96 // output_stride  # 12 at stride 8, 6 at stride 16: the same span of the image
     return DeepLabV3(
         num_classes=num_classes,
-        backbone=backbones.build(
-            config.model.backbone,
-            dtype,
-            output_stride=config.model.output_stride,
-            frozen_norm=config.model.frozen_norm,
-        ),
+        backbone=backbones.from_config(config, output_stride=output_stride),
         channels=config.model.channels,
         dilations=(1, rate, 2 * rate, 3 * rate),
         dropout=config.model.dropout,
         auxiliary=config.model.auxiliary_weight > 0,
         rankseg=config.rankseg and FrozenConfigDict(config.rankseg),
-        dtype=dtype,
+        dtype=jnp.dtype(config.model.dtype),
     )

@@ -1,20 +1,21 @@
-"""Mask2Former (Cheng et al., 2022) with RankSeg: Swin or ResNet, deformable pixel decoder, masked-attention queries."""
+"""Mask2Former (Cheng et al., 2022) with RankSeg: deformable attention, masked-attention queries."""
 
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax import backbones
-from rankseg_jax.backbones import resnet, swin
 from rankseg_jax.decoders.pixel_decoder import PixelDecoder
-from rankseg_jax.decoders.query_decoder import QueryDecoder, QueryOutput
+from rankseg_jax.decoders.query_decoder import QueryDecoder
+from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.selector import Choice
 
 
 class Mask2Former(nn.Module):
     """Images -> QueryOutput, masks at stride 4.
 
     Attributes:
-      backbone: a module [B, H, W, 3] -> {stride: feature} for strides 4, 8, 16 and 32.
+      backbone: a module [B, H, W, 3] -> {stride: features} for strides 4, 8, 16 and 32.
       pixel_decoder: a PixelDecoder.
       decoder: a QueryDecoder.
     """
@@ -24,57 +25,52 @@ class Mask2Former(nn.Module):
     decoder: QueryDecoder
 
     @nn.compact
-    def __call__(self, images, *, train: bool, **choice) -> QueryOutput:
-        """Normalised images [B, H, W, 3]; `choice`: what `QueryDecoder` takes by name."""
-        features = self.backbone(images, train=train)  # {stride: [B, h, w, C]}
+    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+        """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
+        features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         maps, pixels = self.pixel_decoder(features, train=train)
-        return self.decoder(maps, pixels, train=train, **choice)
+        return self.decoder(maps, pixels, train=train, choice=choice)
 
 
 def build(config, num_classes: int) -> Mask2Former:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
-      ValueError: as `build_backbone`.
+      ValueError: as `backbones.from_config` and `check_channels`.
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
+    check_channels(options)
     return Mask2Former(
-        build_backbone(options),
-        PixelDecoder(
-            options.channels,
-            options.pixel_layers,
-            options.decoder_heads,
-            4 * options.channels,
-            dtype,
+        backbone=backbones.from_config(config),
+        pixel_decoder=PixelDecoder(
+            channels=options.channels,
+            num_layers=options.pixel_layers,
+            num_heads=options.decoder_heads,
+            mlp_dim=4 * options.channels,
+            dtype=dtype,
         ),
-        QueryDecoder(
-            num_classes,
-            options.num_queries,
-            options.channels,
-            options.decoder_layers,
-            options.decoder_heads,
-            8 * options.channels,
-            options.cosine,
-            config.rankseg and FrozenConfigDict(config.rankseg),
-            dtype,
+        decoder=QueryDecoder(
+            num_classes=num_classes,
+            num_queries=options.num_queries,
+            channels=options.channels,
+            num_layers=options.decoder_layers,
+            num_heads=options.decoder_heads,
+            mlp_dim=8 * options.channels,
+            cosine=options.cosine,
+            rankseg=config.rankseg and FrozenConfigDict(config.rankseg),
+            dtype=dtype,
         ),
     )
 
 
-def build_backbone(options) -> nn.Module:
-    """The Swin or ResNet that `options`, `config.model`, names for queries of `options.channels`.
+def check_channels(options):
+    """Refuses a width of `options`, `config.model`, that group norms or heads do not divide.
 
     Raises:
-      ValueError: unknown backbone, or a width that group norms or heads do not divide.
+      ValueError: it names the width and its divisors.
     """
     if options.channels % 32 or options.channels % options.decoder_heads:
         raise ValueError(
             f'config.model.channels = {options.channels} must be a multiple of 32 and of '
             f'config.model.decoder_heads = {options.decoder_heads}'
         )
-    dtype = jnp.dtype(options.dtype)
-    if options.backbone.startswith('swin'):
-        return backbones.build(
-            options.backbone, dtype, family=swin, drop_path=options.drop_path, remat=options.remat
-        )
-    return backbones.build(options.backbone, dtype, family=resnet, frozen_norm=options.frozen_norm)

@@ -1,19 +1,24 @@
-"""MaskFormer (Cheng et al., NeurIPS 2021) with RankSeg: Swin or ResNet, feature pyramid, DETR's decoder."""
+"""MaskFormer (Cheng et al., NeurIPS 2021) with RankSeg: feature pyramid, DETR's decoder."""
 
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
+from rankseg_jax import backbones
 from rankseg_jax.decoders.fpn import FeaturePyramid
-from rankseg_jax.decoders.query_decoder import DetrDecoder, QueryOutput
-from rankseg_jax.frameworks.mask2former import build_backbone
+from rankseg_jax.decoders.query_decoder import DetrDecoder
+from rankseg_jax.frameworks.mask2former import check_channels
+from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.selector import Choice
 
 
 class MaskFormer(nn.Module):
-    """Images -> QueryOutput, masks at stride 4; its auxiliary predictions are those of all layers but the last.
+    """Images -> QueryOutput, masks at stride 4.
+
+    The auxiliary predictions are those of all layers but the last.
 
     Attributes:
-      backbone: a module [B, H, W, 3] -> {stride: feature} for strides 4, 8, 16 and 32.
+      backbone: a module [B, H, W, 3] -> {stride: features} for strides 4, 8, 16 and 32.
       pixel_decoder: a FeaturePyramid.
       decoder: a DetrDecoder.
     """
@@ -23,33 +28,34 @@ class MaskFormer(nn.Module):
     decoder: DetrDecoder
 
     @nn.compact
-    def __call__(self, images, *, train: bool, **choice) -> QueryOutput:
-        """Normalised images [B, H, W, 3]; `choice`: what `DetrDecoder` takes by name."""
-        features = self.backbone(images, train=train)  # {stride: [B, h, w, C]}
+    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+        """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
+        features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         maps, pixels = self.pixel_decoder(features, train=train)
-        return self.decoder(features[32], maps, pixels, train=train, **choice)
+        return self.decoder(features[32], maps, pixels, train=train, choice=choice)
 
 
 def build(config, num_classes: int) -> MaskFormer:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
-      ValueError: as `mask2former.build_backbone`.
+      ValueError: as `backbones.from_config` and `mask2former.check_channels`.
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
+    check_channels(options)
     return MaskFormer(
-        build_backbone(options),
-        FeaturePyramid(options.channels, dtype),
-        DetrDecoder(
-            num_classes,
-            options.num_queries,
-            options.channels,
-            options.decoder_layers,
-            options.decoder_heads,
-            8 * options.channels,
-            options.cosine,
-            config.rankseg and FrozenConfigDict(config.rankseg),
-            dtype,
-            options.dropout,
+        backbone=backbones.from_config(config),
+        pixel_decoder=FeaturePyramid(options.channels, dtype),
+        decoder=DetrDecoder(
+            num_classes=num_classes,
+            num_queries=options.num_queries,
+            channels=options.channels,
+            num_layers=options.decoder_layers,
+            num_heads=options.decoder_heads,
+            mlp_dim=8 * options.channels,
+            cosine=options.cosine,
+            rankseg=config.rankseg and FrozenConfigDict(config.rankseg),
+            dtype=dtype,
+            dropout=options.dropout,
         ),
     )

@@ -1,4 +1,4 @@
-"""UPerNet (Xiao et al., 2018) with RankSeg: backbone, pyramid pooling, feature pyramid, pixel classifier."""
+"""UPerNet (Xiao et al., 2018) with RankSeg: pyramid pooling, feature pyramid, pixel classifier."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax import backbones
-from rankseg_jax.decoders.pixel_classifier import PixelClassifier, PixelOutput
+from rankseg_jax.decoders.auxiliary import auxiliary_embeddings
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.decoders.uper import UPerHead
-from rankseg_jax.layers import ConvNorm
+from rankseg_jax.outputs import PixelOutput
+from rankseg_jax.selector import Choice
 
 
 class UPerNet(nn.Module):
@@ -17,10 +19,10 @@ class UPerNet(nn.Module):
 
     Attributes:
       num_classes: K.
-      backbone: a module [B, H, W, 3] -> {stride: feature} for strides 4, 8, 16 and 32.
+      backbone: a module [B, H, W, 3] -> {stride: features} for strides 4, 8, 16 and 32.
       channels: D, width of the decoder and of the pixel embeddings.
-      dropout: share of the embedding channels dropped in training.
-      auxiliary: whether a small head on stride 16 gives `auxiliary_logits`, for its loss in training.
+      dropout: in training, the probability that a channel of the embeddings is dropped.
+      auxiliary: whether a small head on stride 16 gives `auxiliary_logits`, for a further loss.
       rankseg: the keys of `config.rankseg`, see configs/common.py; None is the baseline.
       dtype: of the computation; parameters and logits are float32.
     """
@@ -34,35 +36,33 @@ class UPerNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool, **choice) -> PixelOutput:
-        """Normalised images [B, H, W, 3]; `choice`: what `PixelClassifier` takes by name."""
+    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
+        """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
-        features = self.backbone(images, train=train)  # {stride: [B, H / stride, W / stride, C]}
+        features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         pixels, pyramid = UPerHead(self.channels, dtype=self.dtype, name='decoder')(
             features, train=train
         )
         auxiliary = None
-        if self.auxiliary:
-            auxiliary = ConvNorm(256, dtype=self.dtype, name='auxiliary')(
-                features[16], train=train
-            )  # [B, h16, w16, 256]
-            auxiliary = drop(auxiliary)
+        if self.auxiliary:  # [B, h16, w16, 256]
+            auxiliary = drop(auxiliary_embeddings(features, train=train, dtype=self.dtype))
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
-            drop(pixels), pyramid, auxiliary, train=train, **choice
+            drop(pixels), pyramid, auxiliary, train=train, choice=choice
         )
 
 
 def build(config, num_classes: int) -> UPerNet:
-    """The model that `config` (configs/common.py) describes, for K categories."""
-    dtype = jnp.dtype(config.model.dtype)
+    """The model that `config` (configs/common.py) describes, for K categories.
+
+    Raises:
+      ValueError: as `backbones.from_config`.
+    """
     return UPerNet(
         num_classes=num_classes,
-        backbone=backbones.build(
-            config.model.backbone, dtype, frozen_norm=config.model.frozen_norm
-        ),
+        backbone=backbones.from_config(config),
         channels=config.model.channels,
         dropout=config.model.dropout,
         auxiliary=config.model.auxiliary_weight > 0,
         rankseg=config.rankseg and FrozenConfigDict(config.rankseg),
-        dtype=dtype,
+        dtype=jnp.dtype(config.model.dtype),
     )

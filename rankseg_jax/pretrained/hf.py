@@ -154,12 +154,12 @@ def build_backbone(config) -> Swin | ResNet:
         size = config['image_size']
         rows, columns = size if isinstance(size, list) else (size, size)
         return Swin(
-            config['embed_dim'],
-            tuple(config['depths']),
-            tuple(config['num_heads']),
-            config['window_size'],
-            (rows // 4, columns // 4) if config['use_absolute_embeddings'] else None,
-            config['drop_path_rate'],
+            width=config['embed_dim'],
+            depths=tuple(config['depths']),
+            num_heads=tuple(config['num_heads']),
+            window=config['window_size'],
+            position_shape=(rows // 4, columns // 4) if config['use_absolute_embeddings'] else None,
+            drop_path=config['drop_path_rate'],
         )
     if kind != 'resnet':
         raise ValueError(f'{where}: model_type = {kind!r} is not supported, only swin and resnet')

@@ -34,17 +34,20 @@ def build(config, backbone, num_classes: int) -> Mask2Former:
     """The model that a config describes, with K classes."""
     channels, num_heads = config['hidden_dim'], config['num_attention_heads']
     return Mask2Former(
-        backbone,
-        PixelDecoder(
-            channels, config['encoder_layers'], num_heads, config['encoder_feedforward_dim']
+        backbone=backbone,
+        pixel_decoder=PixelDecoder(
+            channels=channels,
+            num_layers=config['encoder_layers'],
+            num_heads=num_heads,
+            mlp_dim=config['encoder_feedforward_dim'],
         ),
-        QueryDecoder(
-            num_classes,
-            config['num_queries'],
-            channels,
-            config['decoder_layers'] - 1,
-            num_heads,
-            config['dim_feedforward'],
+        decoder=QueryDecoder(
+            num_classes=num_classes,
+            num_queries=config['num_queries'],
+            channels=channels,
+            num_layers=config['decoder_layers'] - 1,
+            num_heads=num_heads,
+            mlp_dim=config['dim_feedforward'],
         ),
     )
 

@@ -32,15 +32,15 @@ def build(config, backbone, num_classes: int) -> MaskFormer:
     """The model that a config describes, with K classes."""
     decoder = config['decoder_config']
     return MaskFormer(
-        backbone,
-        FeaturePyramid(config['fpn_feature_size']),
-        DetrDecoder(
-            num_classes,
-            decoder['num_queries'],
-            decoder['d_model'],
-            decoder['decoder_layers'],
-            decoder['decoder_attention_heads'],
-            decoder['decoder_ffn_dim'],
+        backbone=backbone,
+        pixel_decoder=FeaturePyramid(config['fpn_feature_size']),
+        decoder=DetrDecoder(
+            num_classes=num_classes,
+            num_queries=decoder['num_queries'],
+            channels=decoder['d_model'],
+            num_layers=decoder['decoder_layers'],
+            num_heads=decoder['decoder_attention_heads'],
+            mlp_dim=decoder['decoder_ffn_dim'],
             dropout=decoder['dropout'],
         ),
     )

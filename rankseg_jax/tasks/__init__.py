@@ -1,0 +1,197 @@
+"""Tasks: all that is particular to one stands in its module, and the loops ask it.
+
+A task turns a source's examples into training targets, a model's output into a loss or into maps,
+and maps into scores, files and drawings. A new task is a subclass of `Task` and a line in `TASKS`.
+"""
+
+import abc
+import difflib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from rankseg_jax.data import IGNORE_LABEL, Source
+from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.outputs import PixelOutput, QueryOutput
+from rankseg_jax.postprocessing import View
+from rankseg_jax.ranking import Selection
+
+TASKS = {  # config.task → class
+    'semantic': 'rankseg_jax.tasks.semantic:Semantic',
+    'panoptic': 'rankseg_jax.tasks.panoptic:Panoptic',
+}
+
+
+class Task(abc.ABC):
+    """What training, evaluation and prediction need of a task.
+
+    Metrics are additive: each has `merge(other)`, and over several hosts the sum of its fields is
+    the metric of the whole data set.
+
+    Attributes:
+      config: of the run.
+      class_names: K names in label order.
+      things: K bools, categories whose objects are counted; empty where the data has none.
+      maps: names of the image-sized arrays among those that `postprocess` returns.
+      columns: scores of a category that the printed table shows.
+      best_by: name of the score that decides which checkpoint is the best.
+      scores_images: whether `image_statistics` scores images, whose maps the host then fetches.
+    """
+
+    maps: tuple[str, ...] = ('labels',)
+    columns: tuple[str, ...] = ()
+    best_by: str
+    scores_images: bool = False
+
+    def __init__(self, config, class_names: Sequence[str], things: Sequence[bool] | None = ()):
+        self.config = config
+        self.class_names = tuple(class_names)
+        self.things = tuple(map(bool, things or ()))
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @classmethod
+    def from_source(cls, config, source: Source) -> Self:
+        """The task on the categories of a source.
+
+        Raises:
+          ValueError: the source lacks what the task learns from.
+        """
+        return cls(config, source.class_names, source.things)
+
+    def check(self, output: PixelOutput | QueryOutput) -> None:  # noqa: B027, most tasks suit all
+        """Raises a ValueError if the model's output or `config.eval` does not suit the task."""
+
+    # Training
+
+    def example(self, source: Source, index: int) -> dict[str, np.ndarray]:
+        """Reads a training example.
+
+        Returns:
+          'image' uint8 [H, W, 3] and 'label' int32 [H, W], which is augmented along with the image;
+          its values are the task's business, IGNORE_LABEL apart. Further arrays, if any, have the
+          shapes and dtypes of `stand_in`.
+
+        Raises:
+          CorruptExample: the example cannot be read.
+        """
+        return source.load(index)
+
+    def stand_in(self) -> dict[str, np.ndarray]:
+        """An example of one ignored pixel, in the place of one that cannot be read."""
+        return {
+            'image': np.zeros([1, 1, 3], np.uint8),
+            'label': np.full([1, 1], IGNORE_LABEL, np.int32),
+        }
+
+    def presence(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """The categories in each image of a training batch, [B, K] bool."""
+        return pixel_counts(batch['label'], self.num_classes) > 0
+
+    @abc.abstractmethod
+    def loss(self, key, output: PixelOutput | QueryOutput, batch) -> tuple[dict, dict]:
+        """The parts of the training loss in rank space, and further figures for the log, by name.
+
+        The multi-label head's loss is not among them.
+
+        Args:
+          key: random key.
+          output: of the model.
+          batch: stacked and augmented examples, and 'mask' [B] bool, the images that take part.
+        """
+
+    # Prediction
+
+    @abc.abstractmethod
+    def postprocess(
+        self, views: list[View], selection: Selection | None, size, canvas: tuple[int, int]
+    ) -> dict[str, jax.Array]:
+        """Maps of a batch of images, by name, those named in `maps` [B, *canvas]; made for `jit`.
+
+        Args: as `postprocessing.label_maps`.
+        """
+
+    @abc.abstractmethod
+    def result(self, image: np.ndarray, found: dict[str, np.ndarray], categories) -> Any:
+        """What `predict` returns for an image: an object with `overlay`, `panel` and `save`.
+
+        Args:
+          image: uint8 [H, W, 3].
+          found: the maps of this image, cut to its size.
+          categories: (name, confidence) of the ranked categories, best first.
+        """
+
+    def truth(self, source: Source, index: int, label: np.ndarray) -> dict[str, np.ndarray]:
+        """The ground truth of an example, as keyword arguments of the result's `panel`."""
+        return {'label': label}
+
+    # Evaluation
+
+    @abc.abstractmethod
+    def empty_statistics(self) -> dict[str, Any]:
+        """The metrics of no image, by name."""
+
+    @abc.abstractmethod
+    def statistics(self, batch, prediction) -> dict[str, Any]:
+        """The metrics that a batch adds to on the device; made for `jit`.
+
+        Args:
+          batch: see `pipeline.eval_batches`.
+          prediction: an `inference.Prediction`.
+        """
+
+    def image_statistics(self, source: Source, index: int, found) -> dict[str, Any]:
+        """The metrics that one image adds to on the host; `found` as for `result`.
+
+        Raises:
+          CorruptExample: the ground truth cannot be read.
+        """
+        return {}
+
+    @abc.abstractmethod
+    def scores(self, statistics: dict[str, Any]) -> dict[str, Any]:
+        """The scores: fractions by name, and 'classes', a dict of scores for each category."""
+
+    @abc.abstractmethod
+    def writer(self, output, source: Source) -> AbstractContextManager:
+        """Opens the folder or file that predictions are written to in the data set's own format."""
+
+    @abc.abstractmethod
+    def write(self, writer, source: Source, index: int, found) -> None:
+        """Writes the prediction of one image; `found` as for `result`."""
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of `config.task`.
+
+    Raises:
+      ValueError: there is no such task; the nearest name is suggested.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, 1, 0)[0]
+        raise ValueError(
+            f'config.task = {name!r} is unknown; did you mean {near!r}? '
+            f'The tasks are {", ".join(TASKS)}'
+        )
+    return pkgutil.resolve_name(TASKS[name])
+
+
+def from_source(config, source: Source) -> Task:
+    """The task `config.task` on the categories of a source; ValueError as `Task.from_source`."""
+    return task_class(config.task).from_source(config, source)
+
+
+def build(config, class_names: Sequence[str], things: Sequence[bool] | None = ()) -> Task:
+    """The task `config.task` on the categories of a run.
+
+    Raises:
+      ValueError: there is no such task, or the run lacks what it needs.
+    """
+    return task_class(config.task)(config, class_names, things)

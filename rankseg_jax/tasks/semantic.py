@@ -1,51 +1,146 @@
-"""Image semantic segmentation from per-pixel outputs: losses in rank space, statistics of label maps."""
+"""Semantic segmentation: one label map an image, from per-pixel or per-query outputs."""
 
-from rankseg_jax import losses
-from rankseg_jax.data import IGNORE_LABEL
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rankseg_jax import losses, visualize
+from rankseg_jax.data import IGNORE_LABEL, label_files
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.metrics.semantic import SemanticMetric
 from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.outputs import PixelOutput
+from rankseg_jax.postprocessing import label_maps
 from rankseg_jax.ranking import to_ranks
+from rankseg_jax.tasks import Task, queries
+
+RANKED = 12  # categories that a panel shows
 
 
-def loss(output, batch, config, num_classes: int) -> dict:
-    """What pixels add to the training loss, by name.
+@dataclasses.dataclass
+class Result:
+    """The label map of an image.
+
+    Attributes:
+      image: uint8 [H, W, 3].
+      labels: int32 [H, W], class ids.
+      categories: (name, confidence) of the κ selected categories, best first; empty for the
+        baseline.
+      class_names: K names.
+      segment_ids, segments: of tasks with segments; here None and empty.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    categories: list[tuple[str, float]]
+    class_names: tuple[str, ...]
+
+    segment_ids = None
+    segments = ()
+    suffixes = ('', '_overlay')  # of the names of the images that `save` writes
+
+    def overlay(self) -> Image.Image:
+        """The label map over the image, with a legend of names."""
+        return visualize.overlay(self.image, self.labels, self.class_names)
+
+    def panel(self, label: np.ndarray | None = None) -> Image.Image:
+        """Image · ground truth, if `label` [H, W] is given · prediction · ranked categories."""
+        ranked = self.categories[:RANKED]
+        return visualize.panel(self.image, self.labels, ranked, self.class_names, label=label)
+
+    def save(self, path: str | Path) -> None:
+        """Writes `<path>.png` (label map, 16-bit if K > 256), `<path>_overlay.png`, `<path>.json`."""
+        dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
+        Image.fromarray(self.labels.astype(dtype)).save(f'{path}.png')
+        self.overlay().save(f'{path}_overlay.png')
+        Path(f'{path}.json').write_text(json.dumps(self.content(), indent=1))
+
+    def content(self) -> dict[str, Any]:
+        """What the JSON file holds."""
+        return {
+            'categories': [
+                {'category': name, 'confidence': round(confidence, 6)}
+                for name, confidence in self.categories
+            ]
+        }
+
+
+class Semantic(Task):
+    """Classifies pixels; scores mIoU and, with RankSeg, how well categories are found."""
+
+    columns = ('IoU', 'Acc')
+    best_by = 'mIoU'
+
+    def loss(self, key, output, batch):
+        if isinstance(output, PixelOutput):
+            return pixel_loss(output, batch['label'], self.config, self.num_classes), {}
+        max_targets = self.config.data.max_targets
+        targets = queries.category_targets(batch['label'], self.num_classes, max_targets)
+        return queries.loss(key, output, targets, batch['mask'], self.config, self.num_classes)
+
+    def postprocess(self, views, selection, size, canvas):
+        return {'labels': label_maps(views, selection, size, canvas)}
+
+    def result(self, image, found, categories):
+        return Result(image, found['labels'], categories, self.class_names)
+
+    def empty_statistics(self):
+        empty = {'pixels': SemanticMetric.empty(self.num_classes)}
+        if self.config.rankseg:
+            empty['categories'] = MultilabelMetric.empty(self.recall_at())
+        return empty
+
+    def statistics(self, batch, prediction):
+        labels, predicted = batch['label'], prediction.maps['labels']  # [B, H, W] each
+        found = {'pixels': SemanticMetric.from_batch(labels, predicted, self.num_classes)}
+        if self.config.rankseg:
+            counts = pixel_counts(labels, self.num_classes)  # [B, K]
+            found['categories'] = MultilabelMetric.from_batch(
+                prediction.presence_logits, counts, self.recall_at(), batch['mask']
+            )
+        return found
+
+    def recall_at(self) -> tuple[int, ...]:
+        """Values of κ to report recall and precision at: the selection's own, `eval.recall_at`."""
+        values = (self.config.rankseg.num_selected, *self.config.eval.recall_at)
+        return tuple(sorted({min(k, self.num_classes) for k in values}))
+
+    def scores(self, statistics):
+        scores = statistics['pixels'].compute(self.class_names)
+        if 'categories' in statistics:
+            scores |= statistics['categories'].compute()
+        return scores
+
+    def writer(self, output, source):
+        return label_files.LabelWriter(output, source)
+
+    def write(self, writer, source, index, found):
+        writer.write(source.ids[index], found['labels'])
+
+
+def pixel_loss(output: PixelOutput, labels, config, num_classes: int) -> dict:
+    """The parts of the loss of per-pixel output in rank space.
 
     Args:
-      output: decoders.pixel_classifier.PixelOutput.
-      batch: 'label' [B, H, W] int32 class ids or IGNORE_LABEL.
+      labels: [B, *space] int32 class ids or IGNORE_LABEL.
     """
-    targets = batch['label']  # [B, H, W]
+    targets = labels
     if output.selection is not None:
         targets = to_ranks(
-            targets, output.selection, num_classes=num_classes, ignore_label=IGNORE_LABEL
+            labels, output.selection, num_classes=num_classes, ignore_label=IGNORE_LABEL
         )
 
-    def pixel_loss(logits):
+    def cross_entropy(logits):
         return losses.pixel_cross_entropy(
             logits, targets, upsample=config.loss.upsample, average_all=config.loss.average_all
         )
 
-    parts = {'loss_pixel': pixel_loss(output.logits)}
+    parts = {'loss_pixel': cross_entropy(output.logits)}
     if output.auxiliary_logits is not None:
-        parts['loss_auxiliary'] = config.model.auxiliary_weight * pixel_loss(
-            output.auxiliary_logits
-        )
+        auxiliary = cross_entropy(output.auxiliary_logits)
+        parts['loss_auxiliary'] = config.model.auxiliary_weight * auxiliary
     return parts
-
-
-def statistics(
-    labels, predictions, presence_logits, mask, *, num_classes: int, recall_at: tuple[int, ...]
-):
-    """The sums that the metrics of an evaluation batch need: (SemanticMetric, MultilabelMetric or None).
-
-    Args:
-      labels: [B, H, W] int32 class ids or IGNORE_LABEL; `predictions` likewise.
-      presence_logits: [B, K] of the multi-label head; None for the baseline.
-      mask: [B] bool, False: the image counts nowhere.
-    """
-    semantic = SemanticMetric.from_batch(labels, predictions, num_classes)
-    if presence_logits is None:
-        return semantic, None
-    counts = pixel_counts(labels, num_classes)  # [B, K]
-    return semantic, MultilabelMetric.from_batch(presence_logits, counts, recall_at, mask)

@@ -1,0 +1,28 @@
+"""--mode=analyze: what the data hold, or which κ a model needs and what it gets wrong."""
+
+from pathlib import Path
+
+import jax
+
+from rankseg_jax import checkpoint
+from rankseg_jax.analysis import dataset, model
+
+
+def run(config, workdir) -> dict:
+    """Analyzes a checkpoint of `workdir`, or the data as long as there is none.
+
+    Prints the essentials and writes analysis.json and charts into a folder of `workdir`.
+
+    Returns:
+      The contents of analysis.json.
+
+    Raises:
+      ValueError: there are several hosts, or nothing to analyze.
+    """
+    if jax.process_count() > 1:
+        raise ValueError('--mode=analyze runs on one host')
+    workdir = Path(workdir)
+    manager = checkpoint.open_checkpoints(workdir) if (workdir / 'checkpoints').is_dir() else None
+    if manager is None or not manager.all_steps():
+        return dataset.run(config, workdir / 'analysis_data')
+    return model.run(config, workdir, checkpoint.open_run(workdir, config.eval.checkpoint))

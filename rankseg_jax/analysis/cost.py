@@ -1,0 +1,45 @@
+"""What predicting an image costs."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankseg_jax import models
+from rankseg_jax.analysis.observations import make_segment
+from rankseg_jax.data import IGNORE_LABEL
+
+
+def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
+    """Time and memory of predicting one image of `eval.size` at κ = `num_selected`, on one device.
+
+    Returns:
+      num_selected, the median of milliseconds, and temporary_bytes.
+    """
+    config = config.copy_and_resolve_references()
+    config.rankseg.update(num_selected=num_selected, select=True, oracle=False)
+    model = models.build(config, num_classes)
+    shapes = jax.eval_shape(
+        lambda: models.init(model, num_classes, config.seed, config.augment.crop_size)
+    )
+    # The time does not depend on the values.
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    size = jnp.array([config.eval.size])  # [1, 2]
+    batch = {
+        'views': ({'image': jnp.zeros((1, *config.eval.size, 3)), 'content': size},),
+        'size': size,
+        'label': jnp.full((1, *config.eval.size), IGNORE_LABEL),
+    }
+    class_names = [str(label) for label in range(num_classes)]
+    compiled = make_segment(model, config, class_names).lower(variables, batch).compile()
+    seconds = []
+    while len(seconds) < 6 or sum(seconds) < 0.5:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(variables, batch))
+        seconds.append(time.perf_counter() - start)
+    return {
+        'num_selected': num_selected,
+        'milliseconds': 1e3 * float(np.median(seconds[1:])),
+        'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
+    }

@@ -1,0 +1,232 @@
+"""What the data hold, before anything is trained.
+
+Sizes of images, categories per image, which classes are rare and which come together.
+"""
+
+import json
+from array import array
+from collections import Counter
+from multiprocessing.pool import ThreadPool
+
+import numpy as np
+from absl import logging
+from scipy import sparse
+from tqdm import tqdm
+
+from rankseg_jax import data
+from rankseg_jax.analysis import charts, cooccurrence, dataset_charts, statistics, text
+
+ROWS = 5  # of a printed table
+LISTED = 5  # classes in a printed line
+
+
+class Tally:
+    """Sums over the images that could be read.
+
+    Memory does not grow with N K: only the classes that each image holds are kept.
+
+    Attributes:
+      pixels: int64 [K], labeled pixels of each class.
+      ignored: pixels without a label.
+      sizes: number of images by (rows, columns).
+      classes: those of all images, one image after another.
+      ends: 0, and where the classes of each image end.
+    """
+
+    def __init__(self, num_classes: int):
+        self.pixels = np.zeros(num_classes, np.int64)
+        self.ignored = 0
+        self.sizes = Counter()
+        self.classes = array('i')
+        self.ends = [0]
+
+    def add(self, size, classes, pixels, ignored):
+        """Adds an image of `size` with `classes`, `pixels` of each, and `ignored` pixels."""
+        self.sizes[size] += 1
+        self.pixels[classes] += pixels
+        self.ignored += int(ignored)
+        self.classes.extend(classes)
+        self.ends.append(len(self.classes))
+
+    def presence(self) -> sparse.csr_array:
+        """int32 [N, K], 1 where an image holds a class."""
+        ones = np.ones(len(self.classes), np.int32)
+        shape = (len(self.ends) - 1, len(self.pixels))
+        return sparse.csr_array((ones, np.asarray(self.classes), self.ends), shape)
+
+
+def tally(source) -> tuple[Tally, list[str]]:
+    """Reads every example of `source`.
+
+    Returns:
+      The sums, and a message for each example that cannot be read.
+    """
+    num_classes = len(source.class_names)
+
+    def read(index):
+        try:
+            label = source.load(index)['label']
+        except ValueError as error:  # a CorruptExample, or values out of range
+            return str(error)
+        counts = np.bincount(label.ravel() + 1, minlength=num_classes + 1)  # the ignored come first
+        classes = np.flatnonzero(counts[1:])
+        return label.shape, classes, counts[1 + classes], counts[0]
+
+    total, unread = Tally(num_classes), []
+    with ThreadPool() as pool:
+        found = pool.imap(read, range(len(source)))
+        for example in tqdm(found, 'Reading', len(source), unit=' images', delay=3, mininterval=3):
+            if isinstance(example, str):
+                logging.error('Skipped: %s', example)
+                unread.append(example)
+            else:
+                total.add(*example)
+    return total, unread
+
+
+def describe(source) -> tuple[dict, sparse.csr_array]:
+    """What the examples of `source` hold; each is read whole, and those that cannot be are named.
+
+    Returns:
+      A report, and sparse int32 [K, K], the images that hold both of two classes.
+    """
+    total, unread = tally(source)
+    presence = total.presence()
+    together = cooccurrence.count(presence)
+    num_images = presence.shape[0]
+    images, labeled = together.diagonal(), int(total.pixels.sum())  # [K]
+    # The images may be frames of videos.
+    videos = {'videos': len(source.videos)} if source.videos else {}
+    published = source.published_videos if videos else source.published
+    kind, number = next(iter(videos.items()), ('images', len(source)))
+    report = {
+        'images': num_images,
+        **videos,
+        'published': published,
+        'unread': unread,
+        'warnings': published_warnings(kind, number, published),
+        'ignored': total.ignored / max(labeled + total.ignored, 1),
+        'sizes': [
+            {'rows': rows, 'columns': columns, 'images': n}
+            for (rows, columns), n in total.sizes.most_common()
+        ],
+        'categories_per_image': (
+            statistics.distribution(np.diff(total.ends)) if num_images else None
+        ),
+        'never_seen': [name for name, n in zip(source.class_names, images, strict=True) if not n],
+        'categories': [
+            {'name': name, 'images': int(i), 'pixels': int(p)}
+            for name, i, p in zip(source.class_names, images, total.pixels, strict=True)
+        ],
+        'cooccurrence': cooccurrence.pairs(together, num_images, source.class_names),
+    }
+    return report, together
+
+
+def published_warnings(kind: str, number: int, published: int | None) -> list[str]:
+    """A warning if there are not as many images or videos, `kind`, as published."""
+    if published in (None, number):
+        return []
+    than = 'fewer' if number < published else 'more'
+    return [
+        f'{abs(number - published):,} {kind} {than} than published; docs/datasets.md says where to '
+        'get the data set and where its files belong'
+    ]
+
+
+def run(config, output) -> dict:
+    """Describes both splits; user folders are also validated as before training.
+
+    Writes into the folder `output`: analysis.json, charts, and for each split
+    cooccurrence_<split>.npz, which `scipy.sparse.load_npz` reads.
+
+    Returns:
+      The contents of analysis.json: a report for each split.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    reports = {}
+    for split in (config.data.train_split, config.data.eval_split):
+        source = data.get_source(config.data, split)
+        report, together = describe(source)
+        check = source.check(config.data.max_corrupt)
+        report['problems'] = check.problems
+        report['warnings'] += check.warnings
+        reports[split] = report
+        path = output / f'cooccurrence_{split.replace("/", "_")}.npz'
+        sparse.save_npz(path, together)
+        dataset_charts.draw_cooccurrence(
+            together, report['images'], source.class_names, path.with_suffix('.png')
+        )
+        print(f'{split}: ' + '\n'.join(summary(report)), end='\n\n')
+    (output / 'analysis.json').write_text(json.dumps(reports, indent=1))
+    read = {split: report for split, report in reports.items() if report['images']}
+    if read:
+        dataset_charts.draw(read, output)
+        p99, high = (
+            max(report['categories_per_image'][key] for report in read.values())
+            for key in ('p99', 'max')
+        )
+        print(f'κ: {p99} holds all categories of 99 % of the images, {high} those of every image')
+    print(f'Written to {output}')
+    return reports
+
+
+def summary(report: dict) -> list[str]:
+    """The essentials of a report of one split, in lines."""
+    lines = [size_line(report)]
+    lines += [f'PROBLEM: {problem}' for problem in report['problems']]
+    lines += [f'warning: {warning}' for warning in report['warnings']]
+    if not report['images']:
+        return lines
+    most = report['sizes'][0]
+    lines += [
+        f'{most["rows"]} × {most["columns"]} pixels (rows × columns) most often, '
+        f'{len(report["sizes"]):,} sizes in all; {report["ignored"]:.1%} of the pixels ignored',
+        text.categories_per_image(report['categories_per_image']),
+    ]
+    never, num_classes = report['never_seen'], len(report['categories'])
+    if never:
+        more = f' and {len(never) - LISTED:,} more' if len(never) > LISTED else ''
+        lines.append(
+            f'warning: {len(never):,} of {num_classes:,} classes never seen: '
+            f'{", ".join(never[:LISTED])}{more}'
+        )
+    for title, name in (
+        ('most often in one image', 'frequent'),
+        ('most bound to each other', 'bound'),
+    ):
+        if pairs := report['cooccurrence'][name][:ROWS]:
+            lines.append(pair_table(title, pairs))
+    return lines
+
+
+def size_line(report: dict) -> str:
+    """How many images, videos and categories there are, and how many there should be."""
+    unread, published = len(report['unread']), report['published']
+    num_examples = report['images'] + unread
+    number = report.get('videos', num_examples)
+    unreadable = f' ({unread:,} unreadable)' if unread else ''
+    videos = f' of {number:,} videos' if 'videos' in report else ''
+    if published is None:
+        expected = ''
+    elif published == number:
+        expected = ', as published'
+    else:
+        expected = f', published: {published:,}'
+    num_classes = len(report['categories'])
+    return f'{num_examples:,} images{unreadable}{videos}{expected}; {num_classes:,} categories'
+
+
+def pair_table(title: str, pairs: list[dict]) -> str:
+    cells = [
+        (
+            charts.short(pair['a']),
+            charts.short(pair['b']),
+            f'{pair["images"]:,}',
+            f'{pair["b_given_a"]:.1%}',
+            f'{pair["a_given_b"]:.1%}',
+            f'{pair["phi"]:z.2f}',
+        )
+        for pair in pairs
+    ]
+    return text.table((title, '', 'images', 'P(2nd | 1st)', 'P(1st | 2nd)', 'φ'), cells, 2)

@@ -1,0 +1,193 @@
+"""Which κ a model needs and what it gets wrong, from one pass over the evaluation split."""
+
+import json
+import math
+
+import jax
+import numpy as np
+
+from rankseg_jax import checkpoint, data, evaluate, models, sharding
+from rankseg_jax.analysis import model_charts, statistics, text
+from rankseg_jax.analysis.cost import prediction_cost
+from rankseg_jax.analysis.observations import Observations, make_segment, observe
+
+SHARES = (0.99, 0.999)  # of the labeled pixels: for each, the smallest κ that keeps them
+ROWS = 8  # of a printed table
+
+
+def run(config, workdir, saved: checkpoint.SavedRun) -> dict:
+    """Analyzes a checkpoint on `config.data.eval_split`.
+
+    Args:
+      config: of the run.
+      workdir: pathlib.Path, gets a folder with analysis.json and charts.
+      saved: the checkpoint.
+
+    Returns:
+      The contents of analysis.json.
+
+    Raises:
+      ValueError: the data or `config` do not fit the checkpoint, or no labeled pixel can be read.
+    """
+    mesh = sharding.make_mesh(config.mesh_data)
+    source = data.get_source(config.data, config.data.eval_split)
+    saved.check_categories(source.class_names, f'config.data.name = {config.data.name!r}')
+    model = models.build(config, len(source.class_names))
+    variables = models.restore(saved, model, config, mesh)
+    segment = make_segment(model, config, source.class_names)
+    observed = observe(segment, variables, source, config, mesh)
+    report = {
+        'checkpoint': saved.step,
+        'split': config.data.eval_split,
+        'images': observed.counts.shape[0],
+        'unread': observed.unread,
+        'notes': notes(config),
+        'categories_per_image': statistics.distribution(np.diff(observed.counts.indptr)),
+        'categories': statistics.categories(observed, source.class_names),
+        'errors': statistics.errors(observed, source.class_names),
+    }
+    if observed.selected is not None:
+        report['by_rank'] = by_rank(observed, variables)
+    if config.rankseg:
+        report |= recall_and_costs(observed, config)
+    output = workdir / f'analysis_{config.data.eval_split}_{saved.step}'
+    output.mkdir(exist_ok=True)
+    (output / 'analysis.json').write_text(json.dumps(evaluate.without_nan(report), indent=1))
+    model_charts.draw(report, observed.confusion, source.class_names, output)
+    print('\n\n'.join(summary(report)))
+    print(
+        f'\nCheckpoint after step {saved.step}, split {config.data.eval_split!r}, '
+        f'{report["images"]} images. Written to {output}'
+    )
+    return report
+
+
+def notes(config) -> list[str]:
+    """What the reader of a report must know about the kind of run."""
+    if not config.rankseg:
+        return ['The baseline has no multi-label head: no κ, no ranks, no scores of categories.']
+    found = []
+    if config.rankseg.oracle:
+        found.append(
+            'The oracle selects by the ground truth; recall@κ is that of the multi-label head '
+            'beside it.'
+        )
+    if not config.rankseg.select:
+        found.append(
+            'config.rankseg.select is False: all K are kept; recall@κ tells what selecting would '
+            'keep.'
+        )
+    return found
+
+
+def by_rank(observed: Observations, variables) -> dict:
+    """What is learned by rank, and how often the category at each rank is truly in the image.
+
+    Returns:
+      present [κ], a share of the images; tau [κ or 1] for a temperature, or scale and bias [κ] for
+      layer_norm, which act on the logits of a pixel normalized over its ranks; neither for 'none'.
+    """
+    learned = {}
+    params = variables.get('ema', variables['params'])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        *parents, name = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+        if 'rank/temperature' in '/'.join(parents):
+            learned[name] = np.asarray(leaf, np.float64)
+    if 'log_tau' in learned:
+        learned = {'tau': np.exp(learned['log_tau'])}
+    learned['present'] = observed.selected_present().mean(0)
+    ranks = slice(len(learned['present']))  # a query's no-object class comes after them
+    return {name: values[ranks].tolist() for name, values in learned.items()}
+
+
+def recall_and_costs(observed: Observations, config) -> dict:
+    """What each κ keeps, the κ to choose, and what predicting costs at these and a few between.
+
+    Returns:
+      recall: see `statistics.recall`; kappa: the run's κ as 'config', and the smallest that keeps
+      each of `SHARES`; device: its kind; costs: a dict for each κ.
+    """
+    curves = statistics.recall(observed.presence_logits, observed.counts)
+    kappa = {'config': config.rankseg.num_selected} | {
+        f'{100 * share:g}%': int(np.searchsorted(curves['pixel_recall'], share)) + 1
+        for share in SHARES
+    }
+    num_classes = observed.counts.shape[1]
+    between = np.geomspace(min(2, num_classes), num_classes, 4).round().astype(int).tolist()
+    costs = [
+        prediction_cost(config, num_classes, k)
+        | {name: values[k - 1] for name, values in curves.items()}
+        for k in sorted({*kappa.values(), *between})
+    ]
+    device = jax.devices()[0].device_kind
+    return {'recall': curves, 'kappa': kappa, 'device': device, 'costs': costs}
+
+
+def summary(report: dict) -> list[str]:
+    """The essentials of a report, as blocks of text."""
+    blocks = [*report['notes'], text.categories_per_image(report['categories_per_image'])]
+    if 'recall' in report:
+        blocks += kappa_blocks(report['kappa'], report['costs'])
+    blocks += category_blocks(report['categories'])
+    return blocks + error_blocks(report['errors'])
+
+
+def kappa_blocks(kappa: dict, costs: list[dict]) -> list[str]:
+    def remark(k):
+        names = [name for name in kappa if kappa[name] == k]
+        return ', '.join(name if name == 'config' else f'keeps {name}' for name in names)
+
+    titles = ('κ', 'pixels kept', 'categories kept', 'time/image', 'memory', '')
+    rows = [
+        (
+            row['num_selected'],
+            f'{row["pixel_recall"]:.3%}',
+            f'{row["category_recall"]:.3%}',
+            f'{row["milliseconds"]:.1f} ms',
+            f'{row["temporary_bytes"] / 2**20:.1f} MiB',
+            remark(row['num_selected']),
+        )
+        for row in costs
+    ]
+    low, high = list(kappa)[1:]
+    recommended = (
+        f'Recommended: κ = {kappa[high]}, the smallest that keeps {high} of the labeled pixels '
+        f'({low}: κ = {kappa[low]}).'
+    )
+    return [text.table(titles, rows, num_left=0), recommended]
+
+
+def category_blocks(categories: list[dict]) -> list[str]:
+    blocks = []
+    for title, rows in statistics.category_lists(categories, ROWS).items():
+        scores = [name for name in rows[0] if name not in ('name', 'images', 'pixels')]
+        cells = [
+            (
+                row['name'],
+                row['images'],
+                *('–' if math.isnan(row[name]) else f'{row[name]:.1%}' for name in scores),
+            )
+            for row in rows
+        ]
+        columns = (title, 'images', *(name.replace('_', ' ') for name in scores))
+        blocks.append(text.table(columns, cells))
+    return blocks
+
+
+def error_blocks(errors: dict) -> list[str]:
+    wrong = errors['wrong_pixels']
+    share = f'{wrong / errors["labelled_pixels"]:.2%} of the labeled pixels are wrong'
+    if errors['not_selected_pixels']:
+        not_selected = errors['not_selected_pixels'] / wrong
+        share += f', {not_selected:.1%} of them because their class was not selected'
+    rows = [
+        (
+            row['true'],
+            row['predicted'],
+            f'{row["pixels"] / wrong:.1%}',
+            '–' if row['not_selected'] is None else f'{row["not_selected"] / row["pixels"]:.1%}',
+        )
+        for row in errors['pairs'][:ROWS]
+    ]
+    titles = ('true', 'predicted', 'of all wrong', 'not selected')
+    return [f'{share}.', *([text.table(titles, rows, num_left=2)] if rows else [])]

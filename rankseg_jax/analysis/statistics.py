@@ -1,0 +1,149 @@
+"""How well categories are found and which are confused, from the observations of one pass."""
+
+import numpy as np
+
+from rankseg_jax.analysis.observations import Observations
+
+NUM_PAIRS = 50  # of confused classes that are listed
+ENOUGH = 5  # images that hold a category; fewer say little about how well it is found
+
+
+def recall(presence_logits, counts) -> dict:
+    """What the best κ categories of each image keep, for every κ.
+
+    Args:
+      presence_logits: [N, K]; ties rank the lower class id first, as the selection does.
+      counts: sparse [N, K], labeled pixels.
+
+    Returns:
+      Lists for κ = 1 … K, of which images without a labeled pixel are excluded. category_recall:
+      the mean over images of the share of their categories; pixel_recall: the share of all labeled
+      pixels; image_pixel_recall: the mean over images of the share of their pixels.
+    """
+    num_classes = counts.shape[1]
+    ranks = [
+        np.argsort(np.argsort(-logits, kind='stable'))[counts.indices[start:end]]
+        for logits, start, end in zip(
+            presence_logits, counts.indptr, counts.indptr[1:], strict=False
+        )
+    ]
+    ranks = np.concatenate(ranks)  # [categories in all images], as counts.data
+    held, pixels = np.diff(counts.indptr), counts.sum(1)  # [N]
+    weights = {
+        'category_recall': 1 / np.repeat(held, held),
+        'pixel_recall': counts.data,
+        'image_pixel_recall': counts.data / np.repeat(pixels, held),
+    }
+    sums = {
+        name: np.bincount(ranks, weight, num_classes).cumsum() for name, weight in weights.items()
+    }
+    return {name: (total / total[-1]).tolist() for name, total in sums.items()}
+
+
+def categories(observed: Observations, class_names) -> list[dict]:
+    """How each of the K categories is found.
+
+    Returns:
+      A dict for each: name, images and pixels that hold it; precision and recall at confidence 0.5
+      and average_precision, unless there is no multi-label head; and `selected`, the share of its
+      images in which it was, unless all K are kept. A share of nothing is nan.
+    """
+    presence = observed.counts.tocsc()
+    image, category = observed.counts.nonzero()
+    num_classes = len(class_names)
+    images = np.diff(presence.indptr)  # [K]
+    columns = {'images': images.tolist(), 'pixels': observed.counts.sum(0).tolist()}
+    if observed.presence_logits is not None:
+        found = observed.presence_logits >= 0  # [N, K], a confidence of 0.5
+        right = np.bincount(category[found[image, category]], minlength=num_classes)  # [K]
+        columns |= {'precision': ratio(right, found.sum(0)), 'recall': ratio(right, images)}
+        columns['average_precision'] = [
+            average_precision(logits, presence.indices[start:end])
+            for logits, start, end in zip(
+                observed.presence_logits.T, presence.indptr, presence.indptr[1:], strict=False
+            )
+        ]
+    if observed.selected is not None:
+        rightly = observed.selected[observed.selected_present()]
+        columns['selected'] = ratio(np.bincount(rightly, minlength=num_classes), images)
+    return [
+        {'name': name} | dict(zip(columns, row, strict=True))
+        for name, *row in zip(class_names, *columns.values(), strict=True)
+    ]
+
+
+def category_lists(rows, most: int) -> dict[str, list[dict]]:
+    """The rows of `categories` to show, by title.
+
+    These are the `most` commonest and, if there are more than that, those that are found worst.
+    """
+    seen = [row for row in rows if row['images']]
+    lists = {'commonest': sorted(seen, key=lambda row: -row['images'])[:most]}
+    if len(seen) > most and 'average_precision' in seen[0]:
+        known = [row for row in seen if row['images'] >= ENOUGH] or seen
+        lists['hardest to find'] = sorted(known, key=lambda row: row['average_precision'])[:most]
+    return lists
+
+
+def average_precision(scores, present) -> float:
+    """Mean over the images `present` (indices) of the precision at their score, scores [N].
+
+    It is nan where no image is present.
+    """
+    if not len(present):
+        return float('nan')
+    found = np.sort(-scores[present])
+    above = np.searchsorted(np.sort(-scores), found, 'right')
+    return float(np.mean(np.searchsorted(found, found, 'right') / above))
+
+
+def ratio(a, b) -> list[float]:
+    return np.where(b > 0, a / np.maximum(b, 1), np.nan).tolist()
+
+
+def errors(observed: Observations, class_names) -> dict:
+    """Labeled, wrong and missed pixels, and the pairs of classes with the most wrong ones."""
+    pairs = observed.confusion.tocoo()
+    wrong = np.where(pairs.row == pairs.col, 0, pairs.data)
+    order = np.argsort(-wrong, kind='stable')[:NUM_PAIRS]
+    all_kept = observed.selected is None
+    rows = [
+        {
+            'true': class_names[true],
+            'predicted': class_names[predicted],
+            'pixels': int(pixels),
+            'not_selected': None if all_kept else int(observed.missed[true, predicted]),
+        }
+        for true, predicted, pixels in zip(
+            pairs.row[order], pairs.col[order], wrong[order], strict=True
+        )
+        if pixels
+    ]
+    return {
+        'labelled_pixels': int(pairs.data.sum()),
+        'wrong_pixels': int(wrong.sum()),
+        'not_selected_pixels': None if all_kept else int(observed.missed.sum()),
+        'pairs': rows,
+    }
+
+
+def distribution(numbers) -> dict:
+    """How categories per image, [N], are distributed.
+
+    Returns:
+      min, median, mean and max; p99, the smallest number that 99 % of the images do not exceed;
+      fewer_than_25, the share of the images that hold fewer (at least 99 % in the paper's data
+      sets); histogram, the numbers of images that hold 0, 1, 2, … categories.
+    """
+    low, p99, high = (
+        int(np.percentile(numbers, share, method='inverted_cdf')) for share in (0, 99, 100)
+    )
+    return {
+        'min': low,
+        'median': float(np.median(numbers)),
+        'mean': float(np.mean(numbers)),
+        'p99': p99,
+        'max': high,
+        'fewer_than_25': float(np.mean(np.asarray(numbers) < 25)),
+        'histogram': np.bincount(numbers).tolist(),
+    }

@@ -1,0 +1,94 @@
+"""Validates a folder of images and label files before training starts."""
+
+from __future__ import annotations
+
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, images
+from rankseg_jax.data.report import Report, listed
+
+if TYPE_CHECKING:
+    from rankseg_jax.data.folder import PairedFiles
+
+
+def check(source: PairedFiles, max_corrupt: int | None = None) -> Report:
+    """Reads every label file and the header of every image.
+
+    Args:
+      max_corrupt: if more pairs than this are unreadable or mismatched, or all of them, that is a
+        problem; otherwise a warning.
+
+    Returns:
+      A Report; training should not start if it has `problems`.
+    """
+    pixels = np.zeros(len(source.class_names) + 1, np.int64)  # [K + 1], the ignored last
+    files = np.zeros_like(pixels)
+    categories, faults = [], {'wrong': [], 'corrupt': []}
+    with ThreadPool() as pool:
+        results = pool.imap(lambda pair: _check_pair(source, *pair), source.pairs)
+        for held, counts, fault, message in tqdm(
+            results, 'Checking', len(source), unit=' files', delay=3, mininterval=3
+        ):
+            if fault:
+                faults[fault].append(message)
+                continue
+            pixels[held] += counts
+            files[held] += 1
+            categories.append(np.count_nonzero(held < len(source.class_names)))
+    problems, warnings = [], []
+    if not source.pairs:
+        problems.append(
+            'no image has a label file of its name' if source.unmatched else 'no images'
+        )
+    if wrong := faults['wrong']:
+        problems.append(listed(f'{len(wrong)} label files with wrong values', wrong))
+    if corrupt := faults['corrupt']:
+        limit = ''
+        if len(corrupt) == len(source.pairs):
+            limit = ', which is all of them'
+        elif max_corrupt is not None and len(corrupt) > max_corrupt:
+            limit = f', more than config.data.max_corrupt = {max_corrupt}'
+        message = listed(f'{len(corrupt)} pairs that cannot be used{limit}', corrupt)
+        (problems if limit else warnings).append(message)
+    if source.unmatched:
+        unmatched = [str(path) for path in source.unmatched]
+        warnings.append(listed(f'{len(unmatched)} files without a partner', unmatched))
+    if source.ignore_label in source.label_values:
+        name = source.class_names[source.label_values.index(source.ignore_label)]
+        warnings.append(
+            f'the value {source.ignore_label} is config.data.ignore_label and also the class '
+            f'{name!r}, whose pixels will be ignored; if that is not intended, choose a value that '
+            'no class has, such as 65535'
+        )
+    return Report(
+        class_names=source.class_names,
+        num_examples=len(source),
+        problems=problems,
+        warnings=warnings,
+        pixels=pixels[:-1],
+        images=files[:-1],
+        categories=np.array(categories, np.int64),
+        ignored=pixels[-1] / max(pixels.sum(), 1),
+    )
+
+
+def _check_pair(source, image_path: Path, label_path: Path):
+    """Classes in a label file [n] (K: ignored), their pixels [n], a kind of fault, a message."""
+    try:
+        label = source.read_label(label_path)  # [H, W]
+        size = images.read_size(image_path)
+        if size != label.shape:
+            raise CorruptExample(images.size_mismatch(image_path, size, label.shape))
+    except CorruptExample as error:
+        return None, None, 'corrupt', str(error)
+    except ValueError as error:
+        return None, None, 'wrong', str(error)
+    num_classes = len(source.class_names)
+    counts = np.bincount(np.where(label == IGNORE_LABEL, num_classes, label).ravel())
+    held = np.flatnonzero(counts)  # [n]
+    return held, counts[held], None, ''

@@ -1,0 +1,128 @@
+"""Fits images to the sizes that models see, with NumPy alone.
+
+Evaluation, prediction and exported models share these functions. --mode=export copies the source
+of `fitted_size`, `resize` and `fit` into its example.py.
+"""
+
+import numpy as np
+
+WHOLE_MULTIPLE = 32  # of the sides of a whole image: the stride of the coarsest features
+
+
+def fitted_size(size, target) -> np.ndarray:
+    """The largest int32 [2] with the ratio of `size` [2] that fits in `target` [2], at least 1."""
+    size, target = np.asarray(size, np.float32), np.asarray(target, np.float32)
+    return np.clip(np.round(size * (target / size).min()), 1, target).astype(np.int32)
+
+
+def limited_size(size, limits) -> np.ndarray:
+    """The largest size with the ratio of `size` whose sides keep to limits.
+
+    Args:
+      size: [2], rows and columns.
+      limits: [2], of the short and of the long side.
+
+    Returns:
+      int32 [2], rounded, at least 1.
+    """
+    size = np.asarray(size, np.float64)
+    factor = (np.asarray(limits, np.float64) / np.sort(size)).min()
+    return np.maximum((size * factor + 0.5).astype(np.int32), 1)
+
+
+def scaled_size(size, base_size, ratio) -> np.ndarray:
+    """The keep-ratio rule: the largest size that fits into base_size x ratio.
+
+    Args:
+      size: [2], rows and columns.
+      base_size: (short, long) side; (0, 0) stands for the image's own sides.
+      ratio: float.
+
+    Returns:
+      int32 [2] with the ratio of `size`, whose short side is at most int(short * ratio) and whose
+      long side is at most int(long * ratio); at least 1.
+    """
+    sides = np.asarray(base_size if any(base_size) else np.sort(size), np.float64)
+    # In float32, 30 * 0.9 would round up to 27 before it is cut.
+    return limited_size(size, np.floor(sides * np.float64(ratio)))
+
+
+def resize(image, size, antialias=False) -> np.ndarray:
+    """Bilinear with half-pixel centers: [..., H, W, D] -> float32 [..., h, w, D].
+
+    Without `antialias` like OpenCV (mmsegmentation), which looks at two pixels per axis however
+    far it shrinks; with it like Pillow (detectron2), whose filter grows as it shrinks.
+    """
+    *leading, rows, columns, depth = image.shape
+    resized = np.array(image, np.float32).reshape(*leading, rows, columns * depth)
+    for axis, old, new, step in ((-2, rows, size[0], 1), (-1, columns, size[1], depth)):
+        if new == old:
+            continue
+        reach = max(old / new, 1.0) if antialias else 1.0  # of the triangular filter
+        centers = (np.arange(new) + 0.5) * old / new - 0.5
+        taps = np.ceil(centers - reach) + np.arange(np.ceil(2 * reach))[:, None]  # [taps, new]
+        weights = np.maximum(1 - np.abs(taps - centers) / reach, 0)
+        weights *= (taps >= 0) & (taps < old)
+        weights = (weights / weights.sum(0)).astype(np.float32).repeat(step, 1)
+        places = np.clip(taps, 0, old - 1).astype(int)[..., None] * step + np.arange(step)
+        total = np.float32(0)
+        for place, weight in zip(places.reshape(weights.shape), weights, strict=True):
+            part = resized.take(place, axis, mode='clip')  # 'clip' avoids a copy
+            part *= weight[:, None] if axis == -2 else weight
+            part += total
+            total = part
+        resized = total
+    return resized.reshape(*leading, *size, depth)
+
+
+def fit(image, size, antialias=False) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes an image to the largest of its ratio that fits into `size`, and pads it with zeros.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: (h, w).
+
+    Returns:
+      uint8 [h, w, 3] with the image at the top left, and int32 [2], its rows and columns there.
+    """
+    rows, columns = content = fitted_size(image.shape[:2], size)
+    fitted = np.zeros((*size, 3), np.uint8)
+    fitted[:rows, :columns] = resize(image, content, antialias).round()
+    return fitted, content
+
+
+def eval_views(image: np.ndarray, config) -> tuple[dict[str, np.ndarray], ...]:
+    """The views of an image in evaluation, one for each of `eval.scales`.
+
+    Args:
+      image: uint8 [H, W, 3], or a clip [t, H, W, 3].
+      config: the run's config; reads `eval`, `data.mean`, `data.std` and `data.antialias`.
+
+    Returns:
+      A tuple of {'image': normalized float32 [(t,) h, w, 3], zero below and to the right of the
+      content, 'content': int32 [2], its rows and columns}. With `eval.base_size`, (h, w) is the
+      content's size, rounded up; otherwise `eval.size` × scale. With windows, the last one ends
+      where (h, w) does.
+    """
+    evaluation, data = config.eval, config.data
+    views = []
+    for scale in evaluation.scales:
+        if any(evaluation.base_size):
+            content = scaled_size(image.shape[-3:-1], evaluation.base_size, scale)
+            size = -(-content // WHOLE_MULTIPLE) * WHOLE_MULTIPLE
+        else:
+            size = np.maximum([round(side * scale) for side in evaluation.size], 1)
+            content = fitted_size(image.shape[-3:-1], size)
+        if any(evaluation.window):
+            window, stride = np.array(evaluation.window), np.array(evaluation.stride)
+            size = window + stride * -(-np.maximum(content - window, 0) // stride)
+        fitted = resize(image, content, data.antialias)  # [(t,) rows, columns, 3]
+        view = np.zeros((*image.shape[:-3], *size, 3), np.float32)
+        rows, columns = content
+        # A row at a time: NumPy is slow where only three numbers are repeated.
+        flat = fitted.reshape(*fitted.shape[:-2], -1)  # [(t,) rows, columns * 3]
+        flat -= np.tile(np.array(data.mean, np.float32), columns)
+        flat /= np.tile(np.array(data.std, np.float32), columns)
+        view[..., :rows, :columns, :] = fitted
+        views.append({'image': view, 'content': content})
+    return tuple(views)

@@ -1,0 +1,111 @@
+"""Sources of published data sets: random access to an official folder or to records."""
+
+import os
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from rankseg_jax.data import (
+    IGNORE_LABEL,
+    CorruptExample,
+    PanopticSource,
+    Source,
+    VideoSource,
+    coco,
+    images,
+)
+from rankseg_jax.data.published import IGNORED, codecs
+from rankseg_jax.data.published.label_maps import read_classes
+
+
+class PublishedSource(Source):
+    """Random access to a split of a published data set.
+
+    Args:
+      builder: the data set's builder class.
+      split: one of `builder.PUBLISHED`.
+      examples: N entries of `Builder.find`, or N records.
+      ids: N file names.
+    """
+
+    def __init__(self, builder, split: str, examples: Sequence, ids: Sequence[str]):
+        classes = read_classes(builder.CLASSES)
+        self.class_names, self.category_ids = tuple(classes['names']), tuple(classes['ids'])
+        self.label_values = tuple(builder.LABEL_VALUES or classes['ids'])
+        self.ids, self.image_ids = ids, [builder.image_id(name) for name in ids]
+        self.published = builder.PUBLISHED[split]
+        self._builder, self._examples = builder, examples
+
+    def example(self, index: int) -> dict[str, Any]:
+        """The features of `Builder.features`, images perhaps still encoded; raises as `load`."""
+        try:
+            entry = self._examples[index]
+        except RuntimeError as error:  # of array_record
+            raise CorruptExample(
+                f'{self.ids[index]}: its record cannot be read: {error}'
+            ) from error
+        if isinstance(entry, tuple):  # not a record
+            return self._builder.read(entry) | {'file_name': entry[0]}
+        return entry
+
+    def load(self, index: int) -> dict[str, np.ndarray]:
+        """See `Source.load`."""
+        return self._decode(self.example(index))
+
+    def _decode(self, example):
+        name = os.fsdecode(example['file_name'])  # bytes in a record
+        image = codecs.decode_image(example['image'], name)  # [H, W, 3]
+        label = codecs.decode_map(example['labels']).astype(np.int32)  # [H, W]
+        if image.shape[:2] != label.shape:
+            raise CorruptExample(images.size_mismatch(name, image.shape[:2], label.shape))
+        label[label == IGNORED] = IGNORE_LABEL
+        return {'image': image, 'label': label}
+
+
+class PublishedPanopticSource(PublishedSource, PanopticSource):
+    """A split of a published data set with segments."""
+
+    def __init__(self, builder, split: str, examples: Sequence, ids: Sequence[str]):
+        super().__init__(builder, split, examples, ids)
+        self.things = tuple(map(bool, read_classes(builder.CLASSES)['isthing']))
+
+    def segments(self, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """See `PanopticSource.segments`; the id 0 is void."""
+        example = self.example(index)
+        ids = coco.rgb_to_ids(codecs.decode_map(example['panoptic_ids']))  # [H, W]
+        return ids, codecs.decode_rows(example['segments'])
+
+
+class PublishedVideoSource(PublishedSource, VideoSource):
+    """A split of a published data set of videos."""
+
+    def __init__(self, builder, split: str, examples: Sequence, ids: Sequence[str]):
+        super().__init__(builder, split, examples, ids)
+        self.published_videos = builder.PUBLISHED_VIDEOS[split]
+        videos, start = [], 0
+        for name, frames in groupby(frame.rpartition('/')[0] for frame in ids):
+            stop = start + len(list(frames))
+            videos.append((name, range(start, stop)))
+            start = stop
+        self.videos = videos
+
+    def clip(self, video: int, frames: Sequence[int]) -> dict[str, Any]:
+        """See `VideoSource.clip`."""
+        indices = [self.videos[video][1][frame] for frame in frames]
+        return self._stack(indices, [self.example(index) for index in indices])
+
+    def _stack(self, indices, examples):
+        loaded = [self._decode(example) for example in examples]
+        size = loaded[0]['label'].shape
+        for index, frame in zip(indices, loaded, strict=True):
+            if frame['label'].shape != size:
+                raise CorruptExample(
+                    f'{self.ids[index]} has {frame["label"].shape} pixels, '
+                    f'{self.ids[indices[0]]} {size}; the frames of a clip must have the same size'
+                )
+        return {
+            'frames': np.stack([frame['image'] for frame in loaded]),  # [t, H, W, 3]
+            'labels': np.stack([frame['label'] for frame in loaded]),  # [t, H, W]
+        }

@@ -1,0 +1,305 @@
+"""YouTubeVIS-2019: tracks of 40 classes of objects in videos (Yang et al., ICCV 2019).
+
+    ytvis_2019/
+      train.json  valid.json  test.json
+      train/JPEGImages/<video>/00000.jpg        valid/…  test/…
+
+The JSON files name the frames. Only train.json must have annotations: the pixels of videos without
+annotations are ignored.
+
+A record is a frame with the run lengths of each track in it. (TFDS's own `youtube_vis` has one
+record per video with decoded masks, which can exceed memory for a long video with many tracks.)
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rankseg_jax.data import rle
+from rankseg_jax.data.published import IGNORED, LISTED, codecs, files
+from rankseg_jax.data.published.builder import VideoBuilder
+from rankseg_jax.data.published.label_maps import read_classes
+from rankseg_jax.data.published.source import PublishedVideoSource
+
+FOLDERS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
+
+
+class Video(NamedTuple):
+    """A video of a JSON file.
+
+    Attributes:
+      id: in the file.
+      file_names: '<video>/<frame>.jpg' of each of t frames.
+      size: (H, W).
+      tracks: dicts with 'id', 'category_id' in 0..39, 'iscrowd', and 'counts': compressed run
+        lengths of each of t frames, '' where the object is not visible.
+    """
+
+    id: int
+    file_names: list[str]
+    size: tuple[int, int]
+    tracks: list[dict]
+
+
+class YoutubeVis2019Source(PublishedVideoSource):
+    """Frames and tracks; a clip has all tracks of its video, with the masks of its t frames."""
+
+    def video_id(self, video: int) -> int:
+        """The id in the data set's own files of the video at this place in `videos`."""
+        return int(self.example(self.videos[video][1][0])['video_id'])
+
+    def tracks(self, video: int) -> list[dict[str, Any]]:
+        """The tracks of a video as in the JSON file, except that 'category_id' is in 0..39.
+
+        Returns:
+          Dicts with 'id', 'category_id', 'iscrowd' and 'segmentations': for each frame run
+          lengths as `rle` has them, or None.
+        """
+        return join(map(self.example, self.videos[video][1]))
+
+    def _stack(self, indices, examples):
+        return super()._stack(indices, examples) | {'tracks': join(examples)}
+
+
+class YoutubeVis2019(VideoBuilder):
+    """YouTubeVIS-2019, video instances; a record a frame, with run lengths."""
+
+    name = 'youtube_vis_2019'  # TFDS would make it youtube_vis2019
+    CLASSES = 'youtube_vis_2019'
+    FOLDER = 'ytvis_2019'
+    MARKERS = ('train.json', 'valid.json', 'test.json')
+    LAYOUT = (
+        '  ytvis_2019/{train,valid,test}.json\n'
+        '  ytvis_2019/{train,valid,test}/JPEGImages/<video>/*.jpg'
+    )
+    PUBLISHED_VIDEOS = {'train': 2_238, 'validation': 302, 'test': 343}
+    HOMEPAGE = 'https://youtube-vos.org/dataset/vis/'
+    LICENSE = 'See the homepage'
+    SOURCE = YoutubeVis2019Source
+
+    @classmethod
+    def splits(cls, root):
+        """Leaves out validation and test, which have no annotations, if they do not exist."""
+        return tuple(
+            split
+            for split, name in FOLDERS.items()
+            if split == 'train' or (root / name).exists() or (root / f'{name}.json').exists()
+        )
+
+    @classmethod
+    def find(cls, root, split):
+        path, image_dir = root / f'{FOLDERS[split]}.json', root / FOLDERS[split] / 'JPEGImages'
+        if not path.is_file():
+            raise cls.missing(split, [path], 1)
+        videos = read_videos(path)
+        if split == 'train' and not any(video.tracks for video in videos):
+            raise ValueError(f'{path} has no annotations')
+        entries, missing = [], []
+        for video in videos:
+            found = files.listing((image_dir / video.file_names[0]).parent)
+            for frame, name in enumerate(video.file_names):
+                if Path(name).name not in found:
+                    missing.append(image_dir / name)
+                entries.append((name.removesuffix('.jpg'), image_dir, video, frame))
+        if missing:
+            raise cls.missing(split, missing, len(entries))
+        return entries
+
+    @classmethod
+    def read(cls, entry):
+        _, image_dir, video, frame = entry
+        tracks = [track | {'counts': track['counts'][frame].encode()} for track in video.tracks]
+        return {
+            'image': codecs.read_bytes(image_dir / video.file_names[frame]),
+            'labels': paint(tracks, video.size),
+            'original_size': video.size,
+            'video_id': video.id,
+            'tracks': tracks,
+        }
+
+    @classmethod
+    def features(cls):
+        number = tfds.features.Scalar(np.int64)
+        track = {
+            'id': number,
+            'category_id': number,
+            'iscrowd': number,
+            'counts': tfds.features.Text(),
+        }
+        return super().features() | {'video_id': number, 'tracks': tfds.features.Sequence(track)}
+
+
+def read_videos(path: Path) -> list[Video]:
+    """Reads the videos of a JSON file; checks and compresses their masks.
+
+    Raises:
+      ValueError: it is broken, or belongs to another data set.
+    """
+    classes = read_classes(YoutubeVis2019.CLASSES)
+    labels = {category: label for label, category in enumerate(classes['ids'])}
+    with files.parsing(path, 'JSON file of YouTubeVIS-2019'):
+        content = json.loads(path.read_text('utf-8'), object_hook=pack)
+        check_categories(
+            {
+                category['id']: category['name'].lower().replace(' ', '_')
+                for category in content['categories']
+            },
+            dict(zip(classes['ids'], classes['names'], strict=True)),
+        )
+        check_videos(content['videos'])
+        videos = {
+            video['id']: Video(
+                id=video['id'],
+                file_names=video['file_names'],
+                size=(video['height'], video['width']),
+                tracks=[],
+            )
+            for video in content['videos']
+        }
+        for track in content.get('annotations') or ():
+            if track['video_id'] not in videos or track['category_id'] not in labels:
+                raise ValueError(
+                    f'the track {track["id"]} has the video {track["video_id"]} and the category '
+                    f'{track["category_id"]}, one of which it does not list'
+                )
+            video = videos[track['video_id']]
+            video.tracks.append(
+                {
+                    'id': track['id'],
+                    'category_id': labels[track['category_id']],
+                    'iscrowd': track['iscrowd'],
+                    'counts': compress(track, video),
+                }
+            )
+        return list(videos.values())
+
+
+def pack(value: dict) -> dict:
+    """Keeps run lengths as an array: as Python numbers, the training split would need gigabytes."""
+    if isinstance(value.get('counts'), list):
+        return value | {'counts': np.array(value['counts'])}
+    return value
+
+
+def check_categories(found: dict[int, str], wanted: dict[int, str]) -> None:
+    """Raises a ValueError if the names of the categories differ for some id."""
+    if found != wanted:
+        differ = [
+            f'{i} is {found.get(i, "missing")}, not {wanted.get(i, "there")}'
+            for i in sorted(found.keys() | wanted.keys())
+            if found.get(i) != wanted.get(i)
+        ]
+        raise ValueError(
+            f'{len(differ)} categories differ: {", ".join(differ[:LISTED])} (YouTubeVIS 2021 has '
+            'as many, but others)'
+        )
+
+
+def check_videos(videos: list[dict]) -> None:
+    """Raises a ValueError unless each video has a unique id, and frames in a unique folder."""
+    folders = [{name.rpartition('/')[0] for name in video['file_names']} for video in videos]
+    ids = {video['id'] for video in videos}
+    if (
+        not videos
+        or any(len(found) != 1 for found in folders)
+        or min(len(ids), len(set.union(*folders))) < len(videos)
+    ):
+        raise ValueError(
+            'each of its videos must have a unique id and frames, all of them in a unique folder'
+        )
+
+
+def compress(track: dict, video: Video) -> list[str]:
+    """The compressed run lengths of a track in t frames, '' where it is not visible."""
+    (height, width), segmentations = video.size, track['segmentations']
+    if len(segmentations) != len(video.file_names) or any(
+        mask and mask['size'] != [height, width] for mask in segmentations
+    ):
+        raise ValueError(
+            f'the track {track["id"]} needs for each of {len(video.file_names)} frames null or a '
+            f'mask of {height} x {width} pixels'
+        )
+    try:
+        return [rle.compress(mask)['counts'] if mask else '' for mask in segmentations]
+    except ValueError as error:
+        raise ValueError(f'the track {track["id"]}: {error}') from error
+
+
+def paint(tracks: list[dict], size: tuple[int, int]) -> np.ndarray:
+    """Labels uint16 [H, W] of the tracks in a frame, the smaller over the larger, else IGNORED.
+
+    Of two with the same number of pixels the later lies on top. Crowds are painted like the
+    others.
+    """
+    labels = np.full(size, IGNORED, np.uint16)
+    visible = [
+        (rle.decode({'size': size, 'counts': track['counts']}), track['category_id'])
+        for track in tracks
+        if track['counts']
+    ]
+    for mask, label in sorted(visible, key=lambda pair: -pair[0].sum()):
+        labels[mask] = label
+    return labels
+
+
+def join(examples: Iterable[dict]) -> list[dict[str, Any]]:
+    """The tracks of a video, from its frames in order; see `YoutubeVis2019Source.tracks`."""
+    frames = [
+        [
+            track | {'size': example['original_size']}
+            for track in codecs.decode_rows(example['tracks'])
+        ]
+        for example in examples
+    ]
+    return [
+        {key: track[0][key] for key in ('id', 'category_id', 'iscrowd')}
+        | {
+            'segmentations': [
+                {'size': [int(side) for side in frame['size']], 'counts': frame['counts'].decode()}
+                if frame['counts']
+                else None
+                for frame in track
+            ]
+        }
+        for track in zip(*frames, strict=True)
+    ]
+
+
+def masks(tracks: list[dict], shape: tuple[int, int, int]) -> np.ndarray:
+    """Decodes tracks, as a clip has them, to bool [N, t, H, W].
+
+    Args:
+      shape: (t, H, W), that of the clip's labels.
+    """
+    decoded = np.zeros((len(tracks), *shape), bool)
+    for n, track in enumerate(tracks):
+        for t, mask in enumerate(track['segmentations']):
+            if mask:
+                decoded[n, t] = rle.decode(mask)
+    return decoded
+
+
+def write_results(path: str | Path, predictions: Iterable[tuple[int, list[dict]]]) -> None:
+    """Writes predictions as the benchmark takes them, in a file results.json.
+
+    Args:
+      predictions: (video_id, tracks) of each video, see `YoutubeVis2019Source.video_id`. The tracks
+        are dicts with 'category_id' in 0..39, 'score' and 'segmentations': for each frame of the
+        video the result of `rle.encode`.
+    """
+    ids = read_classes(YoutubeVis2019.CLASSES)['ids']
+    results = [
+        {
+            'video_id': video_id,
+            'category_id': ids[track['category_id']],
+            'segmentations': track['segmentations'],
+            'score': float(track['score']),
+        }
+        for video_id, tracks in predictions
+        for track in tracks
+    ]
+    Path(path).write_text(json.dumps(results))

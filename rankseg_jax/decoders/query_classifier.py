@@ -1,0 +1,123 @@
+"""The end of every per-query framework: each query gets a category, in rank order, and a mask."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
+
+from rankseg_jax.layers import unit
+from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.ranking import Selection, gather
+from rankseg_jax.selector import CategorySelector, Choice, RankScale, head_feature
+
+TAU = 0.07  # cosines lie within ±1: the initial temperature over them
+
+
+class QueryClassifier(nn.Module):
+    """Classifies queries over the κ categories ranked first (arXiv 2203.04187, section 3).
+
+    Attributes:
+      num_classes: K.
+      dim: D of the queries.
+      cosine: class logits are cosines of queries and class embeddings (as released with RankSeg),
+        not their inner products.
+      rankseg: the keys of `config.rankseg`, see configs/common.py; None classifies over all K.
+    """
+
+    num_classes: int
+    dim: int
+    cosine: bool = False
+    rankseg: FrozenConfigDict | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, states, queries, embeddings, maps, pixels, *, train: bool, choice: Choice
+    ) -> QueryOutput:
+        """Makes a prediction from the queries before the first layer and after each.
+
+        Args:
+          states: list of [B, Q, D] before the first layer and after each; the multi-label head may
+            see one of them.
+          queries: [B, Q, D] of each prediction, to be classified.
+          embeddings: [B, Q, D] of each prediction; masks are their products with `pixels`.
+          maps: {stride: [B, *space, D]}; the multi-label head may see one of them instead.
+          pixels: [B, *space, D].
+
+        Raises:
+          ValueError: the input of the multi-label head does not exist or does not suit it, or as
+            `selector.choose`.
+        """
+        options = self.rankseg
+        classes = QueryClasses(self.num_classes, self.dim, self.cosine, name='classes')
+        presence_logits = selection = None
+        if options is not None:
+            selector = CategorySelector(self.num_classes, options, self.dtype, name='head')
+            presence_logits, selection = selector(
+                head_input(options, states, maps), choice, classes.embedding[:-1], train=train
+            )
+        ranks = choice.spread(selection)
+        class_logits = classes(jnp.stack(queries, 1), ranks)  # [B, predictions, Q, κ + 1 or K + 1]
+        tau = TAU if self.cosine else 1.0
+        if ranks is None:
+            class_logits = class_logits / tau
+        else:
+            class_logits = RankScale(options, tau, no_object=True, name='rank')(class_logits, ranks)
+        mask_logits = [
+            jnp.einsum('bqd,b...d->bq...', x, pixels, preferred_element_type=jnp.float32)
+            for x in embeddings
+        ]  # [B, Q, *space] each
+        *auxiliary, last = zip(class_logits.swapaxes(0, 1), mask_logits, strict=True)
+        return QueryOutput(*last, selection, presence_logits, tuple(auxiliary))
+
+
+def head_input(options, states, maps):
+    """Input of the multi-label head: queries after layer `rankseg.layer`, or a map for layer 0.
+
+    Raises:
+      ValueError: there is no such layer or map, or the head needs a map.
+    """
+    if not 0 <= options.layer < len(states):
+        raise ValueError(
+            f'config.rankseg.layer = {options.layer} must be 0 or one of the '
+            f'{len(states) - 1} layers'
+        )
+    if not options.layer:
+        return head_feature(options, maps)
+    if options.head == 'decoder':
+        raise ValueError(
+            "config.rankseg.head = 'decoder' needs a map, not queries: set config.rankseg.layer = 0"
+        )
+    return states[options.layer]
+
+
+class QueryClasses(nn.Module):
+    """Classifies queries over categories and no-object, the last: [B, P, Q, D] → [B, P, Q, κ + 1].
+
+    P counts predictions. The logits are float32; over all K + 1 without a selection.
+    """
+
+    num_classes: int
+    dim: int
+    cosine: bool = False
+
+    def setup(self):
+        init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', 1, 0)
+        self.embedding = self.param('embedding', init, (self.num_classes + 1, self.dim))
+        if not self.cosine:
+            self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes + 1,))
+
+    def __call__(self, queries, selection: Selection | None):
+        def ranked(x):  # [K + 1, …] → [B, κ + 1, …]
+            return x if selection is None else gather(x, selection, 0, keep_last=True)
+
+        def products(queries, embedding):
+            equation = 'bpqd,kd->bpqk' if selection is None else 'bpqd,bkd->bpqk'
+            return jnp.einsum(equation, queries, embedding, preferred_element_type=jnp.float32)
+
+        embedding = ranked(self.embedding)
+        if self.cosine:
+            return products(unit(queries.astype(jnp.float32)), unit(embedding))
+        bias = jnp.expand_dims(ranked(self.bias), (-3, -2))
+        return products(queries, embedding.astype(queries.dtype)) + bias

@@ -1,0 +1,112 @@
+"""The two kinds of output: per pixel and per query, both in rank space.
+
+`*space` is (h, w) of images and (t, h, w) of clips. Nothing here counts these axes.
+"""
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from rankseg_jax.ranking import Selection
+
+
+@flax.struct.dataclass
+class PixelOutput:
+    """Output of a per-pixel framework.
+
+    Attributes:
+      logits: [B, *space, κ] in rank order; [B, *space, K] without a selection.
+      selection: the categories that the ranks stand for; None for the baseline.
+      presence_logits: [B, K] of the multi-label head; None for the baseline.
+      auxiliary_logits: [B, *space', κ or K] of the auxiliary head, used in training only; None
+        without such a head.
+    """
+
+    logits: jax.Array
+    selection: Selection | None = None
+    presence_logits: jax.Array | None = None
+    auxiliary_logits: jax.Array | None = None
+
+    slides_windows = True  # an image may be seen window by window
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(h, w) of the logits."""
+        return self.logits.shape[-3:-1]
+
+    def split_views(self, mirrors: int, windows: tuple[int, int]) -> list['PixelOutput']:
+        """An output for each mirror image, with the logits of its windows side by side.
+
+        Args:
+          mirrors: mirror images in the batch, see `selector.Choice`.
+          windows: (n, m), windows below and beside each other.
+        """
+        height, width, num_ranks = self.logits.shape[-3:]
+        n, m = windows
+        logits = self.logits.reshape(-1, mirrors, n, m, height, width, num_ranks)
+        logits = logits.swapaxes(3, 4)  # [B, mirrors, n, h, m, w, κ]
+        logits = logits.reshape(-1, mirrors, n * height, m * width, num_ranks)
+        return [PixelOutput(logits[:, i]) for i in range(mirrors)]
+
+    def rank_scores(self, rows, columns, *, probabilities: bool):
+        """Scores of the ranks at some rows of the result, [B, *t, R, C, κ] float32.
+
+        Args:
+          rows: [B, R, h] weights of the logits' rows; columns: [B, C, w] of their columns.
+          probabilities: normalize over the ranks, so that scores of several views add up.
+        """
+        logits = jnp.einsum('brh,b...hwk->b...rwk', rows, self.logits, precision='highest')
+        logits = jnp.einsum('bcw,b...rwk->b...rck', columns, logits, precision='highest')
+        return jax.nn.softmax(logits) if probabilities else logits
+
+
+@flax.struct.dataclass
+class QueryOutput:
+    """Output of a per-query framework.
+
+    Attributes:
+      class_logits: [B, Q, κ + 1] in rank order, no-object last; [B, Q, K + 1] without a selection.
+      mask_logits: [B, Q, *space] at stride 4.
+      selection: the categories that the ranks stand for; None for the baseline.
+      presence_logits: [B, K] of the multi-label head; None for the baseline.
+      auxiliary: (class_logits, mask_logits) of the earlier predictions, first to last, used in
+        training only.
+    """
+
+    class_logits: jax.Array
+    mask_logits: jax.Array
+    selection: Selection | None = None
+    presence_logits: jax.Array | None = None
+    auxiliary: tuple = ()
+
+    slides_windows = False  # queries see an image as a whole
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(h, w) of the masks."""
+        return self.mask_logits.shape[-2:]
+
+    def split_views(self, mirrors: int, windows: tuple[int, int]) -> list['QueryOutput']:
+        """An output for each mirror image; see `PixelOutput.split_views`. `windows` is (1, 1)."""
+        return [
+            QueryOutput(self.class_logits[i::mirrors], self.mask_logits[i::mirrors])
+            for i in range(mirrors)
+        ]
+
+    def mask_probabilities(self, rows, columns):
+        """σ of the masks at some rows of the result, [B, Q, *t, R, C] float32.
+
+        Args: as `PixelOutput.rank_scores`.
+        """
+        logits = self.mask_logits.astype(jnp.float32)
+        logits = jnp.einsum('brh,b...hw->b...rw', rows, logits, precision='highest')
+        return jax.nn.sigmoid(
+            jnp.einsum('bcw,b...rw->b...rc', columns, logits, precision='highest')
+        )
+
+    def rank_scores(self, rows, columns, *, probabilities: bool):
+        """Σ over the queries of p(rank | query) · σ(mask), as `PixelOutput.rank_scores`."""
+        del probabilities  # they are
+        classes = jax.nn.softmax(self.class_logits.astype(jnp.float32))[..., :-1]  # [B, Q, κ]
+        masks = self.mask_probabilities(rows, columns)  # [B, Q, *t, R, C]
+        return jnp.einsum('bq...,bqk->b...k', masks, classes, precision='highest')

@@ -1,0 +1,173 @@
+"""The category selector (arXiv 2203.04187, section 3): which categories, in which order.
+
+    features → multi-label head → presence_logits → pool over a group → Selection → rank scale
+
+Windows and mirror images of an image and frames of a clip are the same kind of thing here: a group
+that shares one selection, so that a rank means the same in all of them.
+"""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
+
+from rankseg_jax.multilabel import build_head
+from rankseg_jax.ranking import RankTemperature, Selection, select
+
+
+@flax.struct.dataclass
+class Choice:
+    """What a model is told about the categories of its images.
+
+    Attributes:
+      presence: [B, K] bool, the categories in the ground truth. Training forces them into the
+        selection (`rankseg.missed='force'`), and the oracle selects them.
+      selection: classify over these categories, chosen elsewhere, instead of choosing.
+      views: (mirrors, windows), static. The batch holds mirrors · windows images for each of the B
+        selections, one group after another; within a group all windows of one mirror image come
+        first. The frames of a clip count as windows.
+      all_classes: classify over all K this time (the warm-up); static.
+    """
+
+    presence: jax.Array | None = None
+    selection: Selection | None = None
+    views: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
+    all_classes: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def spread(self, selection: Selection | None) -> Selection | None:
+        """Repeats a selection of B groups for every image of each group."""
+        count = self.views[0] * self.views[1]
+        if selection is None or count == 1:
+            return selection
+        return jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), selection)
+
+
+class CategorySelector(nn.Module):
+    """Features → (presence_logits [B, K], Selection [B, κ] or None).
+
+    Attributes:
+      num_classes: K.
+      options: the keys of `config.rankseg`, see configs/common.py.
+    """
+
+    num_classes: int
+    options: FrozenConfigDict
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features, choice: Choice, class_embedding, *, train: bool):
+        """Ranks the categories of each group of images.
+
+        Args:
+          features: [B · views, h, w, D] or tokens [B · views, L, D].
+          class_embedding: [K, D] of the classifier, which the head uses if `share_embedding` is set.
+
+        Raises:
+          ValueError: as `build_head` and `choose`.
+        """
+        head = build_head(self.options, self.num_classes, self.dtype)
+        nn.share_scope(self, head)  # the head's parameters lie directly under this module's name
+        shared = {'class_embedding': class_embedding} if self.options.share_embedding else {}
+        presence_logits = head(features, **shared, train=train)  # [B · views, K]
+        return choose(self.options, presence_logits, choice, train=train)
+
+
+def choose(
+    options, presence_logits, choice: Choice, *, train: bool
+) -> tuple[jax.Array, Selection | None]:
+    """Pools the presence logits of each group and selects its categories, unless told otherwise.
+
+    Args:
+      options: the keys of `config.rankseg`.
+      presence_logits: [B · views, K] of the multi-label head.
+
+    Returns:
+      presence_logits [B, K], and the selection: `choice.selection` if there is one, None where
+      nothing is selected.
+
+    Raises:
+      ValueError: the oracle without `choice.presence`, or an unknown option.
+    """
+    presence_logits = pool(presence_logits, choice.views)  # [B, K]
+    if not options.select or choice.all_classes or choice.selection is not None:
+        return presence_logits, choice.selection
+    if options.oracle:
+        if choice.presence is None:
+            raise ValueError(
+                'config.rankseg.oracle = True selects by the ground truth: '
+                'give `presence`, or set it to False'
+            )
+        scores = choice.presence.astype(jnp.float32)  # [B, K]
+        return presence_logits, select(scores, options.num_selected)
+    if options.missed not in ('force', 'ignore'):
+        raise ValueError(
+            f"config.rankseg.missed = {options.missed!r} is unknown; use 'force' or 'ignore'"
+        )
+    forced = choice.presence if train and options.missed == 'force' else None
+    return presence_logits, select(presence_logits, options.num_selected, must_include=forced)
+
+
+def pool(presence_logits, views: tuple[int, int]):
+    """[B · mirrors · windows, K] → [B, K]: the best over windows, the mean over mirror images."""
+    if views == (1, 1):
+        return presence_logits
+    grouped = presence_logits.reshape(-1, *views, presence_logits.shape[-1])
+    return grouped.max(2).mean(1)
+
+
+def ranked_categories(options, presence_logits, selection: Selection | None) -> Selection:
+    """The κ categories that the multi-label head ranks first, whether or not they were selected."""
+    if selection is None or options.oracle:
+        return select(presence_logits, options.num_selected)
+    return selection
+
+
+def head_feature(options, features):
+    """The map that the multi-label head sees: the one of stride `rankseg.stride`.
+
+    Args:
+      features: {stride: [B, h, w, D]}.
+
+    Raises:
+      ValueError: there is no map of that stride.
+    """
+    if options.stride not in features:
+        raise ValueError(
+            f'config.rankseg.stride = {options.stride} must be one of {sorted(features)}'
+        )
+    return features[options.stride]
+
+
+class RankScale(nn.Module):
+    """Scales the logits by rank and by the score of their category: [B, …, κ] → [B, …, κ].
+
+    Attributes:
+      options: the keys of `config.rankseg`.
+      tau: initial temperature.
+      no_object: a last logit, which stands for no category, follows the κ ranks; it has a
+        temperature but no score.
+    """
+
+    options: FrozenConfigDict
+    tau: float = 1.0
+    no_object: bool = False
+
+    @nn.compact
+    def __call__(self, logits, selection: Selection):
+        num_ranks, kind = self.options.num_selected + self.no_object, self.options.temperature
+        if kind == 'shared':
+            num_ranks, kind = 1, 'temperature'
+        logits = RankTemperature(num_ranks, kind, self.tau, name='temperature')(logits)
+        scores = selection.scores  # [B, κ]
+        if self.no_object:  # is always present
+            scores = jnp.pad(scores, ((0, 0), (0, 1)), constant_values=jnp.inf)  # [B, κ + 1]
+        scores = jnp.expand_dims(scores, range(1, logits.ndim - 1))  # [B, 1, …, κ]
+        if self.options.oracle:
+            # Absent categories only fill the selection up to κ.
+            return jnp.where(scores > 0, logits, -100.0)
+        if self.options.score_prior:
+            return logits + jax.nn.log_sigmoid(scores)  # + log p(the image holds the category)
+        return logits
