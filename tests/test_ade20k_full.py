@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, transforms
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, fitting
 from rankseg_jax.data.published import ade20k_full
 from rankseg_jax.data.published.label_maps import read_classes
 from tests import official_cases
@@ -116,7 +116,7 @@ def test_large_images_are_shrunk_as_opencv_shrinks(folder, index, split, size):
         loaded['label'], cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
     )
     shrunk = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
-    ours = (transforms.resize_image(picture, size).numpy() + 0.5).astype(np.uint8)
+    ours = (fitting.resize(picture, size) + 0.5).astype(np.uint8)
     assert np.abs(ours.astype(int) - shrunk).max() <= 1
     stream = io.BytesIO()
     Image.fromarray(ours).save(stream, 'jpeg', quality=95)
@@ -253,7 +253,7 @@ def test_files_that_are_not_what_they_should_be(folder):
     seg = stem.with_name(f'{stem.name}_seg.png')
     official_cases.values(seg, np.zeros((530, 700), np.uint8))
     with pytest.raises(
-        ValueError, match=r'_seg.png: its colours should be numbers, but it has none \(mode L\)'
+        ValueError, match=r'_seg.png: its colors should be numbers, but it has none \(mode L\)'
     ):
         source.load(1)
     seg.write_bytes(seg.read_bytes()[:100])
