@@ -1,4 +1,4 @@
-"""ADE20K-Full: the three layouts in which people have it, made here, and three real images with their annotations."""
+"""ADE20K-Full: its three common layouts, made here, and three real images with annotations."""
 
 import io
 import json
@@ -31,7 +31,7 @@ OTHERS = [
 
 
 def write_objects(path, objects, instances=0):
-    """A _seg.png: red is 10 times the upper part of the number and a digit of its own, green the lower part."""
+    """Writes a _seg.png: red is 10 times the high byte plus a digit, green the low byte."""
     digit = np.arange(objects.size).reshape(objects.shape) % 6
     colours = np.stack(
         [objects // 256 * 10 + digit, objects % 256, np.broadcast_to(instances, objects.shape)], -1
@@ -40,7 +40,7 @@ def write_objects(path, objects, instances=0):
 
 
 def write_example(stem, shape, seed=0):
-    """An image of the release and what lies beside it; blocks of classes and of numbers that are none."""
+    """Writes an image of the release and its files; blocks of classes and of other numbers."""
     rng = np.random.default_rng(seed)
     official_cases.picture(stem.with_name(f'{stem.name}.jpg'), *shape, seed=seed)
     blocks = rng.choice(IDS[:40] + IDS[-40:] + OTHERS, (shape[0] // 4 + 1, shape[1] // 3 + 1))
@@ -73,7 +73,10 @@ def folder(tmp_path):
 
 
 def decoded(path):
-    """The labels of a _seg.png, pixel by pixel: place of red // 10 * 256 + green among the ids, or IGNORE_LABEL."""
+    """The labels of a _seg.png, pixel by pixel.
+
+    They are the place of red // 10 * 256 + green among the ids, or IGNORE_LABEL.
+    """
     place = {number: i for i, number in enumerate(IDS)}
     rows = np.array(Image.open(path)).tolist()
     return np.array(
@@ -206,7 +209,8 @@ def test_a_name_in_two_scenes_is_refused(folder):
     write_example(folder / RELEASE / 'training/urban/plaza/ADE_train_00000001', (8, 9))
     with pytest.raises(
         ValueError,
-        match=r'2 images share their names with others: \S*plaza/ADE_train_00000001.jpg, \S*street/',
+        match=r'2 images share their names with others: '
+        r'\S*plaza/ADE_train_00000001.jpg, \S*street/',
     ):
         ade20k_full.Ade20kFull.get_source(official_cases.config(folder), 'train')
 

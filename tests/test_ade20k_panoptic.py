@@ -1,4 +1,4 @@
-"""ADE20K panoptic: files in the official formats made here, and PQ by panopticapi against JSON files as published."""
+"""ADE20K panoptic: official files made here, and panopticapi's PQ against published JSON files."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests import official_cases
 from tests.test_panoptic_metric import panopticapi_scores
 
 CLASSES = read_classes('ade20k_panoptic')
-# Which of the 150 values each of the instance categories 1..100 is, by the table of Places Challenge 2017.
+# The value, of 150, of each instance category 1..100, by the table of the Places Challenge 2017.
 CATEGORY_VALUES = [
     8,
     9,
@@ -126,7 +126,10 @@ WALL, SKY, FLOOR, BED, WINDOW = (
 
 
 def write(root, name, semantic, instances, shape=None):
-    """An image of `shape`, its values [H, W], and instances as (category, number, rows, columns), one over the other."""
+    """Writes an image of `shape`, its values [H, W] and its instances, each over those before.
+
+    An instance is (category, number, rows, columns).
+    """
     colours = np.zeros((*semantic.shape, 3), np.uint8)
     for category, number, rows, columns in instances:
         colours[rows, columns] = category, number, number % 7  # blue means nothing
@@ -154,7 +157,7 @@ def random_maps(rng, shape=(30, 40)):
 
 
 def fill(root):
-    """Three training images, the last without instances, and two for validation, the last all void."""
+    """Three training images, the last without instances, and two for validation, the last void."""
     rng = np.random.default_rng(0)
     for i in range(2):
         write(root, f'training/ADE_train_{i + 1:08}', *random_maps(rng))
@@ -176,7 +179,7 @@ def folder(tmp_path):
 
 
 def published(semantic, colours):
-    """An id map [H, W] and segments by the published rule, where areas are those before instances were pasted."""
+    """Ids [H, W] and segments by the published rule: areas from before instances are pasted."""
     ids, segments = np.zeros(semantic.shape, int), []
 
     def paste(mask, category):
@@ -238,7 +241,7 @@ def maps(folder, name):
 
 
 def assert_segments(source, index, semantic, colours):
-    """A loaded example has the segments of the published rule, in order, ids 1..N, with areas and boxes of the map."""
+    """An example has the segments of the published rule, ids 1..N, areas and boxes of the map."""
     ids, segments = source.segments(index)
     expected_ids, expected = published(semantic, colours)
     expected = recomputed(expected_ids, expected)
@@ -338,7 +341,7 @@ def test_more_segments_than_a_byte_holds(tmp_path):
 
 
 def pq(tmp_path, source, arrays, rule):
-    """PQ of the truth, written as predictions are, against the JSON file that `rule` makes of the two maps."""
+    """PQ of the truth, written like predictions, against the JSON file that `rule` makes."""
     categories = [
         {'id': i, 'name': name, 'isthing': thing, 'color': [i, 0, 0]}
         for i, (name, thing) in enumerate(zip(CLASSES['names'], CLASSES['isthing'], strict=True))
@@ -387,7 +390,8 @@ def test_what_the_published_areas_do_to_a_stuff(tmp_path):
     instances = [(2, 1, slice(0, 4), slice(None))]  # over all of the sky and a quarter of the wall
     source, *arrays = example(tmp_path, semantic, instances)
     scores = pq(tmp_path, source, [arrays], published)
-    # The wall's IoU is 60 / 80; nothing can be found of the sky, which is counted as missed; the window is found.
+    # The IoU of the wall is 60 / 80; nothing is left of the sky, which counts as missed; the window
+    # is found.
     np.testing.assert_allclose([scores['PQ_stuff'], scores['PQ_things']], [(60 / 80 + 0) / 2, 1])
 
 

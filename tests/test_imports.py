@@ -1,4 +1,4 @@
-"""The layering: an import goes only to the left of config → data → model → task → train, evaluate, predict."""
+"""The layering: imports go only to the left in config → data → model → task → train, predict."""
 
 import ast
 import subprocess
