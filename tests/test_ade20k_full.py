@@ -33,10 +33,10 @@ OTHERS = [
 def write_objects(path, objects, instances=0):
     """Writes a _seg.png: red is 10 times the high byte plus a digit, green the low byte."""
     digit = np.arange(objects.size).reshape(objects.shape) % 6
-    colours = np.stack(
+    colors = np.stack(
         [objects // 256 * 10 + digit, objects % 256, np.broadcast_to(instances, objects.shape)], -1
     )
-    official_cases.values(path, colours.astype(np.uint8))
+    official_cases.values(path, colors.astype(np.uint8))
 
 
 def write_example(stem, shape, seed=0):

@@ -130,14 +130,14 @@ def write(root, name, semantic, instances, shape=None):
 
     An instance is (category, number, rows, columns).
     """
-    colours = np.zeros((*semantic.shape, 3), np.uint8)
+    colors = np.zeros((*semantic.shape, 3), np.uint8)
     for category, number, rows, columns in instances:
-        colours[rows, columns] = category, number, number % 7  # blue means nothing
+        colors[rows, columns] = category, number, number % 7  # blue means nothing
     root = root / 'ADEChallengeData2016'
     official_cases.picture(root / f'images/{name}.jpg', *(shape or semantic.shape), seed=len(name))
     official_cases.values(root / f'annotations/{name}.png', semantic.astype(np.uint8))
-    official_cases.values(root / f'annotations_instance/{name}.png', colours)
-    return semantic, colours
+    official_cases.values(root / f'annotations_instance/{name}.png', colors)
+    return semantic, colors
 
 
 def random_maps(rng, shape=(30, 40)):
@@ -178,7 +178,7 @@ def folder(tmp_path):
     return tmp_path / 'data'
 
 
-def published(semantic, colours):
+def published(semantic, colors):
     """Ids [H, W] and segments by the published rule: areas from before instances are pasted."""
     ids, segments = np.zeros(semantic.shape, int), []
 
@@ -205,9 +205,9 @@ def published(semantic, colours):
         if not CLASSES['isthing'][value - 1] and (semantic == value).any():
             paste(semantic == value, value - 1)
     for number in range(1, 256):
-        mask = colours[..., 1] == number
+        mask = colors[..., 1] == number
         if mask.any():
-            paste(mask, CATEGORY_VALUES[colours[..., 0][mask][0] - 1] - 1)
+            paste(mask, CATEGORY_VALUES[colors[..., 0][mask][0] - 1] - 1)
     return ids, segments
 
 
@@ -240,10 +240,10 @@ def maps(folder, name):
     ]
 
 
-def assert_segments(source, index, semantic, colours):
+def assert_segments(source, index, semantic, colors):
     """An example has the segments of the published rule, ids 1..N, areas and boxes of the map."""
     ids, segments = source.segments(index)
-    expected_ids, expected = published(semantic, colours)
+    expected_ids, expected = published(semantic, colors)
     expected = recomputed(expected_ids, expected)
     assert [segment['id'] for segment in segments] == list(range(1, len(expected) + 1))
     label = source.load(index)['label']
@@ -306,7 +306,7 @@ def test_covered_stuff_things_without_instances_and_instances_on_void(tmp_path):
         (2, 9, slice(0, 5), slice(0, 7)),  # a window over all of the sky
         (1, 255, slice(12, 20), everywhere),  # the lower part of the bed
         (100, 3, slice(0, 2), slice(25, 30)),
-    ]  # a flag where nothing was labelled
+    ]  # a flag where nothing was labeled
     source, *arrays = example(tmp_path, semantic, instances)
     assert_segments(source, 0, *arrays)
     ids, segments = source.segments(0)
@@ -375,8 +375,8 @@ def test_the_truth_has_a_pq_of_1_but_not_by_the_published_areas(tmp_path):
     arrays = [write(tmp_path, f'training/ADE_train_{i:08}', *random_maps(rng)) for i in range(6)]
     source = ade20k_panoptic.Ade20kPanoptic.get_source(official_cases.config(tmp_path), 'train')
 
-    def updated(semantic, colours):
-        ids, segments = published(semantic, colours)
+    def updated(semantic, colors):
+        ids, segments = published(semantic, colors)
         return ids, recomputed(ids, segments)
 
     ours, theirs = pq(tmp_path, source, arrays, updated), pq(tmp_path, source, arrays, published)

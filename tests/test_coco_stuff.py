@@ -61,14 +61,14 @@ def raw(found):
 
 
 def fill_164k(root):
-    """Three training and two validation images, one of them grey, one label file with a palette."""
+    """Three training and two validation images, one of them gray, one label file with a palette."""
     for name, numbers in (('train2017', (9, 25, 581921)), ('val2017', (139, 285))):
         for number in numbers:
             found = categories(20, 30, number)
             official_cases.picture(root / f'coco/{name}/{number:012}.jpg', 20, 30, seed=number)
             official_cases.values(root / f'coco/stuffthingmaps/{name}/{number:012}.png', raw(found))
-    grey = Image.open(root / 'coco/train2017/000000000025.jpg').convert('L')
-    grey.save(root / 'coco/train2017/000000000025.jpg')
+    gray = Image.open(root / 'coco/train2017/000000000025.jpg').convert('L')
+    gray.save(root / 'coco/train2017/000000000025.jpg')
     indexed = Image.fromarray(raw(categories(20, 30, 285)), 'P')
     indexed.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
     indexed.save(root / 'coco/stuffthingmaps/val2017/000000000285.png')
@@ -188,7 +188,7 @@ def test_names_without_a_number_are_refused(folder, tmp_path):
     )
 
 
-def test_grey_pictures_have_three_equal_channels(folder):
+def test_gray_pictures_have_three_equal_channels(folder):
     image = open_164k(folder).load(1)['image']
     assert image.shape == (20, 30, 3) and (image == image[..., :1]).all() and image.std() > 10
 

@@ -166,7 +166,7 @@ def test_ignored_pixels_do_not_dominate():
 
 
 def test_ignored_share_does_not_hide_a_dominant_category():
-    # Class 0 covers 40 % of the pixels but all that is labelled on the left: drawn again.
+    # Class 0 covers 40 % of the pixels but all that is labeled on the left: drawn again.
     label = np.full([16, 64], IGNORE_LABEL, np.int32)
     label[:, ::2] = 0
     label[::2, 32::2] = 1
@@ -369,7 +369,7 @@ def mirrored(image, label):
 
 
 def finished(image, label, size, color):
-    """Padded to `size`, the image with `color`, and normalised."""
+    """Padded to `size`, the image with `color`, and normalized."""
     canvas, labels = np.full((*size, 3), color), np.full(size, IGNORE_LABEL)
     canvas[: label.shape[0], : label.shape[1]] = image
     labels[: label.shape[0], : label.shape[1]] = label
