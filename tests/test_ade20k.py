@@ -108,7 +108,7 @@ def test_real_annotations(tmp_path):
         values = np.array(Image.open(sample / f'sampleData/annotations/{name}.png'))
         label = source.load(index)['label']
         np.testing.assert_array_equal(np.where(label == IGNORE_LABEL, 0, label + 1), values)
-        # The truth as it is submitted is the benchmark's own example of a submission, which is the truth.
+        # The benchmark's example submission is the ground truth, so ours must equal it.
         LabelWriter(tmp_path / 'submission', source).write(name, label)
         submitted = np.array(Image.open(tmp_path / f'submission/{name}.png'))
         assert submitted.dtype == np.uint8

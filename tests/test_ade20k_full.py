@@ -1,4 +1,4 @@
-"""ADE20K-Full: the three layouts in which people have it, made here, and three real images with their annotations."""
+"""ADE20K-Full: its three common layouts, made here, and three real images with annotations."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, transforms
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, fitting
 from rankseg_jax.data.published import ade20k_full
 from rankseg_jax.data.published.label_maps import read_classes
 from tests import official_cases
@@ -32,16 +32,16 @@ OTHERS = [
 
 
 def write_objects(path, objects, instances=0):
-    """A _seg.png: red is 10 times the upper part of the number and a digit of its own, green the lower part."""
+    """Writes a _seg.png: red is 10 times the high byte plus a digit, green the low byte."""
     digit = np.arange(objects.size).reshape(objects.shape) % 6
-    colours = np.stack(
+    colors = np.stack(
         [objects // 256 * 10 + digit, objects % 256, np.broadcast_to(instances, objects.shape)], -1
     )
-    official_cases.values(path, colours.astype(np.uint8))
+    official_cases.values(path, colors.astype(np.uint8))
 
 
 def write_example(stem, shape, seed=0):
-    """An image of the release and what lies beside it; blocks of classes and of numbers that are none."""
+    """Writes an image of the release and its files; blocks of classes and of other numbers."""
     rng = np.random.default_rng(seed)
     official_cases.picture(stem.with_name(f'{stem.name}.jpg'), *shape, seed=seed)
     blocks = rng.choice(IDS[:40] + IDS[-40:] + OTHERS, (shape[0] // 4 + 1, shape[1] // 3 + 1))
@@ -74,7 +74,10 @@ def folder(tmp_path):
 
 
 def decoded(path):
-    """The labels of a _seg.png, pixel by pixel: place of red // 10 * 256 + green among the ids, or IGNORE_LABEL."""
+    """The labels of a _seg.png, pixel by pixel.
+
+    They are the place of red // 10 * 256 + green among the ids, or IGNORE_LABEL.
+    """
     place = {number: i for i, number in enumerate(IDS)}
     rows = np.array(Image.open(path)).tolist()
     return np.array(
@@ -117,7 +120,7 @@ def test_large_images_are_shrunk_as_opencv_shrinks(folder, index, split, size):
         loaded['label'], cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
     )
     shrunk = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
-    ours = (transforms.resize_image(picture, size).numpy() + 0.5).astype(np.uint8)
+    ours = (fitting.resize(picture, size) + 0.5).astype(np.uint8)
     assert np.abs(ours.astype(int) - shrunk).max() <= 1
     stream = io.BytesIO()
     Image.fromarray(ours).save(stream, 'jpeg', quality=95)
@@ -207,7 +210,8 @@ def test_a_name_in_two_scenes_is_refused(folder):
     write_example(folder / RELEASE / 'training/urban/plaza/ADE_train_00000001', (8, 9))
     with pytest.raises(
         ValueError,
-        match=r'2 images share their names with others: \S*plaza/ADE_train_00000001.jpg, \S*street/',
+        match=r'2 images share their names with others: '
+        r'\S*plaza/ADE_train_00000001.jpg, \S*street/',
     ):
         ade20k_full.Ade20kFull.get_source(official_cases.config(folder), 'train')
 
@@ -254,7 +258,7 @@ def test_files_that_are_not_what_they_should_be(folder):
     seg = stem.with_name(f'{stem.name}_seg.png')
     official_cases.values(seg, np.zeros((530, 700), np.uint8))
     with pytest.raises(
-        ValueError, match=r'_seg.png: its colours should be numbers, but it has none \(mode L\)'
+        ValueError, match=r'_seg.png: its colors should be numbers, but it has none \(mode L\)'
     ):
         source.load(1)
     seg.write_bytes(seg.read_bytes()[:100])

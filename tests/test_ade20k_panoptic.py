@@ -1,4 +1,4 @@
-"""ADE20K panoptic: files in the official formats made here, and PQ by panopticapi against JSON files as published."""
+"""ADE20K panoptic: official files made here, and panopticapi's PQ against published JSON files."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests import official_cases
 from tests.test_panoptic_metric import panopticapi_scores
 
 CLASSES = read_classes('ade20k_panoptic')
-# Which of the 150 values each of the instance categories 1..100 is, by the table of Places Challenge 2017.
+# The value, of 150, of each instance category 1..100, by the table of the Places Challenge 2017.
 CATEGORY_VALUES = [
     8,
     9,
@@ -126,15 +126,18 @@ WALL, SKY, FLOOR, BED, WINDOW = (
 
 
 def write(root, name, semantic, instances, shape=None):
-    """An image of `shape`, its values [H, W], and instances as (category, number, rows, columns), one over the other."""
-    colours = np.zeros((*semantic.shape, 3), np.uint8)
+    """Writes an image of `shape`, its values [H, W] and its instances, each over those before.
+
+    An instance is (category, number, rows, columns).
+    """
+    colors = np.zeros((*semantic.shape, 3), np.uint8)
     for category, number, rows, columns in instances:
-        colours[rows, columns] = category, number, number % 7  # blue means nothing
+        colors[rows, columns] = category, number, number % 7  # blue means nothing
     root = root / 'ADEChallengeData2016'
     official_cases.picture(root / f'images/{name}.jpg', *(shape or semantic.shape), seed=len(name))
     official_cases.values(root / f'annotations/{name}.png', semantic.astype(np.uint8))
-    official_cases.values(root / f'annotations_instance/{name}.png', colours)
-    return semantic, colours
+    official_cases.values(root / f'annotations_instance/{name}.png', colors)
+    return semantic, colors
 
 
 def random_maps(rng, shape=(30, 40)):
@@ -154,7 +157,7 @@ def random_maps(rng, shape=(30, 40)):
 
 
 def fill(root):
-    """Three training images, the last without instances, and two for validation, the last all void."""
+    """Three training images, the last without instances, and two for validation, the last void."""
     rng = np.random.default_rng(0)
     for i in range(2):
         write(root, f'training/ADE_train_{i + 1:08}', *random_maps(rng))
@@ -175,8 +178,8 @@ def folder(tmp_path):
     return tmp_path / 'data'
 
 
-def published(semantic, colours):
-    """An id map [H, W] and segments by the published rule, where areas are those before instances were pasted."""
+def published(semantic, colors):
+    """Ids [H, W] and segments by the published rule: areas from before instances are pasted."""
     ids, segments = np.zeros(semantic.shape, int), []
 
     def paste(mask, category):
@@ -202,9 +205,9 @@ def published(semantic, colours):
         if not CLASSES['isthing'][value - 1] and (semantic == value).any():
             paste(semantic == value, value - 1)
     for number in range(1, 256):
-        mask = colours[..., 1] == number
+        mask = colors[..., 1] == number
         if mask.any():
-            paste(mask, CATEGORY_VALUES[colours[..., 0][mask][0] - 1] - 1)
+            paste(mask, CATEGORY_VALUES[colors[..., 0][mask][0] - 1] - 1)
     return ids, segments
 
 
@@ -237,10 +240,10 @@ def maps(folder, name):
     ]
 
 
-def assert_segments(source, index, semantic, colours):
-    """A loaded example has the segments of the published rule, in order, ids 1..N, with areas and boxes of the map."""
+def assert_segments(source, index, semantic, colors):
+    """An example has the segments of the published rule, ids 1..N, areas and boxes of the map."""
     ids, segments = source.segments(index)
-    expected_ids, expected = published(semantic, colours)
+    expected_ids, expected = published(semantic, colors)
     expected = recomputed(expected_ids, expected)
     assert [segment['id'] for segment in segments] == list(range(1, len(expected) + 1))
     label = source.load(index)['label']
@@ -303,7 +306,7 @@ def test_covered_stuff_things_without_instances_and_instances_on_void(tmp_path):
         (2, 9, slice(0, 5), slice(0, 7)),  # a window over all of the sky
         (1, 255, slice(12, 20), everywhere),  # the lower part of the bed
         (100, 3, slice(0, 2), slice(25, 30)),
-    ]  # a flag where nothing was labelled
+    ]  # a flag where nothing was labeled
     source, *arrays = example(tmp_path, semantic, instances)
     assert_segments(source, 0, *arrays)
     ids, segments = source.segments(0)
@@ -338,7 +341,7 @@ def test_more_segments_than_a_byte_holds(tmp_path):
 
 
 def pq(tmp_path, source, arrays, rule):
-    """PQ of the truth, written as predictions are, against the JSON file that `rule` makes of the two maps."""
+    """PQ of the truth, written like predictions, against the JSON file that `rule` makes."""
     categories = [
         {'id': i, 'name': name, 'isthing': thing, 'color': [i, 0, 0]}
         for i, (name, thing) in enumerate(zip(CLASSES['names'], CLASSES['isthing'], strict=True))
@@ -372,8 +375,8 @@ def test_the_truth_has_a_pq_of_1_but_not_by_the_published_areas(tmp_path):
     arrays = [write(tmp_path, f'training/ADE_train_{i:08}', *random_maps(rng)) for i in range(6)]
     source = ade20k_panoptic.Ade20kPanoptic.get_source(official_cases.config(tmp_path), 'train')
 
-    def updated(semantic, colours):
-        ids, segments = published(semantic, colours)
+    def updated(semantic, colors):
+        ids, segments = published(semantic, colors)
         return ids, recomputed(ids, segments)
 
     ours, theirs = pq(tmp_path, source, arrays, updated), pq(tmp_path, source, arrays, published)
@@ -387,7 +390,8 @@ def test_what_the_published_areas_do_to_a_stuff(tmp_path):
     instances = [(2, 1, slice(0, 4), slice(None))]  # over all of the sky and a quarter of the wall
     source, *arrays = example(tmp_path, semantic, instances)
     scores = pq(tmp_path, source, [arrays], published)
-    # The wall's IoU is 60 / 80; nothing can be found of the sky, which is counted as missed; the window is found.
+    # The IoU of the wall is 60 / 80; nothing is left of the sky, which counts as missed; the window
+    # is found.
     np.testing.assert_allclose([scores['PQ_stuff'], scores['PQ_things']], [(60 / 80 + 0) / 2, 1])
 
 

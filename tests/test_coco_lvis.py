@@ -57,7 +57,7 @@ def runs(top, bottom, left, right, compressed):
 
 
 def annotations(image_id):
-    """(category, segmentation) each; the first is covered by nothing, though others reach under it."""
+    """Pairs of (category, segmentation); the first lies on top, others reach under it."""
     rng = np.random.default_rng(image_id)
     corners = rng.uniform(0, (COLUMNS, ROWS), (30, 4, 2)).round(2)  # as in LVIS, to a hundredth
     many = [(int(rng.integers(1, 1204)), [polygon.ravel().tolist()]) for polygon in corners[:4]]
@@ -72,7 +72,10 @@ def annotations(image_id):
 
 
 def stuff_map(image_id):
-    """Values of a PNG of COCO-Stuff: in the last two rows each once, above them a few, 0 (person) and 255 (unlabelled)."""
+    """Values of a PNG of COCO-Stuff: the last two rows hold each once.
+
+    Above them are a few, 0 (person) and 255 (unlabeled).
+    """
     values = (
         np.random.default_rng(image_id)
         .choice([0, 89, 91, 97, 92, 180, 109, 181, 255], (ROWS, COLUMNS))
@@ -127,7 +130,7 @@ def lvis_json(split):
 
 
 def fill(root):
-    """Three training images, one without annotations, and two validation images, of both folders of COCO."""
+    """Three training images, one without annotations; two for validation, from both folders."""
     root = root / 'coco'
     for split, images in IMAGES.items():
         for folder, image_id in images:
@@ -317,7 +320,8 @@ def test_masks_that_are_there_already(folder, tmp_path):
     official_cases.values(path, np.full((ROWS, COLUMNS), 1285, np.uint16))
     with pytest.raises(
         ValueError,
-        match=r'000000000285.png: label values \[1285\] are neither a class of this data set \(1284 classes',
+        match=r'000000000285.png: label values \[1285\] are neither a class of this data set '
+        r'\(1284 classes',
     ):
         open_split(root, 'validation').load(1)
     path.unlink()
@@ -356,7 +360,8 @@ def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_p
 
     official_cases.change(path, version_0_5)
     refused(
-        r'ValueError: it lists 1230 categories, version 1 has 1203 \(version 0.5: 1230\); they differ in 1204 more_1204, '
+        r'ValueError: it lists 1230 categories, version 1 has 1203 \(version 0.5: 1230\); '
+        r'they differ in 1204 more_1204, '
     )
     official_cases.change(path, lambda content: content['categories'][5].update(name='mirror'))
     refused('ValueError: it lists 1203 categories, .*; they differ in 6 mirror')

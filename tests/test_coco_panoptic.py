@@ -1,4 +1,4 @@
-"""COCO panoptic: files in the official format made here, TFDS's own records of them, and two real images."""
+"""COCO panoptic: official files made here, TFDS's own records of them, and two real images."""
 
 import json
 import shutil
@@ -23,7 +23,8 @@ CATEGORIES = [
     {'supercategory': 'any', 'color': [1, 2, 3], 'isthing': isthing, 'id': i, 'name': name}
     for i, name, isthing in zip(CLASSES['ids'], CLASSES['names'], CLASSES['isthing'], strict=True)
 ]
-# Segments of the images: id, category, crowd, and the rectangle (top, bottom, left, right) that is pasted over those before.
+# Segments of the images: id, category, crowd, and a rectangle (top, bottom, left, right), each
+# pasted over those before.
 BANDS = [
     (3937500, 1, 0, (0, 20, 0, 15)),
     (200, 200, 0, (0, 20, 15, 30)),
@@ -41,7 +42,7 @@ LABELS = {1: 0, 13: 11, 90: 79, 92: 80, 200: 132}
 
 
 def paste(bands):
-    """The map of ids [20, 30] and the segments of an image, as in the official JSON file, counted pixel by pixel."""
+    """The ids [20, 30] and segments of an image as in the JSON file, counted pixel by pixel."""
     ids = np.zeros((20, 30), int)
     for i, _, _, (top, bottom, left, right) in bands:
         ids[top:bottom, left:right] = i
@@ -349,7 +350,8 @@ def test_missing_files_are_named(folder, tmp_path):
         folder,
         records,
         FileNotFoundError,
-        '2 of 6 files are missing: .*train2017/000000000025.jpg, .*panoptic_train2017/000000000009.png',
+        '2 of 6 files are missing: '
+        '.*train2017/000000000025.jpg, .*panoptic_train2017/000000000009.png',
     )
     (folder / 'coco/annotations/panoptic_train2017.json').unlink()
     official_cases.assert_refused(
@@ -431,7 +433,8 @@ def test_records_of_tfds_that_do_not_do(folder, tmp_path):
     prepare_by_tfds(folder, tmp_path / 'tfds', file_format='tfrecord')
     with pytest.raises(
         ValueError,
-        match=r"records in the format tfrecord, which .*file_format='array_record'\).*convert_format ",
+        match=r'records in the format tfrecord, which '
+        r".*file_format='array_record'\).*convert_format ",
     ):
         open_split(tmp_path / 'tfds')
     for path in (folder / 'coco/annotations').iterdir():
@@ -445,7 +448,7 @@ def test_records_of_tfds_that_do_not_do(folder, tmp_path):
 
 
 def panopticapi_scores(truth, predictions):
-    """What panopticapi's pq_compute makes of two JSON files and the folders beside them, with its processes replaced by threads."""
+    """panopticapi's pq_compute of two JSON files and their folders, with threads for processes."""
     evaluation = pytest.importorskip('panopticapi.evaluation')
     from multiprocessing import dummy
 

@@ -39,7 +39,7 @@ LISTED = {
 
 
 def categories(rows, columns, seed):
-    """A random map of categories, 0 where there is none; the first pixel has none, those after it each one."""
+    """A random map of categories, 0 for none: the first pixel; then each category once."""
     found = np.random.default_rng(seed).choice([0, *USED], (rows, columns))
     found[0, 0] = 0
     found.ravel()[1 : 1 + len(USED)] = USED
@@ -61,14 +61,14 @@ def raw(found):
 
 
 def fill_164k(root):
-    """Three training and two validation images, one of them grey, one label file with a palette."""
+    """Three training and two validation images, one of them gray, one label file with a palette."""
     for name, numbers in (('train2017', (9, 25, 581921)), ('val2017', (139, 285))):
         for number in numbers:
             found = categories(20, 30, number)
             official_cases.picture(root / f'coco/{name}/{number:012}.jpg', 20, 30, seed=number)
             official_cases.values(root / f'coco/stuffthingmaps/{name}/{number:012}.png', raw(found))
-    grey = Image.open(root / 'coco/train2017/000000000025.jpg').convert('L')
-    grey.save(root / 'coco/train2017/000000000025.jpg')
+    gray = Image.open(root / 'coco/train2017/000000000025.jpg').convert('L')
+    gray.save(root / 'coco/train2017/000000000025.jpg')
     indexed = Image.fromarray(raw(categories(20, 30, 285)), 'P')
     indexed.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
     indexed.save(root / 'coco/stuffthingmaps/val2017/000000000285.png')
@@ -188,7 +188,7 @@ def test_names_without_a_number_are_refused(folder, tmp_path):
     )
 
 
-def test_grey_pictures_have_three_equal_channels(folder):
+def test_gray_pictures_have_three_equal_channels(folder):
     image = open_164k(folder).load(1)['image']
     assert image.shape == (20, 30, 3) and (image == image[..., :1]).all() and image.std() > 10
 
@@ -203,7 +203,7 @@ def test_palettes_do_not_matter(folder):
 
 @pytest.mark.parametrize('value', [*(category - 1 for category in UNUSED), 182, 183, 254])
 def test_values_without_a_class_are_refused(folder, value):
-    """Also 182, the category 183 'other' that COCO's stuff annotations have and these maps have not."""
+    """Also 182, the category 183 'other', which COCO's stuff annotations have, unlike these."""
     path = folder / 'coco/stuffthingmaps/train2017/000000000009.png'
     official_cases.values(path, np.full((20, 30), value, np.uint8))
     with pytest.raises(
@@ -255,7 +255,7 @@ def test_raw_and_converted_files_mean_the_same(folder, tmp_path):
 
 
 def test_names_tell_raw_from_converted_files(folder):
-    """The value 11 is no category of a raw file, but the class of stop sign in a converted one, where 171 is nothing."""
+    """11 is no category of a raw file but stop sign in a converted one, which has no 171."""
     root = rearrange(folder)
     convert(root)
     path = root / 'annotations/train2017/000000000009_labelTrainIds.png'
@@ -267,7 +267,8 @@ def test_names_tell_raw_from_converted_files(folder):
     official_cases.values(path, np.full((20, 30), 171, np.uint8))
     with pytest.raises(
         ValueError,
-        match=r'labelTrainIds.png: label values \[171\] are neither a class of this data set \(171 classes',
+        match=r'labelTrainIds.png: label values \[171\] are neither a class of this data set '
+        r'\(171 classes',
     ):
         open_164k(root).load(0)
     for path in (root / 'annotations/train2017').glob('*_labelTrainIds.png'):
@@ -311,7 +312,8 @@ def test_missing_files_of_164k_are_named(folder, tmp_path):
         folder,
         records,
         FileNotFoundError,
-        r"(?s)split 'train': 2 of 6 files are missing: .*train2017/000000000009.jpg, .*/000000581921.png\. .*docs/datasets.md",
+        r"(?s)split 'train': 2 of 6 files are missing: "
+        r'.*train2017/000000000009.jpg, .*/000000581921.png\. .*docs/datasets.md',
     )
     open_164k(folder, 'validation')  # is whole
     shutil.rmtree(folder / 'coco/val2017')
@@ -331,7 +333,7 @@ def test_missing_files_of_164k_are_named(folder, tmp_path):
 
 
 def test_folders_of_another_data_set_are_refused(folder, folder10k, tmp_path):
-    """A COCO-Stuff 10K whose maps were put where 164K's are: 0 is no background there, but person."""
+    """COCO-Stuff 10K with its maps in the place of 164K's, where 0 is person, not background."""
     build, records = coco_stuff10k.CocoStuff10k, tmp_path / 'records'
     official_cases.assert_refused(
         build, tmp_path / 'data/coco', records, FileNotFoundError, 'does not hold coco_stuff10k'
@@ -402,7 +404,7 @@ def test_files_of_mmsegmentation_10k(folder10k, tmp_path):
 
 
 def version_1_0(found):
-    """The numbers of version 1.0: 1 for unlabelled, then the categories that are used, in their order."""
+    """The numbers of version 1.0: 1 for unlabeled, then the used categories in their order."""
     return np.searchsorted([0, *USED], found).astype(np.uint8) + 1
 
 

@@ -80,10 +80,10 @@ def test_image_and_maps_match_painting_one_by_one():
     for number, (item, (patch, (rows, columns))) in enumerate(zip(objects, alone, strict=True), 1):
         for y in range(rows.start, rows.stop):
             for x in range(columns.start, columns.stop):
-                *colour, alpha = patch[y - rows.start, x - columns.start].tolist()
+                *color, alpha = patch[y - rows.start, x - columns.start].tolist()
                 image[y][x] = [
                     255 * c + (1 - alpha) * below
-                    for c, below in zip(colour, image[y][x], strict=True)
+                    for c, below in zip(color, image[y][x], strict=True)
                 ]
                 if alpha >= 0.5:
                     label[y, x], panoptic[y, x] = item.category, number
@@ -96,7 +96,7 @@ def test_image_and_maps_match_painting_one_by_one():
 @pytest.mark.parametrize('flip', [False, True])
 @pytest.mark.parametrize('angle', [0.0, 25.0, -30.0])
 def test_pose_matches_scipy(flip, angle):
-    """Flip, scale, then turn counter-clockwise about the centre, as written in Pose."""
+    """Flip, scale, then turn counter-clockwise about the center, as written in Pose."""
     category, size = 4, 100  # guitar: no symmetry hides an error
     pose = scenes.Pose(0.45, 0.55, 0.6, angle, flip, (1.0, 1.0, 1.0))
     blank = np.zeros((size, size, 3), np.float32)

@@ -146,17 +146,17 @@ def test_color_label_is_refused(dataset):
 
 def test_picture_formats(tmp_path):
     rng = np.random.default_rng(0)
-    grey = rng.integers(0, 256, (5, 7)).astype(np.uint8)
+    gray = rng.integers(0, 256, (5, 7)).astype(np.uint8)
     rgb = rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    rgba = np.dstack([rgb, grey])
-    stacked = np.dstack([grey] * 3)
+    rgba = np.dstack([rgb, gray])
+    stacked = np.dstack([gray] * 3)
     cases = {
-        'grey.png': (grey, stacked),
+        'gray.png': (gray, stacked),
         'rgb.png': (rgb, rgb),
         'rgba.png': (rgba, rgb),
-        'deep.png': (grey.astype(np.uint16) * 256 + 77, stacked),
-        'palette.png': (palette_png(grey), None),
-        'grey.bmp': (grey, stacked),
+        'deep.png': (gray.astype(np.uint16) * 256 + 77, stacked),
+        'palette.png': (palette_png(gray), None),
+        'gray.bmp': (gray, stacked),
         'rgb.tif': (rgb, rgb),
     }
     for name, (values, expected) in cases.items():

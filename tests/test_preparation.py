@@ -164,7 +164,7 @@ def test_what_reads_otherwise_than_written_is_refused(folder, tmp_path, monkeypa
             return super().__getitem__(index)[:-1]
 
     monkeypatch.setattr(preparation, 'ArrayRecordDataSource', Forgetful)
-    with pytest.raises(ValueError, match='does not read as it was written'):
+    with pytest.raises(ValueError, match='does not read back as it was written'):
         prepare(folder, tmp_path / 'records')
     assert not (tmp_path / 'records/ade20k/1.0.0').exists()
 
@@ -213,7 +213,7 @@ def test_records_in_another_format_are_named(folder, tmp_path):
         download_config=tfds.download.DownloadConfig(manual_dir=str(folder))
     )
     with pytest.raises(
-        ValueError, match='not of the format array_record; remove that folder and prepare it again'
+        ValueError, match='not in the format array_record; remove that folder and prepare it again'
     ):
         ade20k.Ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
 

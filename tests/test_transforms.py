@@ -166,7 +166,7 @@ def test_ignored_pixels_do_not_dominate():
 
 
 def test_ignored_share_does_not_hide_a_dominant_category():
-    # Class 0 covers 40 % of the pixels but all that is labelled on the left: drawn again.
+    # Class 0 covers 40 % of the pixels but all that is labeled on the left: drawn again.
     label = np.full([16, 64], IGNORE_LABEL, np.int32)
     label[:, ::2] = 0
     label[::2, 32::2] = 1
@@ -235,8 +235,9 @@ def photometric_distortion(image, brightness, contrast, saturation, hue, contras
     return image if contrast_first else convert(image, contrast)
 
 
-# 8 bits cut off less than a level of the sum and of the product each, the first multiplied by the contrast. Their hue has steps of
-# 2 degrees, of which half a step is 255 / 60 levels of one channel; saturation and result are rounded to a level as well.
+# 8 bits cut off less than a level of the sum and of the product each, the first multiplied by the
+# contrast. Their hue has steps of 2 degrees, of which half a step is 255 / 60 levels of one
+# channel; saturation and result are rounded to a level as well.
 @pytest.mark.parametrize(
     'draws, largest, mean',
     [
@@ -341,7 +342,7 @@ MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375
 
 
 def picture(rows, columns, seed=0):
-    """A random image and a label map in which each pixel is another class, but for some that are ignored."""
+    """A random image, and a label map with another class at each pixel; some are ignored."""
     rng = np.random.default_rng(seed)
     label = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
     label[rng.random(label.shape) < 0.1] = IGNORE_LABEL
@@ -368,7 +369,7 @@ def mirrored(image, label):
 
 
 def finished(image, label, size, color):
-    """Padded to `size`, the image with `color`, and normalised."""
+    """Padded to `size`, the image with `color`, and normalized."""
     canvas, labels = np.full((*size, 3), color), np.full(size, IGNORE_LABEL)
     canvas[: label.shape[0], : label.shape[1]] = image
     labels[: label.shape[0], : label.shape[1]] = label
@@ -376,7 +377,7 @@ def finished(image, label, size, color):
 
 
 def draws_of(config, image, label, candidates, count):
-    """Which of the candidates each of `count` keys gives; each must give one of them, to a level of 255."""
+    """Which of the candidates each of `count` keys gives; each must give one, to a level of 255."""
     transform = tf.function(lambda key: transforms.train_transform(image, label, key, config))
     found = []
     for key in keys(count):

@@ -30,7 +30,7 @@ def frame_names(count):
 
 
 def fill(root):
-    """The lists end as they do in the wild: with CRLF, without a final newline, with blank lines."""
+    """The lists end as they do in the wild: with CRLF, with no final newline, with blank lines."""
     root = root / 'VSPW_480p'
     rng = np.random.default_rng(0)
     for list_name, videos in VIDEOS.items():
@@ -281,7 +281,10 @@ def test_other_values_are_refused(folder, value):
 
 
 def consistency(truth, predicted, n):
-    """VC_n: over all windows of n frames but the last, the share of pixels of one true value that keep their predicted one."""
+    """VC_n: of the pixels that keep their true value over n frames, those that keep the predicted.
+
+    Over all windows of n frames but the last.
+    """
     shares = []
     for start in range(len(truth) - n):
         kept = total = 0
@@ -330,13 +333,15 @@ source = vspw.Vspw.get_source(SimpleNamespace(dir=sys.argv[1], num_classes=0), '
 for frame, index in enumerate(source.videos[0][1]):
     source.load(index)
     if frame in (99, len(source) - 1):
-        status = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())
-        print(int(status['VmHWM'].split()[0]) // 1024)  # getrusage would count what the starting process held
+        # getrusage would count what the starting process held.
+        lines = Path('/proc/self/status').read_text().splitlines()
+        status = dict(line.split(':') for line in lines)
+        print(int(status['VmHWM'].split()[0]) // 1024)
 """
 
 
 def fill_long(root, length):
-    """A video of 480 x 853 pixels to train on, and one of a single frame; all frames are links to the same."""
+    """A training video of 480 x 853 pixels and one of a single frame; all frames link to one."""
     root = root / 'VSPW_480p'
     official_cases.picture(root / 'frame.jpg', 480, 853)
     regions = np.random.default_rng(0).integers(0, 125, (8, 12)).astype(np.uint8)
@@ -353,7 +358,7 @@ def fill_long(root, length):
 
 
 def peaks(folder):
-    """Peak memory in MiB of a process that loads frame by frame: after 100 frames, and after all."""
+    """Peak memory in MiB of a process that loads frame by frame: after 100 frames and after all."""
     out = subprocess.run(
         [sys.executable, '-c', LONG, str(folder)],
         cwd=Path(__file__).parents[1],

@@ -49,7 +49,7 @@ def blob(rng):
 
 
 def write_json(path, videos, tracks=None):
-    """`tracks`: (id, video id, category id, iscrowd, masks, each bool [H, W] or None); no annotations without it."""
+    """A JSON file; `tracks`: (id, video id, category id, iscrowd, masks: bool [H, W] or None)."""
     content = {
         'info': {'description': 'made for a test'},
         'licenses': [],
@@ -298,7 +298,7 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
 
 
 def average_precision(truth: dict, results: list) -> np.ndarray:
-    """The nine scores of the benchmark by pycocotools, which sees the frames of a video one below the other."""
+    """The nine scores of the benchmark by pycocotools, on the frames of a video in one column."""
 
     def as_coco(tracks):
         annotations = []
@@ -456,7 +456,8 @@ def test_the_categories_of_2021_are_refused_by_name(folder):
     change(folder, of_2021)
     with pytest.raises(
         ValueError,
-        match='train.json is .*: 3 categories differ: 1 is airplane, not person, 2 is bear, not giant',
+        match='train.json is .*: 3 categories differ: '
+        '1 is airplane, not person, 2 is bear, not giant',
     ):
         open_split(folder, 'train')
     change(folder, lambda content: content['categories'].pop())

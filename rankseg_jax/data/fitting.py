@@ -9,13 +9,17 @@ import numpy as np
 WHOLE_MULTIPLE = 32  # of the sides of a whole image: the stride of the coarsest features
 
 
-def fitted_size(size, target) -> np.ndarray:
+def fitted_size(
+    size: np.ndarray | tuple[int, int], target: np.ndarray | tuple[int, int]
+) -> np.ndarray:
     """The largest int32 [2] with the ratio of `size` [2] that fits in `target` [2], at least 1."""
     size, target = np.asarray(size, np.float32), np.asarray(target, np.float32)
     return np.clip(np.round(size * (target / size).min()), 1, target).astype(np.int32)
 
 
-def limited_size(size, limits) -> np.ndarray:
+def limited_size(
+    size: np.ndarray | tuple[int, int], limits: np.ndarray | tuple[int, int]
+) -> np.ndarray:
     """The largest size with the ratio of `size` whose sides keep to limits.
 
     Args:
@@ -30,7 +34,9 @@ def limited_size(size, limits) -> np.ndarray:
     return np.maximum((size * factor + 0.5).astype(np.int32), 1)
 
 
-def scaled_size(size, base_size, ratio) -> np.ndarray:
+def scaled_size(
+    size: np.ndarray | tuple[int, int], base_size: np.ndarray | tuple[int, int], ratio: float
+) -> np.ndarray:
     """The keep-ratio rule: the largest size that fits into base_size x ratio.
 
     Args:
@@ -47,7 +53,9 @@ def scaled_size(size, base_size, ratio) -> np.ndarray:
     return limited_size(size, np.floor(sides * np.float64(ratio)))
 
 
-def resize(image, size, antialias=False) -> np.ndarray:
+def resize(
+    image: np.ndarray, size: np.ndarray | tuple[int, int], antialias: bool = False
+) -> np.ndarray:
     """Bilinear with half-pixel centers: [..., H, W, D] -> float32 [..., h, w, D].
 
     Without `antialias` like OpenCV (mmsegmentation), which looks at two pixels per axis however
@@ -75,7 +83,9 @@ def resize(image, size, antialias=False) -> np.ndarray:
     return resized.reshape(*leading, *size, depth)
 
 
-def fit(image, size, antialias=False) -> tuple[np.ndarray, np.ndarray]:
+def fit(
+    image: np.ndarray, size: tuple[int, int], antialias: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Resizes an image to the largest of its ratio that fits into `size`, and pads it with zeros.
 
     Args:

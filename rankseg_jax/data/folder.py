@@ -63,13 +63,14 @@ class PairedFiles(Source):
         ignored = values == self.ignore_label
         if self.reduce_zero_label:
             ignored |= values == 0
-        label = values - self.label_values.start
+        first, last = self.label_values[0], self.label_values[-1]
+        label = values - first
         wrong = ~ignored & ((label < 0) | (label >= len(self.class_names)))
         if wrong.any():
             raise ValueError(
                 f'{path}: label value {values[wrong].min()} is outside '
-                f'{self.label_values.start}..{self.label_values.stop - 1} '
-                f'(K = {len(self.class_names)} classes, ignore_label = {self.ignore_label}, '
+                f'{first}..{last} (K = {len(self.class_names)} classes, '
+                f'ignore_label = {self.ignore_label}, '
                 f'reduce_zero_label = {self.reduce_zero_label}). Name every class in classes.txt, '
                 'set config.data.ignore_label if the value means "ignore", or correct the file.'
             )

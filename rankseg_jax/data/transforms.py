@@ -6,10 +6,13 @@ ops, so a key always gives the same crop. Every function also takes a clip [t, H
 [t, H, W] instead of an image [H, W, 3] with a label map [H, W]: all frames are transformed alike.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from rankseg_jax.data import IGNORE_LABEL, fitting
 
+Pair = tuple[tf.Tensor, tf.Tensor]  # an image and its label map
 CROP_TRIES = 11  # a first window and ten more
 MAX_BRIGHTNESS = 32.0  # of 255
 CONTRAST = (0.5, 1.5)
@@ -17,7 +20,7 @@ SATURATION = (0.5, 1.5)
 HUE_STEPS = 18  # of OpenCV's 180 around the circle: -18 to 17; detectron2 includes 18
 
 
-def resize_image(image, size, antialias=False):
+def resize_image(image: tf.Tensor, size: tf.Tensor, antialias: bool = False) -> tf.Tensor:
     """Bilinear with half-pixel centers: [..., H, W, 3] -> float32 [..., h, w, 3].
 
     The same as `fitting.resize`.
@@ -25,19 +28,28 @@ def resize_image(image, size, antialias=False):
     return tf.image.resize(image, size, method='bilinear', antialias=antialias)
 
 
-def resize_label(label, size):
+def resize_label(label: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Nearest neighbour on the same half-pixel grid as the image: [..., H, W] -> [..., h, w]."""
     # The released semantic recipes shift labels against the image by up to half a pixel: OpenCV's
     # INTER_NEAREST starts at corners.
     return tf.image.resize(label[..., None], size, method='nearest')[..., 0]
 
 
-def compute_size(function, *arguments):
+def compute_size(function: Callable, *arguments) -> tf.Tensor:
     """The int32 [2] that a function of `fitting` returns, in a graph."""
     return tf.ensure_shape(tf.numpy_function(function, arguments, tf.int32), [2])
 
 
-def random_scale(image, label, seed, *, base_size, scale_range, short_sides=(), antialias=False):
+def random_scale(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    base_size: tuple[int, int],
+    scale_range: tuple[float, float],
+    short_sides: tuple[int, ...] = (),
+    antialias: bool = False,
+) -> Pair:
     """Resizes by the keep-ratio rule with a ratio uniform in scale_range.
 
     With `short_sides` the short side gets one of these lengths instead, all equally likely, unless
@@ -54,13 +66,20 @@ def random_scale(image, label, seed, *, base_size, scale_range, short_sides=(), 
     return resize_image(image, size, antialias), resize_label(label, size)
 
 
-def crop(image, label, start, size):
+def crop(image: tf.Tensor, label: tf.Tensor, start: tf.Tensor, size: tf.Tensor) -> Pair:
     """The window of `size` [2] rows and columns that begins at `start` [2]."""
     (top, left), (bottom, right) = tf.unstack(start), tf.unstack(start + size)
     return image[..., top:bottom, left:right, :], label[..., top:bottom, left:right]
 
 
-def random_crop(image, label, seed, *, crop_size, max_category_ratio):
+def random_crop(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    crop_size: tuple[int, int],
+    max_category_ratio: float,
+) -> Pair:
     """Cuts out a window of at most crop_size that no category dominates.
 
     A window in which one category covers `max_category_ratio` or more of the labeled pixels is
@@ -88,13 +107,21 @@ def random_crop(image, label, seed, *, crop_size, max_category_ratio):
     return crop(image, label, starts[attempt], size)  # [..., h, w, 3], [..., h, w]
 
 
-def random_flip(image, label, seed, *, probability):
+def random_flip(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, *, probability: float) -> Pair:
     """Mirrors left and right."""
     flip = tf.random.stateless_uniform([], seed) < probability
     return tf.cond(flip, lambda: (image[..., ::-1, :], label[..., ::-1]), lambda: (image, label))
 
 
-def large_scale_jitter(image, label, seed, *, crop_size, scale_range, antialias):
+def large_scale_jitter(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    crop_size: tuple[int, int],
+    scale_range: tuple[float, float],
+    antialias: bool,
+) -> Pair:
     """Resizes to crop_size times a ratio uniform in scale_range and crops to crop_size at most.
 
     The window begins at the same fraction of the leftover rows and of the leftover columns:
@@ -113,7 +140,7 @@ def large_scale_jitter(image, label, seed, *, crop_size, scale_range, antialias)
     return crop(image, label, start, window)
 
 
-def photometric_distortion(image, seed):
+def photometric_distortion(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Changes brightness, contrast, saturation and hue, each with probability 1/2.
 
     Contrast comes first or last, with equal odds.
@@ -139,7 +166,9 @@ def photometric_distortion(image, seed):
     )
 
 
-def distort_colors(image, *, brightness, contrast, saturation, hue, contrast_first):
+def distort_colors(
+    image: tf.Tensor, *, brightness, contrast, saturation, hue, contrast_first
+) -> tf.Tensor:
     """mmsegmentation's PhotoMetricDistortion with given strengths.
 
     Args:
@@ -159,20 +188,20 @@ def distort_colors(image, *, brightness, contrast, saturation, hue, contrast_fir
     return tf.clip_by_value(image * tf.where(contrast_first, 1.0, contrast), 0.0, 255.0)
 
 
-def shift_colors(image, saturation, hue):
+def shift_colors(image: tf.Tensor, saturation, hue) -> tf.Tensor:
     """Multiplies the saturation, clipped at 1, and turns the hue by a fraction of the circle."""
     h, s, v = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)  # each [..., H, W]
     hsv = tf.stack([(h + hue) % 1.0, tf.minimum(s * saturation, 1.0), v], axis=-1)
     return tf.image.hsv_to_rgb(hsv) * 255  # [..., H, W, 3]
 
 
-def normalize(image, mean, std):
+def normalize(image: tf.Tensor, mean, std) -> tf.Tensor:
     """0..255 -> float32 with zero mean and unit deviation, given the channels' `mean` and `std`."""
     mean, std = tf.constant(mean, tf.float32), tf.constant(std, tf.float32)
     return (tf.cast(image, tf.float32) - mean) / std
 
 
-def pad(image, label, size, value):
+def pad(image: tf.Tensor, label: tf.Tensor, size: tuple[int, int], value: float) -> Pair:
     """Pads below and right up to `size`: the image with `value`, the label with IGNORE_LABEL."""
     bottom, right = tf.unstack(size - tf.shape(label)[-2:])
     widths = [[0, 0]] * (len(label.shape) - 2) + [[0, bottom], [0, right]]
@@ -182,7 +211,7 @@ def pad(image, label, size, value):
     return tf.ensure_shape(image, [*leading, *size, 3]), tf.ensure_shape(label, [*leading, *size])
 
 
-def train_transform(image, label, seed, config):
+def train_transform(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, config) -> Pair:
     """Augments a training example.
 
     Args:

@@ -46,7 +46,7 @@ def read_colors(path: str | Path) -> np.ndarray:
 
 
 def decode_map(values: bytes | np.ndarray) -> np.ndarray:
-    """Decodes uint16 [H, W] or uint8 [H, W, 3] from the PNG of a record; arrays stay as they are."""
+    """Decodes uint16 [H, W] or uint8 [H, W, 3] from the PNG of a record; returns arrays as is."""
     return np.array(Image.open(io.BytesIO(values))) if isinstance(values, bytes) else values
 
 
