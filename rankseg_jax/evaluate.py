@@ -64,7 +64,7 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
             continue
         maps = {name: sharding.local_part(x) for name, x in maps.items()}
         for i in np.flatnonzero(batch['mask']):
-            found = cut_maps({name: x[i] for name, x in maps.items()}, batch['size'][i], task)
+            found = task.cut({name: x[i] for name, x in maps.items()}, batch['size'][i])
             index = int(batch['index'][i])
             try:
                 host_totals = merge(host_totals, task.image_statistics(source, index, found))
@@ -92,12 +92,6 @@ def sum_over_hosts(metrics):
     if jax.process_count() == 1:
         return metrics
     return jax.tree.map(lambda x: x.sum(0), multihost_utils.process_allgather(metrics))
-
-
-def cut_maps(found: dict[str, np.ndarray], size, task) -> dict[str, np.ndarray]:
-    """The arrays of one image, those that are maps cut to its (rows, columns)."""
-    height, width = size
-    return {name: x[..., :height, :width] if name in task.maps else x for name, x in found.items()}
 
 
 def run(config, workdir, output=None) -> dict[str, Any]:

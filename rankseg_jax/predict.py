@@ -21,7 +21,6 @@ from PIL import Image
 
 from rankseg_jax import checkpoint, data, export, inference, models, sharding, tasks, visualize
 from rankseg_jax.data import CorruptExample, fitting, images
-from rankseg_jax.evaluate import cut_maps
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.tasks.semantic import Result
 
@@ -93,7 +92,7 @@ def from_model(model, variables, config, task: tasks.Task) -> Predictor:
         canvas = tuple((-(-size // CANVAS_MULTIPLE) * CANVAS_MULTIPLE).tolist())
         views = fitting.eval_views(image, config)
         found = jax.device_get(forward(variables, views, size, presence, canvas))
-        return cut_maps(found, size, task)
+        return task.cut(found, size)
 
     return Predictor(segment, task)
 
@@ -118,8 +117,8 @@ def from_artifact(folder: Path) -> Predictor:
 
     def segment(image, presence):
         fitted, size = fitting.fit(image, about['size'], antialias=about['antialias'])
-        found = jax.device_get(call(variables, fitted[None], np.array([size], np.int32)))
-        found = cut_maps({name: x[0] for name, x in found.items()}, size, task)
+        found = jax.device_get(call(variables, fitted[None], size[None]))
+        found = task.cut({name: x[0] for name, x in found.items()}, size)
         for name in task.maps:
             resized = Image.fromarray(found[name]).resize(
                 image.shape[1::-1], Image.Resampling.NEAREST

@@ -159,16 +159,3 @@ class RankTemperature(nn.Module):
         raise ValueError(
             f"kind of rank temperature {self.kind!r} is unknown; use 'temperature', 'layer_norm' or 'none'"
         )
-
-
-def full_logits(rank_logits, selection: Selection, num_classes: int, fill: float = -100.0):
-    """[B, …, κ] -> [B, …, K], `fill` where a category was not selected. For parity with the released code only."""
-
-    def scatter(logits, labels):
-        return (
-            jnp.full((*logits.shape[:-1], num_classes), fill, logits.dtype)
-            .at[..., labels]
-            .set(logits)
-        )
-
-    return jax.vmap(scatter)(rank_logits, selection.labels)

@@ -139,7 +139,7 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
         if config.ema:
             decay = 1 - config.ema
             variables['ema'] = optax.incremental_update(params, state.model['ema'], decay)
-        norms = {'grad_norm': optax.global_norm(grads), 'param_norm': optax.global_norm(params)}
+        norms = {'grad_norm': optax.tree.norm(grads), 'param_norm': optax.tree.norm(params)}
         return TrainState(state.step + 1, variables, optimizer_state), metrics | norms
 
     return train_step

@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from configs import common
@@ -62,18 +61,10 @@ def folder(tmp_path_factory):
 
 def read(workdir):
     """(run, model, variables) of its newest checkpoint, as the other modes read them."""
-    manager = checkpoint.open_checkpoints(workdir)
-    step = checkpoint.find(manager, 'last')
-    run = checkpoint.restore_run(manager, step)
-    config, num_classes = ConfigDict(run['config']), len(run['class_names'])
-    model = models.build(config, num_classes)
-    return (
-        run,
-        model,
-        models.restore(
-            manager, step, model, config, num_classes, sharding.copied(sharding.make_mesh(1))
-        ),
-    )
+    saved = checkpoint.open_run(workdir)
+    run = checkpoint.read_run(saved.manager, saved.step)
+    model = models.build(saved.config, len(saved.class_names))
+    return run, model, models.restore(saved, model, saved.config, sharding.make_mesh(1))
 
 
 def test_a_checkpoint_of_hugging_face_is_a_run(folder, tmp_path):
@@ -84,7 +75,9 @@ def test_a_checkpoint_of_hugging_face_is_a_run(folder, tmp_path):
     run, model, variables = read(tmp_path / 'new' / 'run')
     assert run['config'] == json.loads(config.to_json())
     assert (
-        run['class_names'] == list(NAMES.values()) and run['next_step'] == 0 and run['mIoU'] is None
+        run['class_names'] == list(NAMES.values())
+        and run['next_step'] == 0
+        and run['score'] is None
     )
     assert config.rankseg is None and config.data.num_classes == 3
     np.testing.assert_allclose(
@@ -150,7 +143,7 @@ def test_any_weights_become_a_run_of_a_config(tmp_path, monkeypatch):
     config = tiny.config(tmp_path, data__name='folder', data__num_classes=0, ema=0.9)
     old = init(models.build(config, 5), 5, 1, (32, 32))
     with checkpoint.open_checkpoints(tmp_path / 'old', 1) as manager:
-        checkpoint.save(manager, 7, old, None, {'mIoU': None})
+        checkpoint.save(manager, 7, old, None, {'score': None})
     for kind in ('images', 'labels'):
         (tmp_path / kind / 'train').mkdir(parents=True)
     (tmp_path / 'classes.txt').write_text('\n'.join('abcdefgh'))

@@ -12,7 +12,6 @@ from rankseg_jax.frameworks import deeplabv3
 from rankseg_jax.layers import resize
 from rankseg_jax.pretrained import released, torch_layers
 from rankseg_jax.pretrained.resnet import from_timm
-from rankseg_jax.ranking import full_logits
 from tests import golden as golden_files
 from tests import tiny
 from tests.helpers import numpy_state, random_batch_norms, random_variables, relative_error
@@ -39,7 +38,9 @@ def test_golden_deeplabv3():
     np.testing.assert_allclose(
         output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5
     )
-    full = full_logits(output.logits, output.selection, num_classes).transpose(0, 3, 1, 2)
+    full = golden_files.full_logits(output.logits, output.selection, num_classes).transpose(
+        0, 3, 1, 2
+    )
     np.testing.assert_allclose(full, g['full_logits_nchw'], rtol=1e-4, atol=1e-5)
     golden_files.check_loss(g, output)
 

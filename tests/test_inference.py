@@ -7,10 +7,14 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from rankseg_jax import inference, models, postprocessing, sharding
+from rankseg_jax import inference, models, postprocessing, selector, sharding
 from rankseg_jax.data import IGNORE_LABEL, Source, fitting, pipeline
-from rankseg_jax.decoders.pixel_classifier import PixelOutput
-from rankseg_jax.ranking import Selection, from_ranks, full_logits, select
+from rankseg_jax.outputs import PixelOutput
+from rankseg_jax.postprocessing import View
+from rankseg_jax.ranking import Selection, from_ranks, select
+from rankseg_jax.selector import Choice
+from rankseg_jax.tasks.semantic import Semantic
+from tests import golden as golden_files
 from tests import tiny
 from tests.helpers import random_variables
 
@@ -28,6 +32,10 @@ class Sizes(Source):
         coarse = rng.integers(0, 256, (5, 7, 3), np.uint8)
         image = np.asarray(Image.fromarray(coarse).resize(self.sizes[index][::-1]))
         return {'image': image, 'label': rng.integers(-1, 8, self.sizes[index]).astype(np.int32)}
+
+
+def semantic(config):
+    return Semantic(config, 'abcdefgh')
 
 
 def segmenter(**overrides):
@@ -119,12 +127,15 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
     (batch,) = pipeline.eval_batches(source, config)
     canvas = batch['label'].shape[1:]
     found = jax.jit(
-        lambda v, b: inference.segment(model, v, b['views'], b['size'], config, canvas=canvas)
+        lambda v, b: inference.segment(
+            model, v, b['views'], b['size'], config, semantic(config), canvas=canvas
+        )
     )(variables, batch)
-    labels, selection, class_logits = found.labels, found.selection, found.presence_logits
+    labels, selection = found.maps['labels'], found.selection
+    class_logits = found.presence_logits
 
-    forward = jax.jit(lambda x, s: models.forward(model, variables, x, selection=s).logits)
-    head = jax.jit(lambda x: models.forward(model, variables, x).presence_logits)
+    forward = jax.jit(lambda x, s: models.forward(model, variables, x, Choice(selection=s)).logits)
+    head = jax.jit(lambda x: models.forward(model, variables, x, Choice()).presence_logits)
     for i, size in enumerate(source.sizes):
         views = []
         for view in fitting.eval_views(source.load(i)['image'], config):
@@ -158,16 +169,13 @@ def test_a_category_of_one_window_is_selected_for_all():
 
     class Halves(nn.Module):
         @nn.compact
-        def __call__(self, x, *, train, presence=None, selection=None):
+        def __call__(self, x, *, train, choice):
             left = x[:, 0, :1, 0] > 0  # [B, 1]
-            class_logits = jnp.where(left, jnp.eye(8)[2], jnp.eye(8)[5]) * 9 + jnp.arange(8) / 10
-            chosen = selection or select(class_logits, 2)
-            return PixelOutput(
-                jnp.stack([x[..., 0], -x[..., 0]], -1)
-                * (1 - 2 * (chosen.labels[:, None, None, :1] == 5)),
-                chosen,
-                class_logits,
-            )
+            logits = jnp.where(left, jnp.eye(8)[2], jnp.eye(8)[5]) * 9 + jnp.arange(8) / 10
+            logits, selection = selector.choose(config.rankseg, logits, choice, train=train)
+            first = choice.spread(selection).labels[:, None, None, :1]
+            pixels = jnp.stack([x[..., 0], -x[..., 0]], -1) * (1 - 2 * (first == 5))
+            return PixelOutput(pixels, selection, logits)
 
     config = tiny.config(
         '',
@@ -184,9 +192,10 @@ def test_a_category_of_one_window_is_selected_for_all():
         views,
         jnp.array([[16, 32]]),
         config,
+        semantic(config),
         canvas=(16, 32),
     )
-    labels = found.labels
+    labels = found.maps['labels']
     assert set(np.asarray(found.selection.labels[0]).tolist()) == {2, 5}
     assert (labels[0, :, :14] == 2).all() and (labels[0, :, 18:] == 5).all()
 
@@ -202,15 +211,23 @@ def test_selecting_once_for_all_windows_computes_the_backbone_once():
         return jax.jit(function).lower(*args).compile().cost_analysis()['flops']
 
     windows = flops(
-        lambda v: models.forward(model, v, jnp.zeros((3, 32, 32, 3)) + images.sum()).logits,
+        lambda v: (
+            models.forward(model, v, jnp.zeros((3, 32, 32, 3)) + images.sum(), Choice()).logits
+        ),
         variables,
     )
     whole = flops(
-        lambda v: inference.segment(model, v, views, size, config, canvas=(64, 128)).labels,
+        lambda v: (
+            inference.segment(
+                model, v, views, size, config, semantic(config), canvas=(64, 128)
+            ).maps
+        ),
         variables,
     )
     upsampling = flops(
-        lambda x: postprocessing.best_ranks([(x, jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))]),
+        lambda x: postprocessing.best_ranks(
+            [View(PixelOutput(x), jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))]
+        ),
         jnp.zeros((1, 4, 12, 3)),
     )
     assert whole - upsampling < 1.3 * windows
@@ -229,7 +246,13 @@ def test_windows_over_eight_devices_give_what_one_gives():
         mesh = sharding.make_mesh(num_devices)
         segment = jax.jit(
             lambda v, b: inference.segment(
-                model, v, b['views'], b['size'], config, canvas=b['label'].shape[1:]
+                model,
+                v,
+                b['views'],
+                b['size'],
+                config,
+                semantic(config),
+                canvas=b['label'].shape[1:],
             ),
             in_shardings=(sharding.copied(mesh), sharding.split(mesh)),
             out_shardings=sharding.split(mesh),
@@ -238,7 +261,7 @@ def test_windows_over_eight_devices_give_what_one_gives():
     one, eight = results
     np.testing.assert_allclose(one.presence_logits, eight.presence_logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(one.selection.labels, eight.selection.labels)
-    assert (one.labels == eight.labels).mean() > 0.999
+    assert (one.maps['labels'] == eight.maps['labels']).mean() > 0.999
 
 
 def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
@@ -259,16 +282,15 @@ def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
     given = {'params': {}, 'batch_stats': {}}
     return np.asarray(
         jax.jit(
-            lambda: (
-                inference.segment(
-                    Given(),
-                    given,
-                    views,
-                    jnp.array([size] * batch),
-                    tiny.config(''),
-                    canvas=canvas or size,
-                ).labels
-            )
+            lambda: inference.segment(
+                Given(),
+                given,
+                views,
+                jnp.array([size] * batch),
+                tiny.config('', rankseg=None),
+                semantic(tiny.config('', rankseg=None)),
+                canvas=canvas or size,
+            ).maps['labels']
         )()
     )
 
@@ -298,7 +320,14 @@ def test_weights_sum_to_one_over_the_cells_that_hold_the_picture(content, window
     """Where rounding cells / window up to float32 would count one cell too many."""
     size = jnp.array([content])
     weights = inference.interpolation(
-        content, size, size, jnp.array([[0]]), window, window, cells, False
+        length=content,
+        size=size,
+        content=size,
+        starts=jnp.array([[0]]),
+        window=window,
+        stride=window,
+        cells=cells,
+        mirror=False,
     )[0]  # [content, cells]
     held = -(-content * cells // window)
     np.testing.assert_allclose(weights[:, :held].sum(1), 1, rtol=1e-6)
@@ -317,10 +346,9 @@ def test_ranks_become_class_ids():
     rng = np.random.default_rng(0)
     selection = select(jnp.asarray(rng.normal(size=(3, 300)), jnp.float32), 7)
     logits = rng.normal(size=(3, 4, 4, 7)).astype(np.float32)
-    ranks = postprocessing.best_ranks(
-        [(logits, np.eye(4)[None].repeat(3, 0), np.eye(4)[None].repeat(3, 0))]
-    )
-    full = np.asarray(full_logits(logits, selection, 300))
+    same = np.eye(4)[None].repeat(3, 0)
+    ranks = postprocessing.best_ranks([View(PixelOutput(logits), same, same)])
+    full = np.asarray(golden_files.full_logits(logits, selection, 300))
     np.testing.assert_array_equal(from_ranks(ranks, selection), full.argmax(-1))
 
 
@@ -329,7 +357,7 @@ def test_no_tensor_of_all_pixels_and_ranks_is_built():
 
     class Given(nn.Module):
         @nn.compact
-        def __call__(self, x, *, train, presence, selection):
+        def __call__(self, x, *, train, choice):
             return PixelOutput(
                 x.mean((1, 2))[:, None, None, :1] * jnp.ones((16, 16, 8)),
                 Selection(jnp.zeros((2, 8), jnp.int32), jnp.zeros((2, 8))),
@@ -342,9 +370,10 @@ def test_no_tensor_of_all_pixels_and_ranks_is_built():
             {'params': {}, 'batch_stats': {}},
             views,
             jnp.full((2, 2), 512),
-            tiny.config(''),
+            tiny.config('', rankseg=None),
+            semantic(tiny.config('', rankseg=None)),
             canvas=(512, 512),
-        ).labels
+        ).maps['labels']
 
     temporary = (
         jax.jit(build)

@@ -11,6 +11,7 @@ from rankseg_jax import config_check, convert, models
 from rankseg_jax.decoders.query_decoder import DetrDecoder
 from rankseg_jax.pretrained import hf, load_hf
 from rankseg_jax.ranking import gather
+from rankseg_jax.selector import Choice
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny')
 from tests.helpers import random_batch_norms, random_parameters, random_variables, relative_error
 
@@ -158,7 +159,16 @@ def test_a_config_describes_the_published_sizes(name, backbone, tmp_path):
 def test_rank_space_agrees_with_all_classes_and_dropout_drops():
     options = common.get_config().rankseg
     options.update(num_selected=3, layer=1, temperature='none', score_prior=False)
-    model = DetrDecoder(7, 4, 16, 2, 2, 24, rankseg=FrozenConfigDict(options), dropout=0.5)
+    model = DetrDecoder(
+        num_classes=7,
+        num_queries=4,
+        channels=16,
+        num_layers=2,
+        num_heads=2,
+        mlp_dim=24,
+        rankseg=FrozenConfigDict(options),
+        dropout=0.5,
+    )
     rng = np.random.default_rng(0)
     memory, pixels = (
         rng.normal(size=shape).astype(np.float32) for shape in [(2, 3, 4, 24), (2, 6, 8, 16)]
@@ -167,10 +177,11 @@ def test_rank_space_agrees_with_all_classes_and_dropout_drops():
 
     @jax.jit
     def forward(variables, key):
-        def apply(**choice):
-            return model.apply(variables, memory, {}, pixels, rngs={'dropout': key}, **choice)
+        def apply(train, choice=Choice()):
+            rngs = {'dropout': key}
+            return model.apply(variables, memory, {}, pixels, train=train, choice=choice, rngs=rngs)
 
-        return apply(train=False), apply(train=False, all_classes=True), apply(train=True)
+        return apply(False), apply(False, Choice(all_classes=True)), apply(True)
 
     (ranked, full, dropped), (_, _, other) = (
         forward(variables, jax.random.key(seed)) for seed in (0, 1)

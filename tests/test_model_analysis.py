@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import sparse
 
 import main
-from rankseg_jax import analysis, checkpoint, data, evaluate, models, sharding
+from rankseg_jax import analysis, checkpoint, data, evaluate, models, sharding, tasks
 from rankseg_jax.analysis import cost, observations, statistics
 from rankseg_jax.analysis import model as model_analysis
 from rankseg_jax.data import CorruptExample, Source
@@ -78,7 +78,12 @@ def make_run(folder, workdir, **overrides):
         jax.eval_shape(lambda: models.init(model, 8, 0, (32, 32))),
     )
     with checkpoint.open_checkpoints(workdir, keep=1) as manager:
-        run = {'config': config.to_dict(), 'class_names': list(NAMES), 'next_step': 5, 'mIoU': None}
+        run = {
+            'config': config.to_dict(),
+            'class_names': list(NAMES),
+            'next_step': 5,
+            'score': None,
+        }
         checkpoint.save(manager, 5, variables, {'count': np.zeros(1)}, run)
     return config, variables
 
@@ -244,8 +249,10 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
 def test_the_report_agrees_with_the_evaluation(run):
     config, variables, report, output = run
     source, mesh = data.get_source(config.data, 'validation'), sharding.make_mesh(1)
-    step = evaluate.make_eval_step(models.build(config, 8), config, source, mesh)
-    scores = evaluate.evaluate(step, variables, source, config, mesh)
+    task = tasks.from_source(config, source)
+    shardings = sharding.state_shardings(mesh, variables)
+    step = evaluate.make_eval_step(models.build(config, 8), config, task, mesh, shardings)
+    scores = evaluate.evaluate(step, variables, source, config, task, mesh)
     assert report['recall']['category_recall'][2] == pytest.approx(scores['category_recall@3'])
     assert report['recall']['image_pixel_recall'][2] == pytest.approx(scores['pixel_recall@3'])
     assert 1 - report['errors']['wrong_pixels'] / report['errors'][

@@ -20,10 +20,11 @@ from rankseg_jax import (
     optimizers,
     predict,
     sharding,
+    tasks,
     train,
 )
-from rankseg_jax.data import CorruptExample, Source, coco, pipeline
-from rankseg_jax.decoders.query_decoder import QueryOutput
+from rankseg_jax.data import CorruptExample, PanopticSource, Source, coco, pipeline
+from rankseg_jax.outputs import QueryOutput
 from tests import tiny
 
 pytestmark = pytest.mark.xdist_group('panoptic')  # one worker makes what they share
@@ -100,26 +101,20 @@ def test_scores_and_files_are_those_of_panopticapi(trained, tmp_path):
         expected, rows = counts.pq_average(categories, isthing)
         for name in ('PQ', 'SQ', 'RQ'):
             assert scores[name + suffix] == pytest.approx(expected[name.lower()], rel=1e-9)
-    assert scores['PQ_stuff'] > 0.1 and 'PQ' in evaluate.table(scores)
+    assert scores['PQ_stuff'] > 0.1
+    assert 'PQ' in evaluate.table(scores, tasks.task_class('panoptic').columns).splitlines()[0]
 
 
 def test_eight_devices_score_as_one(trained):
     config, workdir, source = trained
-    model = models.build(config, NUM_CLASSES)
+    model, task = models.build(config, NUM_CLASSES), tasks.from_source(config, source)
     found = []
     for num_devices in (1, 8):
         mesh = sharding.make_mesh(num_devices)
-        manager = checkpoint.open_checkpoints(workdir)
-        variables = models.restore(manager, 40, model, config, NUM_CLASSES, sharding.copied(mesh))
-        found.append(
-            evaluate.evaluate(
-                evaluate.make_eval_step(model, config, source, mesh),
-                variables,
-                source,
-                config,
-                mesh,
-            )
-        )
+        variables = models.restore(checkpoint.open_run(workdir), model, config, mesh)
+        shardings = sharding.state_shardings(mesh, variables)
+        step = evaluate.make_eval_step(model, config, task, mesh, shardings)
+        found.append(evaluate.evaluate(step, variables, source, config, task, mesh))
     for name in ('PQ', 'SQ_stuff', 'mIoU', 'aAcc'):
         assert found[0][name] == pytest.approx(found[1][name], abs=2e-3)
 
@@ -186,8 +181,8 @@ def test_pictures_of_data_without_segments(trained, tmp_path, monkeypatch):
 
 
 def test_segments_of_another_size_than_their_image_are_refused():
-    class Source:
-        ids = ['a']
+    class Sideways(PanopticSource):
+        class_names, things, ids = 'ab', (True, False), ['a']
 
         def load(self, index):
             return {'image': np.zeros((4, 6, 3), np.uint8), 'label': np.zeros((4, 6), np.int32)}
@@ -195,16 +190,22 @@ def test_segments_of_another_size_than_their_image_are_refused():
         def segments(self, index):
             return np.ones((6, 4), np.int32), [{'id': 1, 'category_id': 0}]
 
-    loader = pipeline._Loader(Source(), max_corrupt=0, max_targets=2)
-    assert not loader(0)[2]
-    assert 'differ in size' in str(loader.failure)
+    config = tiny.config('', **QUERIES)
+    source = Sideways()
+    batches = pipeline.train_batches(
+        source, config, tasks.from_source(config, source), start_step=0
+    )
+    with pytest.raises(ValueError, match='a: image .* differ in size'):
+        next(batches)
 
 
 def test_batches_hold_the_segments_of_the_source(trained):
     config, _, source = trained
     config = config.copy_and_resolve_references()
     config.augment.update(scale_range=(1.0, 1.0), flip=0.0, max_category_ratio=1.0)
-    batch = next(pipeline.train_batches(source, config, start_step=5))
+    task = tasks.from_source(config, source)
+    batch = next(pipeline.train_batches(source, config, task, start_step=5))
+    targets, presence = task.targets(batch), task.presence(batch)
     for i, index in enumerate(
         pipeline.example_indices(len(source), config.seed, 5, config.batch_size)
     ):
@@ -214,16 +215,15 @@ def test_batches_hold_the_segments_of_the_source(trained):
         kept = sorted(category, key=lambda i: -areas[i])[:4]
         assert batch['left_out'][i] == len(category) - len(kept)
         for place, label in enumerate(batch['segment_labels'][i]):
-            mask = batch['segments'][i] == place
-            assert (label == -1) == (not mask.any())
+            mask = batch['label'][i] == place
+            assert (label == -1) == (not mask.any()) and targets.labels[i][place] == label
             assert not mask.any() or any(
                 (mask == (ids == j)).all() and category[j] == label for j in kept
             )
-        inside = batch['segments'][i] >= 0
-        np.testing.assert_array_equal(
-            batch['label'][i][inside], source.load(index)['label'][inside]
-        )
-        assert (batch['label'][i][~inside] == -1).all()
+        inside = batch['label'][i] >= 0
+        labels = source.load(index)['label'][inside]
+        np.testing.assert_array_equal(batch['segment_labels'][i][batch['label'][i][inside]], labels)
+        assert np.flatnonzero(presence[i]).tolist() == np.unique(labels).tolist()
 
 
 def random_batch(rng, batch=4, num_targets=4):
@@ -232,15 +232,10 @@ def random_batch(rng, batch=4, num_targets=4):
     labels = rng.integers(0, NUM_CLASSES, (batch, num_targets)).astype(np.int32)
     labels[0], segments[0] = -1, -1
     segments[1] = -1
-    mask = np.array([True, True, False, True])
-    label = np.stack(
-        [np.append(row, -1)[places] for row, places in zip(labels, segments, strict=True)]
-    )
     return {
         'image': rng.normal(size=(batch, 32, 32, 3)).astype(np.float32),
-        'label': label,
-        'mask': mask,
-        'segments': segments,
+        'label': segments,
+        'mask': np.array([True, True, False, True]),
         'segment_labels': labels,
         'left_out': np.zeros(batch, np.int32),
     }
@@ -259,15 +254,12 @@ def test_losses_stay_finite_whatever_an_image_holds(change):
     model = models.build(config, NUM_CLASSES)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = jax.jit(lambda: train.create_state(model, optimizer, config, NUM_CLASSES))()
-    step = jax.jit(train.make_train_step(model, optimizer, config, NUM_CLASSES))
+    task = tasks.build(config, [''] * NUM_CLASSES, [True] * NUM_CLASSES)
+    step = jax.jit(train.make_train_step(model, optimizer, config, task))
     batch = random_batch(np.random.default_rng(0))
-    nothing = batch | {
-        'mask': np.zeros(4, bool),
-        'label': np.full_like(batch['label'], -1),
-        'segments': np.full_like(batch['segments'], -1),
-    }
+    nothing = batch | {'mask': np.zeros(4, bool), 'label': np.full_like(batch['label'], -1)}
     for case in (batch, nothing, batch | {'image': 1e4 * batch['image']}):
-        state, metrics = step(state, case, jax.random.key(0))
+        state, metrics = step(state, case)
         assert all(np.isfinite(value) for value in metrics.values()), metrics
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.model['params']))
 
@@ -281,13 +273,17 @@ def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
     ):
         train.train(pixels, tmp_path)
 
-    class LabelMaps:
-        class_names = source.class_names
+    class LabelMaps(Source):
+        class_names, load = source.class_names, None
 
     with pytest.raises(ValueError, match='data with segments'):
-        data.things(LabelMaps(), 'panoptic')
-    LabelMaps.segments, LabelMaps.things = None, np.array([0, 1])  # as COCO's files have it
-    assert [*map(type, data.things(LabelMaps(), 'panoptic'))] == [bool, bool]
+        tasks.from_source(config, LabelMaps())
+    with pytest.raises(ValueError, match='the run was not trained for it'):
+        tasks.build(config, source.class_names)
+    task = tasks.build(config, 'ab', np.array([0, 1]))  # as COCO's files have it
+    assert task.things == (False, True)
+    with pytest.raises(ValueError, match="'panoptc' is unknown; did you mean 'panoptic'"):
+        tasks.task_class('panoptc')
     model = models.build(config, NUM_CLASSES)
     variables = jax.eval_shape(lambda: models.init(model, NUM_CLASSES, 0, (32, 32)))
     size = jnp.array([[32, 32]])
@@ -300,8 +296,8 @@ def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
             views,
             size,
             config,
+            tasks.from_source(config, source),
             canvas=(32, 32),
-            things=jnp.ones(NUM_CLASSES, bool),
         )
 
     for change, message in (
@@ -317,7 +313,8 @@ def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(partial(segment, changed), variables)
         with pytest.raises(ValueError, match=message):
-            train.total_loss(QueryOutput(None, None), {}, None, changed, NUM_CLASSES, None)
+            task = tasks.from_source(changed, source)
+            train.total_loss(None, QueryOutput(None, None), {}, None, changed, task)
     semantic = config.copy_and_resolve_references()
     semantic.task = 'semantic'
     evaluate.run(semantic, workdir, tmp_path / 'out')

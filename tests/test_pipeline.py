@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from rankseg_jax import tasks
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, get_source, pipeline
 
 
@@ -54,6 +55,11 @@ def plain_config(batch_size=4, **augment):
     return config
 
 
+def train_batches(source, config, *, start_step):
+    task = tasks.from_source(config, source)
+    return pipeline.train_batches(source, config, task, start_step=start_step)
+
+
 def take(batches, count):
     return list(itertools.islice(batches, count))
 
@@ -76,7 +82,7 @@ def test_example_indices_visit_each_once_an_epoch():
 
 def test_batches_hold_the_indices_that_example_indices_names():
     source, config = Numbers(10), plain_config()
-    for step, batch in enumerate(take(pipeline.train_batches(source, config, start_step=0), 8)):
+    for step, batch in enumerate(take(train_batches(source, config, start_step=0), 8)):
         indices = pipeline.example_indices(10, config.seed, step, 4)
         np.testing.assert_array_equal(batch['image'][:, 1, 1, 0], indices)
         np.testing.assert_array_equal(batch['label'][:, 1, 1], indices % 5)
@@ -89,20 +95,20 @@ def test_batches_hold_the_indices_that_example_indices_names():
 def test_same_seed_gives_the_same_batches(workers):
     config = common.get_config()
     config.batch_size, config.augment.crop_size = 4, (16, 16)
-    first = take(pipeline.train_batches(Numbers(10), config, start_step=0), 6)
+    first = take(train_batches(Numbers(10), config, start_step=0), 6)
     config.data.num_workers = workers
-    again = take(pipeline.train_batches(Numbers(10), config, start_step=0), 6)
+    again = take(train_batches(Numbers(10), config, start_step=0), 6)
     for batch, other in zip(first, again, strict=True):
         assert_same(batch, other)
     config.seed = 1
-    other = take(pipeline.train_batches(Numbers(10), config, start_step=0), 1)[0]
+    other = take(train_batches(Numbers(10), config, start_step=0), 1)[0]
     assert (first[0]['image'] != other['image']).any()
 
 
 def test_one_example_is_augmented_anew_each_time():
     config = common.get_config()
     config.batch_size, config.augment.crop_size = 8, (16, 16)
-    batches = take(pipeline.train_batches(Numbers(1, sizes=((24, 24),)), config, start_step=0), 3)
+    batches = take(train_batches(Numbers(1, sizes=((24, 24),)), config, start_step=0), 3)
     images = {image.tobytes() for batch in batches for image in batch['image']}
     assert len(images) == 24
 
@@ -111,9 +117,9 @@ def test_resume_continues_bit_by_bit_and_reads_nothing_before():
     config = common.get_config()
     config.batch_size, config.augment.crop_size = 3, (16, 16)
     config.data.num_workers = 2
-    whole = take(pipeline.train_batches(Numbers(1000), config, start_step=0), 12)
+    whole = take(train_batches(Numbers(1000), config, start_step=0), 12)
     source = Numbers(1000)
-    resumed = take(pipeline.train_batches(source, config, start_step=7), 5)
+    resumed = take(train_batches(source, config, start_step=7), 5)
     for batch, other in zip(whole[7:], resumed, strict=True):
         assert_same(batch, other)
     skipped = {i for step in range(7) for i in pipeline.example_indices(1000, 0, step, 3)}
@@ -121,7 +127,7 @@ def test_resume_continues_bit_by_bit_and_reads_nothing_before():
 
 
 def test_source_smaller_than_a_batch_is_repeated():
-    batch = next(pipeline.train_batches(Numbers(3), plain_config(batch_size=8), start_step=0))
+    batch = next(train_batches(Numbers(3), plain_config(batch_size=8), start_step=0))
     assert batch['mask'].all()
     counts = np.bincount(batch['image'][:, 1, 1, 0].astype(int), minlength=3)
     assert counts.sum() == 8 and counts.min() >= 2
@@ -132,7 +138,7 @@ def test_empty_source(make):
     config = plain_config()
     with pytest.raises(ValueError, match=r"split '(train|validation)' .* no example"):
         if make == 'train':
-            pipeline.train_batches(Numbers(0), config, start_step=0)
+            train_batches(Numbers(0), config, start_step=0)
         else:
             pipeline.eval_batches(Numbers(0), config)
 
@@ -146,11 +152,11 @@ def pretend_hosts(monkeypatch, index, count):
 def test_train_shards_make_up_the_global_batch(monkeypatch):
     config = common.get_config()
     config.batch_size, config.augment.crop_size = 4, (16, 16)
-    whole = take(pipeline.train_batches(Numbers(10), config, start_step=2), 4)
+    whole = take(train_batches(Numbers(10), config, start_step=2), 4)
     shards = []
     for host in range(2):
         pretend_hosts(monkeypatch, host, 2)
-        shards.append(take(pipeline.train_batches(Numbers(10), config, start_step=2), 4))
+        shards.append(take(train_batches(Numbers(10), config, start_step=2), 4))
     for batch, *parts in zip(whole, *shards, strict=True):
         assert_same(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
 
@@ -175,7 +181,7 @@ def test_eval_sees_every_example_once_over_all_hosts(monkeypatch, count, hosts):
 def test_hosts_must_share_a_batch_evenly(monkeypatch):
     pretend_hosts(monkeypatch, 0, 3)
     with pytest.raises(ValueError, match='config.batch_size = 4 .* 3 hosts'):
-        pipeline.train_batches(Numbers(10), plain_config(), start_step=0)
+        train_batches(Numbers(10), plain_config(), start_step=0)
 
 
 def test_eval_labels_keep_their_size_on_a_common_canvas():
@@ -212,7 +218,7 @@ def test_eval_labels_keep_their_size_on_a_common_canvas():
 def test_corrupt_example_is_named_once_and_masked(caplog):
     source, config = Numbers(6, corrupt=(2,)), plain_config(batch_size=6)
     with caplog.at_level('WARNING', logger='absl'):
-        batches = take(pipeline.train_batches(source, config, start_step=0), 3)
+        batches = take(train_batches(source, config, start_step=0), 3)
     for step, batch in enumerate(batches):
         bad = pipeline.example_indices(6, 0, step, 6) == 2
         np.testing.assert_array_equal(batch['mask'], ~bad)
@@ -235,20 +241,20 @@ def test_corrupt_example_in_evaluation_keeps_its_place():
 def test_more_corrupt_examples_than_allowed_stop_with_their_names():
     config = plain_config()
     config.data.max_corrupt = 2
-    batches = pipeline.train_batches(Numbers(8, corrupt=(1, 4, 6)), config, start_step=0)
+    batches = train_batches(Numbers(8, corrupt=(1, 4, 6)), config, start_step=0)
     with pytest.raises(ValueError, match='3 examples .*max_corrupt = 2') as caught:
         take(batches, 10)
     for name in ('1.jpg', '4.jpg', '6.jpg'):
         assert name in str(caught.value)
     config.data.max_corrupt = 3
-    assert len(take(pipeline.train_batches(Numbers(8, (1, 4, 6)), config, start_step=0), 10)) == 10
+    assert len(take(train_batches(Numbers(8, (1, 4, 6)), config, start_step=0), 10)) == 10
 
 
 @pytest.mark.parametrize('error', [ValueError, KeyError, RuntimeError])
 def test_other_errors_come_out_as_they_are(error, capfd):
     source = Numbers(8, corrupt=(3,), error=error)
     with pytest.raises(error, match='3.jpg: broken'):
-        take(pipeline.train_batches(source, plain_config(), start_step=0), 4)
+        take(train_batches(source, plain_config(), start_step=0), 4)
     with pytest.raises(error, match='3.jpg: broken'):
         list(pipeline.eval_batches(source, plain_config()))
     assert 'tensorflow' not in capfd.readouterr().err
@@ -260,7 +266,7 @@ def test_image_and_label_of_different_size_are_refused():
             return {**super().load(index), 'label': np.zeros([7, 8], np.int32)}
 
     with pytest.raises(ValueError, match=r'\.jpg: image \(8, 8, 3\) and label \(7, 8\)'):
-        next(pipeline.train_batches(Crooked(4), plain_config(), start_step=0))
+        next(train_batches(Crooked(4), plain_config(), start_step=0))
 
 
 def test_process_ends_while_examples_are_being_loaded():
@@ -269,10 +275,11 @@ def test_process_ends_while_examples_are_being_loaded():
         import time
         import numpy as np
         from configs import common
+        from rankseg_jax import tasks
         from rankseg_jax.data import Source, pipeline
 
         class Slow(Source):
-            ids = list('abcd')
+            class_names, ids = 'ab', list('abcd')
             def load(self, index):
                 time.sleep(0.2)
                 return {'image': np.zeros([8, 8, 3], np.uint8), 'label': np.zeros([8, 8], np.int32)}
@@ -280,7 +287,8 @@ def test_process_ends_while_examples_are_being_loaded():
         config = common.get_config()
         config.batch_size = 2
         config.augment.crop_size = (8, 8)
-        batches = pipeline.train_batches(Slow(), config, start_step=0)
+        task = tasks.from_source(config, Slow())
+        batches = pipeline.train_batches(Slow(), config, task, start_step=0)
         next(batches)
         print('done')
     """

@@ -6,8 +6,9 @@ import scipy
 from ml_collections import FrozenConfigDict
 
 from configs import common
-from rankseg_jax.decoders.pixel_classifier import PixelClassifier, RankScale, choose
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.ranking import Selection
+from rankseg_jax.selector import Choice, RankScale, choose
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
 SCORES = np.array([[4, 2, 1, 0, -3], [0, -1, -20, -50, -90]], np.float32)
@@ -63,9 +64,10 @@ def test_oracle_shuts_absent_categories_out():
     [(True, 'force', [3, 0]), (True, 'ignore', [0, 1]), (False, 'force', [0, 1])],
 )
 def test_missed_categories_are_forced_in_training_alone(train, missed, expected):
-    class_logits = jnp.array([[3.0, 2, 1, 0]])
-    presence = jnp.array([[True, False, False, True]])
-    selection = choose(options(missed=missed, num_selected=2), class_logits, presence, train=train)
+    presence_logits = jnp.array([[3.0, 2, 1, 0]])
+    choice = Choice(presence=jnp.array([[True, False, False, True]]))
+    chosen = options(missed=missed, num_selected=2)
+    _, selection = choose(chosen, presence_logits, choice, train=train)
     assert sorted(np.asarray(selection.labels[0])) == sorted(expected)
 
 

@@ -8,18 +8,28 @@ import numpy as np
 import pytest
 
 from rankseg_jax import inference, postprocessing
+from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import from_ranks, gather, select
+from rankseg_jax.tasks import panoptic
 
 SIDE = 384  # what HF transformers upsamples masks to
-semantic_ranks = jax.jit(postprocessing.semantic_ranks)
-panoptic_segments = jax.jit(postprocessing.panoptic_segments, static_argnames='keep_unsure')
+best_ranks = jax.jit(postprocessing.best_ranks)
+panoptic_segments = jax.jit(panoptic.panoptic_segments, static_argnames='keep_unsure')
 
 
 def resizing(length, cells, batch):
     """Weights [B, length, cells] of a bilinear resize."""
     whole = jnp.full(batch, length)
     return inference.interpolation(
-        length, whole, whole, jnp.zeros((batch, 1), int), length, length, cells, False
+        length=length,
+        size=whole,
+        content=whole,
+        starts=jnp.zeros((batch, 1), int),
+        window=length,
+        stride=length,
+        cells=cells,
+        mirror=False,
     )
 
 
@@ -36,9 +46,9 @@ def random_outputs(batch=4, num_queries=12, num_classes=5, size=(12, 10), seed=0
 
 
 def view(outputs, rows=SIDE, columns=SIDE):
-    class_logits, mask_logits = outputs
-    batch, _, height, width = mask_logits.shape
-    return class_logits, mask_logits, resizing(rows, height, batch), resizing(columns, width, batch)
+    batch, _, height, width = outputs[1].shape
+    rows, columns = resizing(rows, height, batch), resizing(columns, width, batch)
+    return View(QueryOutput(*outputs), rows, columns)
 
 
 def hf(outputs):
@@ -58,7 +68,7 @@ def test_semantic_maps_equal_transformers():
     results = processor.post_process_semantic_segmentation(
         None, output, return_segmentation_scores=True
     )
-    labels = np.asarray(semantic_ranks([view(outputs)]))
+    labels = np.asarray(best_ranks([view(outputs)]))
     for ours, result in zip(labels, results, strict=True):
         best, second = result.segmentation_scores.topk(2, 0).values
         clear = (best - second > 1e-5).numpy()
@@ -79,7 +89,7 @@ def test_the_mean_of_views_in_rank_space():
             jax.image.resize(mask_logits, (*mask_logits.shape[:2], 70, 90), 'bilinear')
         )
         expected = expected + np.einsum('bqk,bqrc->bkrc', probabilities, masks)
-    labels = np.asarray(from_ranks(semantic_ranks(views), selection))
+    labels = np.asarray(from_ranks(best_ranks(views), selection))
     _, second, best = np.sort(expected, 1).swapaxes(0, 1)
     clear = best - second > 1e-5
     assert clear.mean() > 0.99 and len(np.unique(labels)) > 2
@@ -160,7 +170,7 @@ def test_panoptic_segments_as_released_against_a_loop():
     things, sizes = rng.random((8, 5)) < 0.5, rng.integers(20, 90, (8, 2))
     whole = view(outputs, 100, 90)
     segments = panoptic_segments(whole, things, sizes, threshold=0.4, overlap=0.5)
-    rows, columns = np.asarray(whole[2]), np.asarray(whole[3])
+    rows, columns = np.asarray(whole.rows), np.asarray(whole.columns)
     masks = np.asarray(jax.nn.sigmoid(np.einsum('brh,bqhw,bcw->bqrc', rows, outputs[1], columns)))
     void = merged = 0
     for i, (height, width) in enumerate(sizes):
@@ -178,15 +188,16 @@ def test_panoptic_segments_as_released_against_a_loop():
 def test_no_map_of_all_queries_is_built():
     def temporary(function, rows):
         shapes = [(1, 50, 9), (1, 50, 32, 32), (1, rows, 32), (1, 64, 32)]
+        classes, masks, *places = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         arguments = (
-            [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
+            View(QueryOutput(classes, masks), *places),
             jnp.ones((1, 8), bool),
             jnp.array([[rows, 64]]),
         )
         return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     for function in (
-        lambda view, *_: postprocessing.semantic_ranks([view]),
-        postprocessing.panoptic_segments,
+        lambda view, *_: postprocessing.best_ranks([view]),
+        panoptic.panoptic_segments,
     ):
         assert temporary(function, 1024) < 1.5 * temporary(function, 128)

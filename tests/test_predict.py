@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import rankseg_jax
-from rankseg_jax import checkpoint, data, evaluate, export, models, predict, sharding, train
-from rankseg_jax.data import CorruptExample, label_files
+from rankseg_jax import checkpoint, data, evaluate, export, models, predict, sharding, tasks, train
+from rankseg_jax.data import CorruptExample
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -86,19 +86,13 @@ def test_predictor_agrees_with_the_evaluation(trained, options, tmp_path):
     predictor = predict.load(workdir, config=config)
     mesh = sharding.make_mesh(1)
     model = models.build(config, 8)
-    variables = models.restore(
-        checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh)
-    )
+    variables = models.restore(checkpoint.open_run(workdir), model, config, mesh)
     source = data.get_source(config.data, 'validation')
-    writer = label_files.LabelWriter(tmp_path, source)
-    scores = evaluate.evaluate(
-        evaluate.make_eval_step(model, config, source, mesh),
-        variables,
-        source,
-        config,
-        mesh,
-        writer,
-    )
+    task = tasks.from_source(config, source)
+    shardings = sharding.state_shardings(mesh, variables)
+    step = evaluate.make_eval_step(model, config, task, mesh, shardings)
+    writer = task.writer(tmp_path, source)
+    scores = evaluate.evaluate(step, variables, source, config, task, mesh, writer)
     right = total = 0
     for i in range(len(source)):
         example = source.load(i)
@@ -159,15 +153,12 @@ def test_oracle_needs_labels_and_uses_them(trained):
     config, workdir = trained
     model = models.build(config, 8)
     mesh = sharding.make_mesh(1)
-    variables = models.restore(
-        checkpoint.open_checkpoints(workdir), 2, model, config, 8, sharding.copied(mesh)
-    )
+    variables = models.restore(checkpoint.open_run(workdir), model, config, mesh)
     with config.unlocked():
         config.rankseg.oracle = True
     try:
-        oracle = predict.Predictor(
-            predict.from_model(models.build(config, 8), variables, config), 'abcdefgh'
-        )
+        task = tasks.build(config, 'abcdefgh')
+        oracle = predict.from_model(models.build(config, 8), variables, config, task)
         image, label = np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 6)
         label[3:, 4:] = 2
         assert set(np.unique(oracle(image, label).labels)) <= {2, 6}

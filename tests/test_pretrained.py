@@ -262,7 +262,7 @@ def test_a_run_is_read_with_other_classes_and_ranks(tmp_path, averaged):
             3,
             saved,
             None,
-            {'config': config.to_dict(), 'class_names': [], 'next_step': 3, 'mIoU': None},
+            {'config': config.to_dict(), 'class_names': [], 'next_step': 3, 'score': None},
         )
     config.rankseg.num_selected = 2
     model = random_variables(models.build(config, 5), np.zeros((1, 32, 32, 3), np.float32), seed=1)

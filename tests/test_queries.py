@@ -7,10 +7,9 @@ import pytest
 
 from configs import common
 from rankseg_jax import losses
-from rankseg_jax.data import coco
-from rankseg_jax.decoders.query_decoder import QueryOutput
+from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.ranking import Selection
-from rankseg_jax.tasks import queries
+from rankseg_jax.tasks import panoptic, queries
 
 K = 9
 
@@ -39,7 +38,7 @@ def test_categories_of_a_label_map():
     labels[0] = -1
     labels[1, labels[1] > 3] = 2
     for max_targets in (K + 3, K, 3):
-        targets = jax.jit(queries.from_labels, static_argnums=(1, 2))(labels, K, max_targets)
+        targets = jax.jit(queries.category_targets, static_argnums=(1, 2))(labels, K, max_targets)
         assert targets.labels.shape == (4, min(max_targets, K))
         for i, label in enumerate(labels):
             classes, areas = np.unique(label[label >= 0], return_counts=True)
@@ -60,22 +59,22 @@ def test_segments_without_void_and_crowds():
             for s in segments
             if s['id'] not in (9, 55)
         }
-        labels, places, left_out = coco.targets(ids, segments, 6)
+        labels, places, left_out = panoptic.targets(ids, segments, 6)
         assert labels.shape == (6,) and left_out == 0 and as_masks(labels, places) == expected
-        labels, places, left_out = coco.targets(ids, segments, 3)
+        labels, places, left_out = panoptic.targets(ids, segments, 3)
         assert left_out == 1 and as_masks(labels, places) < expected
         areas = [(places == place).sum() for place in range(3)]
         assert min(areas) >= min(
             (ids == s['id']).sum() for s in segments if s['id'] not in (9, 55)
         ) and areas[0] == max(areas)
-    labels, places, left_out = coco.targets(np.zeros((3, 3), int), [], 2)
+    labels, places, left_out = panoptic.targets(np.zeros((3, 3), int), [], 2)
     assert (labels == -1).all() and (places == -1).all() and left_out == 0
 
 
 def test_what_a_crop_leaves_nothing_of_is_no_target():
-    labels, places, _ = coco.targets(*random_segments(np.random.default_rng(1)), 6)
+    labels, places, _ = panoptic.targets(*random_segments(np.random.default_rng(1)), 6)
     cropped = np.where(places == 2, -1, places)
-    targets = queries.from_segments(labels[None], cropped[None], np.zeros(1, int))
+    targets = queries.visible_targets(labels[None], cropped[None], np.zeros(1, int))
     assert targets.labels[0, 2] == -1
     np.testing.assert_array_equal(np.delete(targets.labels[0], 2), np.delete(labels, 2))
 
@@ -83,9 +82,9 @@ def test_what_a_crop_leaves_nothing_of_is_no_target():
 @pytest.mark.parametrize('selected', [False, True])
 def test_the_loss_in_rank_space(selected):
     rng = np.random.default_rng(0)
-    found = [coco.targets(*random_segments(rng), 6) for _ in range(3)]
+    found = [panoptic.targets(*random_segments(rng), 6) for _ in range(3)]
     segment_labels, segments, left_out = (np.stack(x) for x in zip(*found, strict=True))
-    targets = queries.from_segments(segment_labels, segments, left_out)
+    targets = queries.visible_targets(segment_labels, segments, left_out)
     chosen = np.stack([rng.permutation(K)[:4] for _ in range(3)])
     selection = Selection(jnp.asarray(chosen), jnp.zeros((3, 4))) if selected else None
     outputs = [
@@ -96,15 +95,10 @@ def test_the_loss_in_rank_space(selected):
     config.loss.num_points, config.loss.no_object = 40, 0.3
     config.loss.class_weight, config.loss.mask_weight, config.loss.dice_weight = 1.5, 3.0, 4.0
     first, last = outputs
-    batch = {
-        'mask': np.ones(3, bool),
-        'segments': segments,
-        'segment_labels': segment_labels,
-        'left_out': np.array([0, 3, 0]),
-    }
-    parts, figures = queries.loss(
-        jax.random.key(0), QueryOutput(*last, selection, auxiliary=(first,)), batch, config, K
-    )
+    targets = targets.replace(left_out=np.array([0, 3, 0]))
+    output = QueryOutput(*last, selection, auxiliary=(first,))
+    mask = np.ones(3, bool)
+    parts, figures = queries.loss(jax.random.key(0), output, targets, mask, config, K)
     assert figures['targets_left_out'] == 1
     labels = np.asarray(targets.labels)
     if selected:

@@ -5,10 +5,10 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from configs import common
-from rankseg_jax.decoders.pixel_classifier import RankScale
 from rankseg_jax.decoders.query_decoder import QueryDecoder
 from rankseg_jax.layers import attend
 from rankseg_jax.ranking import Selection, gather, select
+from rankseg_jax.selector import Choice, RankScale
 from tests import golden as golden_files
 from tests.helpers import random_variables
 
@@ -22,7 +22,16 @@ def rankseg(**options):
 
 
 def decoder(options=None, **fields):
-    return QueryDecoder(K, 4, D, 2, 2, 24, rankseg=options, **fields)
+    return QueryDecoder(
+        num_classes=K,
+        num_queries=4,
+        channels=D,
+        num_layers=2,
+        num_heads=2,
+        mlp_dim=24,
+        rankseg=options,
+        **fields,
+    )
 
 
 def random_inputs(batch=2):
@@ -35,13 +44,12 @@ def random_inputs(batch=2):
     return maps, rng.normal(size=(batch, 13, 19, D)).astype(np.float32)
 
 
-def apply(model, variables, inputs, **choice):
-    train = choice.pop('train', False)
+def apply(model, variables, inputs, *, train=False, **choice):
     return jax.jit(
         lambda variables, inputs, choice: model.apply(
-            variables, *inputs, train=train, rngs={'dropout': jax.random.key(0)}, **choice
+            variables, *inputs, train=train, rngs={'dropout': jax.random.key(0)}, choice=choice
         )
-    )(variables, inputs, choice)
+    )(variables, inputs, Choice(**choice))
 
 
 def test_golden_rank_logits():
@@ -133,12 +141,11 @@ def test_forced_given_oracle_and_all_classes():
     np.testing.assert_array_equal(
         apply(model, variables, inputs, selection=chosen).selection.labels, chosen.labels
     )
-    assert model.apply(variables, *inputs, train=False, all_classes=True).class_logits.shape == (
-        2,
-        4,
-        K + 1,
+    everything = model.apply(variables, *inputs, train=False, choice=Choice(all_classes=True))
+    assert everything.class_logits.shape == (2, 4, K + 1)
+    oracle = decoder(rankseg(oracle=True)).apply(
+        variables, *inputs, train=False, choice=Choice(presence=presence)
     )
-    oracle = decoder(rankseg(oracle=True)).apply(variables, *inputs, train=False, presence=presence)
     np.testing.assert_array_equal(oracle.selection.labels[:, 0], [1, 5])
     np.testing.assert_array_equal(
         (np.asarray(oracle.class_logits) == -100).all(1), [[False, True, True, False]] * 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rankseg_jax import losses, sharding
-from rankseg_jax.ranking import RankTemperature, Selection, full_logits, gather, to_ranks
+from rankseg_jax.ranking import RankTemperature, Selection, gather, to_ranks
 from tests import golden as golden_files
 
 POINTS = 100
@@ -123,7 +123,10 @@ def test_golden_ranks_and_cross_entropy():
     np.testing.assert_allclose(logits, g['rank_logits'], rtol=1e-4, atol=1e-5)
     with_no_object = selection.replace(labels=jnp.asarray(g['selected_with_no_object']))
     np.testing.assert_allclose(
-        full_logits(logits, with_no_object, num_classes + 1), g['full_logits'], rtol=1e-4, atol=1e-5
+        golden_files.full_logits(logits, with_no_object, num_classes + 1),
+        g['full_logits'],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
     labels = to_ranks(g['target_labels'], selection, num_classes=num_classes, ignore_label=-1)

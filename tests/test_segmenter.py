@@ -10,7 +10,7 @@ from configs import common
 from rankseg_jax import models
 from rankseg_jax.decoders.mask_transformer import MaskTransformer
 from rankseg_jax.pretrained import released
-from rankseg_jax.ranking import full_logits
+from rankseg_jax.selector import Choice
 from tests import golden as golden_files
 from tests import tiny
 from tests.helpers import random_variables
@@ -41,9 +41,9 @@ def test_golden_segmenter():
     np.testing.assert_allclose(
         output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5
     )
-    full = full_logits(output.logits, output.selection, int(g['hparam/num_classes'])).transpose(
-        0, 3, 1, 2
-    )
+    full = golden_files.full_logits(
+        output.logits, output.selection, int(g['hparam/num_classes'])
+    ).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(full, g['full_logits_nchw'], rtol=1e-4, atol=1e-5)
     golden_files.check_loss(g, output)
 
@@ -178,7 +178,10 @@ def test_every_variant_runs_at_odd_sizes(overrides):
     presence = np.arange(8) < np.array([[3], [1]])
     variables = random_variables(Fixed(model, presence), images)
     output = model.apply(
-        {'params': variables['params']['model']}, images, train=False, presence=presence
+        {'params': variables['params']['model']},
+        images,
+        train=False,
+        choice=Choice(presence=presence),
     )
     num_ranks = config.rankseg.num_selected if config.rankseg and config.rankseg.select else 8
     assert output.logits.shape == (2, 5, 3, num_ranks) and np.isfinite(output.logits).all()
@@ -193,7 +196,7 @@ class Fixed(nn.Module):
     presence: np.ndarray
 
     def __call__(self, images, *, train):
-        return self.model(images, train=train, presence=self.presence)
+        return self.model(images, train=train, choice=Choice(presence=self.presence))
 
 
 def test_gradients_reach_class_embeddings_of_selected_categories_alone():

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from rankseg_jax.decoders.pixel_classifier import PixelOutput
+from rankseg_jax.outputs import PixelOutput
 from rankseg_jax.ranking import select, to_ranks
 from rankseg_jax.tasks import semantic
 
@@ -16,7 +16,10 @@ def test_loss_in_rank_space_equals_the_loss_over_selected_categories():
     selection = select(jnp.asarray(rng.normal(size=(2, 12)), jnp.float32), 5)
     logits = rng.normal(size=(2, 8, 8, 5)).astype(np.float32)
     batch = {'label': jnp.asarray(labels), 'mask': jnp.ones(2, bool)}
-    parts = semantic.loss(PixelOutput(jnp.asarray(logits), selection), batch, config, num_classes)
+    output = PixelOutput(jnp.asarray(logits), selection)
+    task = semantic.Semantic(config, [''] * num_classes)
+    parts, figures = task.loss(None, output, batch)
+    assert not figures
     terms = []
     for b in range(2):
         chosen = np.asarray(selection.labels[b]).tolist()

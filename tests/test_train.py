@@ -11,21 +11,18 @@ import jax
 import numpy as np
 import pytest
 
-from rankseg_jax import checkpoint, data, models, optimizers, sharding, train
+from rankseg_jax import checkpoint, data, models, optimizers, sharding, tasks, train
 from rankseg_jax.data import pipeline
-from rankseg_jax.multilabel import pixel_counts
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 
 
 def params_of(workdir, step):
-    manager = checkpoint.open_checkpoints(workdir)
-    run = checkpoint.restore_run(manager, step)
-    assert run['next_step'] == step
+    saved = checkpoint.open_run(workdir, step)
+    assert checkpoint.read_run(saved.manager, step)['next_step'] == step
     config = tiny.config('')
-    model = models.build(config, 8)
-    return models.restore(manager, step, model, config, 8, sharding.copied(sharding.make_mesh(1)))
+    return models.restore(saved, models.build(config, 8), config, sharding.make_mesh(1))
 
 
 def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
@@ -160,7 +157,8 @@ def setup(config, **kwargs):
     model = models.build(config, 8)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = jax.jit(lambda: train.create_state(model, optimizer, config, 8))()
-    return state, train.make_train_step(model, optimizer, config, 8, **kwargs), model
+    task = tasks.build(config, 'abcdefgh')
+    return state, train.make_train_step(model, optimizer, config, task, **kwargs), model
 
 
 def random_batch(seed=0, batch=8):
@@ -179,14 +177,10 @@ def test_eight_devices_give_what_one_gives():
         mesh = sharding.make_mesh(devices)
         state, step, _ = setup(config)
         copied = sharding.copied(mesh)
-        step = jax.jit(
-            step, in_shardings=(copied, sharding.split(mesh), None), out_shardings=copied
-        )
+        step = jax.jit(step, in_shardings=(copied, sharding.split(mesh)), out_shardings=copied)
         state = jax.device_put(state, copied)
         for i in range(3):
-            state, metrics = step(
-                state, sharding.shard_batch(random_batch(i), mesh), jax.random.key(i)
-            )
+            state, metrics = step(state, sharding.shard_batch(random_batch(i), mesh))
         results.append((state.model, metrics))
     # AdamW's first steps divide by the gradient's size, which magnifies rounding where it is near zero.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), *results)
@@ -204,12 +198,9 @@ def test_accumulation_averages_the_gradients_of_the_micro_batches():
     )
     batch = random_batch()
     state, step, _ = setup(tiny.config('', accumulate=2, **options))
-    together, _ = jax.jit(step)(state, batch, jax.random.key(0))
+    together, _ = jax.jit(step)(state, batch)
     single = jax.jit(setup(tiny.config('', **options))[1])
-    halves = [
-        single(state, jax.tree.map(lambda x, i=i: x[i::2], batch), jax.random.key(0))[0]
-        for i in (0, 1)
-    ]
+    halves = [single(state, jax.tree.map(lambda x, i=i: x[i::2], batch))[0] for i in (0, 1)]
     expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half.model['params'] for half in halves))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
@@ -222,6 +213,7 @@ def test_masked_images_count_for_nothing():
     """A stand-in for a corrupt image leaves the loss of the others as it is."""
     config = tiny.config('', model__dropout=0.0)
     model = models.build(config, 8)
+    task = tasks.build(config, 'abcdefgh')
     variables = jax.jit(lambda: models.init(model, 8, 0, (32, 32)))()
     batch = random_batch(batch=4)
     batch['label'][3], batch['mask'][3] = -1, False
@@ -229,9 +221,7 @@ def test_masked_images_count_for_nothing():
     @jax.jit
     def loss(batch):
         output = model.apply(variables, batch['image'], train=False)
-        return train.total_loss(
-            output, batch, pixel_counts(batch['label'], 8) > 0, config, 8, None
-        )[0]
+        return train.total_loss(None, output, batch, task.presence(batch), config, task)[0]
 
     np.testing.assert_allclose(loss(batch), loss(jax.tree.map(lambda x: x[:3], batch)), rtol=1e-5)
 
@@ -240,7 +230,8 @@ def test_ema_and_dropout_streams():
     config = tiny.config('', ema=0.75)
     state, step, _ = setup(config)
     step = jax.jit(step)
-    after, metrics = step(state, random_batch(), jax.random.key(0))
+    after, metrics = step(state, random_batch())
+    assert after.step == 1
     expected = jax.tree.map(
         lambda old, new: 0.75 * old + 0.25 * new, state.model['params'], after.model['params']
     )
@@ -249,16 +240,13 @@ def test_ema_and_dropout_streams():
         after.model['ema'],
         expected,
     )
-    again, other = (
-        step(state, random_batch(), jax.random.key(0))[1],
-        step(state, random_batch(), jax.random.key(1))[1],
-    )
+    again, other = (step(state.replace(step=i), random_batch())[1] for i in (0, 1))
     assert again['loss'] == metrics['loss'] != other['loss']
 
 
 def test_all_classes_step_trains_the_same_parameters_without_selection():
     state, step, _ = setup(tiny.config('', rankseg__temperature='layer_norm'), all_classes=True)
-    after, metrics = jax.jit(step)(state, random_batch(), jax.random.key(0))
+    after, metrics = jax.jit(step)(state, random_batch())
     assert jax.tree.structure(after.model) == jax.tree.structure(state.model)
     assert np.isfinite(metrics['loss'])
     np.testing.assert_array_equal(
@@ -282,6 +270,7 @@ def test_resuming_with_another_model_lists_both_sides(data_dir, tmp_path):
         ('mesh_data', 99, 'mesh_data = 99, but there are 8'),
         ('model__backbone', 'vgg', "'vgg'.*resnet50"),
         ('model__framework', 'unet', "'unet'.*upernet"),
+        ('task', 'depth', "config.task = 'depth' is unknown; .* semantic, panoptic"),
         ('data__name', 'imagenet', "'imagenet'.*emoji_scenes"),
         ('optimizer__name', 'lion', "'lion'.*adamw"),
         ('optimizer__schedule', 'linear', "'linear'.*cosine"),

@@ -9,9 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from configs import common, deeplabv3, mask2former, segmenter
-from rankseg_jax.data import IGNORE_LABEL, fitting, transforms
-
-SIDES = st.integers(1, 700)
+from rankseg_jax.data import IGNORE_LABEL, transforms
 
 
 def coded(rows, columns):
@@ -23,39 +21,6 @@ def coded(rows, columns):
 
 def keys(count, seed=0):
     return tf.constant([[seed, n] for n in range(count)], tf.int64)
-
-
-@pytest.mark.parametrize(
-    'size, base, ratio, expected',
-    [
-        ((480, 640), (512, 2048), 1.0, (512, 683)),
-        ((600, 1000), (800, 1333), 1.0, (800, 1333)),
-        ((427, 640), (800, 1333), 1.0, (800, 1199)),
-        ((100, 1000), (512, 2048), 1.0, (205, 2048)),
-        ((500, 375), (520, 520), 1.0, (520, 390)),
-        ((360, 480), (0, 0), 0.5, (180, 240)),
-        ((360, 480), (0, 0), 2.0, (720, 960)),
-    ],
-)
-def test_scaled_size_of_known_recipes(size, base, ratio, expected):
-    assert tuple(fitting.scaled_size(size, base, ratio)) == expected
-
-
-@settings(max_examples=60, deadline=None)
-@given(SIDES, SIDES, st.tuples(SIDES, SIDES).map(sorted), st.floats(0.25, 2, width=32))
-def test_scaled_size_is_the_largest_that_fits(rows, columns, base, ratio):
-    found = fitting.scaled_size([rows, columns], tuple(base), ratio)
-    short, long = (int(side * ratio) for side in base)
-    # Brute force: every length of the long side, from the largest that is allowed downwards.
-    for side in range(long, -1, -1):
-        other = side * min(rows, columns) / max(rows, columns)
-        if other <= short + 1e-6:
-            break
-    # The rule itself need not land on a whole pixel of the long side.
-    assert side - 0.51 <= found.max() <= side + 1.51 or found.max() == 1
-    assert found.max() <= max(long, 1) and found.min() <= max(short, 1)
-    ratio_error = abs(found.max() * min(rows, columns) / max(rows, columns) - found.min())
-    assert ratio_error <= 1 or found.min() == 1
 
 
 @pytest.mark.parametrize('size', [(17, 23), (8, 5), (40, 30), (13, 64)])
@@ -91,35 +56,6 @@ def test_resize_image_against_opencv_and_pillow(antialias, size):
     )
     found = transforms.resize_image(image, size, antialias).numpy()
     np.testing.assert_allclose(found, expected, atol=1.01)  # they round to whole levels, twice
-
-
-def resize_shortest_edge(rows, columns, short, longest):
-    """The arithmetic of detectron2."""
-    scale = short / min(rows, columns)
-    height, width = (short, scale * columns) if rows < columns else (scale * rows, short)
-    if max(height, width) > longest:
-        scale = longest / max(height, width)
-        height, width = height * scale, width * scale
-    return int(height + 0.5), int(width + 0.5)
-
-
-@pytest.mark.parametrize(
-    'short_sides, longest',
-    [
-        ((256, 307, 358, 512, 921, 1024), 2048),
-        ((320, 640, 1280), 2560),
-        ((360, 480), 1333),
-        ((800,), 1333),
-    ],
-)
-def test_limited_size_is_detectron2s(short_sides, longest):
-    rng = np.random.default_rng(0)
-    for size in [(480, 640), (640, 480), (100, 1000), (1000, 99), *rng.integers(50, 3000, (40, 2))]:
-        for short in short_sides:
-            expected = resize_shortest_edge(*size, short, longest)
-            assert tuple(fitting.limited_size(size, (short, longest))) == expected
-            # As in evaluation.
-            assert tuple(fitting.scaled_size(size, (short, longest), 1.0)) == expected
 
 
 def test_every_short_side_is_as_likely():
@@ -625,73 +561,3 @@ def test_what_is_padded_is_not_distorted(name, color):
         assert np.all(labels[rows:] == IGNORE_LABEL) and np.all(
             pixels[:rows, 0].numpy().std(axis=0) > 0
         )
-
-
-def test_eval_views_of_a_clip_are_its_frames():
-    config = common.get_config()
-    config.eval.update(base_size=(32, 50), scales=(0.5, 1.0))
-    frames = np.stack([picture(51, 101, seed)[0] for seed in range(2)])
-    for t, frame in enumerate(frames):
-        for view, expected in zip(
-            fitting.eval_views(frames, config), fitting.eval_views(frame, config), strict=True
-        ):
-            np.testing.assert_array_equal(view['image'][t], expected['image'])
-            np.testing.assert_array_equal(view['content'], expected['content'])
-
-
-@pytest.mark.parametrize('antialias', [False, True])
-def test_eval_view_is_resized_as_the_config_says(antialias):
-    config = common.get_config()
-    config.eval.base_size, config.data.antialias = (20, 80), antialias
-    image, _ = picture(51, 101)
-    (view,) = fitting.eval_views(image, config)
-    small = Image.fromarray(image).resize((40, 20), Image.Resampling.BILINEAR)
-    expected = np.array(small) if antialias else pytest.importorskip('cv2').resize(image, (40, 20))
-    np.testing.assert_allclose(view['image'][:20, :40] * STD + MEAN, expected, atol=1.01)
-
-
-@pytest.mark.parametrize(
-    'size, content',
-    [
-        ((10, 20), (24, 48)),
-        ((96, 24), (48, 12)),
-        ((48, 48), (48, 48)),
-        ((1, 500), (1, 48)),
-        ((47, 49), (46, 48)),
-    ],
-)
-def test_eval_view_fits_and_pads(size, content):
-    config = common.get_config()
-    config.eval.size = (48, 48)
-    config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    image = np.random.default_rng(0).integers(1, 256, (*size, 3)).astype(np.uint8)
-    (view,) = fitting.eval_views(image, config)
-    found = view['image']
-    assert tuple(view['content']) == content and found.shape == (48, 48, 3)
-    rows, columns = content
-    assert not np.any(found[rows:]) and not np.any(found[:, columns:])
-    assert np.all(found[:rows, :columns] > 0)
-    if rows >= size[0] and columns >= size[1]:  # Pillow filters when it makes smaller
-        expected = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-        np.testing.assert_allclose(found[:rows, :columns], np.array(expected), atol=1.01)
-
-
-@pytest.mark.parametrize(
-    'options, contents, shapes',
-    [
-        ({'base_size': (32, 128)}, [(32, 63)], [(32, 64)]),
-        ({'base_size': (32, 50), 'scales': (0.5, 1.0)}, [(13, 25), (25, 50)], [(32, 32), (32, 64)]),
-        ({'base_size': (32, 128), 'window': (32, 32), 'stride': (32, 32)}, [(32, 63)], [(32, 64)]),
-        ({'base_size': (32, 128), 'window': (32, 32), 'stride': (8, 20)}, [(32, 63)], [(32, 72)]),
-        ({'base_size': (20, 80), 'window': (32, 48), 'stride': (32, 48)}, [(20, 40)], [(32, 48)]),
-        ({'size': (40, 40), 'scales': (1.0, 1.5)}, [(20, 40), (30, 60)], [(40, 40), (60, 60)]),
-        ({'size': (40, 40), 'window': (16, 16), 'stride': (16, 16)}, [(20, 40)], [(32, 48)]),
-    ],
-)
-def test_eval_views_of_free_size(options, contents, shapes):
-    config = common.get_config()
-    config.eval.update(options)
-    image = np.random.default_rng(0).integers(0, 256, (51, 101, 3)).astype(np.uint8)
-    views = fitting.eval_views(image, config)
-    assert [tuple(view['content']) for view in views] == contents
-    assert [view['image'].shape[:2] for view in views] == shapes

@@ -50,7 +50,7 @@ class Task(abc.ABC):
     def __init__(self, config, class_names: Sequence[str], things: Sequence[bool] | None = ()):
         self.config = config
         self.class_names = tuple(class_names)
-        self.things = tuple(map(bool, things or ()))
+        self.things = tuple(bool(thing) for thing in (() if things is None else things))
 
     @property
     def num_classes(self) -> int:
@@ -117,6 +117,13 @@ class Task(abc.ABC):
 
         Args: as `postprocessing.label_maps`.
         """
+
+    def cut(self, found: dict[str, np.ndarray], size) -> dict[str, np.ndarray]:
+        """The arrays of one image, those that are maps cut to its (rows, columns)."""
+        rows, columns = size
+        return {
+            name: x[..., :rows, :columns] if name in self.maps else x for name, x in found.items()
+        }
 
     @abc.abstractmethod
     def result(self, image: np.ndarray, found: dict[str, np.ndarray], categories) -> Any:

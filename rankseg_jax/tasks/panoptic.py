@@ -180,7 +180,10 @@ class Panoptic(Semantic):
         )
 
     def truth(self, source, index, label):
-        return {'label': label, 'segment_ids': source.segments(index)[0]}
+        truth = super().truth(source, index, label)
+        if isinstance(source, PanopticSource):
+            truth['segment_ids'] = source.segments(index)[0]
+        return truth
 
     def empty_statistics(self):
         return super().empty_statistics() | {'segments': PanopticMetric.empty(self.num_classes)}

@@ -1,0 +1,79 @@
+"""The category selector over groups of images: windows, mirror images, frames."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from configs import common
+from rankseg_jax import selector
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier
+from rankseg_jax.selector import Choice
+
+K = 7
+
+
+def options(**changes):
+    config = common.get_config().rankseg
+    config.update({'num_selected': 3, 'stride': 8} | changes)
+    return FrozenConfigDict(config)
+
+
+def test_presence_logits_are_pooled_by_group():
+    logits = np.random.default_rng(0).normal(size=(2 * 3 * 4, K)).astype(np.float32)
+    pooled, selection = selector.choose(
+        options(), jnp.asarray(logits), Choice(views=(3, 4)), train=False
+    )
+    for i, group in enumerate(np.split(logits, 2)):
+        mirrors = np.split(group, 3)
+        expected = np.mean([windows.max(0) for windows in mirrors], 0)
+        np.testing.assert_allclose(pooled[i], expected, rtol=1e-6)
+        assert selection.labels[i].tolist() == np.argsort(-expected)[:3].tolist()
+
+
+def test_a_group_shares_one_selection():
+    """Logits of windows and of frames equal those of each image alone over the group's selection."""
+    model = PixelClassifier(K, options())
+    pixels = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4, 5, 8)), jnp.float32)
+    variables = model.init(jax.random.key(0), pixels, {8: pixels}, train=False)
+    output = model.apply(variables, pixels, {8: pixels}, train=False, choice=Choice(views=(1, 3)))
+    assert output.presence_logits.shape == (2, K) and output.selection.labels.shape == (2, 3)
+    for i in range(6):
+        selection = jax.tree.map(lambda x: x[i // 3][None], output.selection)
+        image = pixels[i][None]
+        alone = model.apply(
+            variables, image, {8: image}, train=False, choice=Choice(selection=selection)
+        )
+        np.testing.assert_allclose(output.logits[i], alone.logits[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_has_one_more_axis():
+    """Pixel embeddings [B, t, h, w, D] are classified as the frames one by one."""
+    model = PixelClassifier(K, options())
+    clip = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 4, 5, 8)), jnp.float32)
+    variables = model.init(jax.random.key(0), clip, {8: clip}, train=False)
+    output = model.apply(variables, clip, {8: clip}, train=False)
+    assert output.logits.shape == (2, 3, 4, 5, 3)
+    choice = Choice(selection=output.selection)
+    for t in range(3):
+        frame = clip[:, t]
+        alone = model.apply(variables, frame, {8: frame}, train=False, choice=choice)
+        np.testing.assert_allclose(output.logits[:, t], alone.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_ranked_categories_are_the_heads_own():
+    """The oracle and a model that does not select rank by the multi-label head all the same."""
+    logits = jnp.asarray(np.random.default_rng(3).normal(size=(2, K)), jnp.float32)
+    presence = jnp.zeros((2, K), bool).at[:, :2].set(True)
+    for changes in ({'oracle': True}, {'select': False}, {}):
+        _, selection = selector.choose(
+            options(**changes), logits, Choice(presence=presence), train=False
+        )
+        ranked = selector.ranked_categories(options(**changes), logits, selection)
+        np.testing.assert_array_equal(ranked.labels, np.argsort(-logits, -1)[:, :3])
+
+
+def test_the_oracle_needs_the_truth():
+    with pytest.raises(ValueError, match='config.rankseg.oracle = True .* give `presence`'):
+        selector.choose(options(oracle=True), jnp.zeros((1, K)), Choice(), train=False)
