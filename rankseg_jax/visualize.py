@@ -1,4 +1,4 @@
-"""Pictures of label maps and segments: colours, overlays with a legend, panels of a whole prediction."""
+"""Pictures of label maps and segments: colors, overlays with a legend, panels of a prediction."""
 
 import unicodedata
 
@@ -15,10 +15,10 @@ LEGEND_NAMES = 12
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """Colours of K classes, uint8 [K, 3]: all different, none grey or black.
+    """Colors of K classes, uint8 [K, 3]: all different, none gray or black.
 
-    A class has the same colour whatever K is. The colours follow an additive sequence in
-    hue, saturation and value, whose steps were searched for far-apart colours at 12 to 847 classes.
+    A class has the same color whatever K is. The colors follow an additive sequence in
+    hue, saturation and value, whose steps were searched for far-apart colors at 12 to 847 classes.
     """
     steps = np.arange(num_classes)[:, None] * [0.61803399, 0.4846, 0.4455]  # [K, 3]
     hue, saturation, value = ((steps + [0.58, 0.4, 0.8]) % 1).T  # [K] each
@@ -29,11 +29,11 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 def colorize(labels, palette) -> np.ndarray:
-    """Label map [H, W] -> colours uint8 [H, W, 3]; labels outside 0..K-1 are grey."""
+    """Label map [H, W] -> colors uint8 [H, W, 3]; labels outside 0..K-1 are gray."""
     labels = np.asarray(labels)
-    colours = np.concatenate([palette, [IGNORED]]).astype(np.uint8)  # [K + 1, 3]
+    colors = np.concatenate([palette, [IGNORED]]).astype(np.uint8)  # [K + 1, 3]
     known = (labels >= 0) & (labels < len(palette))
-    return colours[np.where(known, labels, len(palette))]
+    return colors[np.where(known, labels, len(palette))]
 
 
 def overlay(
@@ -45,10 +45,11 @@ def overlay(
       image: uint8 [H, W, 3].
       labels: [H, W] integers; where they are outside 0..K-1 the image shows through.
       class_names: K names in label order.
-      alpha: weight of the colours, 0 to 1.
-      legend: names below the picture, largest area first, with the number of segments of each class that has several.
-      segments: [H, W] integers of a panoptic prediction, one for each segment, 0 for void, where the image shows through. Each
-        segment gets an outline, and several of one class get shades of its colour.
+      alpha: weight of the colors, 0 to 1.
+      legend: names below the picture, largest area first, with the number of segments of each class
+        that has several.
+      segments: [H, W] ids of panoptic segments; 0 is void, where the image shows through. Each
+        segment gets an outline, and several of one class get shades of its color.
 
     Returns:
       The picture, RGB; an image smaller than 384 pixels is enlarged by a whole factor.
@@ -156,7 +157,7 @@ def _checked(image, labels, segments):
 
 
 def _regions(labels, segments):
-    """Numbers the regions, N: a region is what one class has of one segment; all that is ignored is one.
+    """Numbers the N regions: the pixels of one class in one segment; ignored pixels are one region.
 
     Returns:
       regions: [H, W], the number of each pixel's region.
@@ -176,7 +177,7 @@ def _regions(labels, segments):
 
 
 def _paint(image, regions, classes, places, class_names, alpha, size, bold):
-    """Image and colours blended at `size` (width, height), regions outlined; `bold`: on any background."""
+    """The image at `size` (width, height) under colored, outlined regions."""
     width, height = size
     rows = np.arange(height) * regions.shape[0] // height
     columns = np.arange(width) * regions.shape[1] // width
@@ -184,8 +185,8 @@ def _paint(image, regions, classes, places, class_names, alpha, size, bold):
     picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), np.float32)
     known = (classes >= 0) & (classes < len(class_names))
     weight = (alpha * known)[regions][..., None]  # [height, width, 1]
-    colours = _shades(colorize(classes, palette(len(class_names))), places)  # [N, 3]
-    picture = picture * (1 - weight) + weight * colours[regions]
+    colors = _shades(colorize(classes, palette(len(class_names))), places)  # [N, 3]
+    picture = picture * (1 - weight) + weight * colors[regions]
     edge = np.zeros(regions.shape, bool)
     edge[:, 1:] |= regions[:, 1:] != regions[:, :-1]
     edge[1:] |= regions[1:] != regions[:-1]
@@ -195,10 +196,10 @@ def _paint(image, regions, classes, places, class_names, alpha, size, bold):
     return Image.fromarray(picture.round().astype(np.uint8))
 
 
-def _shades(colours, places):
-    """Colours [N, 3] lighter or darker by place: the first stays, any two differ, successive ones much."""
+def _shades(colors, places):
+    """Colors [N, 3] made lighter or darker by place; the first stays, and successive ones differ most."""
     shift = 0.9 * ((0.61803399 * places[:, None] + 0.5) % 1 - 0.5)  # [N, 1]
-    return colours + np.abs(shift) * (np.where(shift > 0, 255.0, 0.0) - colours)
+    return colors + np.abs(shift) * (np.where(shift > 0, 255.0, 0.0) - colors)
 
 
 def _grown(mask):
@@ -209,36 +210,36 @@ def _grown(mask):
 
 
 def _legend(regions, classes, places, class_names, width, text):
-    """Colour, name and number of segments of each class there is, in rows of at most `width` pixels."""
+    """Color, name and number of segments of each class present, in rows up to `width` pixels."""
     areas = np.bincount(regions.ravel())  # [N]
     present = [
         (-areas[classes == c].sum(), c, places[classes == c].max() + 1)
         for c in np.unique(classes)
         if 0 <= c < len(class_names)
     ]
-    colours, font = palette(len(class_names)), ImageFont.load_default(text)
+    colors, font = palette(len(class_names)), ImageFont.load_default(text)
     entries: list[tuple[str, str, tuple[int, ...] | None]] = [
-        (class_names[c], f'  x {count}' if count > 1 else '', tuple(colours[c].tolist()))
+        (class_names[c], f'  x {count}' if count > 1 else '', tuple(colors[c].tolist()))
         for _, c, count in sorted(present)[:LEGEND_NAMES]
     ]
     if len(present) > LEGEND_NAMES:
         entries.append(('', f'+{len(present) - LEGEND_NAMES} more', None))
 
     left, top, row, spots = 0, 0, round(text * 1.5), []
-    for name, note, colour in entries:
-        chip = round(text * 1.3) if colour else 0
+    for name, note, color in entries:
+        chip = round(text * 1.3) if color else 0
         name = _fit(name, font, width - chip - font.getlength(note))
         right = left + chip + font.getlength(name + note)
         if left and right > width:
             left, top, right = 0, top + row, right - left
-        spots.append((left, top, chip, name, note, colour))
+        spots.append((left, top, chip, name, note, color))
         left = right + text
     board = Image.new('RGB', (width, top + row if spots else 1), PAPER)
     draw = ImageDraw.Draw(board)
-    for left, top, chip, name, note, colour in spots:
+    for left, top, chip, name, note, color in spots:
         middle = top + row // 2
-        if colour:
-            draw.rectangle([left, middle - text // 2, left + text - 1, middle + text // 2], colour)
+        if color:
+            draw.rectangle([left, middle - text // 2, left + text - 1, middle + text // 2], color)
         draw.text((left + chip, middle), name, INK, font, anchor='lm')
         draw.text((left + chip + font.getlength(name), middle), note, FAINT, font, anchor='lm')
     return board
@@ -254,7 +255,7 @@ def _ranking(categories, class_names, present, height):
         note = 'in ground truth'
         draw.text((CHART, TITLE // 2), note, FAINT, font, anchor='rm')
         _tick(draw, CHART - font.getlength(note) - 22, TITLE // 2)
-    colours = dict(zip(class_names, map(tuple, palette(len(class_names)).tolist()), strict=True))
+    colors = dict(zip(class_names, map(tuple, palette(len(class_names)).tolist()), strict=True))
     names = 34 if present is None else 52  # left edges of the columns
     bar, bar_end = 232, CHART - 46
     room = (height - title.height) // ROW
@@ -268,7 +269,7 @@ def _ranking(categories, class_names, present, height):
         draw.text((names, middle), _fit(name, font, bar - names - 8), ink, font, anchor='lm')
         draw.rectangle([bar, middle - 7, bar_end, middle + 7], TRACK)
         end = bar + round(score * (bar_end - bar))
-        draw.rectangle([bar, middle - 7, end, middle + 7], colours.get(name, IGNORED))
+        draw.rectangle([bar, middle - 7, end, middle + 7], colors.get(name, IGNORED))
         draw.text((CHART, middle), f'{score:.2f}', INK, font, anchor='rm')
         middle += ROW
     if len(shown) < len(categories):

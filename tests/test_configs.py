@@ -1,4 +1,4 @@
-"""Every config builds at full size under eval_shape, has its exact number of parameters, and steps once at reduced size."""
+"""Every config has its exact number of parameters at full size, and steps once at reduced size."""
 
 import importlib
 import os
@@ -330,7 +330,8 @@ SIXTEEN = {
 }
 
 # What the released code does to images and labels:
-# (config, its arguments, data set, (mean, std), (short, long) side in training, crop, … in evaluation, sliding window)
+# (config, its arguments, data set, (mean, std), (short, long) side in training, crop,
+# (short, long) side in evaluation, sliding window)
 RELEASED_INPUTS = [
     ('segmenter', 'ade20k_b16.*', 'ade20k', HALF, (512, 2048), 512, (512, 2048), 512),
     ('segmenter', 'ade20k_l16.*', 'ade20k', HALF, (640, 2560), 640, (640, 2560), 640),
