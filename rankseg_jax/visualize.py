@@ -197,7 +197,7 @@ def _paint(image, regions, classes, places, class_names, alpha, size, bold):
 
 
 def _shades(colors, places):
-    """Colors [N, 3] made lighter or darker by place; the first stays, and successive ones differ most."""
+    """Colors [N, 3] made lighter or darker by place; the first stays, neighbors differ most."""
     shift = 0.9 * ((0.61803399 * places[:, None] + 0.5) % 1 - 0.5)  # [N, 1]
     return colors + np.abs(shift) * (np.where(shift > 0, 255.0, 0.0) - colors)
 

@@ -32,7 +32,7 @@ def random_like(shapes, seed=0):
 
 
 def random_batch_norms(torch, model):
-    """A PyTorch model in evaluation mode whose batch norms have random parameters and statistics."""
+    """A PyTorch model in evaluation mode whose batch norms have random values and statistics."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -15,7 +15,7 @@ SAMPLES = Path(__file__).parent / 'golden/samples'  # official annotations, with
 
 
 class Case(tfds.testing.DatasetBuilderTestCase):
-    """Prepares DATASET_CLASS from the files of `fill(root)` and compares it with SPLITS; see TFDS."""
+    """Prepares DATASET_CLASS from the files of `fill(root)`, compares it with SPLITS; see TFDS."""
 
     MOCK_OUT_FORBIDDEN_OS_FUNCTIONS = False
     SKIP_CHECKSUMS = True

@@ -84,7 +84,7 @@ def losses(workdir):
 
 
 def test_semantic_run_goes_on_as_before(workdir, data_dir):
-    """Two more steps, with the optimizer's state, the averaged parameters and the order of the data."""
+    """Two more steps: optimizer state, averaged parameters and the order of the data are restored."""
     run, expected = workdir('semantic'), recorded('semantic')
     train.train(config(data_dir, steps=402, eval_every=402, checkpoint_every=400), run)
     np.testing.assert_allclose(losses(run), expected['resumed/loss'], rtol=1e-3)
