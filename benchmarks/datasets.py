@@ -22,7 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import segmenter
-from rankseg_jax import data
+from rankseg_jax import data, tasks
 from rankseg_jax.data import coco, pipeline
 from rankseg_jax.data.published.label_maps import read_classes
 
@@ -274,7 +274,8 @@ def read_rate(source) -> float:
 def batch_rate(config) -> float:
     """Images per second in training batches."""
     source = data.get_source(config.data, 'train')
-    batches = pipeline.train_batches(source, config, start_step=0)
+    task = tasks.from_source(config, source)
+    batches = pipeline.train_batches(source, config, task, start_step=0)
     next(batches)  # traces the pipeline
     start = time.perf_counter()
     images = 0

@@ -14,14 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import camvid, quickstart
-from rankseg_jax import checkpoint, data, evaluate, models, sharding, train
+from rankseg_jax import checkpoint, evaluate, train
 
 _OUT = flags.DEFINE_string(
     'out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells, one per line.'
@@ -136,23 +135,13 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
             json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()
         ]
         curve = [(row['step'], row['eval/mIoU']) for row in rows if 'eval/mIoU' in row]
-        manager = checkpoint.open_checkpoints(workdir)
-        mesh = sharding.make_mesh()
         scores = {}
         for split in splits:
             config.data.eval_split = split
-            source = data.get_source(config.data, split)
-            num_classes = len(source.class_names)
-            model = models.build(config, num_classes)
-            variables = models.restore(
-                manager, config.steps, model, config, num_classes, sharding.copied(mesh)
-            )
-            eval_step = evaluate.make_eval_step(model, config, source, mesh)
-            found = evaluate.evaluate(eval_step, variables, source, config, mesh)
+            found = evaluate.run(config, workdir)
             scores[split] = {name: value for name, value in found.items() if np.isscalar(value)}
-        log_tau = (
-            variables['params']['classifier'].get('rank', {}).get('temperature', {}).get('log_tau')
-        )
+        classifier = checkpoint.read_model(workdir)['params']['classifier']
+        log_tau = classifier.get('rank', {}).get('temperature', {}).get('log_tau')
     return {
         'dataset': dataset,
         'variant': variant,
@@ -162,7 +151,7 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
         'seconds': round(seconds, 1),
         'curve': curve,
         'scores': scores,
-        'tau': None if log_tau is None else np.exp(jax.device_get(log_tau)).round(3).tolist(),
+        'tau': None if log_tau is None else np.exp(log_tau).round(3).tolist(),
     }
 
 

@@ -52,9 +52,10 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from rankseg_jax import inference, models, optimizers, train
+    from rankseg_jax import inference, models, optimizers, tasks, train
 
     config = make_config(variant)
+    task = tasks.build(config, [str(label) for label in range(num_classes)])
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, SIDE, SIDE, 3)), jnp.float32)
@@ -63,18 +64,19 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
 
         def run(state, image):
             views = ({'image': image, 'content': size},)
-            return inference.segment(
-                model, state.model, views, size, config, canvas=(SIDE, SIDE)
-            ).labels
+            prediction = inference.segment(
+                model, state.model, views, size, config, task, canvas=(SIDE, SIDE)
+            )
+            return prediction.maps['labels']
 
         donated = ()
     else:
-        step = train.make_train_step(model, optimizer, config, num_classes)
+        step = train.make_train_step(model, optimizer, config, task)
 
         def run(state, image):
             label = jnp.arange(SIDE)[:, None] // 64 * 8 + jnp.arange(SIDE) // 64  # 64 categories
             batch = {'image': image, 'label': label[None], 'mask': jnp.ones(1, bool)}
-            return step(state, batch, jax.random.key(0))[0]
+            return step(state, batch)[0]
 
         donated = (0,)
 

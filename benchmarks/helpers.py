@@ -100,16 +100,12 @@ def make_train_step(model, optimizer: optax.GradientTransformation, num_classes:
     config = common.get_config()
 
     def step(params, state, key, images, targets):
-        batch = {
-            'mask': jnp.ones(len(images), bool),
-            'segments': targets.segments,
-            'segment_labels': targets.labels,
-            'left_out': targets.left_out,
-        }
+        mask = jnp.ones(len(images), bool)
+        visible = queries.visible_targets(targets.labels, targets.segments, targets.left_out)
 
         def total(params):
             output = model.apply({'params': params}, images, train=True)
-            parts, _ = queries.loss(key, output, batch, config, num_classes)
+            parts, _ = queries.loss(key, output, visible, mask, config, num_classes)
             return sum(parts.values())
 
         loss, gradient = jax.value_and_grad(total)(params)

@@ -21,7 +21,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import camvid, common, quickstart
-from rankseg_jax import data, models, optimizers, train
+from rankseg_jax import data, models, optimizers, tasks, train
 from rankseg_jax.data import pipeline
 
 _OUT = flags.DEFINE_string(
@@ -37,7 +37,8 @@ _SECONDS = flags.DEFINE_float(
 def pipeline_rate(config, seconds):
     """Images per second that this host's `train_batches` delivers on an idle CPU."""
     source = data.get_source(config.data, config.data.train_split)
-    batches = pipeline.train_batches(source, config, start_step=0)
+    task = tasks.from_source(config, source)
+    batches = pipeline.train_batches(source, config, task, start_step=0)
     next(batches)  # traces the pipeline
     count_images(batches, seconds / 5)  # fills buffers and lets tf.data tune its parallelism
     images, elapsed = count_images(batches, seconds)
@@ -47,23 +48,24 @@ def pipeline_rate(config, seconds):
 
 def step_rate(config, seconds):
     """Images per second of the jitted train step on one batch that is loaded already."""
-    num_classes = len(data.get_source(config.data, config.data.train_split).class_names)
+    source = data.get_source(config.data, config.data.train_split)
+    task = tasks.from_source(config, source)
     config.batch_size = min(config.batch_size, 8)  # a CPU takes minutes for more at 512 x 512
-    model = models.build(config, num_classes)
+    model = models.build(config, task.num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
-    step = jax.jit(train.make_train_step(model, optimizer, config, num_classes), donate_argnums=0)
+    state = jax.jit(lambda: train.create_state(model, optimizer, config, task.num_classes))()
+    step = jax.jit(train.make_train_step(model, optimizer, config, task), donate_argnums=0)
     rng, shape = np.random.default_rng(0), (config.batch_size, *config.augment.crop_size)
     batch = {
         'image': rng.normal(size=(*shape, 3)).astype(np.float32),
-        'label': rng.integers(-1, num_classes, shape).astype(np.int32),
+        'label': rng.integers(-1, task.num_classes, shape).astype(np.int32),
         'mask': np.ones(shape[0], bool),
     }
-    state, _ = jax.block_until_ready(step(state, batch, jax.random.key(0)))  # compiles
+    state, _ = jax.block_until_ready(step(state, batch))  # compiles
     start = time.perf_counter()
     steps = 0
     while (elapsed := time.perf_counter() - start) < seconds:
-        state, _ = jax.block_until_ready(step(state, batch, jax.random.key(0)))
+        state, _ = jax.block_until_ready(step(state, batch))
         steps += 1
     return steps * config.batch_size / elapsed
 

@@ -40,10 +40,12 @@ from benchmarks.helpers import (
 )
 from configs import common
 from rankseg_jax import inference, losses, matching, models, postprocessing
-from rankseg_jax.decoders.pixel_classifier import RankScale, choose
-from rankseg_jax.decoders.query_decoder import TAU, QueryClasses
+from rankseg_jax.decoders.query_classifier import TAU, QueryClasses
 from rankseg_jax.multilabel import build_head
+from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import from_ranks
+from rankseg_jax.selector import Choice, RankScale, choose
 from tests.helpers import random_variables
 
 _OUT = flags.DEFINE_string(
@@ -97,7 +99,7 @@ def run(function, *arguments):
 
 
 def prediction(model, variables, images):
-    output = models.forward(model, variables, images)
+    output = models.forward(model, variables, images, Choice())
     return output.class_logits, output.mask_logits, output.selection
 
 
@@ -110,7 +112,7 @@ def class_layer_alone(decoder, params, queries, presence_logits):
     """The class layer of `QueryDecoder`, with selection: [B, predictions, Q, κ + 1 or K + 1]."""
     options, selection = decoder.rankseg, None
     if options is not None:
-        selection = choose(options, presence_logits, None, train=False)
+        _, selection = choose(options, presence_logits, Choice(), train=False)
     classes = QueryClasses(decoder.num_classes, decoder.channels, decoder.cosine)
     logits = classes.apply({'params': params['classes']}, queries, selection)
     if selection is None:
@@ -152,7 +154,11 @@ def all_costs(key, layers, targets):
     truth = losses.sample_segments(targets.segments, targets.labels.shape[1], points)  # [B, N, P]
     return jax.lax.map(
         lambda layer: matching.costs(
-            layer[0], losses.sample(layer[1], points), targets.labels, truth, WEIGHTS
+            class_logits=layer[0],
+            mask_logits=losses.sample(layer[1], points),
+            labels=targets.labels,
+            masks=truth,
+            weights=WEIGHTS,
         ),
         layers,
     )
@@ -203,20 +209,21 @@ def label_map(outputs):
     class_logits, mask_logits, selection = outputs
     batch, _, *cells = mask_logits.shape
     whole = jnp.full(batch, _SIZE.value)
-    weights = [
+    rows, columns = (
         inference.interpolation(
-            _SIZE.value,
-            whole,
-            whole,
-            jnp.zeros((batch, 1), int),
-            _SIZE.value,
-            _SIZE.value,
-            n,
-            False,
+            length=_SIZE.value,
+            size=whole,
+            content=whole,
+            starts=jnp.zeros((batch, 1), int),
+            window=_SIZE.value,
+            stride=_SIZE.value,
+            cells=n,
+            mirror=False,
         )
         for n in cells
-    ]
-    ranks = postprocessing.semantic_ranks([(class_logits, mask_logits, *weights)])  # [B, H, W]
+    )
+    view = View(QueryOutput(class_logits, mask_logits), rows, columns)
+    ranks = postprocessing.best_ranks([view])  # [B, H, W]
     return ranks if selection is None else from_ranks(ranks, selection)
 
 

@@ -13,12 +13,21 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, ReLU: [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), features].
+    """Convolution, batch norm, ReLU: any [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), D].
 
-    Padding is dilation · (kernel // 2) on every side, as in PyTorch, whatever the input's size. Parameters and
-    statistics are float32; `dtype` is what is computed in. Under jit a batch axis sharded over a
-    mesh is still one batch, so the statistics are those of the global batch. As everywhere in Flax
-    the running variance is the biased one. A `frozen` norm keeps its statistics, scale and bias in training too.
+    Padding is dilation · (kernel // 2) on every side, as in PyTorch, whatever the input's size.
+    Under jit a batch axis sharded over a mesh is still one batch, so the statistics are those of
+    the global batch. As everywhere in Flax, the running variance is the biased one.
+
+    Attributes:
+      features: D.
+      kernel: side of the kernel.
+      stride: s.
+      dilation: of the kernel.
+      relu: whether a ReLU follows.
+      frozen: whether the norm keeps its statistics, scale and bias in training too.
+      scale_init: initializer of the norm's scale.
+      dtype: of the computation; parameters and statistics are float32.
     """
 
     features: int
@@ -61,7 +70,7 @@ class ConvNorm(nn.Module):
 
 
 def resize(x, shape):
-    """Bilinear resize of [..., h, w, C] to [..., *shape, C], half-pixel centres, no antialiasing.
+    """Bilinear resize of [..., h, w, C] to [..., *shape, C], half-pixel centers, no antialiasing.
 
     Equals `torch.nn.functional.interpolate(mode='bilinear', align_corners=False)`, either way.
     """
@@ -69,7 +78,7 @@ def resize(x, shape):
 
 
 def unit(x):
-    """Vectors [..., D] scaled to length 1; one of length zero stays as it is, with finite gradients."""
+    """Vectors [..., D] scaled to length 1; one of length 0 stays 0, with finite gradients."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
 
 
@@ -92,7 +101,7 @@ def adaptive_average_pool(x, shape):
 
 
 class Mlp(nn.Module):
-    """Two dense layers, [..., D] -> [..., D]; dropout in training."""
+    """Two dense layers, [..., D] -> [..., D], with dropout between them in training."""
 
     hidden: int
     dropout: float = 0.0
@@ -108,30 +117,39 @@ class Mlp(nn.Module):
 
 @jax.jit
 def attend(query, key, value, bias=None, mask=None):
-    """Softmax attention for `nn.MultiHeadDotProductAttention`: [..., N, H, d] and [..., M, H, d] twice -> [..., N, H, d].
+    """Softmax attention for `nn.MultiHeadDotProductAttention`, without dropout.
 
-    The softmax is in float32 or finer. A CPU takes one head after another, whose scores stay in its cache: for a ViT-B at
-    512 × 512 all heads' are 50 MB, one's 4 MB. Gradients compute them again instead of keeping them. No dropout.
+    The softmax is computed in float32 or finer. A CPU takes one head after another, so that the
+    scores stay in its cache: for a ViT-B at 512 × 512 they take 4 MB for one head, 50 MB for all.
+    The backward pass computes the scores again instead of keeping them.
 
     Args:
-      bias: [H, N, M] added to the scores.
-      mask: [..., N, M] bool, where a query may look, the same for all heads; every query must have such a place.
+      query: [..., targets, heads, depth].
+      key: [..., sources, heads, depth].
+      value: [..., sources, heads, depth].
+      bias: [heads, targets, sources], added to the scores.
+      mask: bool [..., targets, sources], where a target may look, the same for all heads; each
+        target needs at least one such source.
+
+    Returns:
+      [..., targets, heads, depth].
     """
 
     @jax.checkpoint
     def one_head(inputs):
-        q, k, v, b = inputs  # [..., N, d], [..., M, d], [..., M, d], [N, M]
+        q, k, v, b = inputs  # of this head, without the axis of heads
         scores = jnp.einsum(
-            '...nd,...md->...nm',
+            '...td,...sd->...ts',
             q * q.shape[-1] ** -0.5,
             k,
             preferred_element_type=jnp.promote_types(q.dtype, 'float32'),
-        )
+        )  # [..., targets, sources]
         scores = scores if b is None else scores + b
         scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
-        return jnp.einsum('...nm,...md->...nd', nn.softmax(scores).astype(v.dtype), v)
+        return jnp.einsum('...ts,...sd->...td', nn.softmax(scores).astype(v.dtype), v)
 
-    heads = [jnp.moveaxis(x, -2, 0) for x in (query, key, value)] + [bias]  # [H, ..., N or M, d]
+    # [heads, ..., targets or sources, depth], and the bias [heads, targets, sources]
+    heads = [jnp.moveaxis(x, -2, 0) for x in (query, key, value)] + [bias]
     out = jax.lax.platform_dependent(
         heads, cpu=lambda heads: jax.lax.map(one_head, heads), default=jax.vmap(one_head)
     )
@@ -139,12 +157,14 @@ def attend(query, key, value, bias=None, mask=None):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, [B, N, D] -> [B, N, D].
+    """A pre-norm transformer block, [B, tokens, D] -> [B, tokens, D].
 
     Attributes:
+      num_heads: attention heads.
       mlp_dim: width inside the MLP.
-      dropout: after each projection, in training.
-      drop_path: share of the images of a batch for which a branch is left out, in training (Huang et al., 2016).
+      dropout: rate after each projection, in training.
+      drop_path: in training, the probability that a branch is left out for an image (Huang et al.,
+        2016).
       epsilon: of the layer norms.
     """
 
@@ -165,15 +185,15 @@ class Block(nn.Module):
         )
         x = x + drop_path(drop(y))
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-        return x + drop_path(
-            drop(Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train))
-        )
+        y = Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train)
+        return x + drop_path(drop(y))
 
 
 def sine_positions(height: int, width: int, dim: int):
-    """Sine and cosine codes of the positions of a grid, [height, width, dim] float32.
+    """Sine and cosine codes of the positions of a grid, float32 [height, width, dim].
 
-    The first half of the channels codes the row, the second the column, both scaled to (0, 2π] (Carion et al., 2020).
+    The first half of the channels codes the row, the second the column, both scaled to (0, 2π]
+    (Carion et al., 2020).
 
     Raises:
       ValueError: `dim` is not a multiple of 4.
@@ -183,9 +203,8 @@ def sine_positions(height: int, width: int, dim: int):
     frequencies = 10_000.0 ** (-4 * np.arange(dim // 4) / dim)  # [dim / 4]
 
     def code(size):
-        angles = (
-            2 * np.pi * np.arange(1, size + 1)[:, None] / (size + 1e-6) * frequencies
-        )  # [size, dim / 4]
+        position = 2 * np.pi * np.arange(1, size + 1) / (size + 1e-6)  # [size]
+        angles = position[:, None] * frequencies  # [size, dim / 4]
         return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(size, dim // 2)  # interleaved
 
     rows = np.broadcast_to(code(height)[:, None], (height, width, dim // 2))

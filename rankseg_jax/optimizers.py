@@ -1,4 +1,4 @@
-"""Optimisers and schedules from `config.optimizer`, see configs/common.py."""
+"""Optimizers and schedules from `config.optimizer`, see configs/common.py."""
 
 import re
 
@@ -7,10 +7,14 @@ import optax
 
 
 def make_schedule(options, steps: int) -> optax.Schedule:
-    """Step number -> learning rate: linear warm-up from 0, then poly or cosine down to `end_factor` × the first rate, or in steps.
+    """Step number -> learning rate.
+
+    It rises linearly from 0 during the warm-up, then falls as 'poly' or 'cosine' to `end_factor` ×
+    the full rate, or, as 'step', to a tenth at each milestone.
 
     Raises:
-      ValueError: unknown schedule, a warm-up as long as the run, or milestones outside what is left of it.
+      ValueError: unknown schedule, a warm-up as long as the run, or milestones that do not rise or
+        lie outside the steps after the warm-up.
     """
     rate, warmup, milestones = options.learning_rate, options.warmup_steps, options.milestones
     if not 0 <= warmup < steps:
@@ -24,32 +28,30 @@ def make_schedule(options, steps: int) -> optax.Schedule:
     elif options.schedule == 'cosine':
         decay = optax.cosine_decay_schedule(rate, steps - warmup, options.end_factor)
     elif options.schedule == 'step':
-        if not all(warmup < milestone < steps for milestone in milestones) or list(
-            milestones
-        ) != sorted(set(milestones)):
+        bounded = all(warmup < milestone < steps for milestone in milestones)
+        if not bounded or list(milestones) != sorted(set(milestones)):
             raise ValueError(
-                f'config.optimizer.milestones = {milestones} must rise, from above config.optimizer.warmup_steps = '
-                f'{warmup} to below config.steps = {steps}'
+                f'config.optimizer.milestones = {milestones} must rise, from above '
+                f'config.optimizer.warmup_steps = {warmup} to below config.steps = {steps}'
             )
         decay = optax.piecewise_constant_schedule(
             rate, {milestone - warmup: 0.1 for milestone in milestones}
         )
     else:
         raise ValueError(
-            f"config.optimizer.schedule = {options.schedule!r} is unknown; use 'poly', 'cosine' or 'step'"
+            f'config.optimizer.schedule = {options.schedule!r} is unknown; '
+            "use 'poly', 'cosine' or 'step'"
         )
-    return (
-        optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
-        if warmup
-        else decay
-    )
+    if not warmup:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
 
 
 def make_optimizer(options, steps: int) -> optax.GradientTransformation:
     """Clipping, then SGD or AdamW with a learning rate and weight decay for each parameter group.
 
     Raises:
-      ValueError: unknown optimiser or schedule.
+      ValueError: unknown optimizer or schedule.
     """
     schedule = make_schedule(options, steps)
 
@@ -66,7 +68,7 @@ def make_optimizer(options, steps: int) -> optax.GradientTransformation:
             f"config.optimizer.name = {options.name!r} is unknown; use 'adamw' or 'sgd'"
         )
 
-    groups = [*options.groups, ('', 1.0, 1.0)]  # the last takes what no pattern found
+    groups = [*options.groups, ('', 1.0, 1.0)]  # the last takes whatever no pattern finds
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
     return optax.chain(
         clip,

@@ -1,4 +1,4 @@
-"""Pictures of label maps and segments: colors, overlays with a legend, panels of a prediction."""
+"""Pictures of label maps and segments: overlays with a legend, panels of a whole prediction."""
 
 import unicodedata
 
@@ -46,10 +46,11 @@ def overlay(
       labels: [H, W] integers; where they are outside 0..K-1 the image shows through.
       class_names: K names in label order.
       alpha: weight of the colors, 0 to 1.
-      legend: names below the picture, largest area first, with the number of segments of each class
-        that has several.
-      segments: [H, W] ids of panoptic segments; 0 is void, where the image shows through. Each
-        segment gets an outline, and several of one class get shades of its color.
+      legend: whether to list names below the picture, largest area first, with the number of
+        segments of each class that has several.
+      segments: [H, W] integers, a panoptic prediction's number of each segment, 0 for void, where
+        the image shows through. Each segment is outlined, and several segments of one class get
+        different shades of its color.
 
     Returns:
       The picture, RGB; an image smaller than 384 pixels is enlarged by a whole factor.
@@ -60,11 +61,11 @@ def overlay(
     image, regions = _checked(image, labels, segments)
     factor = -(-CELL // max(image.shape[:2]))
     size = (image.shape[1] * factor, image.shape[0] * factor)
-    picture = _paint(image, *regions, class_names, alpha, size, segments is not None)
+    picture = _paint(image, regions, class_names, alpha=alpha, size=size, bold=segments is not None)
     if not legend:
         return picture
     text = max(TEXT, max(size) // 40)
-    names = _legend(*regions, class_names, max(size[0], CELL) - 2 * (text // 2), text)
+    names = _legend(regions, class_names, width=max(size[0], CELL) - 2 * (text // 2), text=text)
     return _column([picture, ImageOps.expand(names, text // 2, PAPER)], gap=0)
 
 
@@ -90,7 +91,7 @@ def panel(
         if not 0 <= score <= 1:
             raise ValueError(
                 f'score of category {name!r} is {score}, not a confidence in 0..1; '
-                'apply a sigmoid to the class logits first'
+                'apply a sigmoid to the presence logits first'
             )
     maps = {'Prediction': (prediction, segments)}
     if label is not None:
@@ -108,16 +109,16 @@ def panel(
     ]
     for title, (labels, segments) in maps.items():
         regions = _checked(image, labels, segments)[1]
-        picture = _paint(image, *regions, class_names, 0.6, size, segments is not None)
-        names = _legend(*regions, class_names, cell, TEXT)
+        picture = _paint(
+            image, regions, class_names, alpha=0.6, size=size, bold=segments is not None
+        )
+        names = _legend(regions, class_names, width=cell, text=TEXT)
         cells.append(_column([_title(title, cell), picture, names]))
     height = max(cell.height for cell in cells)
     if categories:
-        present = (
-            None
-            if label is None
-            else {class_names[c] for c in np.unique(label) if 0 <= c < len(class_names)}
-        )
+        present = None
+        if label is not None:
+            present = {class_names[c] for c in np.unique(label) if 0 <= c < len(class_names)}
         height = max(height, 10 * ROW)
         cells.append(_ranking(categories, class_names, present, height))
 
@@ -157,12 +158,12 @@ def _checked(image, labels, segments):
 
 
 def _regions(labels, segments):
-    """Numbers the N regions: the pixels of one class in one segment; ignored pixels are one region.
+    """Numbers the regions: the pixels of one class and segment, and all ignored pixels.
 
     Returns:
       regions: [H, W], the number of each pixel's region.
-      classes: [N], sorted; -1 where there is no segment.
-      places: [N], each region's number among those of its class.
+      classes: [regions], sorted; -1 for the ignored pixels.
+      places: [regions], each region's number among those of its class.
     """
     labels = np.where(segments > 0, labels, -1).astype(np.int64)
     pairs, regions = np.unique(
@@ -176,8 +177,9 @@ def _regions(labels, segments):
     )
 
 
-def _paint(image, regions, classes, places, class_names, alpha, size, bold):
-    """The image at `size` (width, height) under colored, outlined regions."""
+def _paint(image, regions, class_names, *, alpha, size, bold):
+    """Blends image and colors at `size` (width, height) and outlines regions, visibly if `bold`."""
+    regions, classes, places = regions
     width, height = size
     rows = np.arange(height) * regions.shape[0] // height
     columns = np.arange(width) * regions.shape[1] // width
@@ -185,7 +187,7 @@ def _paint(image, regions, classes, places, class_names, alpha, size, bold):
     picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), np.float32)
     known = (classes >= 0) & (classes < len(class_names))
     weight = (alpha * known)[regions][..., None]  # [height, width, 1]
-    colors = _shades(colorize(classes, palette(len(class_names))), places)  # [N, 3]
+    colors = _shades(colorize(classes, palette(len(class_names))), places)  # [regions, 3]
     picture = picture * (1 - weight) + weight * colors[regions]
     edge = np.zeros(regions.shape, bool)
     edge[:, 1:] |= regions[:, 1:] != regions[:, :-1]
@@ -197,8 +199,11 @@ def _paint(image, regions, classes, places, class_names, alpha, size, bold):
 
 
 def _shades(colors, places):
-    """Colors [N, 3] made lighter or darker by place; the first stays, neighbors differ most."""
-    shift = 0.9 * ((0.61803399 * places[:, None] + 0.5) % 1 - 0.5)  # [N, 1]
+    """Colors [regions, 3], lighter or darker by place.
+
+    The first of a class keeps its color; successive ones differ most.
+    """
+    shift = 0.9 * ((0.61803399 * places[:, None] + 0.5) % 1 - 0.5)  # [regions, 1]
     return colors + np.abs(shift) * (np.where(shift > 0, 255.0, 0.0) - colors)
 
 
@@ -209,9 +214,10 @@ def _grown(mask):
     return wide[:-2] | wide[1:-1] | wide[2:]
 
 
-def _legend(regions, classes, places, class_names, width, text):
-    """Color, name and number of segments of each class present, in rows up to `width` pixels."""
-    areas = np.bincount(regions.ravel())  # [N]
+def _legend(regions, class_names, *, width, text):
+    """Color, name and number of segments of each class, in rows of at most `width` pixels."""
+    regions, classes, places = regions
+    areas = np.bincount(regions.ravel())  # [regions]
     present = [
         (-areas[classes == c].sum(), c, places[classes == c].max() + 1)
         for c in np.unique(classes)

@@ -6,14 +6,12 @@ RANKSEG_GOLDEN names another folder to read them from.
 import os
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
 from configs import common
 from rankseg_jax import tasks, train
-from rankseg_jax.ranking import Selection
 
 FOLDER = Path(os.environ.get('RANKSEG_GOLDEN') or Path(__file__).with_suffix(''))
 
@@ -66,13 +64,3 @@ def check_loss(golden, output):
     _, parts = train.total_loss(None, output, batch, task.presence(batch), config, task)
     np.testing.assert_allclose(parts['loss_multilabel'], golden['loss/loss_img'], rtol=1e-4)
     np.testing.assert_allclose(parts['loss_pixel'], golden['loss/loss_seg'], rtol=1e-4)
-
-
-def full_logits(rank_logits, selection: Selection, num_classes: int):
-    """[B, …, κ] → [B, …, K]: what was not selected has −100, as in the released code."""
-
-    def scatter(logits, labels):
-        full = jnp.full((*logits.shape[:-1], num_classes), -100.0, logits.dtype)
-        return full.at[..., labels].set(logits)
-
-    return jax.vmap(scatter)(rank_logits, selection.labels)

@@ -108,7 +108,7 @@ def test_upernet_with_a_swin_has_hugging_faces_parameters():
 
 
 def test_upernet_with_a_swin_trains_a_step():
-    config = tiny.config('', model__backbone='swin_tiny', model__drop_path=0.1)
+    config = tiny.config('', model__backbone='swin_tiny', model__dropout=0.0)
     model = models.build(config, 8)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = jax.jit(lambda: train.create_state(model, optimizer, config, 8))()

@@ -227,7 +227,7 @@ def test_what_no_config_describes_is_refused(folder, tmp_path):
         'version https://git-lfs.github.com/spec/v1\nsize 12\n'
     )
     with pytest.raises(
-        ValueError, match='model.safetensors is no safetensors file .*git without LFS'
+        ValueError, match='model.safetensors is not a safetensors file .*git without LFS'
     ):
         convert.run(changed, target, common.get_config(), as_is=True)
     with pytest.raises(ValueError, match='does not say what model it is of: give the --config'):

@@ -106,7 +106,7 @@ def test_the_distribution_equals_counting_by_hand(number):
 
 
 def presence_with_structure(number):
-    """bool [number, 30]: groups that come together, frequent and rare classes, one in all images."""
+    """bool [number, 30]: classes in groups, frequent and rare, the last in all images."""
     rng = np.random.default_rng(number)
     group = rng.integers(0, 3, number)
     return np.stack(

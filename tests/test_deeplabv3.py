@@ -10,11 +10,12 @@ from rankseg_jax.decoders.aspp import ASPP
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.frameworks import deeplabv3
 from rankseg_jax.layers import resize
-from rankseg_jax.pretrained import released, torch_layers
+from rankseg_jax.pretrained import torch_layers
 from rankseg_jax.pretrained.resnet import from_timm
 from tests import golden as golden_files
 from tests import tiny
 from tests.helpers import numpy_state, random_batch_norms, random_variables, relative_error
+from tests.released import deeplabv3_decoder, full_logits
 
 
 def test_golden_deeplabv3():
@@ -22,7 +23,7 @@ def test_golden_deeplabv3():
     num_classes, num_heads = int(g['hparam/num_classes']), int(g['hparam/num_heads'])
     dilations = tuple(g['hparam/dilations'].tolist())
     hidden, dim = g['param/img_cls_head.block.mlp.fc1.weight'].shape
-    params, statistics, classifier = released.deeplabv3_decoder(golden_files.state(g), num_heads)
+    params, statistics, classifier = deeplabv3_decoder(golden_files.state(g), num_heads)
     features = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
     pixels = ASPP(g['param/bottleneck.bn.weight'].shape[0], dilations).apply(
         {'params': params, 'batch_stats': statistics}, features, train=False
@@ -38,15 +39,13 @@ def test_golden_deeplabv3():
     np.testing.assert_allclose(
         output.logits.transpose(0, 3, 1, 2), g['rank_logits_nchw'], rtol=1e-4, atol=1e-5
     )
-    full = golden_files.full_logits(output.logits, output.selection, num_classes).transpose(
-        0, 3, 1, 2
-    )
+    full = full_logits(output.logits, output.selection, num_classes).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(full, g['full_logits_nchw'], rtol=1e-4, atol=1e-5)
     golden_files.check_loss(g, output)
 
 
 def test_baseline_is_torchvisions(monkeypatch):
-    """The whole model at full width, with the second convolution that torchvision's head has after the fused branches."""
+    """The whole model at full width; torchvision has a second convolution after the branches."""
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
     theirs = random_batch_norms(
         torch,

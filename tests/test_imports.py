@@ -1,4 +1,4 @@
-"""The layering: an import goes only to the left of config → data → model → task → train, evaluate, predict."""
+"""Imports go one way: config → data → model → task → train, evaluate, predict."""
 
 import ast
 import subprocess

@@ -14,9 +14,9 @@ from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import Selection, from_ranks, select
 from rankseg_jax.selector import Choice
 from rankseg_jax.tasks.semantic import Semantic
-from tests import golden as golden_files
 from tests import tiny
 from tests.helpers import random_variables
+from tests.released import full_logits
 
 
 class Sizes(Source):
@@ -348,7 +348,7 @@ def test_ranks_become_class_ids():
     logits = rng.normal(size=(3, 4, 4, 7)).astype(np.float32)
     same = np.eye(4)[None].repeat(3, 0)
     ranks = postprocessing.best_ranks([View(PixelOutput(logits), same, same)])
-    full = np.asarray(golden_files.full_logits(logits, selection, 300))
+    full = np.asarray(full_logits(logits, selection, 300))
     np.testing.assert_array_equal(from_ranks(ranks, selection), full.argmax(-1))
 
 

@@ -17,7 +17,7 @@ from tests.helpers import random_batch_norms, random_parameters, random_variable
 
 STAGES = [f'stage{i}' for i in range(1, 5)]
 SWIN = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], out_features=STAGES)
-# Hugging Face's options of three models, of their decoders and backbones, and the size of the images.
+# Three models: Hugging Face's options of decoder and backbone, and the size of the images.
 MODELS = {
     'swin': (
         dict(num_labels=4),
@@ -97,7 +97,8 @@ def test_every_output_is_hugging_faces(name, tmp_path):
     for stride, feature in zip((16, 8, 4), expected.pixel_decoder_hidden_states, strict=True):
         assert relative_error(maps[stride], channels_last(feature)) <= 1e-4
 
-    # Auxiliary predictions are made as the last one, as published: of normalised queries, which Hugging Face leaves out.
+    # Auxiliary predictions come from normalized queries, like the last one and as published;
+    # Hugging Face does not normalize them.
     _, *hidden, last = expected.transformer_decoder_hidden_states
     assert len(output.auxiliary) == len(hidden) == options[1]['decoder_layers'] - 1
     norm = theirs.model.transformer_module.decoder.layernorm

@@ -31,10 +31,10 @@ def test_semantic_scores_match_sklearn_confusion_matrix(num_classes):
     confusion = confusion_matrix(
         labels[valid], predictions[valid], labels=range(num_classes)
     ).astype(float)
-    right, labelled, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    right, labeled, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid='ignore'):
-        iou, accuracy = right / (labelled + predicted - right), right / labelled
-    assert (labelled == 0).any()
+        iou, accuracy = right / (labeled + predicted - right), right / labeled
+    assert (labeled == 0).any()
 
     scores = semantic(labels, predictions, num_classes).compute()
     np.testing.assert_allclose(scores['mIoU'], np.nanmean(iou))
@@ -42,7 +42,7 @@ def test_semantic_scores_match_sklearn_confusion_matrix(num_classes):
     np.testing.assert_allclose(scores['aAcc'], right.sum() / confusion.sum())
     np.testing.assert_allclose([row['IoU'] for row in scores['classes']], iou)
     np.testing.assert_allclose([row['Acc'] for row in scores['classes']], accuracy)
-    np.testing.assert_array_equal([row['pixels'] for row in scores['classes']], labelled)
+    np.testing.assert_array_equal([row['pixels'] for row in scores['classes']], labeled)
 
 
 @pytest.mark.parametrize('num_classes', [7, 300])
@@ -69,7 +69,7 @@ def test_absent_classes():
     assert np.isnan(scores['classes'][3]['IoU']) and np.isnan(scores['classes'][4]['IoU'])
 
 
-def test_nothing_labelled_gives_nan():
+def test_nothing_labeled_gives_nan():
     labels = np.full((1, 2, 2), -1)
     for metric in (semantic(labels, labels * 0, 3), SemanticMetric.empty(3)):
         scores = metric.compute()
@@ -91,9 +91,7 @@ def test_counts_match_loop(labels, predictions):
             expected[1, prediction] += 1
             expected[0, label] += label == prediction
     metric = semantic(labels, predictions, 5)
-    np.testing.assert_array_equal(
-        [metric.intersection, metric.predicted, metric.labelled], expected
-    )
+    np.testing.assert_array_equal([metric.intersection, metric.predicted, metric.labeled], expected)
 
 
 def test_merged_batches_are_the_whole():
@@ -111,9 +109,9 @@ def test_counts_beyond_int32():
     metric = SemanticMetric.empty(2)
     for _ in range(3):
         metric = metric.merge(batch)
-    assert metric.labelled.tolist() == [3 * (2**31 - 1), 0]
+    assert metric.labeled.tolist() == [3 * (2**31 - 1), 0]
     assert metric.compute()['aAcc'] == 1
-    assert batch.merge(batch).labelled[0] == 2**32 - 2
+    assert batch.merge(batch).labeled[0] == 2**32 - 2
 
 
 def test_20000_classes_need_no_tensor_larger_than_the_batch():
@@ -125,7 +123,7 @@ def test_20000_classes_need_no_tensor_larger_than_the_batch():
     labels, predictions = random_maps(20_000)
     metric = semantic(labels, predictions, 20_000)
     np.testing.assert_array_equal(
-        metric.labelled, np.bincount(labels[labels >= 0], minlength=20_000)
+        metric.labeled, np.bincount(labels[labels >= 0], minlength=20_000)
     )
 
 
@@ -174,9 +172,9 @@ def loop_scores(logits, counts, ks):
 def test_ranking_ap_matches_sklearn(num_classes):
     metrics = pytest.importorskip('sklearn.metrics')
     logits, counts, mask = random_multilabel(6, num_classes)
-    labelled = (counts > 0).any(1)
-    expected = metrics.label_ranking_average_precision_score(counts[labelled] > 0, logits[labelled])
-    assert not labelled.all()
+    labeled = (counts > 0).any(1)
+    expected = metrics.label_ranking_average_precision_score(counts[labeled] > 0, logits[labeled])
+    assert not labeled.all()
     ap = multilabel(logits, counts, (1,), mask).compute()['ranking_ap']
     assert ap == pytest.approx(expected, rel=1e-5)
 

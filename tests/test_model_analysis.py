@@ -28,7 +28,10 @@ UNREADABLE, EMPTY = 6, 4  # of the validation images
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """8 classes of which the last is never labelled; an unreadable picture, an all-ignored one, a label file out of range."""
+    """8 classes, of which the last has no pixel.
+
+    One image is unreadable, one is ignored everywhere, and one label file is out of range.
+    """
     root = tmp_path_factory.mktemp('data')
     rng = np.random.default_rng(0)
     (root / 'classes.txt').write_text('\n'.join(NAMES))
@@ -103,7 +106,7 @@ def run(folder, tmp_path_factory):
 
 
 def pixels_of(folder, split='validation'):
-    """[N, K] labelled pixels of the label files whose pictures can be read."""
+    """[N, K] labeled pixels of the label files whose images can be read."""
     source = data.get_source(tiny.config(folder, data__name='folder').data, split)
     labels = [
         source.read_label(path) for i, (_, path) in enumerate(source.pairs) if i != UNREADABLE
@@ -120,16 +123,16 @@ def test_recall_equals_counting_by_hand(seed):
     counts = rng.integers(1, 50, (12, 40)) * (rng.random((12, 40)) < 0.3)
     counts[3] = 0
     curves = statistics.recall(logits.astype(np.float32), sparse.csr_array(counts))
-    labelled = [i for i in range(12) if counts[i].sum()]
+    labeled = [i for i in range(12) if counts[i].sum()]
     for k in range(1, 41):
         best = [sorted(range(40), key=lambda c: (-logits[i, c], c))[:k] for i in range(12)]
         categories = [
-            sum(counts[i, c] > 0 for c in best[i]) / (counts[i] > 0).sum() for i in labelled
+            sum(counts[i, c] > 0 for c in best[i]) / (counts[i] > 0).sum() for i in labeled
         ]
-        pixels = [sum(counts[i, c] for c in best[i]) for i in labelled]
+        pixels = [sum(counts[i, c] for c in best[i]) for i in labeled]
         assert curves['category_recall'][k - 1] == pytest.approx(np.mean(categories))
         assert curves['image_pixel_recall'][k - 1] == pytest.approx(
-            np.mean(pixels / counts[labelled].sum(1))
+            np.mean(pixels / counts[labeled].sum(1))
         )
         assert curves['pixel_recall'][k - 1] == pytest.approx(sum(pixels) / counts.sum())
     assert [curves[name][-1] for name in curves] == [1, 1, 1]

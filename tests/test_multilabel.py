@@ -7,6 +7,7 @@ from rankseg_jax import multilabel
 from rankseg_jax.pretrained import released
 from tests import golden as golden_files
 from tests.helpers import random_variables
+from tests.released import encoder_head
 
 HEADS = {
     'encoder': lambda: multilabel.EncoderHead(11, hidden=16, num_heads=2, mlp_dim=32),
@@ -22,7 +23,7 @@ HEADS = {
 def test_golden_encoder_head(name):
     g = golden_files.load(name)
     num_heads = int(g['hparam/num_heads'])
-    params = released.encoder_head(golden_files.state(g), '', num_heads)
+    params = encoder_head(golden_files.state(g), '', num_heads)
     shared = 'param/cls_emb' not in g
     hidden = g['param/proj_dec.weight'].shape[0]
     head = multilabel.EncoderHead(

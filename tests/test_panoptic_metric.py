@@ -17,7 +17,10 @@ THINGS = [bool(category['isthing']) for category in CATEGORIES]
 
 
 def random_truth(rng, shape=(24, 30)):
-    """An id map of blocks, some void, and its segments: some crowds, some areas that are not the map's, one that is not there."""
+    """An id map of blocks, some void, and its segments.
+
+    Some are crowds, some have another area than in the map, and one is missing from the map.
+    """
     ids = np.kron(rng.integers(0, 9, (shape[0] // 6, shape[1] // 6)), np.ones((6, 6), int)) * 70_001
     segments = [
         {
@@ -35,7 +38,10 @@ def random_truth(rng, shape=(24, 30)):
 
 
 def random_prediction(rng, ids, segments):
-    """The truth, moved a little, some segments of another category, some void; ids 1..S and the category of each."""
+    """The truth, moved a little, with some categories changed and some segments void.
+
+    Returns ids 1..S and the category of each.
+    """
     moved = np.roll(ids, rng.integers(-1, 2, 2), (0, 1))
     moved = np.where(rng.random(ids.shape) < 0.1, rng.choice(ids.ravel(), ids.shape), moved)
     if rng.random() < 0.5:
@@ -159,7 +165,7 @@ def test_adversarial_images_equal_panopticapi(tmp_path):
 
 
 def test_panopticapi_accepts_the_files(tmp_path, monkeypatch):
-    """Its own entry point; and an image that was not predicted, which it refuses, counts as empty with us."""
+    """Its own entry point; an image without a prediction, which it refuses, is empty with us."""
     evaluation = pytest.importorskip('panopticapi.evaluation')
     monkeypatch.setattr(
         evaluation.multiprocessing, 'Pool', ThreadPool

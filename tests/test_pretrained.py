@@ -38,7 +38,7 @@ def fresh(config, num_classes=8):
 
 
 def released_state(num_classes, num_selected, method='rankseg', grid=2):
-    """A random state dict with the names and shapes of the released Segmenter: ViT-Ti of 12 layers, decoder of width 64."""
+    """Random weights with the released Segmenter's names: a ViT-Ti, a decoder of width 64."""
     dim, head, rng = 192, 64, np.random.default_rng(0)
     shapes = {
         'backbone.cls_token': (1, 1, dim),
@@ -178,7 +178,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     (tmp_path / 'notes.txt').write_text('')
     np.savez(tmp_path / 'other.npz', a=np.zeros(3))
     variables = fresh(segmenter_config())
-    with pytest.raises(FileNotFoundError, match='missing.npz is no file'):
+    with pytest.raises(FileNotFoundError, match='missing.npz is not a file'):
         pretrained.load(tmp_path / 'missing.npz', variables)
     with pytest.raises(ValueError, match='notes.txt must be'):
         pretrained.load(tmp_path / 'notes.txt', variables)
@@ -240,17 +240,19 @@ def test_a_name_that_cannot_be_downloaded_is_named_with_the_fix(monkeypatch):
     for load in (pretrained.load_hf, pretrained.read_variables):
         with pytest.raises(
             OSError,
-            match=rf'{HUB_NAME} is no file or folder.*Check the name.*cannot reach the host',
+            match=rf'{HUB_NAME} is not a file or folder.*Check the name.*cannot reach the host',
         ):
             load(HUB_NAME)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(ImportError, match=rf'{HUB_NAME} is no file.*pip install huggingface_hub'):
+    with pytest.raises(
+        ImportError, match=rf'{HUB_NAME} is not a file.*pip install huggingface_hub'
+    ):
         pretrained.load_hf(HUB_NAME)
 
 
 @pytest.mark.parametrize('averaged', [False, True])
 def test_a_run_is_read_with_other_classes_and_ranks(tmp_path, averaged):
-    """From 8 categories to 5, and from 3 ranks to 2: everything else is the run's, the averaged parameters if it has some."""
+    """From 8 categories to 5, from 3 ranks to 2: all else is the run's, averaged if it has that."""
     config = tiny.config('', rankseg__temperature='temperature')
     variables = fresh(config)
     saved = variables | (

@@ -10,6 +10,7 @@ import pytest
 from rankseg_jax import losses, sharding
 from rankseg_jax.ranking import RankTemperature, Selection, gather, to_ranks
 from tests import golden as golden_files
+from tests.released import full_logits
 
 POINTS = 100
 query_losses = jax.jit(functools.partial(losses.query_losses, num_points=POINTS))
@@ -123,10 +124,7 @@ def test_golden_ranks_and_cross_entropy():
     np.testing.assert_allclose(logits, g['rank_logits'], rtol=1e-4, atol=1e-5)
     with_no_object = selection.replace(labels=jnp.asarray(g['selected_with_no_object']))
     np.testing.assert_allclose(
-        golden_files.full_logits(logits, with_no_object, num_classes + 1),
-        g['full_logits'],
-        rtol=1e-4,
-        atol=1e-5,
+        full_logits(logits, with_no_object, num_classes + 1), g['full_logits'], rtol=1e-4, atol=1e-5
     )
 
     labels = to_ranks(g['target_labels'], selection, num_classes=num_classes, ignore_label=-1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rankseg_jax.ranking import RankTemperature, Selection, from_ranks, gather, select, to_ranks
+from tests.released import full_logits
 
 settings.register_profile('quick', max_examples=40, deadline=None)
 settings.load_profile('quick')
@@ -174,7 +175,7 @@ def test_full_logits_against_a_loop(case):
     logits, num_selected = case
     selection = select(logits, num_selected)
     ranks = np.random.default_rng(0).normal(size=(len(logits), 2, num_selected)).astype(np.float32)
-    full = golden_files.full_logits(ranks, selection, logits.shape[1])
+    full = full_logits(ranks, selection, logits.shape[1])
     for b, labels in enumerate(selection.labels.tolist()):
         for c in range(logits.shape[1]):
             expected = ranks[b, :, labels.index(c)] if c in labels else -100.0

@@ -90,7 +90,7 @@ def test_parameters_are_timms(name):
 
 
 def test_frozen_norms_are_torchvisions():
-    """In training: features, gradients of all kernels, zero gradients of scales and biases, statistics as they were."""
+    """In training: features, gradients of kernels, none of scales and biases, fixed statistics."""
     torch, torchvision = pytest.importorskip('torch'), pytest.importorskip('torchvision')
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(
@@ -156,7 +156,7 @@ def test_torchvision_has_the_same_names():
 
 
 def test_other_networks_weights_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"'layer1\.0\.se\.fc1\.weight'.*no weight of a ResNet"):
+    with pytest.raises(ValueError, match=r"'layer1\.0\.se\.fc1\.weight'.*not a weight of a ResNet"):
         from_timm({'layer1.0.se.fc1.weight': np.zeros((32, 3, 1, 1))})
 
 

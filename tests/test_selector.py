@@ -9,6 +9,7 @@ from ml_collections import FrozenConfigDict
 from configs import common
 from rankseg_jax import selector
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
+from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice
 
 K = 7
@@ -40,7 +41,8 @@ def test_a_group_shares_one_selection():
     output = model.apply(variables, pixels, {8: pixels}, train=False, choice=Choice(views=(1, 3)))
     assert output.presence_logits.shape == (2, K) and output.selection.labels.shape == (2, 3)
     for i in range(6):
-        selection = jax.tree.map(lambda x: x[i // 3][None], output.selection)
+        chosen = slice(i // 3, i // 3 + 1)
+        selection = Selection(output.selection.labels[chosen], output.selection.scores[chosen])
         image = pixels[i][None]
         alone = model.apply(
             variables, image, {8: image}, train=False, choice=Choice(selection=selection)

@@ -63,7 +63,7 @@ def test_older_names_are_read_alike(tmp_path):
 
 
 def test_features_are_timms():
-    """On whole windows: elsewhere timm rolls before it pads, unlike Mask2Former. The norms of features start afresh."""
+    """On whole windows: elsewhere timm rolls before it pads, unlike Mask2Former."""
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
     theirs = random_parameters(
         torch,

@@ -13,22 +13,22 @@ def example(height, width, num_classes=4, seed=0):
     return image, rng.integers(-1, num_classes, (height, width)).astype(np.int32)
 
 
-def has_colour(picture, colour):
-    return (np.asarray(picture) == np.asarray(colour)).all(-1).any()
+def has_color(picture, color):
+    return (np.asarray(picture) == np.asarray(color)).all(-1).any()
 
 
 @pytest.mark.parametrize('num_classes', [1, 60, 1284, 20_000])
-def test_palette_is_distinct_and_never_grey(num_classes):
-    colours = palette(num_classes)
-    assert colours.shape == (num_classes, 3) and colours.dtype == np.uint8
-    assert len({tuple(colour) for colour in colours.tolist()}) == num_classes
-    assert np.ptp(colours, axis=1).min() > 40
-    np.testing.assert_array_equal(colours[:50], palette(50)[:num_classes])
+def test_palette_is_distinct_and_never_gray(num_classes):
+    colors = palette(num_classes)
+    assert colors.shape == (num_classes, 3) and colors.dtype == np.uint8
+    assert len({tuple(color) for color in colors.tolist()}) == num_classes
+    assert np.ptp(colors, axis=1).min() > 40
+    np.testing.assert_array_equal(colors[:50], palette(50)[:num_classes])
 
 
-def test_first_colours_are_far_apart():
-    colours = palette(60).astype(float)
-    distance = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1000 * np.eye(60)
+def test_first_colors_are_far_apart():
+    colors = palette(60).astype(float)
+    distance = np.linalg.norm(colors[:, None] - colors, axis=-1) + 1000 * np.eye(60)
     assert distance.min() > 15
 
 
@@ -36,13 +36,13 @@ def test_first_colours_are_far_apart():
 def test_colorize_matches_loop(num_classes):
     labels = example(9, 11, num_classes)[1]
     labels[0, :3] = [num_classes, 70_000, -5]
-    colours = palette(num_classes)
-    result = colorize(labels, colours)
+    colors = palette(num_classes)
+    result = colorize(labels, colors)
     assert result.shape == (9, 11, 3) and result.dtype == np.uint8
     for y in range(9):
         for x in range(11):
             known = 0 <= labels[y, x] < num_classes
-            expected = colours[labels[y, x]] if known else (128, 128, 128)
+            expected = colors[labels[y, x]] if known else (128, 128, 128)
             assert tuple(result[y, x]) == tuple(expected)
 
 
@@ -84,9 +84,9 @@ def test_legend_names_only_what_is_present():
     image, labels = np.zeros((400, 400, 3), np.uint8), np.full((400, 400), 1)
     labels[:10] = 3
     picture = np.asarray(overlay(image, labels, NAMES))[400:]
-    colours = palette(4)
-    assert [has_colour(picture, colour) for colour in colours] == [False, True, False, True]
-    first, second = (np.nonzero((picture == colours[c]).all(-1))[1].min() for c in (1, 3))
+    colors = palette(4)
+    assert [has_color(picture, color) for color in colors] == [False, True, False, True]
+    first, second = (np.nonzero((picture == colors[c]).all(-1))[1].min() for c in (1, 3))
     assert first < second  # the larger area comes first
 
     def legend(names):
@@ -102,7 +102,7 @@ def test_legend_is_limited_to_twelve():
     labels = np.repeat(np.arange(40), 10)[None].repeat(400, 0)
     picture = overlay(np.zeros((400, 400, 3), np.uint8), labels, [f'c{i}' for i in range(40)])
     below = picture.crop((0, 400, 400, picture.height))
-    assert sum(has_colour(below, colour) for colour in palette(40)) == 12
+    assert sum(has_color(below, color) for color in palette(40)) == 12
 
 
 def stripes(*ids):
@@ -162,7 +162,7 @@ def test_legend_counts_segments():
     assert legends[2] == legend(stripes(9, 70_000, 1, 9, 0))
     half_ignored = np.where(stripes(0, 1), labels, -1)
     assert legend(stripes(1, 2, 3, 3), half_ignored) == legends[0]
-    assert not has_colour(legend(stripes(0)), palette(4)[2])
+    assert not has_color(legend(stripes(0)), palette(4)[2])
 
 
 def test_panel_shows_the_segments_of_each_map():

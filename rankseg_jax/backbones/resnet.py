@@ -45,6 +45,10 @@ class ResNet(nn.Module):
         Raises:
           ValueError: unknown `stem` or `output_stride`.
         """
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(
+                f'config.model.output_stride = {self.output_stride} must be 8, 16 or 32'
+            )
 
         def conv(name, x, features, *, kernel, stride=1, **options):
             return ConvNorm(
@@ -71,24 +75,7 @@ class ResNet(nn.Module):
                 x = conv(f'{name}_shortcut', x, y.shape[-1], kernel=1, stride=stride, relu=False)
             return nn.relu(x + y)
 
-        if self.stem == 'imagenet':
-            x = conv('stem', images, self.width, kernel=7, stride=2)  # [B, H/2, W/2, D]
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H/4, W/4, D]
-        elif self.stem == 'deep':
-            x = conv('stem1', images, self.width // 2, kernel=3, stride=2)  # [B, H/2, W/2, D/2]
-            x = conv('stem2', x, self.width // 2, kernel=3)
-            x = conv('stem3', x, self.width, kernel=3)  # [B, H/2, W/2, D]
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H/4, W/4, D]
-        elif self.stem == 'small':
-            x = conv('stem1', images, self.width // 2, kernel=3, stride=2)  # [B, H/2, W/2, D/2]
-            x = conv('stem2', x, self.width, kernel=3, stride=2)  # [B, H/4, W/4, D]
-        else:
-            raise ValueError(f"ResNet.stem = {self.stem!r} must be 'imagenet', 'deep' or 'small'")
-        if self.output_stride not in (8, 16, 32):
-            raise ValueError(
-                f'config.model.output_stride = {self.output_stride} must be 8, 16 or 32'
-            )
-
+        x = stem_map(images, self.stem, self.width, conv=conv)  # [B, H/4, W/4, D]
         features = {}
         for i, size in enumerate(self.stage_sizes):
             nominal = self.strides[i]  # without dilation
@@ -104,6 +91,25 @@ class ResNet(nn.Module):
                 )
             features[nominal] = x  # [B, H/stride, W/stride, D]
         return features
+
+
+def stem_map(images, kind: str, width: int, *, conv):
+    """Images [B, H, W, 3] -> [B, ceil(H / 4), ceil(W / 4), width], by a stem of `ResNet`.
+
+    `conv(name, x, features, kernel=…, stride=…)` applies a layer.
+    """
+    if kind == 'small':
+        x = conv('stem1', images, width // 2, kernel=3, stride=2)  # [B, H/2, W/2, D/2]
+        return conv('stem2', x, width, kernel=3, stride=2)
+    if kind == 'imagenet':
+        x = conv('stem', images, width, kernel=7, stride=2)  # [B, H/2, W/2, D]
+    elif kind == 'deep':
+        x = conv('stem1', images, width // 2, kernel=3, stride=2)  # [B, H/2, W/2, D/2]
+        x = conv('stem2', x, width // 2, kernel=3)
+        x = conv('stem3', x, width, kernel=3)  # [B, H/2, W/2, D]
+    else:
+        raise ValueError(f"ResNet.stem = {kind!r} must be 'imagenet', 'deep' or 'small'")
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 VARIANTS = {

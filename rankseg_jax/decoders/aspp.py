@@ -1,8 +1,9 @@
-"""DeepLabV3's decoder (Chen et al., 2017): convolutions of several dilations and the mean of the map, fused."""
+"""DeepLabV3's decoder (Chen et al., 2017): convolutions of several dilations and a global mean."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -10,12 +11,13 @@ from rankseg_jax.layers import ConvNorm
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling, [B, h, w, C] -> [B, h, w, channels].
+    """Atrous spatial pyramid pooling, any [B, h, w, C] -> [B, h, w, D].
 
     Attributes:
-      dilations: one branch each; a dilation of 1 is a 1 × 1 convolution.
-      fuse_kernels: sizes of the convolutions over the concatenated branches, one after another: (3,) is mmseg's, (1, 3)
-        torchvision's.
+      channels: D.
+      dilations: one branch each; a dilation of 1 means a 1 × 1 convolution.
+      fuse_kernels: sizes of the convolutions over the concatenated branches, one after another:
+        (3,) as in mmseg, (1, 3) as in torchvision.
     """
 
     channels: int = 512
@@ -24,7 +26,7 @@ class ASPP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x, *, train: bool) -> jax.Array:
         def conv(name, x, kernel, dilation=1):
             return ConvNorm(self.channels, kernel, dilation=dilation, dtype=self.dtype, name=name)(
                 x, train=train
@@ -33,7 +35,8 @@ class ASPP(nn.Module):
         pooled = conv('pool', x.mean((1, 2), keepdims=True), 1)  # [B, 1, 1, D]
         branches = [jnp.broadcast_to(pooled, (*x.shape[:3], self.channels))]
         branches += [
-            conv(f'branch{i}', x, 1 if n == 1 else 3, n) for i, n in enumerate(self.dilations)
+            conv(f'branch{i}', x, 1 if dilation == 1 else 3, dilation)
+            for i, dilation in enumerate(self.dilations)
         ]
         x = jnp.concatenate(branches, -1)  # [B, h, w, (1 + dilations) · D]
         for i, kernel in enumerate(self.fuse_kernels):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -12,7 +13,11 @@ from rankseg_jax.layers import ConvNorm, adaptive_average_pool, resize
 class UPerHead(nn.Module):
     """Features of several strides -> pixel embeddings at the finest, and a feature pyramid.
 
-    As mmseg's UPerHead, up to but not including its dropout and classifier.
+    Equals mmseg's UPerHead without its dropout and classifier.
+
+    Attributes:
+      channels: D.
+      pool_sizes: sides of the grids that the coarsest map is pooled to.
     """
 
     channels: int = 512
@@ -20,11 +25,12 @@ class UPerHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool):
-        """Fuses {stride: [B, h_stride, w_stride, C_stride]}, any channels and sizes.
+    def __call__(self, features, *, train: bool) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """Fuses {stride s: [B, h_s, w_s, C_s]}, any channels and sizes.
 
-        Returns pixel embeddings [B, h, w, channels] of the finest stride's size, and the pyramid
-        {stride: [B, h_stride, w_stride, channels]} they were fused from, all of `dtype`.
+        Returns:
+          Pixel embeddings [B, h, w, D] of the finest map's size, and the pyramid
+          {s: [B, h_s, w_s, D]} that they were fused from, all of `dtype`.
         """
 
         def conv(name, x, kernel=3):

@@ -1,4 +1,4 @@
-"""Segmenter (Strudel et al., 2021) with RankSeg: a ViT with a mask transformer or linear decoder."""
+"""Segmenter (Strudel et al., 2021) with RankSeg: a ViT, a mask transformer or linear decoder."""
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -17,11 +17,11 @@ class MultilabelMetric:
 
     Attributes:
       category_recall: [len(ks)] share of an image's categories that are among the best κ.
-      pixel_recall: [len(ks)] share of its labelled pixels whose class is among the best κ.
+      pixel_recall: [len(ks)] share of its labeled pixels whose class is among the best κ.
       precision: [len(ks)] share of the best κ that are in the image.
       ranking_ap: [] mean over an image's categories of (its categories ranked so far) / rank.
       images: [] number of images.
-      labelled: [] number of images with at least one category.
+      labeled: [] number of images with at least one category.
       ks: the values of κ.
     """
 
@@ -30,7 +30,7 @@ class MultilabelMetric:
     precision: jax.Array | np.ndarray
     ranking_ap: jax.Array | np.ndarray
     images: jax.Array | np.ndarray
-    labelled: jax.Array | np.ndarray
+    labeled: jax.Array | np.ndarray
     ks: tuple[int, ...] = struct.field(pytree_node=False)
 
     @classmethod
@@ -39,29 +39,29 @@ class MultilabelMetric:
         return cls(*sums, np.float64(0), np.int64(0), np.int64(0), tuple(ks))
 
     @classmethod
-    def from_batch(cls, class_logits, pixel_counts, ks: tuple[int, ...], mask):
+    def from_batch(cls, presence_logits, pixel_counts, ks: tuple[int, ...], mask):
         """Scores one batch; made for `jit`.
 
         Args:
-          class_logits: [B, K] scores; ties rank the lower class id first, as the selection does.
-          pixel_counts: [B, K] int32, labelled pixels of each class in each image.
+          presence_logits: [B, K] scores; ties rank the lower class id first, as the selection does.
+          pixel_counts: [B, K] int32, labeled pixels of each class in each image.
           ks: values of κ, static, each in 1..K.
-          mask: [B] bool, False: the image counts nowhere.
+          mask: bool [B]; False excludes an image from all scores.
 
         Raises:
           ValueError: a κ outside 1..K, or shapes that differ.
         """
-        num_classes = class_logits.shape[-1]
+        num_classes = presence_logits.shape[-1]
         if not all(1 <= k <= num_classes for k in ks):
             raise ValueError(f'recall@κ for κ = {ks} needs every κ in 1..K = {num_classes}')
-        if pixel_counts.shape != class_logits.shape:
+        if pixel_counts.shape != presence_logits.shape:
             raise ValueError(
-                f'pixel_counts are {pixel_counts.shape}, but class_logits are '
-                f'{class_logits.shape}; both are [B, K]'
+                f'pixel_counts are {pixel_counts.shape}, but presence_logits are '
+                f'{presence_logits.shape}; both are [B, K]'
             )
         counts = jnp.where(mask[:, None], pixel_counts, 0)  # [B, K]
         # All K in rank order, so that every κ is a prefix.
-        counts = ranking.gather(counts, ranking.select(class_logits, num_classes))  # [B, K]
+        counts = ranking.gather(counts, ranking.select(presence_logits, num_classes))  # [B, K]
         hits = counts > 0  # [B, K]
         found = jnp.cumsum(hits, -1)  # [B, K]
         found_pixels = jnp.cumsum(counts, -1)  # [B, K]
@@ -75,7 +75,7 @@ class MultilabelMetric:
             precision=precision[:, last].sum(0),
             ranking_ap=(jnp.where(hits, precision, 0) / total).sum(),
             images=mask.sum(dtype=jnp.int32),
-            labelled=(hits.any(-1)).sum(dtype=jnp.int32),
+            labeled=(hits.any(-1)).sum(dtype=jnp.int32),
             ks=tuple(ks),
         )
 
@@ -98,8 +98,8 @@ class MultilabelMetric:
     def compute(self) -> dict[str, float]:
         """The means over the images, as fractions.
 
-        Images without any labelled category count in precision@κ (as 0) and nowhere else, as in
-        the released code; with nothing to average, the score is nan.
+        Images without any labeled category count as 0 in precision@κ and are excluded from the
+        other scores, as in the released code; a mean over no images is nan.
 
         Returns:
           category_recall@κ, pixel_recall@κ, precision@κ for each κ, and ranking_ap, the per-image
@@ -111,7 +111,7 @@ class MultilabelMetric:
 
         scores = {}
         for i, k in enumerate(self.ks):
-            scores[f'category_recall@{k}'] = mean(self.category_recall[i], self.labelled)
-            scores[f'pixel_recall@{k}'] = mean(self.pixel_recall[i], self.labelled)
+            scores[f'category_recall@{k}'] = mean(self.category_recall[i], self.labeled)
+            scores[f'pixel_recall@{k}'] = mean(self.pixel_recall[i], self.labeled)
             scores[f'precision@{k}'] = mean(self.precision[i], self.images)
-        return scores | {'ranking_ap': mean(self.ranking_ap, self.labelled)}
+        return scores | {'ranking_ap': mean(self.ranking_ap, self.labeled)}

@@ -10,7 +10,9 @@ VOID = 0  # id of pixels that belong to no segment
 
 @struct.dataclass
 class PanopticMetric:
-    """Counts per category, on the host. Additive: over several hosts, the sum of each field is that of the whole data set.
+    """Counts per category, on the host.
+
+    The state is additive: over several hosts, the sum of each field is that of the whole data set.
 
     Attributes:
       iou: float64 [K], the sum over the matched pairs.
@@ -30,20 +32,24 @@ class PanopticMetric:
 
     @classmethod
     def from_image(cls, ids, segments, predicted_ids, predicted_segments, num_classes: int):
-        """Counts one image; an image that was not predicted has a map of 0 and no segments.
+        """Counts one image; an image without a prediction has a map of 0 and no segments.
 
-        Segments match if they are of one category and overlap by more than half of their union, in which pixels of the prediction
-        that are void in truth do not count. Crowds match nothing, and a prediction that lies by more than half in void or in a
-        crowd of its category (the last one listed, if there are several) is not counted as wrong.
+        Segments match if they have the same category and their overlap exceeds half of their union,
+        which excludes predicted pixels that are void in the ground truth. Crowds match nothing. A
+        prediction of which more than half lies in void or in a crowd of its category (the last one
+        listed, if there are several) does not count as wrong.
 
         Args:
-          ids: [H, W] integers, `predicted_ids` likewise: ids of segments, 0 for void.
-          segments: of the truth, in COCO's format: dicts with 'id', 'category_id' in 0..K-1, and perhaps 'iscrowd' (default 0) and
-            'area' (default: its pixels in `ids`).
+          ids: [H, W] integers, the ids of the true segments, 0 for void.
+          segments: the true segments in COCO's format: dicts with 'id', 'category_id' in 0..K-1,
+            and optionally 'iscrowd' (default 0) and 'area' (default: its pixels in `ids`).
+          predicted_ids: [H, W] integers, the ids of the predicted segments, 0 for void.
           predicted_segments: dicts with 'id' and 'category_id'.
+          num_classes: K.
 
         Raises:
-          ValueError: the maps differ in size, the ids in `predicted_ids` are not those listed, or a category is not in 0..K-1.
+          ValueError: the maps differ in size, the ids in `predicted_ids` are not those listed, or a
+            category is not in 0..K-1.
         """
         if ids.shape != predicted_ids.shape:
             raise ValueError(
@@ -55,22 +61,12 @@ class PanopticMetric:
         if unknown:
             raise ValueError(f'categories {sorted(unknown)} are not in 0..{num_classes - 1}')
 
-        values, places = np.unique(ids, return_inverse=True)
-        others, other_places = np.unique(predicted_ids, return_inverse=True)
-        table = np.bincount(
-            places.ravel() * len(others) + other_places.ravel(), minlength=len(values) * len(others)
-        )
-        table = table.reshape(len(values), len(others))
-        areas = dict(zip(values.tolist(), table.sum(1).tolist(), strict=True))
-        predicted_areas = dict(zip(others.tolist(), table.sum(0).tolist(), strict=True))
+        areas, predicted_areas, overlap = count_overlaps(ids, predicted_ids)
         if wrong := predicted.keys() ^ (predicted_areas.keys() - ({VOID} - predicted.keys())):
             raise ValueError(
-                f'segments {sorted(wrong)} of the prediction are either in its map or in its list, but not in both'
+                f'segments {sorted(wrong)} of the prediction are in its map or in its list, '
+                'but not in both'
             )
-        overlap = {
-            (values[i].item(), others[j].item()): table[i, j].item()
-            for i, j in zip(*table.nonzero(), strict=True)
-        }
         areas |= {segment['id']: segment['area'] for segment in segments if 'area' in segment}
         crowds = {segment['id'] for segment in segments if segment.get('iscrowd')}
 
@@ -86,13 +82,10 @@ class PanopticMetric:
                     predicted_done.add(b)
         for a in category.keys() - crowds - done:
             metric.missed[category[a]] += 1
-        crowd_of = {
-            category[segment['id']]: segment['id']
-            for segment in segments
-            if segment['id'] in crowds
-        }
+        # The last one listed of each category.
+        crowd = {category[s['id']]: s['id'] for s in segments if s['id'] in crowds}
         for b in predicted.keys() - predicted_done:
-            excused = overlap.get((VOID, b), 0) + overlap.get((crowd_of.get(predicted[b]), b), 0)
+            excused = overlap.get((VOID, b), 0) + overlap.get((crowd.get(predicted[b]), b), 0)
             metric.wrong[predicted[b]] += excused / predicted_areas[b] <= 0.5
         return metric
 
@@ -117,12 +110,13 @@ class PanopticMetric:
         """The scores, as fractions.
 
         Args:
-          things: [K] bool, the other categories are stuff.
+          things: bool [K]; the other categories are stuff.
           class_names: K names for the table; without them, the class numbers.
 
         Returns:
-          PQ, SQ and RQ, means over the categories that are in the truth or in the predictions; PQ_things, PQ_stuff and so on, over
-          those alone; classes: K rows of name, PQ, SQ, RQ and segments (those in the truth that are no crowds). Means and rows
+          PQ, SQ and RQ, means over the categories that occur in the ground truth or in the
+          predictions; PQ_things, PQ_stuff and so on, over those alone; classes: K rows of name, PQ,
+          SQ, RQ and segments (those of the ground truth that are not crowds). Means and rows
           without any segment are nan.
 
         Raises:
@@ -156,3 +150,19 @@ class PanopticMetric:
             for i, name in enumerate(names)
         ]
         return result | {'classes': rows}
+
+
+def count_overlaps(ids, predicted_ids) -> tuple[dict, dict, dict]:
+    """Pixels of each id in two maps [H, W], by id, and of each pair of ids that meet, by pair."""
+    values, places = np.unique(ids, return_inverse=True)
+    others, other_places = np.unique(predicted_ids, return_inverse=True)
+    shape = (len(values), len(others))
+    pairs = places.ravel() * len(others) + other_places.ravel()  # [pixels]
+    table = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+    areas = dict(zip(values.tolist(), table.sum(1).tolist(), strict=True))
+    other_areas = dict(zip(others.tolist(), table.sum(0).tolist(), strict=True))
+    overlaps = {
+        (values[i].item(), others[j].item()): table[i, j].item()
+        for i, j in zip(*table.nonzero(), strict=True)
+    }
+    return areas, other_areas, overlaps

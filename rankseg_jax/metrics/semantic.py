@@ -15,13 +15,13 @@ class SemanticMetric:
 
     Attributes:
       intersection: [K] pixels where prediction and label agree.
-      predicted: [K] labelled pixels predicted as the class.
-      labelled: [K] pixels labelled as the class.
+      predicted: [K] labeled pixels predicted as the class.
+      labeled: [K] pixels labeled as the class.
     """
 
     intersection: jax.Array | np.ndarray
     predicted: jax.Array | np.ndarray
-    labelled: jax.Array | np.ndarray
+    labeled: jax.Array | np.ndarray
 
     @classmethod
     def empty(cls, num_classes: int):
@@ -32,8 +32,8 @@ class SemanticMetric:
         """Counts one batch; made for `jit`.
 
         Args:
-          labels: [B, H, W] int32; pixels outside 0..K-1 are ignored, predictions there dropped.
-          predictions: [B, H, W] int32; outside 0..K-1 it is wrong, and no class is charged.
+          labels: [B, H, W] int32; pixels outside 0..K-1 are ignored, with their predictions.
+          predictions: [B, H, W] int32; a value outside 0..K-1 is wrong and counts for no class.
           num_classes: K, static.
 
         Raises:
@@ -59,9 +59,9 @@ class SemanticMetric:
         Raises:
           ValueError: they have different numbers of classes.
         """
-        if self.labelled.shape != other.labelled.shape:
+        if self.labeled.shape != other.labeled.shape:
             raise ValueError(
-                f'cannot merge metrics of {self.labelled.size} and {other.labelled.size} classes'
+                f'cannot merge metrics of {self.labeled.size} and {other.labeled.size} classes'
             )
         return jax.tree.map(
             lambda a, b: np.asarray(a, np.int64) + np.asarray(b, np.int64), self, other
@@ -74,31 +74,31 @@ class SemanticMetric:
           class_names: K names for the table; without them, the class numbers.
 
         Returns:
-          mIoU: mean over the classes that are labelled or predicted anywhere; a class that is
-            predicted but never labelled counts 0. mAcc: mean over the labelled classes of the
-            share of their pixels that is right. aAcc: the share of all labelled pixels that is
-            right. classes: K rows of name, IoU, Acc and pixels (those labelled). What no pixel
-            speaks for is nan.
+          mIoU: mean over the classes that are labeled or predicted anywhere; a class that is
+            predicted but never labeled counts 0. mAcc: mean over the labeled classes of the
+            share of their pixels that is right. aAcc: the share of all labeled pixels that is
+            right. classes: K rows of name, IoU, Acc and pixels (the labeled ones). A share of no
+            pixels is nan.
 
         Raises:
           ValueError: the number of names is not K.
         """
         if class_names is None:
-            class_names = [str(label) for label in range(self.labelled.size)]
-        if len(class_names) != self.labelled.size:
-            raise ValueError(f'{len(class_names)} class names for {self.labelled.size} classes')
-        right, predicted, labelled = (
-            np.asarray(x, np.int64) for x in (self.intersection, self.predicted, self.labelled)
+            class_names = [str(label) for label in range(self.labeled.size)]
+        if len(class_names) != self.labeled.size:
+            raise ValueError(f'{len(class_names)} class names for {self.labeled.size} classes')
+        right, predicted, labeled = (
+            np.asarray(x, np.int64) for x in (self.intersection, self.predicted, self.labeled)
         )
-        iou = _divide(right, labelled + predicted - right)  # [K]
-        accuracy = _divide(right, labelled)  # [K]
+        iou = _divide(right, labeled + predicted - right)  # [K]
+        accuracy = _divide(right, labeled)  # [K]
         return {
             'mIoU': _mean(iou),
             'mAcc': _mean(accuracy),
-            'aAcc': float(_divide(right.sum(), labelled.sum())),
+            'aAcc': float(_divide(right.sum(), labeled.sum())),
             'classes': [
                 {'name': name, 'IoU': float(i), 'Acc': float(a), 'pixels': int(n)}
-                for name, i, a, n in zip(class_names, iou, accuracy, labelled, strict=True)
+                for name, i, a, n in zip(class_names, iou, accuracy, labeled, strict=True)
             ],
         }
 

@@ -1,12 +1,14 @@
 """Public weights for the first step of a run: `config.model.pretrained` names one of
 
-- a Mask2Former or MaskFormer of Hugging Face: a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic,
-- a run of this library: its workdir, of which the newest checkpoint is taken, or
-- a file: the original JAX vision transformers (`.npz`); timm, torchvision or mmseg ViTs and ResNets, timm's or Hugging Face's
-  Swins (`.safetensors`, or `.pth` where PyTorch is installed), all of which are backbones; or the paper's released Segmenter
-  (`.pth`), the whole model.
+- a Mask2Former or MaskFormer in Hugging Face's format: a folder, or a name on the hub such as
+  facebook/mask2former-swin-tiny-ade-semantic;
+- a run of this library: its workdir, whose newest checkpoint is taken;
+- a file with a backbone: original JAX vision transformers (`.npz`); ViTs and ResNets of timm,
+  torchvision or mmseg, Swins of timm or Hugging Face (`.safetensors`, or `.pth` where PyTorch is
+  installed);
+- a file with a whole model: the paper's released Segmenter (`.pth`).
 
-From Python, `load_hf` gives the model of Hugging Face itself.
+In Python, `load_hf` gives a Hugging Face model as it is.
 """
 
 import operator
@@ -22,10 +24,11 @@ from rankseg_jax.backbones.vit import resize_bicubic
 from rankseg_jax.pretrained import hf, released, resnet, swin, vit
 from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
 
-HEAD = re.compile(r'/(decoder|classifier)/(head|rank)/')  # what RankSeg adds to a baseline
-# Parameters with an axis of categories or ranks: of another number of them, they start afresh.
+HEAD = re.compile(r'/(decoder|classifier)/(head|rank)/')  # the parts that RankSeg adds
+# Parameters with an axis of categories or ranks: for another number of these they start afresh.
 CLASS_LAYER = re.compile(
-    r'/(class_embedding|classify/(kernel|bias)|(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$'
+    r'/(class_embedding|classify/(kernel|bias)|'
+    r'(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$'
 )
 
 
@@ -34,8 +37,8 @@ def read(path) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ImportError: a `.pth` file, and PyTorch is not installed.
-      ValueError: another kind of file, or it holds no arrays.
+      ImportError: a `.pth` file, but PyTorch is not installed.
+      ValueError: another kind of file, or one without arrays.
     """
     path = Path(path)
     if path.is_dir():
@@ -43,7 +46,7 @@ def read(path) -> dict[str, np.ndarray]:
             f'config.model.pretrained = {path} holds neither config.json nor checkpoints'
         )
     if not path.is_file():
-        raise FileNotFoundError(f'config.model.pretrained = {path} is no file')
+        raise FileNotFoundError(f'config.model.pretrained = {path} is not a file')
     if path.suffix == '.npz':
         with np.load(path) as file:
             return {key.removeprefix('opt/target/'): value for key, value in file.items()}
@@ -55,6 +58,11 @@ def read(path) -> dict[str, np.ndarray]:
         raise ValueError(
             f'config.model.pretrained = {path} must be a .npz, .safetensors, .pth or .pt file'
         )
+    return read_torch(path)
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file of PyTorch, which may wrap its state dict in others."""
     try:
         import torch
     except ImportError as error:
@@ -79,10 +87,13 @@ def read(path) -> dict[str, np.ndarray]:
 
 
 def convert(arrays) -> dict:
-    """Variables {'params'[, 'batch_stats']}, of a 'backbone' or of a whole model, from arrays under somebody's names.
+    """Converts arrays under another project's names.
+
+    Returns:
+      Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
 
     Raises:
-      ValueError: the names are none of those this module knows.
+      ValueError: the names are of no known project.
     """
     if 'Transformer/posembed_input/pos_embedding' in arrays:
         return {'params': {'backbone': vit.from_augreg(arrays)}}
@@ -97,18 +108,22 @@ def convert(arrays) -> dict:
             collection: {'backbone': tree} for collection, tree in resnet.from_timm(arrays).items()
         }
     raise ValueError(
-        f'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet or a released Segmenter, '
-        f'but {sorted(arrays)[:5]} …'
+        'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet or a released '
+        f'Segmenter, but {sorted(arrays)[:5]} …'
     )
 
 
 def read_variables(source) -> dict:
-    """Variables {'params'[, 'batch_stats']}, of a 'backbone' or of a whole model, from what `config.model.pretrained` may name.
+    """Reads weights from anything that `config.model.pretrained` may name.
 
-    Of a run they are those of its newest checkpoint, the averaged parameters where there are some.
+    A run gives those of its newest checkpoint, and its averaged parameters if it has any.
+
+    Returns:
+      Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
 
     Raises:
-      FileNotFoundError, ImportError, OSError, ValueError: as `hf.locate`, `hf.read_folder`, `read` and `convert`.
+      FileNotFoundError, ImportError, OSError, ValueError: as `hf.locate`, `hf.read_folder`, `read`
+        and `convert`.
     """
     path = hf.locate(source)
     if (path / 'checkpoints').is_dir():
@@ -120,10 +135,11 @@ def read_variables(source) -> dict:
 
 
 def load(source, variables) -> dict:
-    """A model's variables with those of `source` (see `read_variables`) in their place.
+    """A model's variables, with those of `source` (see `read_variables`) in their place.
 
-    Position codes are resampled to the model's grid. Class layers of another number of categories keep their fresh values, as do
-    the parts of a model that a backbone's file has nothing for, and RankSeg's parts where a file has none; the first are logged.
+    Position codes are resampled to the model's grid. Fresh values stay in class layers for another
+    number of categories (each is logged), in the parts of the model that a backbone's file lacks,
+    and in RankSeg's parts if the file has none.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
@@ -155,7 +171,7 @@ def load(source, variables) -> dict:
         found,
         expected,
         where=f'config.model.pretrained = {source}',
-        advice='Choose the model that the weights are of.',
+        advice='Choose the model that the weights belong to.',
     )
     loaded = {'batch_stats': {}} | traverse_util.unflatten_dict(model | found, sep='/')
     return loaded | ({'ema': loaded['params']} if 'ema' in variables else {})

@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face `transformers`, from a folder or the hub: `config.json` and `.safetensors`, whole or in shards."""
+"""Checkpoints of Hugging Face `transformers`, from a folder or the hub."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from rankseg_jax.pretrained.torch_layers import part
 
 FRAMEWORKS = {'mask2former': mask2former, 'maskformer': maskformer}  # by `model_type`
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
-# What the config of a backbone may say only this way, its values by key.
+# Keys of a backbone's config with the only values that are supported.
 SWIN = {
     'patch_size': 4,
     'mlp_ratio': 4.0,
@@ -30,11 +30,14 @@ RESNET = {
 
 
 def locate(source) -> Path:
-    """A path as it is; of a name on the hub, such as facebook/mask2former-swin-tiny-ade-semantic, the folder it is downloaded to.
+    """A path as it is; for a name on the hub, the folder that it is downloaded to.
+
+    Args:
+      source: a path, or a name such as facebook/mask2former-swin-tiny-ade-semantic.
 
     Raises:
-      ImportError: a name, and huggingface_hub is not installed.
-      OSError: there is neither such a path nor, as far as the hub can be reached, such a name.
+      ImportError: a name, but huggingface_hub is not installed.
+      OSError: no such path, and no such name on the hub, as far as that can be reached.
     """
     path = Path(source)
     name = str(source)
@@ -48,28 +51,35 @@ def locate(source) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ImportError(
-            f'{name} is no file or folder; to download it from the Hugging Face hub: '
+            f'{name} is not a file or folder; to download it from the Hugging Face hub: '
             'pip install huggingface_hub'
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))
     except (OSError, ValueError) as error:
         raise OSError(
-            f'{name} is no file or folder, and it cannot be downloaded from the Hugging Face hub. Check the name '
-            f'and the connection, or download the folder elsewhere and give its path. The reason: {error}'
+            f'{name} is not a file or folder, and it cannot be downloaded from the Hugging Face '
+            'hub. Check the name and the connection, or download the folder elsewhere and give its '
+            f'path. The reason: {error}'
         ) from error
 
 
 def load_hf(source) -> tuple[nn.Module, dict]:
-    """The model of a folder that `save_pretrained` wrote, or of a name on the hub, and its variables {'params'[, 'batch_stats']}.
+    """A model from a folder that `save_pretrained` wrote or from the hub, and its variables.
 
-    `model.apply(variables, images, train=False)` takes images [B, H, W, 3], normalised as its preprocessor says, and returns a
-    QueryOutput over the K categories, in the checkpoint's order.
+    `model.apply(variables, images, train=False)` takes images [B, H, W, 3], normalized as its
+    preprocessor says, and returns a QueryOutput over the K categories, in the checkpoint's order.
+
+    Args:
+      source: see `locate`.
+
+    Returns:
+      The model, and its variables {'params'[, 'batch_stats']}.
 
     Raises:
-      FileNotFoundError: there is no `config.json` or no weights in the folder.
+      FileNotFoundError: the folder lacks `config.json` or the weights.
       ImportError, OSError: as `locate`.
-      ValueError: the config is of another kind of model; the difference is named.
+      ValueError: the config describes another kind of model; the difference is named.
     """
     config, state = read_folder(locate(source))
     return build(config, state), variables(config, state)
@@ -87,11 +97,13 @@ def read_json(path: Path) -> Keys:
 
 
 def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
-    """`config.json` and the arrays of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists.
+    """`config.json` and the arrays of `model.safetensors`.
+
+    In place of the latter there may be shards, which `model.safetensors.index.json` lists.
 
     Raises:
-      FileNotFoundError: a file is not there.
-      ValueError: a file is no safetensors file, or the weights are not those of a whole model.
+      FileNotFoundError: a file is missing.
+      ValueError: a file is not a safetensors file, or the weights are not those of a whole model.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -111,7 +123,8 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
             state |= load_file(folder / file)
         except SafetensorError as error:
             raise ValueError(
-                f'{folder / file} is no safetensors file ({error}); git without LFS leaves a pointer there'
+                f'{folder / file} is not a safetensors file ({error}); git without LFS leaves a '
+                'pointer in its place'
             ) from error
     config = read_json(folder / 'config.json')
     framework(config)  # another kind of model is refused as such
@@ -126,11 +139,13 @@ def framework(config):
     """The module of this package that knows the framework of a config."""
     if config.get('model_type') not in FRAMEWORKS:
         raise ValueError(
-            f'config.json: model_type = {config.get("model_type")!r} is not supported, only {", ".join(FRAMEWORKS)}'
+            f'config.json: model_type = {config.get("model_type")!r} is not supported, '
+            f'only {", ".join(FRAMEWORKS)}'
         )
     if not config.get('backbone_config'):
         raise ValueError(
-            f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not supported'
+            f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not '
+            'supported'
         )
     return FRAMEWORKS[config['model_type']]
 
@@ -148,6 +163,11 @@ def build(config, state) -> nn.Module:
 
 
 def build_backbone(config) -> Swin | ResNet:
+    """The backbone that `backbone_config` of `config.json` describes.
+
+    Raises:
+      ValueError: it is of an unsupported kind; the difference is named.
+    """
     where, kind = 'config.json: backbone_config', config['model_type']
     if kind in ('swin', 'maskformer-swin'):
         check_fixed(config, SWIN, where)
@@ -166,11 +186,15 @@ def build_backbone(config) -> Swin | ResNet:
     bottleneck, width = config['layer_type'] == 'bottleneck', config['embedding_size']
     sizes = [width * 2**i * (4 if bottleneck else 1) for i in range(4)]
     check_fixed(config, RESNET | {'hidden_sizes': sizes}, where)
-    return ResNet(tuple(config['depths']), bottleneck, width)
+    return ResNet(stage_sizes=tuple(config['depths']), bottleneck=bottleneck, width=width)
 
 
 def check_fixed(config, fixed, where: str):
-    """Raises a ValueError that names the first value of `config` that differs from the one that `fixed` has for its key."""
+    """Refuses a config with other values than those `fixed` by key; a missing key is fine.
+
+    Raises:
+      ValueError: it names the first difference, and `where` it is.
+    """
     for key, value in fixed.items():
         if isinstance(value, dict):
             check_fixed(config.get(key) or {}, value, f'{where}: {key}')
@@ -179,7 +203,7 @@ def check_fixed(config, fixed, where: str):
 
 
 def variables(config, state) -> dict:
-    """Variables {'params'[, 'batch_stats']} of the model that `build` gives, from Hugging Face's names."""
+    """Variables {'params'[, 'batch_stats']} of the model that `build` gives."""
     encoder = part(state, 'model.pixel_level_module.encoder.')
     if config['backbone_config']['model_type'] == 'resnet':
         backbone = resnet.from_timm(encoder)

@@ -14,7 +14,7 @@ from rankseg_jax.pretrained.torch_layers import (
     split_attention,
 )
 
-# What a config may say only this way, its values by key.
+# Keys of a config with the only values that are supported.
 FIXED = {
     'activation_function': 'relu',
     'pre_norm': False,
@@ -26,7 +26,7 @@ FIXED = {
 
 
 def widths(config) -> dict:
-    """The keys of a config that tell the one width of all maps and queries."""
+    """The widths of maps and queries in a config, by key; they must be the same."""
     return {key: config[key] for key in ('hidden_dim', 'feature_size', 'mask_feature_size')}
 
 
@@ -53,7 +53,7 @@ def build(config, backbone, num_classes: int) -> Mask2Former:
 
 
 def parameters(config, state) -> dict:
-    """Parameters of a `Mask2Former` but for its backbone and class layer."""
+    """Parameters of a `Mask2Former` except for its backbone and class layer."""
     num_heads = config['num_attention_heads']
     return {
         'pixel_decoder': pixel_decoder(part(state, 'model.pixel_level_module.decoder.'), num_heads),
@@ -100,7 +100,7 @@ def pixel_decoder(state, num_heads: int) -> dict:
 
 
 def query_decoder(state, num_heads: int) -> dict:
-    """Parameters of `decoders.query_decoder.QueryDecoder`, except for its class layer."""
+    """Parameters of `decoders.query_decoder.QueryDecoder`, without its class layer."""
     params = {
         'level_embedding': state['level_embed.weight'],
         'query_position': state['queries_embedder.weight'],

@@ -13,14 +13,14 @@ from rankseg_jax.pretrained.torch_layers import (
     split_attention,
 )
 
-# What a config may say only this way, its values by key.
+# Keys of a config with the only values that are supported.
 FIXED = {
     'decoder_config': {'model_type': 'detr', 'activation_function': 'relu', 'auxiliary_loss': False}
 }
 
 
 def widths(config) -> dict:
-    """The keys of a config that tell the one width of all maps and queries."""
+    """The widths of maps and queries in a config, by key; they must be the same."""
     return {
         'fpn_feature_size': config['fpn_feature_size'],
         'mask_feature_size': config['mask_feature_size'],
@@ -47,7 +47,7 @@ def build(config, backbone, num_classes: int) -> MaskFormer:
 
 
 def parameters(config, state) -> dict:
-    """Parameters of a `MaskFormer` but for its backbone and class layer."""
+    """Parameters of a `MaskFormer` except for its backbone and class layer."""
     num_heads = config['decoder_config']['decoder_attention_heads']
     return {
         'pixel_decoder': feature_pyramid(part(state, 'model.pixel_level_module.decoder.')),
@@ -71,12 +71,12 @@ def feature_pyramid(state) -> dict:
 
 
 def detr_decoder(state, num_heads: int) -> dict:
-    """Parameters of `decoders.query_decoder.DetrDecoder`, except for its class layer and mask embeddings."""
+    """Parameters of `decoders.query_decoder.DetrDecoder`, but class layer and masks."""
     params = {
         'query_position': state['queries_embedder.weight'],
         'norm': norm(state, 'decoder.layernorm'),
     }
-    if 'input_projection.weight' in state:  # not of a map that has the queries' width
+    if 'input_projection.weight' in state:  # absent if the map has the queries' width
         params['project'] = dense(state, 'input_projection')
     for i in numbered(state, 'decoder.layers.'):
         layer = f'decoder.layers.{i}'

@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's released code for Segmenter: names of mmseg's `backbone.*` and `decode_head.*`."""
+"""Checkpoints of the paper's released Segmenter, with mmseg's `backbone.*` and `decode_head.*`."""
 
 from rankseg_jax.pretrained import torch_layers, vit
 from rankseg_jax.pretrained.torch_layers import dense, norm, part
@@ -44,19 +44,6 @@ def class_wise_linear(state, name):
     return {'kernel': state[f'{name}.W'][0], 'bias': state[f'{name}.b'][0]}
 
 
-def encoder_head(state, prefix: str, num_heads: int) -> dict:
-    """Parameters of `multilabel.EncoderHead`."""
-    params = {
-        'project': dense(state, f'{prefix}proj_dec'),
-        'block': torch_layers.block(state, f'{prefix}block', num_heads),
-        'norm': norm(state, f'{prefix}norm'),
-        'classify': class_wise_linear(state, f'{prefix}fc'),
-    }
-    return params | (
-        {'class_embedding': state[f'{prefix}cls_emb'][0]} if f'{prefix}cls_emb' in state else {}
-    )
-
-
 def decoder_head(state, prefix: str, num_heads: int) -> dict:
     """Parameters of `multilabel.DecoderHead`."""
     params = {
@@ -86,24 +73,3 @@ def decoder_head(state, prefix: str, num_heads: int) -> dict:
             'norm2': norm(state, f'{layer}norm3'),
         }
     return params
-
-
-def deeplabv3_decoder(state, num_heads: int) -> tuple[dict, dict, dict]:
-    """DeepLabV3's head: parameters and statistics of `decoders.aspp.ASPP`, and parameters of the `PixelClassifier` behind it."""
-    names = {'pool': 'image_pool.1', 'fuse0': 'bottleneck'}
-    branches = {key.split('.')[1] for key in state if key.startswith('aspp_modules.')}
-    names |= {f'branch{i}': f'aspp_modules.{i}' for i in branches}
-    layers = {
-        name: torch_layers.conv_norm(state, f'{theirs}.conv', f'{theirs}.bn')
-        for name, theirs in names.items()
-    }
-    classifier = {
-        'classes': {'embedding': state['cls_emb'][0], 'bias': state['cls_bias_emb'][0]},
-        'head': encoder_head(state, 'img_cls_head.', num_heads),
-        'rank': {'temperature': {'norm': norm(state, 'norm')}},
-    }
-    return (
-        {name: layer[0] for name, layer in layers.items()},
-        {name: layer[1] for name, layer in layers.items()},
-        classifier,
-    )

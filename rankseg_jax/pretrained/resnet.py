@@ -1,4 +1,4 @@
-"""ResNet weights of timm and torchvision, which name them alike, of Hugging Face, and of mmcv's v1c."""
+"""ResNet weights under the names of timm and torchvision, of Hugging Face, and of mmcv's v1c."""
 
 import re
 
@@ -43,8 +43,12 @@ DEEP_STEM = {
 def from_timm(state_dict) -> dict:
     """Variables {'params', 'batch_stats'} of `backbones.resnet.ResNet` from a PyTorch state dict.
 
-    `state_dict` maps names to tensors or arrays, such as that of timm's resnet50; its classifier is
-    left out. Raises ValueError on a name that a plain ResNet does not have (a ResNet-D, say).
+    Args:
+      state_dict: tensors or arrays by name, such as those of timm's resnet50; the classifier is
+        dropped.
+
+    Raises:
+      ValueError: a name that a plain ResNet does not have, such as one of a ResNet-D.
     """
     for pattern, replacement in TO_TIMM:
         state_dict = {re.sub(pattern, replacement, key): value for key, value in state_dict.items()}
@@ -67,13 +71,13 @@ def from_timm(state_dict) -> dict:
                 )
         else:
             raise ValueError(
-                f'{key!r} is no weight of a ResNet of timm, torchvision, Hugging Face or mmcv (plain or v1c)'
+                f'{key!r} is not a weight of a ResNet (plain or v1c) of timm, torchvision, '
+                'Hugging Face or mmcv'
             )
         value = np.asarray(value)
         if kind == 'conv':
-            variables['params', layer, 'conv', 'kernel'] = value.transpose(
-                2, 3, 1, 0
-            )  # [h, w, C, D]
+            kernel = value.transpose(2, 3, 1, 0)  # [height, width, in, out]
+            variables['params', layer, 'conv', 'kernel'] = kernel
         else:
             collection, ours = NORM[leaf]
             variables[collection, layer, 'norm', ours] = value  # [D]

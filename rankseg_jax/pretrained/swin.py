@@ -29,9 +29,9 @@ LEFT_OUT = re.compile(
 
 
 def from_torch(state) -> dict:
-    """Parameters of `backbones.swin.Swin`, whose shape the arrays tell; the classifier and the norm before it are left out.
+    """Parameters of `backbones.swin.Swin`, without the classifier and the norm before it.
 
-    The norms of the features start as they would afresh where there are none, as in classifiers.
+    A classifier has no norms of the features: these get their initial values.
 
     Raises:
       ValueError: a name that no Swin has.
@@ -39,7 +39,10 @@ def from_torch(state) -> dict:
     for pattern, replacement in TO_TIMM:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
     state = {key: np.asarray(value) for key, value in state.items() if not LEFT_OUT.match(key)}
-    layer = r'layers\.\d\.(blocks\.\d+\.(norm[12]|attn\.(qkv|q|k|v|proj)|mlp\.fc[12])|downsample\.(norm|reduction))'
+    layer = (
+        r'layers\.\d\.(blocks\.\d+\.(norm[12]|attn\.(qkv|q|k|v|proj)|mlp\.fc[12])|'
+        r'downsample\.(norm|reduction))'
+    )
     known = re.compile(
         rf'({layer}|patch_embed\.(proj|norm)|hidden_states_norms\.stage\d)\.(weight|bias)|absolute_pos_embed|'
         r'layers\.\d\.blocks\.\d+\.attn\.relative_position_bias_table'
@@ -52,7 +55,7 @@ def from_torch(state) -> dict:
         'patch_norm': torch_layers.norm(state, 'patch_embed.norm'),
     }
     if 'absolute_pos_embed' in state:
-        codes = state['absolute_pos_embed'][0]  # [h · w, C], of a square
+        codes = state['absolute_pos_embed'][0]  # [h · w, D], of a square
         params['position'] = codes.reshape(round(len(codes) ** 0.5), -1, codes.shape[-1])
     # timm merges at the start of a stage, others at the end of the one before.
     late = 'layers.0.downsample.norm.weight' in state

@@ -1,4 +1,7 @@
-"""Layers of PyTorch as parameters of ours. Each function takes a state dict and the name of a layer in it."""
+"""PyTorch's layers as our parameters.
+
+Each function takes a state dict and the name of a layer in it.
+"""
 
 import numpy as np
 
@@ -45,7 +48,7 @@ def conv_norm(state, conv_name, norm_name):
 
 
 def attention(state, packed, out, num_heads):
-    """MultiHeadDotProductAttention, from the names of the packed query-key-value projection and of the one behind it."""
+    """MultiHeadDotProductAttention, from the names of its packed and of its output projection."""
     separator = '_' if f'{packed}_weight' in state else '.'
     weight, bias = (state[f'{packed}{separator}{leaf}'] for leaf in ('weight', 'bias'))
     dim = weight.shape[1]
@@ -62,7 +65,7 @@ def attention(state, packed, out, num_heads):
 
 
 def split_attention(state, name, num_heads):
-    """The same from the name of a layer that has `q_proj`, `k_proj`, `v_proj` and `out_proj`."""
+    """The same, from a layer that has `q_proj`, `k_proj`, `v_proj` and `out_proj`."""
     packed = {
         f'in_proj_{leaf}': np.concatenate([state[f'{name}.{part}_proj.{leaf}'] for part in 'qkv'])
         for leaf in ('weight', 'bias')

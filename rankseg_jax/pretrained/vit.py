@@ -1,4 +1,4 @@
-"""Vision transformer weights: timm's, torchvision's and mmseg's state dicts, and the original JAX `.npz` files (AugReg)."""
+"""Vision transformers of timm, torchvision and mmseg, and original JAX files (AugReg)."""
 
 import re
 
@@ -28,7 +28,7 @@ HEAD = re.compile(r'(head|heads|head_dist|fc_norm|pre_logits|representation_laye
 
 
 def from_torch(state) -> dict:
-    """Parameters of `backbones.vit.ViT` from a state dict; its classifier is left out.
+    """Parameters of `backbones.vit.ViT` from a state dict, without its classifier.
 
     Raises:
       ValueError: a name or a missing name that no plain ViT has.
@@ -37,7 +37,8 @@ def from_torch(state) -> dict:
     for pattern, replacement in TO_TIMM:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
     known = re.compile(
-        r'(cls_token|pos_embed|cls_emb|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))'
+        r'(cls_token|pos_embed|cls_emb|'
+        r'(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))'
         r'\.(weight|bias))$'
     )
     strange = sorted(key for key in state if not known.match(key))
@@ -46,7 +47,8 @@ def from_torch(state) -> dict:
     )
     if strange or missing:
         raise ValueError(
-            f'these are not the weights of a plain ViT: unknown names {strange[:5]}, missing names {missing}'
+            f'these are not the weights of a plain ViT: unknown names {strange[:5]}, '
+            f'missing names {missing}'
         )
     num_heads = state['cls_token'].shape[-1] // 64
     params = {
@@ -63,7 +65,7 @@ def from_torch(state) -> dict:
 
 
 def from_augreg(arrays) -> dict:
-    """Parameters of `backbones.vit.ViT` from a flat dict of the original JAX names; its classifier is left out."""
+    """Parameters of `backbones.vit.ViT` from the original JAX names, without its classifier."""
     names = [
         ('Transformer/encoderblock_', 'block'),
         ('Transformer/encoder_norm', 'norm'),
@@ -87,7 +89,7 @@ def from_augreg(arrays) -> dict:
 
 
 def positions(codes) -> dict:
-    """Position codes [1, 1 + n·n, D], the class token's first, as ViT's two parameters."""
+    """Position codes [1, 1 + n·n, D], the class token's first, as the two parameters of `ViT`."""
     side = round((codes.shape[1] - 1) ** 0.5)
     if side * side + 1 != codes.shape[1]:
         raise ValueError(f'{codes.shape[1]} position codes are not a class token and a square grid')

@@ -1,0 +1,56 @@
+"""Names and layouts of the paper's released code that only comparisons with it need."""
+
+import jax
+import jax.numpy as jnp
+
+from rankseg_jax.pretrained import released, torch_layers
+from rankseg_jax.pretrained.torch_layers import dense, norm
+
+
+def full_logits(rank_logits, selection, num_classes: int, fill: float = -100.0):
+    """[B, …, κ] -> [B, …, K], with `fill` for categories that were not selected."""
+
+    def scatter(logits, labels):
+        empty = jnp.full((*logits.shape[:-1], num_classes), fill, logits.dtype)
+        return empty.at[..., labels].set(logits)
+
+    return jax.vmap(scatter)(rank_logits, selection.labels)
+
+
+def encoder_head(state, prefix: str, num_heads: int) -> dict:
+    """Parameters of `multilabel.EncoderHead`."""
+    params = {
+        'project': dense(state, f'{prefix}proj_dec'),
+        'block': torch_layers.block(state, f'{prefix}block', num_heads),
+        'norm': norm(state, f'{prefix}norm'),
+        'classify': released.class_wise_linear(state, f'{prefix}fc'),
+    }
+    return params | (
+        {'class_embedding': state[f'{prefix}cls_emb'][0]} if f'{prefix}cls_emb' in state else {}
+    )
+
+
+def deeplabv3_decoder(state, num_heads: int) -> tuple[dict, dict, dict]:
+    """DeepLabV3's decoder.
+
+    Returns:
+      Parameters and statistics of `decoders.aspp.ASPP`, and parameters of the `PixelClassifier`
+      behind it.
+    """
+    names = {'pool': 'image_pool.1', 'fuse0': 'bottleneck'}
+    branches = {key.split('.')[1] for key in state if key.startswith('aspp_modules.')}
+    names |= {f'branch{i}': f'aspp_modules.{i}' for i in branches}
+    layers = {
+        name: torch_layers.conv_norm(state, f'{theirs}.conv', f'{theirs}.bn')
+        for name, theirs in names.items()
+    }
+    classifier = {
+        'classes': {'embedding': state['cls_emb'][0], 'bias': state['cls_bias_emb'][0]},
+        'head': encoder_head(state, 'img_cls_head.', num_heads),
+        'rank': {'temperature': {'norm': norm(state, 'norm')}},
+    }
+    return (
+        {name: layer[0] for name, layer in layers.items()},
+        {name: layer[1] for name, layer in layers.items()},
+        classifier,
+    )
