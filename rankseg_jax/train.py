@@ -183,9 +183,14 @@ class Progress:
         self.schedule = optimizers.make_schedule(config.optimizer, config.steps)
         self.rows, self.time, self.step, self.saved = [], time.time(), start, start
         self.pending = collections.deque()
-        self.first = jax.process_index() == 0
-        self.writer = metric_writers.SummaryWriter(str(workdir)) if self.first else None
-        self.file = (workdir / 'metrics.jsonl').open('a') if self.first else None
+        first = jax.process_index() == 0
+        self.writer = metric_writers.SummaryWriter(str(workdir)) if first else None
+        self.file = (workdir / 'metrics.jsonl').open('a') if first else None
+
+    def close(self) -> None:
+        if self.writer and self.file:
+            self.writer.close()
+            self.file.close()
 
     def add(self, step: int, metrics) -> None:
         """Adds the metrics of a step."""
@@ -215,7 +220,7 @@ class Progress:
 
     def write(self, step: int, scalars: dict) -> None:
         """Writes scalars under the number of a step."""
-        if self.first:
+        if self.writer and self.file:
             self.writer.write_scalars(step, scalars)
             self.writer.flush()
             row = evaluate.without_nan({k: float(v) for k, v in scalars.items()})
@@ -393,7 +398,7 @@ def train(config, workdir) -> dict[str, Any]:
     progress = Progress(config, workdir, start, batch_ids)
     scores = {}
     batches = pipeline.train_batches(source, config, task, start_step=start)
-    with manager, Stop() as stop, contextlib.closing(batches):
+    with manager, Stop() as stop, contextlib.closing(progress), contextlib.closing(batches):
         for step in range(start, config.steps):
             batch = sharding.shard_batch(next(batches), mesh)
             state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch)
