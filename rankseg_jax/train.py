@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metric_writers
+from flax import struct
 from jax.experimental import multihost_utils
 
 from rankseg_jax import (
@@ -35,7 +35,7 @@ from rankseg_jax.selector import Choice
 AHEAD = 2  # steps that the host runs ahead of the device at most
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
     """All that a step changes.
 
