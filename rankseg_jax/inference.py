@@ -4,9 +4,9 @@ Images are seen whole or by sliding windows, at several scales, mirrored too. Th
 image are selected once, from all its views, so that a rank means the same in each of them.
 """
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 
 from rankseg_jax import models, selector
@@ -16,7 +16,7 @@ from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Prediction:
     """What a model predicts for a batch of images.
 
@@ -118,7 +118,7 @@ def assemble(cuts: list['Cut'], outputs, size, canvas: tuple[int, int]) -> list[
     return seen
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Cut:
     """Windows of a batch of images, those of the mirrored images after the others.
 
@@ -133,8 +133,8 @@ class Cut:
     images: jax.Array
     content: jax.Array
     starts: list[jax.Array]
-    stride: tuple[int, int] = flax.struct.field(pytree_node=False)
-    mirrored: tuple[bool, ...] = flax.struct.field(pytree_node=False)
+    stride: tuple[int, int] = struct.field(pytree_node=False)
+    mirrored: tuple[bool, ...] = struct.field(pytree_node=False)
 
     @classmethod
     def from_view(cls, view, evaluation) -> 'Cut':

@@ -3,14 +3,14 @@
 `*space` is (h, w) of images and (t, h, w) of clips. Nothing here counts these axes.
 """
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from rankseg_jax.ranking import Selection
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class PixelOutput:
     """Output of a per-pixel framework.
 
@@ -60,7 +60,7 @@ class PixelOutput:
         return jax.nn.softmax(logits) if probabilities else logits
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class QueryOutput:
     """Output of a per-query framework.
 

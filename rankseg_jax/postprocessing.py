@@ -1,8 +1,8 @@
 """From a model's outputs to maps of ranks, a block of rows at a time, so that memory stays bounded."""
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 
 from rankseg_jax.data import IGNORE_LABEL
@@ -12,7 +12,7 @@ from rankseg_jax.ranking import Selection, from_ranks
 ROWS = 64  # rows of the result that are upsampled at once: memory is bounded by κ or Q times these
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class View:
     """One pass over a batch of images, and its place in the result; see `inference.interpolation`.
 

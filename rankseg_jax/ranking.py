@@ -3,14 +3,14 @@
 The class axis of any tensor becomes a rank axis of static length κ, targets follow, and the winning rank leads back to a class id.
 """
 
-import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from jax import lax
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Selection:
     """The categories kept for each image, best first.
 

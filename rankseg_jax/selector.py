@@ -8,17 +8,17 @@ that shares one selection, so that a rank means the same in all of them.
 
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax.multilabel import build_head
 from rankseg_jax.ranking import RankTemperature, Selection, select
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Choice:
     """What a model is told about the categories of its images.
 
@@ -34,8 +34,8 @@ class Choice:
 
     presence: jax.Array | None = None
     selection: Selection | None = None
-    views: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
-    all_classes: bool = flax.struct.field(pytree_node=False, default=False)
+    views: tuple[int, int] = struct.field(pytree_node=False, default=(1, 1))
+    all_classes: bool = struct.field(pytree_node=False, default=False)
 
     def spread(self, selection: Selection | None) -> Selection | None:
         """Repeats a selection of B groups for every image of each group."""

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metric_writers
+from flax import struct
 from jax.experimental import multihost_utils
 
 from rankseg_jax import (
@@ -35,7 +35,7 @@ from rankseg_jax.selector import Choice
 AHEAD = 2  # steps that the host runs ahead of the device at most
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
     """All that a step changes.
 
@@ -139,7 +139,7 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
         if config.ema:
             decay = 1 - config.ema
             variables['ema'] = optax.incremental_update(params, state.model['ema'], decay)
-        norms = {'grad_norm': optax.global_norm(grads), 'param_norm': optax.global_norm(params)}
+        norms = {'grad_norm': optax.tree.norm(grads), 'param_norm': optax.tree.norm(params)}
         return TrainState(state.step + 1, variables, optimizer_state), metrics | norms
 
     return train_step
@@ -183,9 +183,14 @@ class Progress:
         self.schedule = optimizers.make_schedule(config.optimizer, config.steps)
         self.rows, self.time, self.step, self.saved = [], time.time(), start, start
         self.pending = collections.deque()
-        self.first = jax.process_index() == 0
-        self.writer = metric_writers.SummaryWriter(str(workdir)) if self.first else None
-        self.file = (workdir / 'metrics.jsonl').open('a') if self.first else None
+        first = jax.process_index() == 0
+        self.writer = metric_writers.SummaryWriter(str(workdir)) if first else None
+        self.file = (workdir / 'metrics.jsonl').open('a') if first else None
+
+    def close(self) -> None:
+        if self.writer and self.file:
+            self.writer.close()
+            self.file.close()
 
     def add(self, step: int, metrics) -> None:
         """Adds the metrics of a step."""
@@ -215,7 +220,7 @@ class Progress:
 
     def write(self, step: int, scalars: dict) -> None:
         """Writes scalars under the number of a step."""
-        if self.first:
+        if self.writer and self.file:
             self.writer.write_scalars(step, scalars)
             self.writer.flush()
             row = evaluate.without_nan({k: float(v) for k, v in scalars.items()})
@@ -393,7 +398,7 @@ def train(config, workdir) -> dict[str, Any]:
     progress = Progress(config, workdir, start, batch_ids)
     scores = {}
     batches = pipeline.train_batches(source, config, task, start_step=start)
-    with manager, Stop() as stop, contextlib.closing(batches):
+    with manager, Stop() as stop, contextlib.closing(progress), contextlib.closing(batches):
         for step in range(start, config.steps):
             batch = sharding.shard_batch(next(batches), mesh)
             state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch)

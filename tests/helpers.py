@@ -32,7 +32,7 @@ def random_like(shapes, seed=0):
 
 
 def random_batch_norms(torch, model):
-    """A PyTorch model in evaluation mode, its batch norms' scales, offsets and statistics random instead of 1 and 0."""
+    """A PyTorch model in evaluation mode whose batch norms have random values and statistics."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -44,7 +44,7 @@ def random_batch_norms(torch, model):
 
 
 def random_parameters(torch, model, scale=0.1):
-    """A PyTorch model in evaluation mode, its offsets and scales random too, which start at 0 and 1."""
+    """A PyTorch model in evaluation mode with random parameters, offsets and scales included."""
     torch.manual_seed(0)
     for name, value in model.named_parameters():
         torch.nn.init.normal_(value, 1.0 if 'norm' in name and 'weight' in name else 0.0, scale)
@@ -65,7 +65,7 @@ def relative_error(ours, expected):
 
 @cache  # the declarations last as long as the object that is returned
 def mend_torchvision():
-    """Lets a torchvision without its compiled operators be imported, and timm with it: it only needs these two declared."""
+    """Makes a torchvision without compiled operators importable, and timm with it."""
     import torch
 
     try:

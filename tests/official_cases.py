@@ -1,4 +1,4 @@
-"""What the tests of published data sets share: TFDS's own test case, and pictures and maps to fill folders with."""
+"""Shared by the tests of published data sets: TFDS's test case, and images and maps for folders."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ SAMPLES = Path(__file__).parent / 'golden/samples'  # official annotations, with
 
 
 class Case(tfds.testing.DatasetBuilderTestCase):
-    """Prepares DATASET_CLASS from what `fill(root)` writes, reads it back, and compares it with SPLITS; see TFDS."""
+    """Prepares DATASET_CLASS from the files of `fill(root)`, compares it with SPLITS; see TFDS."""
 
     MOCK_OUT_FORBIDDEN_OS_FUNCTIONS = False
     SKIP_CHECKSUMS = True
@@ -49,7 +49,7 @@ def picture(path, rows, columns, seed=0):
 
 
 def blank_image(path, rows, columns):
-    """Writes a gray image, in place of a photo that may not be distributed, and the folders above it."""
+    """Writes a gray image in place of a photo that may not be distributed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new('RGB', (columns, rows), (128, 128, 128)).save(path)
 
@@ -75,7 +75,7 @@ def prepare(builder_class, folder, records):
 
 
 def assert_same(get_source, folder, records, split):
-    """A split read straight from the folder and from its records holds the same, example by example."""
+    """A split has the same examples whether read from its folder or from records."""
     straight, prepared = get_source(config(folder), split), get_source(config(records), split)
     assert (
         straight.ids == prepared.ids
@@ -105,7 +105,7 @@ def assert_same(get_source, folder, records, split):
 
 
 def assert_refused(builder_class, folder, records, error, match):
-    """Reading it straight (both splits) and preparing it end in this error, and preparing leaves no file behind."""
+    """Reading a folder and preparing it end in this error, and preparing leaves no file behind."""
     with pytest.raises(error, match=match):
         for split in builder_class.PUBLISHED:
             builder_class.get_source(config(folder), split).load(0)

@@ -84,7 +84,7 @@ def losses(workdir):
 
 
 def test_semantic_run_goes_on_as_before(workdir, data_dir):
-    """Two more steps, which need the state of the optimizer, the averaged parameters and the order of the data."""
+    """Two more steps, with the optimizer's state, averaged parameters and order of the data."""
     run, expected = workdir('semantic'), recorded('semantic')
     train.train(config(data_dir, steps=402, eval_every=402, checkpoint_every=400), run)
     np.testing.assert_allclose(losses(run), expected['resumed/loss'], rtol=1e-3)
@@ -95,9 +95,7 @@ def test_semantic_run_goes_on_as_before(workdir, data_dir):
 
 
 def test_a_run_starts_from_the_weights_of_an_old_one(workdir, data_dir, tmp_path):
-    """Its first loss is far below that of a fresh model."""
-    pretrained, fresh = tmp_path / 'pretrained', tmp_path / 'fresh'
-    changes = dict(steps=1, eval_every=1, checkpoint_every=1)
-    train.train(config(data_dir, model__pretrained=str(workdir('semantic')), **changes), pretrained)
-    train.train(config(data_dir, **changes), fresh)
-    assert losses(pretrained)[0] < losses(fresh)[0] - 1
+    pretrained = str(workdir('semantic'))
+    changes = dict(steps=1, eval_every=1, checkpoint_every=1, model__pretrained=pretrained)
+    train.train(config(data_dir, **changes), tmp_path / 'run')
+    assert losses(tmp_path / 'run')[0] < 5  # 6.6 without them

@@ -170,8 +170,8 @@ def load(source, variables) -> dict:
     checkpoint.check_same(
         found,
         expected,
-        f'config.model.pretrained = {source}',
-        'Choose the model that the weights belong to.',
+        where=f'config.model.pretrained = {source}',
+        advice='Choose the model that the weights belong to.',
     )
     loaded = {'batch_stats': {}} | traverse_util.unflatten_dict(model | found, sep='/')
     return loaded | ({'ema': loaded['params']} if 'ema' in variables else {})

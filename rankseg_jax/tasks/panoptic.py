@@ -3,10 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from PIL import Image
 
 from rankseg_jax import visualize
@@ -236,7 +236,7 @@ def targets(ids, segments, max_targets: int) -> tuple[np.ndarray, np.ndarray, np
     return labels, places[index.reshape(ids.shape)], np.int32(len(held) - len(chosen))
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Segments:
     """Panoptic segments of a batch of images.
 

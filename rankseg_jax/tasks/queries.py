@@ -1,8 +1,8 @@
 """What tasks share on per-query outputs: targets, and their loss in rank space."""
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from rankseg_jax import losses
 from rankseg_jax.data import IGNORE_LABEL
@@ -11,7 +11,7 @@ from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.ranking import select, to_ranks
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Targets:
     """At most N masks in each image; they do not overlap, so that one map holds them all.
 
