@@ -52,9 +52,9 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
     )
 
 
-def score(metrics: dict) -> float | None:
+def score(run: dict[str, Any]) -> Any:
     """The score that a checkpoint was saved with; None if it was not evaluated."""
-    return metrics['score'] if 'score' in metrics else metrics['mIoU']  # the older name
+    return run['score' if 'score' in run else 'mIoU']  # its name in version 0.1
 
 
 def save(manager: ocp.CheckpointManager, step: int, model, optimizer, run: dict[str, Any]) -> None:
@@ -83,8 +83,8 @@ def find(manager: ocp.CheckpointManager, which: str | int) -> int:
         return max(steps)
     if which == 'best':
         scores = {step: score(read_run(manager, step)) for step in steps}
-        if scores := {step: value for step, value in scores.items() if value is not None}:
-            return max(scores, key=scores.get)
+        if scored := [step for step in steps if scores[step] is not None]:
+            return max(scored, key=lambda step: scores[step])
     if str(which).isdigit() and int(which) in steps:
         return int(which)
     raise FileNotFoundError(
@@ -95,7 +95,7 @@ def find(manager: ocp.CheckpointManager, which: str | int) -> int:
 
 def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """The item `run` of a checkpoint."""
-    return manager.restore(step, args=args.Composite(run=args.JsonRestore())).run
+    return manager.restore(step, args=args.Composite(run=args.JsonRestore()))['run']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def read_model(workdir):
     step = find(manager, 'last')
     metadata = manager.item_metadata(step)['model']
     shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
-    return manager.restore(step, args=args.Composite(model=args.StandardRestore(shapes))).model
+    return manager.restore(step, args=args.Composite(model=args.StandardRestore(shapes)))['model']
 
 
 def check_same(found, expected, *, where: str, advice: str) -> None:

@@ -54,11 +54,11 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
       writer: see `tasks.Task.writer`, for the predictions of this host's images; None: they are
         only scored.
     """
-    totals, host_totals = task.empty_statistics(), task.empty_statistics()
+    total, host_total = task.empty_statistics(), task.empty_statistics()
     num_images = 0
     for batch in pipeline.eval_batches(source, config):
         statistics, maps = eval_step(variables, sharding.shard_batch(batch, mesh))
-        totals = merge(totals, jax.device_get(statistics))
+        total = merge(total, jax.device_get(statistics))
         num_images += int(batch['mask'].sum())
         if not (writer or task.scores_images):
             continue
@@ -67,7 +67,7 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
             found = task.cut({name: x[i] for name, x in maps.items()}, batch['size'][i])
             index = int(batch['index'][i])
             try:
-                host_totals = merge(host_totals, task.image_statistics(source, index, found))
+                host_total = merge(host_total, task.image_statistics(source, index, found))
             except CorruptExample as error:
                 logging.error('Excluded from the scores: %s', error)
                 continue
@@ -79,12 +79,12 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
             len(source) - num_images,
             len(source),
         )
-    return task.scores(merge(totals, sum_over_hosts(host_totals)))
+    return task.scores(merge(total, sum_over_hosts(host_total)))
 
 
-def merge(totals: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
-    """Adds metrics to totals, by name."""
-    return totals | {name: totals[name].merge(metric) for name, metric in metrics.items()}
+def merge(total: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """Adds metrics to a total, by name."""
+    return total | {name: total[name].merge(metric) for name, metric in metrics.items()}
 
 
 def sum_over_hosts(metrics):
@@ -137,11 +137,14 @@ def without_nan(values):
     return None if isinstance(values, float) and np.isnan(values) else values
 
 
+def totals(scores: dict[str, Any]) -> dict[str, float]:
+    """The scores of the whole data set, without those of its categories."""
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
 def one_line(scores: dict[str, Any]) -> str:
     """The total scores, in percent."""
-    return '  '.join(
-        f'{name} {100 * value:.1f}' for name, value in scores.items() if np.isscalar(value)
-    )
+    return '  '.join(f'{name} {100 * value:.1f}' for name, value in totals(scores).items())
 
 
 def table(scores: dict[str, Any], columns: Sequence[str], most: int = 20) -> str:
@@ -163,9 +166,8 @@ def table(scores: dict[str, Any], columns: Sequence[str], most: int = 20) -> str
         lines.append(f'{row["name"]:<{width}}  {cells}')
     if len(rows) > most:
         lines.append(f'… and {len(rows) - most} rarer categories')
-    totals = [
-        f'{name:<{max(width, 20)}}  {100 * value:5.1f}'
-        for name, value in scores.items()
-        if np.isscalar(value)
+    lines.append('')
+    lines += [
+        f'{name:<{max(width, 20)}}  {100 * value:5.1f}' for name, value in totals(scores).items()
     ]
-    return '\n'.join([*lines, '', *totals])
+    return '\n'.join(lines)

@@ -68,4 +68,4 @@ def restore(run: checkpoint.SavedRun, model, config, mesh) -> dict:
 
     shapes = jax.eval_shape(fresh)
     expected = sharding.place(shapes, sharding.state_shardings(mesh, shapes))
-    return checkpoint.restore(run.manager, run.step, model=expected).model
+    return checkpoint.restore(run.manager, run.step, model=expected)['model']

@@ -32,7 +32,7 @@ class PixelOutput:
     @property
     def cells(self) -> tuple[int, int]:
         """(h, w) of the logits."""
-        return self.logits.shape[-3:-1]
+        return self.logits.shape[-3], self.logits.shape[-2]
 
     def split_views(self, mirrors: int, windows: tuple[int, int]) -> list['PixelOutput']:
         """An output for each mirror image, with the logits of its windows side by side.
@@ -84,7 +84,7 @@ class QueryOutput:
     @property
     def cells(self) -> tuple[int, int]:
         """(h, w) of the masks."""
-        return self.mask_logits.shape[-2:]
+        return self.mask_logits.shape[-2], self.mask_logits.shape[-1]
 
     def split_views(self, mirrors: int, windows: tuple[int, int]) -> list['QueryOutput']:
         """An output for each mirror image; see `PixelOutput.split_views`. `windows` is (1, 1)."""

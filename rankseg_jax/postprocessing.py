@@ -1,4 +1,4 @@
-"""From a model's outputs to maps of ranks, a block of rows at a time, so that memory stays bounded."""
+"""From a model's outputs to maps of class ids, a block of rows at a time to bound the memory."""
 
 import jax
 import jax.numpy as jnp

@@ -112,7 +112,7 @@ def from_artifact(folder: Path) -> Predictor:
         )
     config = ConfigDict({'task': about['task']})
     task = tasks.build(config, about['labels'], about['things'])
-    call = jax.jit(jax.export.deserialize((folder / export.ARTIFACT).read_bytes()).call)
+    call = jax.jit(jax.export.deserialize(bytearray((folder / export.ARTIFACT).read_bytes())).call)
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
 
     def segment(image, presence):

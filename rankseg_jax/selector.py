@@ -63,7 +63,7 @@ class CategorySelector(nn.Module):
 
         Args:
           features: [B · views, h, w, D] or tokens [B · views, L, D].
-          class_embedding: [K, D] of the classifier, which the head uses if `share_embedding` is set.
+          class_embedding: [K, D] of the classifier; the head uses it with `share_embedding`.
 
         Raises:
           ValueError: as `build_head` and `choose`.
@@ -119,7 +119,7 @@ def pool(presence_logits, views: tuple[int, int]):
 
 
 def ranked_categories(options, presence_logits, selection: Selection | None) -> Selection:
-    """The κ categories that the multi-label head ranks first, whether or not they were selected."""
+    """The κ categories that the multi-label head ranks first, even if others were selected."""
     if selection is None or options.oracle:
         return select(presence_logits, options.num_selected)
     return selection

@@ -325,7 +325,7 @@ def resumed_state(manager, step: int, shapes: TrainState, shardings, config, cla
             )
     sharding.print_once(f'Resuming {workdir} after step {run["next_step"]}')
     done = jax.device_put(jnp.int32(run['next_step']), shardings.step)
-    return TrainState(done, restored.model, restored.optimizer)
+    return TrainState(done, restored['model'], restored['optimizer'])
 
 
 def train(config, workdir) -> dict[str, Any]:
@@ -415,7 +415,7 @@ def train(config, workdir) -> dict[str, Any]:
                 progress.report(done)
             if evaluating:
                 scores = score(state)
-                scalars = {f'eval/{k}': v for k, v in scores.items() if np.isscalar(v)}
+                scalars = {f'eval/{k}': v for k, v in evaluate.totals(scores).items()}
                 progress.write(done, scalars)
                 sharding.print_once(
                     f'step {done}/{config.steps}  {config.data.eval_split}: '

@@ -1,5 +1,7 @@
 """Style and parts that the charts of data and of models share."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -8,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 BLUE, ORANGE, GREEN, RED = '#1f6fb4', '#e08214', '#189648', '#c0392b'
 INK, PALE = '#202124', '#e4e6ea'
 MOST = 20  # rows of a chart
-STYLE = {
+STYLE: dict[Any, Any] = {
     'figure.dpi': 160,
     'figure.constrained_layout.use': True,
     'font.size': 8,
@@ -51,7 +53,8 @@ def percentages(shares, rows, columns, *, color: str, deepest: float):
     for part, shade, most in ((diagonal, GREEN, 1.2), (~diagonal, color, deepest)):
         colors = LinearSegmentedColormap.from_list('', ['white', shade])
         axis.imshow(np.where(part, shares, np.nan), colors, vmin=0, vmax=most, aspect='auto')
-    for (row, column), share in np.ndenumerate(shares):
+    for row, column in np.ndindex(*shares.shape):
+        share = float(shares[row, column])
         if share >= 0.005:
             axis.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=6.5)
     axis.set_yticks(range(len(rows)), rows)

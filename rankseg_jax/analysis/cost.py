@@ -33,6 +33,8 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
     }
     class_names = [str(label) for label in range(num_classes)]
     compiled = make_segment(model, config, class_names).lower(variables, batch).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None  # CPUs, GPUs and TPUs tell it
     seconds = []
     while len(seconds) < 6 or sum(seconds) < 0.5:
         start = time.perf_counter()
@@ -41,5 +43,5 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
     return {
         'num_selected': num_selected,
         'milliseconds': 1e3 * float(np.median(seconds[1:])),
-        'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
+        'temporary_bytes': memory.temp_size_in_bytes,
     }

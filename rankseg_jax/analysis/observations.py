@@ -1,7 +1,7 @@
 """One pass of a model over a split: counts, selections and scores, collected on the host."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -36,10 +36,11 @@ class Observations:
 
     def selected_present(self) -> np.ndarray:
         """bool [N, κ]: does the image hold the category selected at this rank?"""
+        assert self.selected is not None
         return np.take_along_axis((self.counts > 0).toarray(), self.selected, 1)
 
 
-def make_segment(model, config, class_names: Sequence[str]) -> Callable:
+def make_segment(model, config, class_names: Sequence[str]) -> jax.stages.Wrapped:
     """A jitted (variables, batch) → (labels, selected, presence_logits), whatever the task.
 
     `labels` are int32 [B, H, W], `selected` int32 [B, κ] or None, `presence_logits` [B, K] or None.
@@ -84,8 +85,8 @@ def observe(segment, variables, source, config, mesh) -> Observations:
     for batch in pipeline.eval_batches(source, config):
         outputs = jax.device_get(segment(variables, sharding.shard_batch(batch, mesh)))
         mask = batch['mask']
-        # n images of the batch are no padding: [n, H, W], [n, κ], [n, K]
-        labels, selected, logits = (None if x is None else x[mask] for x in outputs)
+        # The n images of the batch that are not padding: [n, H, W], [n, κ], [n, K].
+        labels, selected, logits = jax.tree.map(lambda x, mask=mask: x[mask], outputs)
         image, true, predicted = labeled_pixels(batch['label'][mask], labels)
         counts.append(count(image, true, (len(labels), num_classes)))
         confusion += count(true, predicted, confusion.shape)

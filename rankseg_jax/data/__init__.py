@@ -145,7 +145,7 @@ def get_source(data_config, split: str) -> Source:
     return _find(data_config.name).get_source(data_config, split)
 
 
-def builder_class(name: str) -> type:
+def builder_class(name: str) -> Any:
     """The TFDS builder of a published data set.
 
     Raises:
@@ -184,18 +184,3 @@ def _find(name: str):
             f'{", ".join(DATA_SETS)}'
         )
     return pkgutil.resolve_name(f'{__name__}.{DATA_SETS[name]}')
-
-
-def things(source, task):
-    """For the task 'panoptic' the source's `things` as a list, else None.
-
-    Raises:
-      ValueError: the source has no segments.
-    """
-    if task != 'panoptic':
-        return None
-    if not hasattr(source, 'segments'):
-        raise ValueError(
-            "config.task = 'panoptic' needs data with segments, which this data set has not"
-        )
-    return [bool(thing) for thing in source.things]

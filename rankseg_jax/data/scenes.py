@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image
@@ -74,8 +75,9 @@ def categories() -> tuple[tuple[str, str], ...]:
     by decreasing distance to all before them, so that near-duplicates come last. The names are
     CLDR's.
     """
-    text = resources.files(__package__).joinpath('emoji_categories.txt').read_text('utf-8')
-    return tuple(tuple(line.split(' ', 1)) for line in text.splitlines())
+    text = resources.files('rankseg_jax.data').joinpath('emoji_categories.txt').read_text('utf-8')
+    parts = (line.partition(' ') for line in text.splitlines())
+    return tuple((code, name) for code, _, name in parts)
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
@@ -180,7 +182,7 @@ def artwork_folder(artwork: str) -> Path:
             f'Install them with: pip install {needed}'
         ) from error
     inner = {'twemoji': 'assets/72x72', 'openmoji': 'openmoji/svg'}[artwork]
-    return Path(modules[0].__file__).parent / inner
+    return Path(str(modules[0].__file__)).parent / inner
 
 
 @functools.cache
@@ -308,19 +310,20 @@ def generate(num_classes: int, size: int, split: str, count: int) -> Iterator[di
         )
         for first in range(workers)
     ]
+    streams = [cast(IO[bytes], process.stdout) for process in processes]
     try:
         for index in range(count):
             try:
-                yield pickle.load(processes[index % workers].stdout)
+                yield pickle.load(streams[index % workers])
             except (EOFError, pickle.UnpicklingError) as error:
                 raise RuntimeError(
                     f'emoji_scenes: the worker that makes {split} example {index} ended early; '
                     'its message is above.'
                 ) from error
     finally:
-        for process in processes:
+        for process, stream in zip(processes, streams, strict=True):
             process.terminate()
-            process.stdout.close()
+            stream.close()
             process.wait()
 
 

@@ -100,7 +100,7 @@ class MaskTransformer(nn.Module):
         classes = direction('project_classes', x[:, end:])  # [B, κ or K, D]
         logits = jnp.einsum('bld,bkd->blk', patches, classes)
         logits = logits.reshape(*features.shape[:-1], -1)  # [B, h, w, κ or K]
-        if ranks is not None:
+        if options is not None and ranks is not None:
             logits = RankScale(options, TAU, name='rank')(logits, ranks)
         elif options is not None and options.select:
             logits = logits / TAU  # the warm-up, whose scale has no parameters of its own

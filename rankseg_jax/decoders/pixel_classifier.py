@@ -71,7 +71,7 @@ class PixelClassifier(nn.Module):
             )
         ranks = choice.spread(selection)
         logits = classes(pixels, ranks)  # [B, *space, κ or K]
-        if ranks is not None:
+        if self.rankseg is not None and ranks is not None:
             logits = RankScale(self.rankseg, name='rank')(logits, ranks)
         if auxiliary is not None:
             dim = auxiliary.shape[-1]

@@ -60,7 +60,7 @@ class QueryClassifier(nn.Module):
         ranks = choice.spread(selection)
         class_logits = classes(jnp.stack(queries, 1), ranks)  # [B, predictions, Q, κ + 1 or K + 1]
         tau = TAU if self.cosine else 1.0
-        if ranks is None:
+        if options is None or ranks is None:
             class_logits = class_logits / tau
         else:
             class_logits = RankScale(options, tau, no_object=True, name='rank')(class_logits, ranks)

@@ -16,14 +16,14 @@ linear_init = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(1.0)
 
 
-class QueryDecoder(nn.Module):
-    """Mask2Former's decoder (Cheng et al., 2022): maps of three strides → QueryOutput.
+class TransformerDecoder(nn.Module):
+    """What both decoders share: their sizes, and the classifier at the end.
 
     Attributes:
       num_classes: K.
       num_queries: Q.
       channels: D of the maps, the pixel embeddings and the queries.
-      num_layers: layers of masked attention, over the maps in turn, coarsest first.
+      num_layers: of the decoder.
       mlp_dim: width inside their MLPs.
       cosine, rankseg: as for `QueryClassifier`.
     """
@@ -37,6 +37,25 @@ class QueryDecoder(nn.Module):
     cosine: bool = False
     rankseg: FrozenConfigDict | None = None
     dtype: Any = jnp.float32
+
+    def classifier(self) -> QueryClassifier:
+        """The query classifier, whose parameters lie beside the decoder's own."""
+        classifier = QueryClassifier(
+            num_classes=self.num_classes,
+            dim=self.channels,
+            cosine=self.cosine,
+            rankseg=self.rankseg,
+            dtype=self.dtype,
+        )
+        nn.share_scope(self, classifier)
+        return classifier
+
+
+class QueryDecoder(TransformerDecoder):
+    """Mask2Former's decoder (Cheng et al., 2022): masked attention over maps of three strides.
+
+    The layers look at the maps in turn, coarsest first.
+    """
 
     @nn.compact
     def __call__(self, maps, pixels, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
@@ -90,23 +109,11 @@ class QueryDecoder(nn.Module):
             states, queries, embeddings, maps, pixels, train=train, choice=choice
         )
 
-    def classifier(self) -> QueryClassifier:
-        """The query classifier, whose parameters lie beside the decoder's own."""
-        classifier = QueryClassifier(
-            num_classes=self.num_classes,
-            dim=self.channels,
-            cosine=self.cosine,
-            rankseg=self.rankseg,
-            dtype=self.dtype,
-        )
-        nn.share_scope(self, classifier)
-        return classifier
 
-
-class DetrDecoder(QueryDecoder):
+class DetrDecoder(TransformerDecoder):
     """MaskFormer's decoder (Cheng et al., 2021), DETR's (Carion et al., 2020): one map in full.
 
-    Attributes: as `QueryDecoder`'s, and
+    Attributes:
       dropout: as `QueryLayer`'s.
     """
 
@@ -210,7 +217,7 @@ class QueryLayer(nn.Module):
 
 
 class MaskEmbedding(nn.Module):
-    """Three dense layers, [B, Q, D] → [B, Q, channels]: the embedding shared by a query's pixels."""
+    """The embedding shared by a query's pixels, by three dense layers: [B, Q, D] → [B, Q, D]."""
 
     channels: int
     dtype: Any = jnp.float32

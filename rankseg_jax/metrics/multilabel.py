@@ -36,7 +36,7 @@ class MultilabelMetric:
     @classmethod
     def empty(cls, ks: tuple[int, ...]):
         sums = [np.zeros(len(ks)) for _ in range(3)]
-        return cls(*sums, np.float64(0), np.int64(0), np.int64(0), tuple(ks))
+        return cls(*sums, np.zeros(()), np.zeros((), np.int64), np.zeros((), np.int64), tuple(ks))
 
     @classmethod
     def from_batch(cls, presence_logits, pixel_counts, ks: tuple[int, ...], mask):

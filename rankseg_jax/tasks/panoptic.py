@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -275,7 +276,7 @@ def panoptic_segments(
       keep_unsure: False, as released: pixels where the winner's σ is below 0.5 are void. True, as
         in HF transformers: they are the winner's, and its mask is where p(class) · σ ≥ 0.5.
     """
-    output = view.output
+    output = cast(QueryOutput, view.output)  # `Panoptic.check` refuses the other kind
     num_queries, no_object = output.class_logits.shape[1], output.class_logits.shape[-1] - 1
     probabilities = jax.nn.softmax(output.class_logits.astype(jnp.float32))  # [B, Q, κ + 1]
     scores, labels = probabilities.max(-1), probabilities.argmax(-1)  # [B, Q]

@@ -53,7 +53,7 @@ class Result:
         return visualize.panel(self.image, self.labels, ranked, self.class_names, label=label)
 
     def save(self, path: str | Path) -> None:
-        """Writes `<path>.png` (label map, 16-bit if K > 256), `<path>_overlay.png`, `<path>.json`."""
+        """Writes <path>.png (the label map, 16-bit if K > 256), <path>_overlay.png, <path>.json."""
         dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
         Image.fromarray(self.labels.astype(dtype)).save(f'{path}.png')
         self.overlay().save(f'{path}_overlay.png')

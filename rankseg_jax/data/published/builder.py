@@ -2,6 +2,7 @@
 
 import abc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """The splits to prepare from a folder: all, unless a subclass allows some to be missing."""
         return tuple(cls.PUBLISHED)
 
-    image_id = staticmethod(str)  # file name -> id in the data set's own files
+    # File name → id in the data set's own files.
+    image_id: Callable[[str], int | str] = staticmethod(str)
 
     @classmethod
     def features(cls) -> dict[str, tfds.features.FeatureConnector]:

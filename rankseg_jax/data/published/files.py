@@ -1,7 +1,7 @@
 """Finds and parses the files of published data sets."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def first_existing(*paths: Path) -> Path:
 
 
 @contextmanager
-def parsing(path: Path, kind: str) -> Iterator[None]:
+def parsing(path: Path, kind: str) -> Generator[None]:
     """Turns the errors of the code inside, which parses a file, into a ValueError that names it."""
     try:
         yield

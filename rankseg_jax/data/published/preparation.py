@@ -19,7 +19,7 @@ import os
 import pickle
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -183,7 +183,7 @@ class Parts(tfds.core.ExampleWriter):
 
 
 @contextmanager
-def reading(path) -> Iterator[None]:
+def reading(path) -> Generator[None]:
     """Turns the errors of the code inside, which opens records, into one that says what to do."""
     try:
         yield
