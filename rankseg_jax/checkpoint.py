@@ -61,7 +61,8 @@ def save(manager: ocp.CheckpointManager, step: int, model, optimizer, run: dict[
     """Starts saving in the background.
 
     Args:
-      model, optimizer: trees of arrays; `optimizer` may be None.
+      model: tree of arrays.
+      optimizer: likewise, or None.
       run: of which `run['score']` is a number, so that the checkpoint may stay as the best, or
         None.
     """

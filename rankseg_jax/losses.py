@@ -27,7 +27,8 @@ def asymmetric_loss(
     Args:
       presence_logits: [B, K].
       presence: [B, K] bool or 0/1, the categories in the image.
-      gamma_neg, gamma_pos: focusing exponents of absent and present categories.
+      gamma_neg: focusing exponent of absent categories.
+      gamma_pos: of present ones.
       clip: probability margin within which absent categories cost nothing; 0: none.
       mask: [B] bool, images that take part; None: all.
     """

@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import dataclasses
+import functools
 import json
 import signal
 import time
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metric_writers
+from flax import linen as nn
 from flax import struct
 from jax.experimental import multihost_utils
 
@@ -188,6 +191,7 @@ class Progress:
         self.file = (workdir / 'metrics.jsonl').open('a') if first else None
 
     def close(self) -> None:
+        """Closes the files."""
         if self.writer and self.file:
             self.writer.close()
             self.file.close()
@@ -210,10 +214,8 @@ class Progress:
                 saved = f'The last checkpoint, after step {self.saved}, is older. '
                 raise FloatingPointError(
                     f'the loss or a norm is not finite at step {step}, whose batch holds: '
-                    f'{", ".join(self.batch_ids(step))}; {row}. '
-                    + saved
-                    * bool(self.saved)
-                    + 'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or '
+                    f'{", ".join(self.batch_ids(step))}; {row}. {saved if self.saved else ""}'
+                    'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or '
                     'look at these examples.'
                 )
             self.rows.append(row)
@@ -248,6 +250,14 @@ class Progress:
             f'({" ".join(parts)})  {rate:.1f} img/s  ETA {left // 60}:{left % 60:02d}'
         )
         self.rows = []
+
+    def report_scores(self, step: int, scores: dict[str, Any]) -> None:
+        """Reports the scores of an evaluation after `step` steps."""
+        self.write(step, {f'eval/{k}': v for k, v in evaluate.totals(scores).items()})
+        sharding.print_once(
+            f'step {step}/{self.config.steps}  {self.config.data.eval_split}: '
+            f'{evaluate.one_line(scores)}'
+        )
 
     def restart_clock(self, step: int) -> None:
         """Excludes the time since the last step, spent on something else, from the rates."""
@@ -291,41 +301,142 @@ def check(config, mesh) -> None:
         )
 
 
-def fresh_state(make_state: Callable, config, mesh, shardings) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that stays the same during training."""
+
+    config: Any
+    mesh: jax.sharding.Mesh
+    source: data.Source
+    eval_source: data.Source
+    task: tasks.Task
+    eval_task: tasks.Task
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+
+    def new_state(self) -> TrainState:
+        """The state before the first step."""
+        return create_state(self.model, self.optimizer, self.config, self.task.num_classes)
+
+    @functools.cached_property
+    def shapes(self) -> TrainState:
+        """The shapes of the state."""
+        return jax.eval_shape(self.new_state)
+
+    @functools.cached_property
+    def shardings(self) -> TrainState:
+        """Where the state lies on the mesh."""
+        return sharding.state_shardings(self.mesh, self.shapes)
+
+    def batch_ids(self, step: int) -> list[str]:
+        """The names of the examples of a step."""
+        count, config = len(self.source), self.config
+        indices = pipeline.example_indices(count, config.seed, step, config.batch_size)
+        return [self.source.ids[i] for i in indices]
+
+
+def set_up(config) -> Setup:
+    """Opens the data and builds the model.
+
+    Raises:
+      ValueError: config and data do not fit each other.
+    """
+    mesh = sharding.make_mesh(config.mesh_data)
+    check(config, mesh)
+    source, eval_source = open_sources(config)
+    task = tasks.from_source(config, source)
+    return Setup(
+        config=config,
+        mesh=mesh,
+        source=source,
+        eval_source=eval_source,
+        task=task,
+        eval_task=tasks.from_source(config, eval_source),
+        model=models.build(config, task.num_classes),
+        optimizer=optimizers.make_optimizer(config.optimizer, config.steps),
+    )
+
+
+def first_state(setup: Setup, manager) -> TrainState:
+    """The state after the newest checkpoint; without one, before the first step.
+
+    Raises:
+      ValueError: the run was trained on other categories or another model, or it was converted.
+    """
+    newest, workdir = manager.latest_step(), manager.directory.parent
+    if newest == 0:
+        raise ValueError(
+            f'{workdir} holds converted weights: train in another --workdir, with '
+            f'--config.model.pretrained={workdir}'
+        )
+    return fresh_state(setup) if newest is None else resumed_state(setup, manager, newest)
+
+
+def fresh_state(setup: Setup) -> TrainState:
     """The state before the first step, from `config.model.pretrained` if it is set."""
-    state = make_state()
-    if not config.model.pretrained:
+    state = jax.jit(setup.new_state, out_shardings=setup.shardings)()
+    pretrained_from = setup.config.model.pretrained
+    if not pretrained_from:
         return state
-    loaded = pretrained.load(config.model.pretrained, sharding.host_copy(state.model, mesh))
-    sharding.print_once(f'Starting from {config.model.pretrained}')
+    loaded = pretrained.load(pretrained_from, sharding.host_copy(state.model, setup.mesh))
+    sharding.print_once(f'Starting from {pretrained_from}')
     # Copied, since the step donates the state.
-    return state.replace(model=jax.device_put(loaded, shardings.model, may_alias=False))
+    return state.replace(model=jax.device_put(loaded, setup.shardings.model, may_alias=False))
 
 
-def resumed_state(manager, step: int, shapes: TrainState, shardings, config, class_names):
-    """The state of checkpoint `step` of a run.
+def resumed_state(setup: Setup, manager, step: int) -> TrainState:
+    """The state of checkpoint `step` of the run.
 
     Raises:
       ValueError: the run was trained on other categories, or another model.
     """
-    workdir = manager.directory.parent
+    workdir, class_names = manager.directory.parent, list(setup.task.class_names)
     run = checkpoint.read_run(manager, step)
-    if run['class_names'] != list(class_names):
+    if run['class_names'] != class_names:
         raise ValueError(
             f'{workdir} was trained on other categories: {run["class_names"][:5]} …, now '
-            f'{list(class_names[:5])} …; use another --workdir'
+            f'{class_names[:5]} …; use another --workdir'
         )
-    expected = sharding.place(shapes, shardings)
-    restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
+    expected = sharding.place(setup.shapes, setup.shardings)
+    restored = checkpoint.restore(
+        manager, step, model=expected.model, optimizer=expected.optimizer
+    )
     for key in ('seed', 'batch_size'):
-        if run['config'][key] != config[key]:
+        if run['config'][key] != setup.config[key]:
             sharding.print_once(
-                f'config.{key} was {run["config"][key]} and is {config[key]}: '
+                f'config.{key} was {run["config"][key]} and is {setup.config[key]}: '
                 'the images come in another order now'
             )
     sharding.print_once(f'Resuming {workdir} after step {run["next_step"]}')
-    done = jax.device_put(jnp.int32(run['next_step']), shardings.step)
+    done = jax.device_put(jnp.int32(run['next_step']), setup.shardings.step)
     return TrainState(done, restored['model'], restored['optimizer'])
+
+
+def jit_step(setup: Setup, *, all_classes: bool = False) -> Callable:
+    """The compiled train step, see `make_train_step`."""
+    step = make_train_step(
+        setup.model, setup.optimizer, setup.config, setup.task, all_classes=all_classes
+    )
+    shardings = setup.shardings
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, sharding.split(setup.mesh)),
+        out_shardings=(shardings, sharding.copied(setup.mesh)),
+    )
+
+
+def save(setup: Setup, manager, state: TrainState, score: float | None) -> None:
+    """Starts saving a checkpoint; `score` decides whether it is the best."""
+    done = int(state.step)
+    run = {
+        'config': setup.config.to_dict(),
+        'class_names': list(setup.task.class_names),
+        'things': list(setup.task.things),
+        'next_step': done,
+        'score': score,
+    }
+    checkpoint.save(manager, done, state.model, state.optimizer, run)
 
 
 def train(config, workdir) -> dict[str, Any]:
@@ -338,69 +449,40 @@ def train(config, workdir) -> dict[str, Any]:
       ValueError: config, data and checkpoints do not fit each other.
       FloatingPointError: the loss is not finite.
     """
-    mesh = sharding.make_mesh(config.mesh_data)
-    check(config, mesh)
     workdir = Path(workdir)
+    setup = set_up(config)
     workdir.mkdir(parents=True, exist_ok=True)
-    source, eval_source = open_sources(config)
-    task, eval_task = (tasks.from_source(config, x) for x in (source, eval_source))
-    model = models.build(config, task.num_classes)
-    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-
-    def new_state():
-        return create_state(model, optimizer, config, task.num_classes)
-
-    shapes = jax.eval_shape(new_state)
-    shardings = sharding.state_shardings(mesh, shapes)
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
-    newest = manager.latest_step()
-    if newest == 0:
-        raise ValueError(
-            f'{workdir} holds converted weights: train in another --workdir, with '
-            f'--config.model.pretrained={workdir}'
-        )
-    if newest is None:
-        make_state = jax.jit(new_state, out_shardings=shardings)
-        state = fresh_state(make_state, config, mesh, shardings)
-    else:
-        state = resumed_state(manager, newest, shapes, shardings, config, task.class_names)
-    start = int(state.step)
+    state = first_state(setup, manager)
+    mesh, task, source = setup.mesh, setup.eval_task, setup.eval_source
+    eval_step = evaluate.make_eval_step(setup.model, config, task, mesh, setup.shardings.model)
 
-    eval_step = evaluate.make_eval_step(model, config, eval_task, mesh, shardings.model)
+    def evaluated(state: TrainState) -> dict[str, Any]:
+        return evaluate.evaluate(eval_step, state.model, source, config, task, mesh)
 
-    def score(state):
-        return evaluate.evaluate(eval_step, state.model, eval_source, config, eval_task, mesh)
-
-    if start >= config.steps:
+    if int(state.step) >= config.steps:
         sharding.print_once(f'config.steps = {config.steps} are done already')
-        return score(state)
-
-    def jit_step(**kwargs):
-        return jax.jit(
-            make_train_step(model, optimizer, config, task, **kwargs),
-            donate_argnums=0,
-            in_shardings=(shardings, sharding.split(mesh)),
-            out_shardings=(shardings, sharding.copied(mesh)),
-        )
-
-    train_step, warmup_step = jit_step(), jit_step(all_classes=True)
-    warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
-    count = sum(x.size for x in jax.tree.leaves(shapes.model['params']))
+        return evaluated(state)
+    count = sum(x.size for x in jax.tree.leaves(setup.shapes.model['params']))
     sharding.print_once(
-        f'{len(source)} images, {task.num_classes} categories, {count / 1e6:.2f} M parameters, '
-        f'{mesh.size} {jax.devices()[0].device_kind} device(s); compiling …'
+        f'{len(setup.source)} images, {task.num_classes} categories, {count / 1e6:.2f} M '
+        f'parameters, {mesh.size} {jax.devices()[0].device_kind} device(s); compiling …'
     )
+    return run_steps(setup, state, manager, workdir, evaluated)
 
-    def batch_ids(step):
-        indices = pipeline.example_indices(len(source), config.seed, step, config.batch_size)
-        return [source.ids[i] for i in indices]
 
-    progress = Progress(config, workdir, start, batch_ids)
-    scores = {}
-    batches = pipeline.train_batches(source, config, task, start_step=start)
+def run_steps(
+    setup: Setup, state: TrainState, manager, workdir: Path, evaluated: Callable
+) -> dict[str, Any]:
+    """The loop of `train`; `evaluated` gives the scores of a state."""
+    config, start, scores = setup.config, int(state.step), {}
+    train_step, warmup_step = jit_step(setup), jit_step(setup, all_classes=True)
+    warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
+    progress = Progress(config, workdir, start, setup.batch_ids)
+    batches = pipeline.train_batches(setup.source, config, setup.task, start_step=start)
     with manager, Stop() as stop, contextlib.closing(progress), contextlib.closing(batches):
         for step in range(start, config.steps):
-            batch = sharding.shard_batch(next(batches), mesh)
+            batch = sharding.shard_batch(next(batches), setup.mesh)
             state, metrics = (warmup_step if step < warmup_steps else train_step)(state, batch)
             progress.add(step, metrics)
             done = step + 1
@@ -414,23 +496,11 @@ def train(config, workdir) -> dict[str, Any]:
             if logging:
                 progress.report(done)
             if evaluating:
-                scores = score(state)
-                scalars = {f'eval/{k}': v for k, v in evaluate.totals(scores).items()}
-                progress.write(done, scalars)
-                sharding.print_once(
-                    f'step {done}/{config.steps}  {config.data.eval_split}: '
-                    f'{evaluate.one_line(scores)}'
-                )
+                scores = evaluated(state)
+                progress.report_scores(done, scores)
             if saving:
-                best_by = evaluate.without_nan(scores[task.best_by]) if evaluating else None
-                run = {
-                    'config': config.to_dict(),
-                    'class_names': list(task.class_names),
-                    'things': list(task.things),
-                    'next_step': done,
-                    'score': best_by,
-                }
-                checkpoint.save(manager, done, state.model, state.optimizer, run)
+                score = evaluate.without_nan(scores[setup.task.best_by]) if evaluating else None
+                save(setup, manager, state, score)
                 progress.saved = done
             if saving or first:  # evaluation, saving and compilation are not training
                 progress.restart_clock(done)
