@@ -1,10 +1,12 @@
 """A trained model as files that serve it without this package.
 
-<output>/
-  model.jax_export   compiled for CPU, TPU and GPU when loaded, any batch size, see `serve`
-  params/            its parameters, an orbax checkpoint
-  labels.json        category names in label order, task, input size, how to resize to it, κ
-  example.py         loads these and segments one image
+    <output>/
+      model.jax_export   compiled for CPU, TPU and GPU when loaded, any batch size, see `serve`
+      params/            its parameters, an orbax checkpoint
+      labels.json        category names in label order, task, input size and filter, κ
+      example.py         loads these and segments one image
+
+`predict.load` reads the folder, too.
 """
 
 import inspect

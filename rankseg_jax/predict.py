@@ -1,8 +1,10 @@
 """Prediction on any image: label map, segments, ranked categories, drawings.
 
-predictor = rankseg_jax.predict.load(workdir)
-result = predictor('street.jpg')
-result.labels, result.categories, result.overlay()
+    predictor = rankseg_jax.predict.load(workdir)
+    result = predictor('street.jpg')
+    result.labels, result.categories, result.overlay()
+
+The result is the task's, such as `tasks.semantic.Result`.
 """
 
 import itertools

@@ -63,9 +63,11 @@ class Foreground(tasks.Task):
         Image.fromarray(found['labels'].astype(np.uint8)).save(writer.with_name(f'{index}.png'))
 
 
-def test_a_new_task_trains_evaluates_predicts_and_exports(monkeypatch, tmp_path, capsys):
+def test_a_new_task_trains_evaluates_predicts_and_exports(
+    data_dir, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setitem(tasks.TASKS, 'foreground', f'{__name__}:Foreground')
-    config = tiny.config(tmp_path / 'scenes', steps=2, eval_every=2, task='foreground')
+    config = tiny.config(data_dir, steps=2, eval_every=2, task='foreground')
     scores = train.train(config, tmp_path / 'run')
     assert 0 < scores['accuracy'] < 1
     found = evaluate.run(config, tmp_path / 'run', tmp_path / 'maps')
@@ -75,7 +77,8 @@ def test_a_new_task_trains_evaluates_predicts_and_exports(monkeypatch, tmp_path,
 
     predictor = predict.load(tmp_path / 'run', 'best')
     grid = predict.predict_split(predictor, config, tmp_path / 'drawings')
-    assert Image.open(grid).width > 384
+    with Image.open(grid) as drawn:
+        assert drawn.width > 384
     image = np.random.default_rng(0).integers(0, 256, (32, 20, 3), np.uint8)
     labels = predictor(image).labels
     assert labels.shape == (32, 20) and set(np.unique(labels)) <= {0, 1}

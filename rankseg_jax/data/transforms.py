@@ -175,7 +175,8 @@ def distort_colors(
       image: float32 [..., 3] in 0..255.
       brightness: added.
       contrast: factor, applied right after brightness or at the end.
-      saturation, hue: see `shift_colors`.
+      saturation: see `shift_colors`.
+      hue: see `shift_colors`.
       contrast_first: bool.
 
     Returns:
