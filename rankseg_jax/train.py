@@ -398,9 +398,7 @@ def resumed_state(setup: Setup, manager, step: int) -> TrainState:
             f'{class_names[:5]} …; use another --workdir'
         )
     expected = sharding.place(setup.shapes, setup.shardings)
-    restored = checkpoint.restore(
-        manager, step, model=expected.model, optimizer=expected.optimizer
-    )
+    restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
     for key in ('seed', 'batch_size'):
         if run['config'][key] != setup.config[key]:
             sharding.print_once(

@@ -146,7 +146,7 @@ def test_a_config_describes_the_published_sizes(name, backbone, tmp_path):
     theirs.save_pretrained(tmp_path)
     described = common.get_config()
     model = hf.build(json.loads((tmp_path / 'config.json').read_text()), state)
-    assert convert.describe('maskformer', tmp_path, model, described)[149] == 'LABEL_149'
+    assert convert.describe(tmp_path, model, described)[149] == 'LABEL_149'
     config_check.check(described, common.get_config())
     assert described.model.backbone == name and models.build(described, 150) == model
     assert jax.tree.map(np.shape, hf.variables(theirs.to_dict(), state)) == jax.tree.map(

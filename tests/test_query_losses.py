@@ -131,7 +131,9 @@ def test_golden_ranks_and_cross_entropy():
     assert (np.asarray(labels)[g['target_labels'] >= 0] < 0).any()
     survivors = np.cumsum(np.asarray(labels) >= 0, -1) - 1
     queries = jnp.where(labels >= 0, (7 * survivors + 3) % logits.shape[1], -1)
-    loss = losses.query_cross_entropy(logits, labels, queries, float(g['hparam/no_object_weight']))
+    loss = losses.query_cross_entropy(
+        logits, labels, queries, no_object_weight=float(g['hparam/no_object_weight'])
+    )
     np.testing.assert_allclose(loss, g['loss/loss_ce'], rtol=1e-4)
 
 

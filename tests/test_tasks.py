@@ -63,9 +63,7 @@ class Foreground(tasks.Task):
         Image.fromarray(found['labels'].astype(np.uint8)).save(writer.with_name(f'{index}.png'))
 
 
-def test_a_new_task_trains_evaluates_predicts_and_exports(
-    data_dir, monkeypatch, tmp_path, capsys
-):
+def test_a_new_task_trains_evaluates_predicts_and_exports(data_dir, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(tasks.TASKS, 'foreground', f'{__name__}:Foreground')
     config = tiny.config(data_dir, steps=2, eval_every=2, task='foreground')
     scores = train.train(config, tmp_path / 'run')
