@@ -46,7 +46,7 @@ def random_inputs(shapes, num_heads=8, width=32, num_points=4):
         np.float32
     )
     weights = weights.reshape(1, num_cells, num_heads, len(shapes), num_points)
-    points = np.asarray(pixel_decoder.centres(shapes))[:, None, :, None] + rng.normal(
+    points = np.asarray(pixel_decoder.centers(shapes))[:, None, :, None] + rng.normal(
         0, 3, (*weights.shape, 2)
     )
     points = np.floor(8 * points) / 8 + 1 / 16  # off the lines between cells, where slopes jump
@@ -55,8 +55,8 @@ def random_inputs(shapes, num_heads=8, width=32, num_points=4):
 
 def gather_then_sum(value, cells, shares):
     """`pixel_decoder.weighted_sum` with all rows gathered first, differentiated by XLA."""
-    taken = jax.vmap(jax.vmap(lambda value, cells: value[cells]))(value, cells)  # [B, H, K, M, d]
-    return jnp.einsum('bhkmd,bhkm->bhmd', taken, shares)
+    taken = jax.vmap(jax.vmap(lambda value, cells: value[cells]))(value, cells)  # [B, A, R, M, d]
+    return jnp.einsum('barmd,barm->bamd', taken, shares)
 
 
 def one_gather(value, points, weights, shapes):
@@ -82,11 +82,11 @@ def products(value, points, weights, shapes):
         return jnp.maximum(0, 1 - jnp.abs(places[:, None] - jnp.arange(size)))
 
     def sample_head(inputs):
-        value, points, weights = inputs  # [N, d], [M, L, P, 2], [M, L, P]
+        value, points, weights = inputs  # [L, d], [M, S, P, 2], [M, S, P]
 
         @jax.checkpoint
         def sample_query(inputs):
-            points, weights = inputs  # [L, P, 2], [L, P]
+            points, weights = inputs  # [S, P, 2], [S, P]
             cells = [
                 jnp.einsum(
                     'ph,pw->hw', hat(p[:, 1], height) * w[:, None], hat(p[:, 0], width)
@@ -98,7 +98,7 @@ def products(value, points, weights, shapes):
         return jax.lax.map(sample_query, (points, weights), batch_size=256)
 
     heads = [x.swapaxes(1, 2) for x in (value, points, weights)]
-    out = jax.lax.map(sample_head, [x.reshape(-1, *x.shape[2:]) for x in heads])  # [B · H, M, d]
+    out = jax.lax.map(sample_head, [x.reshape(-1, *x.shape[2:]) for x in heads])  # [B · A, M, d]
     return out.reshape(*heads[0].shape[:2], *out.shape[1:]).swapaxes(1, 2)
 
 

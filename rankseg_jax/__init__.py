@@ -1,6 +1,6 @@
-"""RankSeg in JAX: rank the categories of an image, then classify pixels over the best κ alone.
+"""RankSeg in JAX: rank the categories of an image, then classify its pixels over the best κ.
 
-The parts are modules, loaded when first used: `rankseg_jax.ranking`, `rankseg_jax.multilabel`, `rankseg_jax.predict`, …
+Modules such as `rankseg_jax.ranking` or `rankseg_jax.predict` are imported on first use.
 """
 
 import importlib

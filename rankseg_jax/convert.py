@@ -1,4 +1,7 @@
-"""Public weights as a run at step 0, which every other mode reads and a later run can start from (`config.model.pretrained`)."""
+"""Writes public weights as a run at step 0.
+
+Every other mode reads such a run, and a later run can start from it (`config.model.pretrained`).
+"""
 
 from pathlib import Path
 
@@ -10,31 +13,35 @@ from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.pretrained import hf
 
-# What the preprocessor of a checkpoint may say only this way, its values by key.
+# Keys of a preprocessor's config with the only values that are supported.
 FIXED = {'do_resize': True, 'do_rescale': True, 'do_normalize': True, 'rescale_factor': 1 / 255}
 
 
 def run(source, workdir, config, *, as_is: bool) -> Path:
-    """--mode=convert: writes a run at step 0; returns the folder of its checkpoint.
+    """--mode=convert: writes a run at step 0.
 
     Args:
       source: as `config.model.pretrained`.
       workdir: of the new run.
       config: of the new run.
-      as_is: the model is the one in `source`, a Hugging Face folder or a name on the hub, and
-        `config` is changed to describe it. Otherwise the model is that of `config`, and weights
-        from `source` replace its fresh ones.
+      as_is: True takes the model from `source`, a Hugging Face folder or a name on the hub, and
+        changes `config` to describe it. False takes the model from `config`, and weights from
+        `source` replace its initial ones.
+
+    Returns:
+      The folder of the new checkpoint.
 
     Raises:
-      ValueError: `workdir` holds checkpoints, the weights do not fit, or no config describes the
-        model.
+      ValueError: `workdir` already holds checkpoints, the weights do not fit, or no config can
+        describe the model.
       FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, or the data set of
         `config` does not exist.
     """
     folder = Path(workdir) / 'checkpoints'
     if folder.exists():
         raise ValueError(f'--workdir={workdir} holds checkpoints already; choose a new folder')
-    class_names, things, variables = (whole_model if as_is else fill)(source, config)
+    model = published_model if as_is else configured_model
+    class_names, things, variables = model(source, config)
     run = {
         'config': config.to_dict(),
         'class_names': list(class_names),
@@ -47,8 +54,12 @@ def run(source, workdir, config, *, as_is: bool) -> Path:
     return folder / '0'
 
 
-def fill(source, config):
-    """The model of `config` with weights from `source`: (class names, things, variables)."""
+def configured_model(source, config):
+    """The model of `config` with weights from `source`.
+
+    Returns:
+      Class names, things or None, and variables.
+    """
     data_source = data.get_source(config.data, config.data.train_split)
     class_names = data_source.class_names
     model = models.build(config, len(class_names))
@@ -60,8 +71,15 @@ def fill(source, config):
     return class_names, data_source.things, loaded
 
 
-def whole_model(source, config):
-    """The model in `source`, which `config` is changed to describe: (class names, things, variables)."""
+def published_model(source, config):
+    """The model in `source`; changes `config` to describe it.
+
+    Returns:
+      Class names, things or None, and variables.
+
+    Raises:
+      ValueError: `source` has no config.json, or no config can describe its model.
+    """
     folder = hf.locate(source)
     if folder.exists() and not (folder / 'config.json').is_file():
         raise ValueError(
@@ -80,13 +98,20 @@ def whole_model(source, config):
         variables,
         expected,
         where=f'--input={source}',
-        advice='No config describes it: use it in Python, by load_hf.',
+        advice='No config describes this model; load it in Python with load_hf.',
     )
     return class_names, things, variables
 
 
 def describe(folder: Path, model, config) -> list[str]:
-    """Sets the keys of `config` to a Hugging Face model and its input; returns its class names."""
+    """Sets the keys of `config` that describe a Hugging Face model and its input.
+
+    Returns:
+      Its class names.
+
+    Raises:
+      ValueError: its class names are incomplete, or no config can describe its backbone or input.
+    """
     theirs = hf.read_json(folder / 'config.json')
     decoder, num_classes = model.decoder, model.decoder.num_classes
     config.rankseg = None
@@ -118,7 +143,11 @@ def describe(folder: Path, model, config) -> list[str]:
 
 
 def published_things(source, num_classes: int) -> list[bool] | None:
-    """K bools for a panoptic or instance checkpoint, by its name and K; None if it is neither."""
+    """Which of the K categories are things, told from a checkpoint's name and K.
+
+    Returns:
+      K bools for a panoptic or instance checkpoint, None for any other.
+    """
     name = Path(source).name.lower()
     if 'instance' in name:
         return [True] * num_classes
@@ -129,29 +158,31 @@ def published_things(source, num_classes: int) -> list[bool] | None:
 
 
 def describe_input(processor, config):
-    """Sets the keys of `config` for what `preprocessor_config.json` does to an image."""
+    """Sets the keys of `config` for the preprocessing in `preprocessor_config.json`."""
     hf.check_fixed(processor, FIXED, 'preprocessor_config.json')
     for key in ('mean', 'std'):
         config.data[key] = tuple(255 * float(value) for value in processor[f'image_{key}'])
-    config.data.antialias = True  # theirs resize with Pillow
+    config.data.antialias = True  # Hugging Face resizes with Pillow
     size = processor['size']
     size = {'shortest_edge': size} if isinstance(size, int) else size
-    if 'shortest_edge' in size:  # `max_size`: as older versions wrote it
-        config.eval.base_size = (
-            size['shortest_edge'],
-            size.get('longest_edge') or processor['max_size'],
-        )
+    if 'shortest_edge' in size:
+        longest = size.get('longest_edge') or processor['max_size']  # older versions: `max_size`
+        config.eval.base_size = (size['shortest_edge'], longest)
     else:
         config.eval.size = (size['height'], size['width'])
 
 
 def backbone_name(backbone) -> str:
-    """The name among the variants of `backbones` that a Swin or ResNet has."""
+    """The name of a Swin or ResNet among the variants of `backbones`.
+
+    Raises:
+      ValueError: no variant has its sizes.
+    """
     plain = backbone.clone(drop_path=0.0) if isinstance(backbone, Swin) else backbone
     for name, variant in backbones.variants().items():
         if variant() == plain:
             return name
     raise ValueError(
-        f'config.json: no config.model.backbone has the sizes of this {type(backbone).__name__}; use one of the '
-        f'published sizes, or the model in Python, by load_hf:\n{backbone}'
+        f'config.json: no config.model.backbone has the sizes of this {type(backbone).__name__}; '
+        f'use one of the published sizes, or load the model in Python with load_hf:\n{backbone}'
     )

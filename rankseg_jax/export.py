@@ -26,7 +26,10 @@ from rankseg_jax.postprocessing import covered
 ARTIFACT = 'model.jax_export'
 PLATFORMS = ('cpu', 'tpu', 'cuda')
 
-EXAMPLE = '''"""Segments one image: python example.py photo.jpg. Needs jax, orbax-checkpoint, numpy and pillow."""
+EXAMPLE = '''"""Segments one image: python example.py photo.jpg
+
+Needs jax, orbax-checkpoint, numpy and pillow.
+"""
 import json, sys
 from pathlib import Path
 import jax, jax.export, numpy as np, orbax.checkpoint as ocp

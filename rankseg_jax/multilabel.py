@@ -1,6 +1,8 @@
-"""Multi-label classification: which of the K categories does an image hold? (arXiv 2203.04187, section 3.2)
+"""Multi-label classification: which of the K categories are in an image?
 
-Each head maps features to `class_logits` [B, K]. Features are a coarse map [B, h, w, C] or tokens [B, N, C].
+Each head maps features to `presence_logits` [B, K]. Features are a coarse map [B, h, w, C] or
+tokens [B, L, C], where L counts tokens, such as the h · w cells of a map (arXiv 2203.04187,
+section 3.2).
 """
 
 from typing import Any
@@ -14,21 +16,23 @@ from rankseg_jax.layers import Block, Mlp, adaptive_average_pool, attend, sine_p
 class_init = nn.initializers.truncated_normal(0.02)
 
 
-def pixel_counts(labels, num_classes: int):
-    """Pixels of each category in each image: [B, …] integers -> [B, K] int32.
+def pixel_counts(labels, num_classes: int) -> jax.Array:
+    """Counts the pixels of each category in each image: [B, …] integers -> [B, K] int32.
 
-    Labels outside 0..K-1 (an ignore label) count for nothing. A scatter: its cost does not grow with pixels × K.
+    Labels outside 0..K-1, such as an ignore label, are not counted. The counts come from a scatter,
+    so that the cost does not grow with pixels × K.
     """
     labels = labels.reshape(labels.shape[0], -1)  # [B, pixels]
     slots = jnp.where((labels >= 0) & (labels < num_classes), labels, num_classes)
-    counts = jax.vmap(lambda slots: jnp.zeros(num_classes + 1, jnp.int32).at[slots].add(1))(
-        slots
-    )  # [B, K + 1]
-    return counts[:, :num_classes]
+
+    def count(slots):
+        return jnp.zeros(num_classes + 1, jnp.int32).at[slots].add(1)  # [K + 1]
+
+    return jax.vmap(count)(slots)[:, :num_classes]
 
 
 class ClassWiseLinear(nn.Module):
-    """One linear classifier for each of K class tokens, [B, K, D] -> [B, K] float32."""
+    """One linear classifier per class token, [B, K, D] -> [B, K] float32."""
 
     @nn.compact
     def __call__(self, x):
@@ -43,13 +47,16 @@ class ClassWiseLinear(nn.Module):
 
 
 class EncoderHead(nn.Module):
-    """The released default: tokens and K class embeddings pass one transformer block together.
+    """Tokens and K class embeddings pass one transformer block together (the released default).
 
     Attributes:
       num_classes: K.
-      hidden: width of the block.
-      mlp_dim: width inside its MLP.
-      pool: a map is first averaged to pool × pool; 0: as it is.
+      hidden: D, width of the block.
+      num_heads: attention heads of the block.
+      mlp_dim: width inside the block's MLP.
+      pool: a map is first averaged to pool × pool cells; 0 keeps it as it is.
+      dropout: rate after each projection, in training.
+      dtype: of the computation; parameters and logits are float32.
     """
 
     num_classes: int
@@ -61,31 +68,41 @@ class EncoderHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, class_embedding=None, *, train: bool):
-        """[B, h, w, C] or [B, N, C], optionally shared class embeddings [K, hidden] -> class_logits [B, K]."""
-        tokens = nn.Dense(self.hidden, dtype=self.dtype, name='project')(
-            as_tokens(features, self.pool)
-        )  # [B, N, D]
-        classes = (
-            self.param('class_embedding', class_init, (self.num_classes, self.hidden))
-            if class_embedding is None
-            else check_width(class_embedding, self.hidden)
+    def __call__(self, features, class_embedding=None, *, train: bool) -> jax.Array:
+        """Classifies images, with the head's own class embeddings or shared ones.
+
+        Args:
+          features: [B, h, w, C] or [B, L, C].
+          class_embedding: [K, D] of the classifier; None: the head learns its own.
+
+        Returns:
+          presence_logits [B, K].
+
+        Raises:
+          ValueError: as `check_width`.
+        """
+        project = nn.Dense(self.hidden, dtype=self.dtype, name='project')
+        tokens = project(as_tokens(features, self.pool))  # [B, L, D]
+        if class_embedding is None:
+            shape = (self.num_classes, self.hidden)
+            class_embedding = self.param('class_embedding', class_init, shape)
+        classes = check_width(class_embedding, self.hidden).astype(self.dtype)  # [K, D]
+        classes = jnp.broadcast_to(classes, (tokens.shape[0], *classes.shape))  # [B, K, D]
+        block = Block(
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            name='block',
         )
-        classes = jnp.broadcast_to(
-            classes.astype(self.dtype), (tokens.shape[0], *classes.shape)
-        )  # [B, K, D]
-        x = jnp.concatenate([tokens, classes], 1)  # [B, N + K, D]
-        x = Block(self.num_heads, self.mlp_dim, self.dropout, dtype=self.dtype, name='block')(
-            x, train=train
-        )
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(
-            x[:, tokens.shape[1] :]
-        )  # [B, K, D]
+        x = block(jnp.concatenate([tokens, classes], 1), train=train)  # [B, L + K, D]
+        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')
+        x = norm(x[:, tokens.shape[1] :])  # [B, K, D]
         return ClassWiseLinear(name='classify')(x)
 
 
 class CrossLayer(nn.Module):
-    """Post-norm cross-attention without self-attention: queries [B, K, D], memory [B, N, D] -> [B, K, D]."""
+    """A post-norm transformer layer with cross-attention but no self-attention."""
 
     num_heads: int
     mlp_dim: int
@@ -94,21 +111,30 @@ class CrossLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, memory, query_position, memory_position, *, train: bool):
+        """Classes [B, K, D] look at `memory` [B, L, D], each plus its position: -> [B, K, D]."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        attended = nn.MultiHeadDotProductAttention(
+        attention = nn.MultiHeadDotProductAttention(
             self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention'
-        )(
+        )
+        attended = attention(
             x + query_position, memory + memory_position, inputs_v=memory, deterministic=not train
         )  # [B, K, D]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + drop(attended))
-        y = Mlp(self.mlp_dim, self.dropout, nn.relu, self.dtype, name='mlp')(x, train=train)
+        mlp = Mlp(
+            hidden=self.mlp_dim,
+            dropout=self.dropout,
+            activation=nn.relu,
+            dtype=self.dtype,
+            name='mlp',
+        )
+        y = mlp(x, train=train)  # [B, K, D]
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm2')(x + drop(y))
 
 
 class DecoderHead(nn.Module):
-    """Class embeddings query the coarse map through cross-attention layers (Liu et al., 2021).
+    """Class embeddings query a coarse map through cross-attention layers (Liu et al., 2021).
 
-    Attributes as `EncoderHead`'s; `num_layers` layers.
+    Attributes: those of `EncoderHead`, for each layer, and `num_layers`, their number.
     """
 
     num_classes: int
@@ -121,118 +147,131 @@ class DecoderHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, class_embedding=None, *, train: bool):
-        """[B, h, w, C], optionally shared class embeddings [K, hidden] -> class_logits [B, K]."""
+    def __call__(self, features, class_embedding=None, *, train: bool) -> jax.Array:
+        """Classifies images as `EncoderHead` does, from maps [B, h, w, C] only."""
         if self.pool:
             features = adaptive_average_pool(features, (self.pool, self.pool))
         height, width = features.shape[1:3]
-        position = (
-            sine_positions(height, width, self.hidden).reshape(-1, self.hidden).astype(self.dtype)
-        )  # [N, D]
-        memory = nn.Dense(self.hidden, dtype=self.dtype, name='project')(
-            as_tokens(features)
-        )  # [B, N, D]
-        queries = (
-            self.param(
-                'class_embedding', nn.initializers.normal(1.0), (self.num_classes, self.hidden)
-            )
-            if class_embedding is None
-            else check_width(class_embedding, self.hidden)
-        )
-        queries = queries.astype(self.dtype)
-        x = jnp.zeros((memory.shape[0], *queries.shape), self.dtype)  # [B, K, D]
+        position = sine_positions(height, width, self.hidden).reshape(-1, self.hidden)
+        position = position.astype(self.dtype)  # [L, D]
+        project = nn.Dense(self.hidden, dtype=self.dtype, name='project')
+        memory = project(as_tokens(features))  # [B, L, D]
+        if class_embedding is None:
+            shape = (self.num_classes, self.hidden)
+            class_embedding = self.param('class_embedding', nn.initializers.normal(1.0), shape)
+        classes = check_width(class_embedding, self.hidden).astype(self.dtype)  # [K, D]
+        x = jnp.zeros((memory.shape[0], *classes.shape), self.dtype)  # [B, K, D]
         for i in range(self.num_layers):
-            x = CrossLayer(
-                self.num_heads, self.mlp_dim, self.dropout, self.dtype, name=f'layer{i}'
-            )(x, memory, queries, position, train=train)
-        return ClassWiseLinear(name='classify')(
-            nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(x)
-        )
+            layer = CrossLayer(
+                num_heads=self.num_heads,
+                mlp_dim=self.mlp_dim,
+                dropout=self.dropout,
+                dtype=self.dtype,
+                name=f'layer{i}',
+            )
+            # [B, K, D]
+            x = layer(x, memory, query_position=classes, memory_position=position, train=train)
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')(x)
+        return ClassWiseLinear(name='classify')(x)
 
 
 class GlobalPoolHead(nn.Module):
-    """The mean over positions, one hidden layer of its width, classified: [B, h, w, C] or [B, N, C] -> class_logits [B, K]."""
+    """Classifies the mean over all positions, after one hidden layer of the features' width."""
 
     num_classes: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool):
+    def __call__(self, features, *, train: bool) -> jax.Array:
+        """[B, h, w, C] or [B, L, C] -> presence_logits [B, K]."""
         pooled = as_tokens(features).mean(1)  # [B, C]
-        hidden = nn.relu(
-            nn.Dense(pooled.shape[-1], dtype=self.dtype, name='hidden')(pooled)
-        )  # [B, C]
-        return nn.Dense(self.num_classes, dtype=self.dtype, name='classify')(hidden).astype(
-            jnp.float32
-        )
+        hidden = nn.Dense(pooled.shape[-1], dtype=self.dtype, name='hidden')(pooled)  # [B, C]
+        classify = nn.Dense(self.num_classes, dtype=self.dtype, name='classify')
+        return classify(nn.relu(hidden)).astype(jnp.float32)  # [B, K]
 
 
 class LogSumExpHead(nn.Module):
-    """Every position is classified; log-sum-exp, a smooth maximum, pools the verdicts.
+    """Classifies every position and pools the logits by log-sum-exp, a smooth maximum.
 
-    [B, h, w, C] or [B, N, C] -> class_logits [B, K]. The mean, not the sum, is taken inside the logarithm, so that the result
-    does not depend on the number of positions.
+    The logarithm is taken of the mean instead of the sum, so that the result does not depend on the
+    number of positions.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool):
-        tokens = as_tokens(features)  # [B, N, C]
-        logits = nn.Dense(self.num_classes, dtype=self.dtype, name='classify')(tokens).astype(
-            jnp.float32
-        )  # [B, N, K]
+    def __call__(self, features, *, train: bool) -> jax.Array:
+        """[B, h, w, C] or [B, L, C] -> presence_logits [B, K]."""
+        tokens = as_tokens(features)  # [B, L, C]
+        classify = nn.Dense(self.num_classes, dtype=self.dtype, name='classify')
+        logits = classify(tokens).astype(jnp.float32)  # [B, L, K]
         return jax.nn.logsumexp(logits, axis=1) - jnp.log(tokens.shape[1])
 
 
-def as_tokens(features, pool: int = 0):
-    """[B, h, w, C] -> [B, N, C], averaged to pool × pool first if asked; tokens stay as they are."""
+def as_tokens(features, pool: int = 0) -> jax.Array:
+    """[B, h, w, C] -> [B, L, C]; tokens stay as they are.
+
+    A map is first averaged to pool × pool cells, unless `pool` is 0.
+    """
     if features.ndim == 4 and pool:
         features = adaptive_average_pool(features, (pool, pool))
     return features.reshape(features.shape[0], -1, features.shape[-1])
 
 
 def check_width(class_embedding, hidden: int):
-    """Shared class embeddings, if they are as wide as the head; a ValueError that names both widths if not."""
+    """Returns class embeddings [K, hidden] unchanged.
+
+    Raises:
+      ValueError: they have another width, which only shared ones can have.
+    """
     if class_embedding.shape[-1] != hidden:
         raise ValueError(
-            f"the pixel classifier's class embeddings have width {class_embedding.shape[-1]}, but the "
-            f'multi-label head that shares them has width {hidden}: make model.channels equal rankseg.hidden'
+            f"the pixel classifier's class embeddings have width {class_embedding.shape[-1]}, but "
+            f'the multi-label head that shares them has width {hidden}; set config.model.channels '
+            'and config.rankseg.hidden to the same value'
         )
     return class_embedding
 
 
+ATTENTION_HEADS = {'encoder': EncoderHead, 'decoder': DecoderHead}
+POOLING_HEADS = {'global_pool': GlobalPoolHead, 'log_sum_exp': LogSumExpHead}
+
+
 def build_head(rankseg, num_classes: int, dtype) -> nn.Module:
-    """The head that `rankseg.head` names, from the `config.rankseg` keys of configs/common.py.
+    """Builds the head that `rankseg.head` names.
+
+    Args:
+      rankseg: the keys of `config.rankseg`, see configs/common.py.
+      num_classes: K.
+      dtype: of the computation.
 
     Raises:
-      ValueError: there is no such head, or it has no class embeddings to share.
+      ValueError: the head is unknown, has no class embeddings to share, or its width is not a
+        multiple of its attention heads.
     """
-    options = dict(num_classes=num_classes, dtype=dtype)
-    attention = options | dict(
+    if rankseg.head in POOLING_HEADS:
+        if rankseg.share_embedding:
+            raise ValueError(
+                'config.rankseg.share_embedding needs the encoder or decoder head, not '
+                f'{rankseg.head!r}'
+            )
+        return POOLING_HEADS[rankseg.head](num_classes=num_classes, dtype=dtype)
+    if rankseg.head not in ATTENTION_HEADS:
+        raise ValueError(
+            f'config.rankseg.head = {rankseg.head!r} is unknown; use one of '
+            f'{", ".join([*ATTENTION_HEADS, *POOLING_HEADS])}'
+        )
+    if rankseg.hidden % rankseg.num_heads:
+        raise ValueError(
+            f'config.rankseg.hidden = {rankseg.hidden} must be a multiple of '
+            f'config.rankseg.num_heads = {rankseg.num_heads}'
+        )
+    return ATTENTION_HEADS[rankseg.head](
+        num_classes=num_classes,
         hidden=rankseg.hidden,
         num_heads=rankseg.num_heads,
         mlp_dim=rankseg.mlp_dim,
         pool=rankseg.pool,
+        dtype=dtype,
     )
-    heads = {
-        'encoder': (EncoderHead, attention),
-        'decoder': (DecoderHead, attention),
-        'global_pool': (GlobalPoolHead, options),
-        'log_sum_exp': (LogSumExpHead, options),
-    }
-    if rankseg.head not in heads:
-        raise ValueError(
-            f'config.rankseg.head = {rankseg.head!r} is unknown; use one of {", ".join(heads)}'
-        )
-    if rankseg.share_embedding and rankseg.head not in ('encoder', 'decoder'):
-        raise ValueError(
-            f'config.rankseg.share_embedding needs the encoder or decoder head, not {rankseg.head!r}'
-        )
-    if rankseg.head in ('encoder', 'decoder') and rankseg.hidden % rankseg.num_heads:
-        raise ValueError(
-            f'config.rankseg.hidden = {rankseg.hidden} must be a multiple of num_heads = {rankseg.num_heads}'
-        )
-    head, fields = heads[rankseg.head]
-    return head(**fields)

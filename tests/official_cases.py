@@ -36,9 +36,8 @@ class Case(tfds.testing.DatasetBuilderTestCase):
         tfds.testing.rm_tmp_dir(cls.EXAMPLE_DIR)
 
     def _make_builder(self, config=None):
-        return self.DATASET_CLASS(
-            data_dir=self.tmp_dir, file_format='tfrecord'
-        )  # TFDS's case iterates with tf.data
+        # TFDS's case iterates with tf.data.
+        return self.DATASET_CLASS(data_dir=self.tmp_dir, file_format='tfrecord')
 
 
 def picture(path, rows, columns, seed=0):

@@ -23,12 +23,8 @@ SCENES = {
     'validation/urban/street/ADE_val_00000001': (30, 20),
     'validation/cultural/apse__indoor/ADE_val_00000002': (641, 523),
 }
-OTHERS = [
-    0,
-    1,
-    3156,
-    6655,
-]  # no object, and numbers that are neither a class, the last the largest that fits
+# No object, and three numbers that are not classes; the last is the largest that fits.
+OTHERS = [0, 1, 3156, 6655]
 
 
 def write_objects(path, objects, instances=0):

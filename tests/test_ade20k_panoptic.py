@@ -116,13 +116,8 @@ CATEGORY_VALUES = [
     149,
     150,
 ]
-WALL, SKY, FLOOR, BED, WINDOW = (
-    1,
-    3,
-    4,
-    8,
-    9,
-)  # values; beds are instances of category 1, windows of 2
+# Label values; beds are instances of category 1, windows of category 2.
+WALL, SKY, FLOOR, BED, WINDOW = 1, 3, 4, 8, 9
 
 
 def write(root, name, semantic, instances, shape=None):
@@ -305,8 +300,8 @@ def test_covered_stuff_things_without_instances_and_instances_on_void(tmp_path):
     instances = [
         (2, 9, slice(0, 5), slice(0, 7)),  # a window over all of the sky
         (1, 255, slice(12, 20), everywhere),  # the lower part of the bed
-        (100, 3, slice(0, 2), slice(25, 30)),
-    ]  # a flag where nothing was labeled
+        (100, 3, slice(0, 2), slice(25, 30)),  # a flag where nothing was labeled
+    ]
     source, *arrays = example(tmp_path, semantic, instances)
     assert_segments(source, 0, *arrays)
     ids, segments = source.segments(0)

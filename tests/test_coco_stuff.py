@@ -259,9 +259,8 @@ def test_names_tell_raw_from_converted_files(folder):
     root = rearrange(folder)
     convert(root)
     path = root / 'annotations/train2017/000000000009_labelTrainIds.png'
-    official_cases.values(
-        path.with_name('000000000009.png'), np.full((20, 30), 170, np.uint8)
-    )  # counts no longer
+    # The raw file is no longer read.
+    official_cases.values(path.with_name('000000000009.png'), np.full((20, 30), 170, np.uint8))
     official_cases.values(path, np.full((20, 30), 11, np.uint8))
     assert (open_164k(root).load(0)['label'] == 11).all()
     official_cases.values(path, np.full((20, 30), 171, np.uint8))

@@ -235,8 +235,8 @@ def test_mask2formers_have_hugging_faces_parameters(recipe, width, depths, windo
     expected = sum(
         value.numel()
         for name, value in theirs.named_parameters()
-        if 'encoder.swin.layernorm' not in name
-    )  # unused
+        if 'encoder.swin.layernorm' not in name  # unused
+    )
     assert [
         count for name, argument, _, count in CONFIGS if (name, argument) == ('mask2former', recipe)
     ] == [expected]

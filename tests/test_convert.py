@@ -1,4 +1,4 @@
-"""Mode convert: public weights as a run that the other modes read."""
+"""--mode=convert: public weights become a run that the other modes read."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ NAMES = {'0': 'wall', '1': 'tree', '2': 'sky'}
 
 
 def save_mask2former(path, **options):
-    """A Mask2Former of Hugging Face with its preprocessor, of the sizes of `swin_tiny`; returns `path`."""
+    """Saves a tiny Hugging Face Mask2Former with its preprocessor; returns `path`."""
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     backbone = transformers.SwinConfig(
         embed_dim=8,
@@ -60,25 +60,22 @@ def folder(tmp_path_factory):
 
 
 def read(workdir):
-    """(run, model, variables) of its newest checkpoint, as the other modes read them."""
+    """Reads (run, model, variables) of the newest checkpoint, as the other modes do."""
     saved = checkpoint.open_run(workdir)
     run = checkpoint.read_run(saved.manager, saved.step)
     model = models.build(saved.config, len(saved.class_names))
     return run, model, models.restore(saved, model, saved.config, sharding.make_mesh(1))
 
 
-def test_a_checkpoint_of_hugging_face_is_a_run(folder, tmp_path):
+def test_a_hugging_face_checkpoint_becomes_a_run(folder, tmp_path):
     config = common.get_config()
     path = convert.run(folder, tmp_path / 'new' / 'run', config, as_is=True)
     config_check.check(config, common.get_config())
     assert path == tmp_path / 'new' / 'run' / 'checkpoints' / '0' and path.is_dir()
     run, model, variables = read(tmp_path / 'new' / 'run')
     assert run['config'] == json.loads(config.to_json())
-    assert (
-        run['class_names'] == list(NAMES.values())
-        and run['next_step'] == 0
-        and run['score'] is None
-    )
+    assert run['class_names'] == list(NAMES.values())
+    assert run['next_step'] == 0 and run['score'] is None
     assert config.rankseg is None and config.data.num_classes == 3
     np.testing.assert_allclose(
         [config.data.mean, config.data.std], 255 * np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
@@ -90,10 +87,8 @@ def test_a_checkpoint_of_hugging_face_is_a_run(folder, tmp_path):
     )
     theirs, expected = load_hf(folder)
     assert model == theirs
-    for found in (
-        variables,
-        pretrained.read_variables(tmp_path / 'new' / 'run'),
-    ):  # the second: what a later run starts from
+    start_of_later_run = pretrained.read_variables(tmp_path / 'new' / 'run')
+    for found in (variables, start_of_later_run):
         jax.tree.map(np.testing.assert_array_equal, found, {'batch_stats': {}} | expected)
 
 
@@ -101,17 +96,8 @@ def test_published_panoptic_checkpoints_know_their_things():
     things = convert.published_things('facebook/mask2former-swin-tiny-coco-panoptic', 133)
     assert sum(things) == 80 and all(things[:80])
     things = convert.published_things('facebook/mask2former-swin-large-ade-panoptic', 150)
-    assert sum(things) == 100 and [i for i in range(12) if not things[i]] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        9,
-        11,
-    ]
+    stuff = [i for i in range(12) if not things[i]]
+    assert sum(things) == 100 and stuff == [0, 1, 2, 3, 4, 5, 6, 9, 11]
     assert (
         convert.published_things('/weights/mask2former-swin-small-coco-instance', 80) == [True] * 80
     )
@@ -125,14 +111,12 @@ def test_a_panoptic_checkpoint_predicts_segments(tmp_path):
     result = predict.load(tmp_path / 'run')(
         np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
     )
-    assert result.labels.shape == result.segment_ids.shape == (
-        40,
-        70,
-    ) and result.segment_ids.max() == len(result.segments)
+    assert result.labels.shape == result.segment_ids.shape == (40, 70)
+    assert result.segment_ids.max() == len(result.segments)
 
 
-def test_any_weights_become_a_run_of_a_config(tmp_path, monkeypatch):
-    """Of another number of categories: class layers as training would start, all else the file's."""
+def test_weights_for_another_config_become_a_run(tmp_path, monkeypatch):
+    """With another number of categories, class layers are initialized and all else is loaded."""
 
     def init(model, num_classes, seed, image_shape):
         return {'batch_stats': {}} | random_variables(
@@ -149,11 +133,8 @@ def test_any_weights_become_a_run_of_a_config(tmp_path, monkeypatch):
     (tmp_path / 'classes.txt').write_text('\n'.join('abcdefgh'))
     convert.run(tmp_path / 'old', tmp_path / 'new', config, as_is=False)
     run, model, variables = read(tmp_path / 'new')
-    assert run['class_names'] == list('abcdefgh') and set(variables) == {
-        'params',
-        'batch_stats',
-        'ema',
-    }
+    assert run['class_names'] == list('abcdefgh')
+    assert set(variables) == {'params', 'batch_stats', 'ema'}
     jax.tree.map(np.testing.assert_array_equal, variables['ema'], variables['params'])
     fresh = init(model, 8, config.seed, (32, 32))['params']
     for name in fresh.keys() - {'classifier'}:
@@ -172,14 +153,14 @@ def test_any_weights_become_a_run_of_a_config(tmp_path, monkeypatch):
         ({'size': {'height': 384, 'width': 256}}, {'size': (384, 256)}),
     ],
 )
-def test_other_ways_to_tell_the_size(size, expected):
+def test_older_ways_to_give_the_size(size, expected):
     config = common.get_config()
     convert.describe_input({'image_mean': [0, 0, 0], 'image_std': [1, 1, 1]} | size, config)
     assert config.eval.to_dict() == common.get_config().eval.to_dict() | expected
     config_check.check(config, common.get_config())
 
 
-def test_what_no_config_describes_is_refused(folder, tmp_path):
+def test_models_that_no_config_describes_are_refused(folder, tmp_path):
     target = tmp_path / 'run'
     backbone = json.loads((folder / 'config.json').read_text())['backbone_config']
     for name, change, message in [
@@ -212,7 +193,8 @@ def test_what_no_config_describes_is_refused(folder, tmp_path):
             convert.run(changed, target, common.get_config(), as_is=True)
     with pytest.raises(
         ValueError,
-        match=r'(?s)layer0/mlp/Dense_0/bias: checkpoint \(99,\), model \(256,\).*No config describes',
+        match=r'(?s)layer0/mlp/Dense_0/bias: checkpoint \(99,\), model \(256,\).*'
+        r'No config describes',
     ):
         convert.run(
             save_mask2former(tmp_path / 'narrow', dim_feedforward=99),
@@ -230,7 +212,9 @@ def test_what_no_config_describes_is_refused(folder, tmp_path):
         ValueError, match='model.safetensors is not a safetensors file .*git without LFS'
     ):
         convert.run(changed, target, common.get_config(), as_is=True)
-    with pytest.raises(ValueError, match='does not say what model it is of: give the --config'):
+    with pytest.raises(
+        ValueError, match='does not say which model its weights belong to: give a --config'
+    ):
         convert.run(tmp_path, target, common.get_config(), as_is=True)
     with pytest.raises(FileNotFoundError, match='nothing holds no config.json'):
         convert.run(tmp_path / 'nothing', target, common.get_config(), as_is=True)

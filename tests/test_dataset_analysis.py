@@ -58,9 +58,9 @@ def run(monkeypatch, output, train, validation, **overrides):
     sources = {config.data.train_split: train, config.data.eval_split: validation}
     monkeypatch.setattr(data, 'get_source', lambda data_config, split: sources[split])
     reports = dataset.run(config, output)
-    assert (
-        json.loads((output / 'analysis.json').read_text(), parse_constant=pytest.fail) == reports
-    )  # no NaN
+    # There is no NaN in the file.
+    saved = json.loads((output / 'analysis.json').read_text(), parse_constant=pytest.fail)
+    assert saved == reports
     return reports
 
 
@@ -164,9 +164,8 @@ def test_pairs_equal_scikit_learn_and_their_definitions(number):
 
 def test_neither_chance_nor_a_few_images_make_a_pair_bound():
     rng = np.random.default_rng(0)
-    present = rng.random((5000, 60)) < 0.4 / np.arange(
-        1, 61
-    )  # independent, 33 images and more of each
+    # Independent categories, each in 33 images or more.
+    present = rng.random((5000, 60)) < 0.4 / np.arange(1, 61)
     present[:, 0] = True
 
     def bound():
@@ -339,9 +338,8 @@ def test_memory_does_not_grow_with_images_times_classes():
     tracemalloc.start()
     try:
         report, _ = dataset.describe(source)
-        assert (
-            tracemalloc.get_traced_memory()[1] < number * num_classes
-        )  # bytes: less than a dense mask would take
+        # Bytes: less than a dense mask would take.
+        assert tracemalloc.get_traced_memory()[1] < number * num_classes
     finally:
         tracemalloc.stop()
     assert report['images'] == number

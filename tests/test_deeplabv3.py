@@ -54,9 +54,8 @@ def test_baseline_is_torchvisions(monkeypatch):
         ),
     )
     state = numpy_state(theirs)
-    images = (
-        np.random.default_rng(0).normal(size=(1, 313, 25, 3)).astype(np.float32)
-    )  # 40 rows at stride 8, for a dilation of 36
+    # 40 rows at stride 8, for a dilation of 36.
+    images = np.random.default_rng(0).normal(size=(1, 313, 25, 3)).astype(np.float32)
     monkeypatch.setattr(deeplabv3, 'ASPP', partial(ASPP, fuse_kernels=(1, 3)))
     ours = deeplabv3.DeepLabV3(21, backbones.build('resnet50', output_stride=8), channels=256)
     output = ours.apply(from_torchvision(state), images, train=False)
@@ -85,10 +84,9 @@ def from_torchvision(state):
         flat['params', *path], flat['batch_stats', *path] = torch_layers.conv_norm(
             state, conv, norm
         )
-    kernel = flat['params', 'decoder', 'fuse0']['conv'][
-        'kernel'
-    ]  # over the branches, the pooled one last: ours has it first
-    flat['params', 'decoder', 'fuse0']['conv']['kernel'] = np.roll(kernel, 256, 2)
+    # The pooled branch is torchvision's last and our first.
+    fuse = flat['params', 'decoder', 'fuse0']['conv']
+    fuse['kernel'] = np.roll(fuse['kernel'], 256, 2)
     for name, theirs in (('classes', 'classifier'), ('auxiliary_classes', 'aux_classifier')):
         flat['params', 'classifier', name] = {
             'embedding': state[f'{theirs}.4.weight'][:, :, 0, 0],

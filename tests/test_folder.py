@@ -369,9 +369,8 @@ def test_memory_of_the_check_does_not_grow_with_images_times_classes(monkeypatch
     tracemalloc.start()
     try:
         report = source.check()
-        assert (
-            tracemalloc.get_traced_memory()[1] < number * num_classes
-        )  # bytes: less than a dense mask would take
+        # Bytes: less than a dense mask would take.
+        assert tracemalloc.get_traced_memory()[1] < number * num_classes
     finally:
         tracemalloc.stop()
     assert report.images.tolist()[7:] == [2] * (num_classes - 7)

@@ -1,4 +1,4 @@
-"""Windows, scales and mirror images against a loop in PyTorch over the windows of each image alone."""
+"""Windows, scales and mirror images against a PyTorch loop over the windows of each image."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def semantic(config):
 
 
 def segmenter(**overrides):
-    """(model, variables, config) of a Segmenter with RankSeg on patches of 8 pixels, weights at random."""
+    """(model, variables, config) of a Segmenter with RankSeg, random weights and patch size 8."""
     overrides = {
         'model__decoder_heads': 2,
         'rankseg__head': 'first_block',
@@ -55,17 +55,21 @@ def segmenter(**overrides):
     )
     model = models.build(config, 8)
     variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
-    # Without the biases patches differ enough to be of several classes.
+    # Without biases, patches differ enough to get several classes.
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: 0 * x if path[-1].key == 'bias' else x, variables['params']
     )
     return model, {'params': params, 'batch_stats': {}}, config
 
 
-def reference(forward, class_logits_of, picture, window, stride, num_selected, size):
-    """Upsampled logits [κ, *size] of one picture by a sliding window, as mmsegmentation does it, and its class logits."""
+def reference(forward, head, image, *, window, stride, num_selected, size):
+    """Sliding-window inference on one image as in mmsegmentation.
+
+    Returns:
+      Presence logits [K], and a function from a selection to upsampled logits [κ, *size].
+    """
     torch = pytest.importorskip('torch')
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     corners = [
         (
             max(min(y + window[0], height) - window[0], 0),
@@ -80,11 +84,11 @@ def reference(forward, class_logits_of, picture, window, stride, num_selected, s
     ]
     crops = []
     for y, x in corners:
-        crop = picture[y : y + window[0], x : x + window[1]]
+        crop = image[y : y + window[0], x : x + window[1]]
         crops.append(
             np.pad(crop, [(0, window[0] - crop.shape[0]), (0, window[1] - crop.shape[1]), (0, 0)])
         )
-    class_logits = class_logits_of(np.stack(crops)).max(0)
+    presence_logits = head(np.stack(crops)).max(0)  # [K]
 
     def logits_over(selection):
         total, count = torch.zeros(num_selected, height, width), torch.zeros(height, width)
@@ -100,7 +104,7 @@ def reference(forward, class_logits_of, picture, window, stride, num_selected, s
             (total / count)[None], size, mode='bilinear', align_corners=False
         )[0]
 
-    return class_logits, logits_over
+    return presence_logits, logits_over
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,6 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
         )
     )(variables, batch)
     labels, selection = found.maps['labels'], found.selection
-    class_logits = found.presence_logits
 
     forward = jax.jit(lambda x, s: models.forward(model, variables, x, Choice(selection=s)).logits)
     head = jax.jit(lambda x: models.forward(model, variables, x, Choice()).presence_logits)
@@ -140,12 +143,20 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
         views = []
         for view in fitting.eval_views(source.load(i)['image'], config):
             rows, columns = view['content']
-            picture = view['image'][:rows, :columns]
+            image = view['image'][:rows, :columns]
             for mirrored in (False, True)[: 1 + flip]:
-                seen = picture[:, ::-1] if mirrored else picture
-                views.append((mirrored, *reference(forward, head, seen, window, stride, 3, size)))
-        expected_logits = np.mean([class_logits for _, class_logits, _ in views], 0)
-        np.testing.assert_allclose(class_logits[i], expected_logits, rtol=1e-4, atol=1e-4)
+                result = reference(
+                    forward,
+                    head,
+                    image[:, ::-1] if mirrored else image,
+                    window=window,
+                    stride=stride,
+                    num_selected=3,
+                    size=size,
+                )
+                views.append((mirrored, *result))
+        expected_logits = np.mean([presence_logits for _, presence_logits, _ in views], 0)
+        np.testing.assert_allclose(found.presence_logits[i], expected_logits, rtol=1e-4, atol=1e-4)
         chosen = select(jnp.asarray(expected_logits)[None], 3)
         np.testing.assert_array_equal(selection.labels[i], chosen.labels[0])
         scores = 0
@@ -159,13 +170,15 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
         np.testing.assert_array_equal(
             np.asarray(labels[i])[: size[0], : size[1]][clear], expected[clear]
         )
-        assert (labels[i][size[0] :] == IGNORE_LABEL).all() and (
-            labels[i][:, size[1] :] == IGNORE_LABEL
-        ).all()
+        assert (labels[i][size[0] :] == IGNORE_LABEL).all()
+        assert (labels[i][:, size[1] :] == IGNORE_LABEL).all()
 
 
-def test_a_category_of_one_window_is_selected_for_all():
-    """The head sees category 5 in the right half alone, and category 2 on the left: with κ = 2 both are kept everywhere."""
+def test_a_category_in_one_window_is_selected_for_all():
+    """With κ = 2, both categories are kept everywhere.
+
+    The head sees category 2 only in the left half of the image, and category 5 only in the right.
+    """
 
     class Halves(nn.Module):
         @nn.compact
@@ -233,14 +246,14 @@ def test_selecting_once_for_all_windows_computes_the_backbone_once():
     assert whole - upsampling < 1.3 * windows
 
 
-def test_windows_over_eight_devices_give_what_one_gives():
+def test_windows_on_eight_devices_agree_with_one():
     model, variables, config = segmenter(
         eval__base_size=(40, 100), eval__window=(32, 32), eval__stride=(24, 32), eval__flip=True
     )
     config.eval.batch_size = 8
-    (batch,) = pipeline.eval_batches(
-        Sizes(*[(20 + 9 * i, 70 - 5 * i) for i in range(7)]), config
-    )  # and one that fills up
+    # Seven images, and one that fills the batch.
+    source = Sizes(*[(20 + 9 * i, 70 - 5 * i) for i in range(7)])
+    (batch,) = pipeline.eval_batches(source, config)
     results = []
     for num_devices in (1, 8):
         mesh = sharding.make_mesh(num_devices)
@@ -265,7 +278,10 @@ def test_windows_over_eight_devices_give_what_one_gives():
 
 
 def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
-    """Label map of whole images: logits [B, h, w, κ] of an input of `image_shape` whose part `content` is the picture."""
+    """Label maps of whole images, from logits [B, h, w, κ].
+
+    The model's input has `image_shape`; the image fills its part `content`, the rest is padding.
+    """
     batch, image_shape = len(logits), image_shape or (4 * logits.shape[1], 4 * logits.shape[2])
 
     class Given(nn.Module):
@@ -307,8 +323,8 @@ def test_a_whole_image_is_resized_as_in_torch(size):
     np.testing.assert_array_equal(best_rank(logits, size), resized.argmax(1))
 
 
-def test_padding_of_the_input_does_not_leak_into_the_picture():
-    """Half of the network's input is padding: the map is that of the other half alone."""
+def test_padding_of_the_input_does_not_leak_into_the_image():
+    """Where half of the input is padding, the label map equals that of the other half alone."""
     logits = np.random.default_rng(0).normal(size=(1, 8, 8, 5)).astype(np.float32)
     whole = best_rank(logits, (24, 40), content=(16, 24), image_shape=(32, 32))
     alone = best_rank(logits[:, :4, :6], (24, 40), content=(16, 24), image_shape=(16, 24))
@@ -316,8 +332,8 @@ def test_padding_of_the_input_does_not_leak_into_the_picture():
 
 
 @pytest.mark.parametrize('content, window, cells', [(70, 70, 18), (35, 70, 18), (21, 21, 6)])
-def test_weights_sum_to_one_over_the_cells_that_hold_the_picture(content, window, cells):
-    """Where rounding cells / window up to float32 would count one cell too many."""
+def test_weights_sum_to_one_over_the_cells_of_the_image(content, window, cells):
+    """Sizes for which rounding cells / window up in float32 would count one cell too many."""
     size = jnp.array([content])
     weights = inference.interpolation(
         length=content,
@@ -342,7 +358,7 @@ def test_canvas_beyond_the_image_is_ignored():
 
 
 def test_ranks_become_class_ids():
-    """Argmax in rank space, mapped back, is the argmax over all K with the others at -100."""
+    """Argmax in rank space, mapped back, equals argmax over all K with the others at -100."""
     rng = np.random.default_rng(0)
     selection = select(jnp.asarray(rng.normal(size=(3, 300)), jnp.float32), 7)
     logits = rng.normal(size=(3, 4, 4, 7)).astype(np.float32)
@@ -353,7 +369,7 @@ def test_ranks_become_class_ids():
 
 
 def test_no_tensor_of_all_pixels_and_ranks_is_built():
-    """However large the image: its map needs the memory of the rows that are upsampled at once."""
+    """Memory is bounded by the rows that are upsampled at once, however large the image."""
 
     class Given(nn.Module):
         @nn.compact
@@ -382,6 +398,5 @@ def test_no_tensor_of_all_pixels_and_ranks_is_built():
         .memory_analysis()
         .temp_size_in_bytes
     )
-    assert (
-        temporary < 2 * postprocessing.ROWS * 512 * 8 * 4 * 4 < 2 * 512 * 512 * 8 * 4
-    )  # four times those rows
+    four_times_the_rows = 4 * 2 * postprocessing.ROWS * 512 * 8 * 4  # bytes of float32
+    assert temporary < four_times_the_rows < 2 * 512 * 512 * 8 * 4

@@ -137,12 +137,13 @@ def test_a_config_describes_the_published_sizes(name, backbone, tmp_path):
     )
     with torch.device('meta'):
         state = transformers.MaskFormerForInstanceSegmentation(theirs).state_dict()
+    # The names as they are saved.
     state = {
         key.replace('.o_proj.', '.out_proj.').replace('.mlp.fc', '.fc'): np.broadcast_to(
             np.float32(0), value.shape
         )
         for key, value in state.items()
-    }  # as they are saved
+    }
     theirs.save_pretrained(tmp_path)
     described = common.get_config()
     model = hf.build(json.loads((tmp_path / 'config.json').read_text()), state)

@@ -1,4 +1,7 @@
-"""Matching against scipy's, with padding, without targets, with more targets than queries, and with costs that are no numbers."""
+"""Bipartite matching of queries to targets, against scipy.
+
+Cases: padding, no targets, more targets than queries, and costs that are not finite.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,7 @@ def random_inputs(batch, num_queries, num_targets, num_points=50, num_classes=7,
 def test_least_cost_of_the_valid_targets(num_queries, num_targets):
     rng = np.random.default_rng(0)
     costs = rng.normal(size=(2, 9, num_queries, num_targets)).astype(np.float32) * 10
-    costs[0, 0] += 1000  # whatever the level
+    costs[0, 0] += 1000  # a constant offset changes no match
     costs[0, 1] -= 1000
     valid = rng.random((9, num_targets)) < 0.6
     valid[2], valid[3] = False, True
@@ -78,9 +81,8 @@ def test_costs_are_finite_whatever_is_predicted():
     class_logits, mask_logits, labels, masks = random_inputs(1, 6, 3)
     mask_logits[0, 0], mask_logits[0, 1], mask_logits[0, 2] = np.nan, np.inf, -3e38
     class_logits[0, 3] = np.nan
-    costs = np.asarray(
-        matching.costs(class_logits, mask_logits, labels - 1, masks, WEIGHTS)
-    )  # one label is padding
+    padded = labels - 1  # one label is padding
+    costs = np.asarray(matching.costs(class_logits, mask_logits, padded, masks, WEIGHTS))
     assert np.isfinite(costs).all() and (costs[0, [0, 1, 3]] == matching.WORST).all()
     assert (costs[0, 4:] < 100).all()
     queries = np.asarray(assign(costs, np.array([[True, False, True]])))

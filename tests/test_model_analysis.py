@@ -117,9 +117,8 @@ def pixels_of(folder, split='validation'):
 @pytest.mark.parametrize('seed', range(3))
 def test_recall_equals_counting_by_hand(seed):
     rng = np.random.default_rng(seed)
-    logits = (
-        rng.integers(-2, 3, (12, 40)) * np.float32(0.5) * rng.choice([-1, 1], (12, 40))
-    )  # ties, and zeros of both signs
+    # Ties, and zeros of both signs.
+    logits = rng.integers(-2, 3, (12, 40)) * np.float32(0.5) * rng.choice([-1, 1], (12, 40))
     counts = rng.integers(1, 50, (12, 40)) * (rng.random((12, 40)) < 0.3)
     counts[3] = 0
     curves = statistics.recall(logits.astype(np.float32), sparse.csr_array(counts))
@@ -144,9 +143,8 @@ def test_categories_equal_scikit_learn(selected):
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 50, (40, 6)) * (rng.random((40, 6)) < 0.4)
     counts[:, 4] = 0
-    logits = (np.round(rng.normal(-0.5, 1, (40, 6)) + (counts > 0), 1)).astype(
-        np.float32
-    )  # rounded: ties, and exact zeros
+    logits = rng.normal(-0.5, 1, (40, 6)) + (counts > 0)
+    logits = np.round(logits, 1).astype(np.float32)  # rounded: ties, and exact zeros
     logits[:, 2] = -3
     chosen = None if selected is None else np.argsort(-logits, 1, kind='stable')[:, :selected]
     empty = sparse.csr_array((6, 6), dtype=np.int64)
@@ -323,9 +321,8 @@ def test_other_kinds_of_runs(options, folder, tmp_path, monkeypatch, capsys):
         assert 'oracle' in text
         full = (counts > 0).sum(1)
         assert report['by_rank']['present'] == pytest.approx([(full > r).mean() for r in range(3)])
-        lost = sum(
-            row[np.flatnonzero(row)[3:]].sum() for row in counts
-        )  # the lowest class ids are selected first
+        # The lowest class ids are selected first.
+        lost = sum(row[np.flatnonzero(row)[3:]].sum() for row in counts)
         assert errors['not_selected_pixels'] == lost > 0
     elif 'select' in options:
         assert (

@@ -1,4 +1,7 @@
-"""The task 'panoptic' from data to files: one short run, what it says of itself against panopticapi, and what must not break it."""
+"""The panoptic task from data to files.
+
+One short run is scored against panopticapi, and inputs that must not break it are tried.
+"""
 
 import json
 from functools import partial
@@ -27,7 +30,7 @@ from rankseg_jax.data import CorruptExample, PanopticSource, Source, coco, pipel
 from rankseg_jax.outputs import QueryOutput
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('panoptic')  # one worker makes what they share
+pytestmark = pytest.mark.xdist_group('panoptic')  # one worker trains the shared run
 NUM_CLASSES = 8
 QUERIES = dict(
     task='panoptic',
@@ -48,7 +51,7 @@ QUERIES = dict(
 
 @pytest.fixture(scope='module')
 def trained(data_dir, tmp_path_factory):
-    """(config, workdir, source of the evaluation split) of a run that has learned where the background is."""
+    """(config, workdir, validation source) of a run long enough to learn the background."""
     config = tiny.config(
         data_dir, steps=40, log_every=13, eval_every=17, checkpoint_every=11, **QUERIES
     )
@@ -58,21 +61,19 @@ def trained(data_dir, tmp_path_factory):
     return config, workdir, data.get_source(config.data, 'validation')
 
 
-def test_the_log_tells_of_every_loss_and_of_targets_left_out(trained):
+def test_every_loss_and_the_omitted_targets_are_logged(trained):
     rows = [json.loads(line) for line in (trained[1] / 'metrics.jsonl').read_text().splitlines()]
     losses = [row for row in rows if 'train/loss' in row]
     assert [row['step'] for row in losses] == [1, 13, 26, 39, 40]
     for row in losses:
         parts = [row[f'train/loss_{name}'] for name in ('class', 'mask', 'dice', 'multilabel')]
-        assert (
-            row['train/loss'] == pytest.approx(sum(parts), rel=1e-5)
-            and row['train/targets_left_out'] >= 0
-        )
+        assert row['train/loss'] == pytest.approx(sum(parts), rel=1e-5)
+        assert row['train/targets_left_out'] >= 0
     assert max(row['train/targets_left_out'] for row in losses) > 0
     assert rows[-1]['eval/PQ'] >= 0 and rows[-1]['eval/mIoU'] >= 0
 
 
-def test_scores_and_files_are_those_of_panopticapi(trained, tmp_path):
+def test_scores_and_files_agree_with_panopticapi(trained, tmp_path):
     evaluation = pytest.importorskip('panopticapi.evaluation')
     config, workdir, source = trained
     scores = evaluate.run(config, workdir, tmp_path / 'coco')
@@ -105,7 +106,7 @@ def test_scores_and_files_are_those_of_panopticapi(trained, tmp_path):
     assert 'PQ' in evaluate.table(scores, tasks.task_class('panoptic').columns).splitlines()[0]
 
 
-def test_eight_devices_score_as_one(trained):
+def test_eight_devices_score_the_same_as_one(trained):
     config, workdir, source = trained
     model, task = models.build(config, NUM_CLASSES), tasks.from_source(config, source)
     found = []
@@ -119,7 +120,7 @@ def test_eight_devices_score_as_one(trained):
         assert found[0][name] == pytest.approx(found[1][name], abs=2e-3)
 
 
-def test_segments_that_cannot_be_read_are_not_scored(trained, monkeypatch):
+def test_images_with_unreadable_segments_are_not_scored(trained, monkeypatch):
     config, workdir, source = trained
     read = type(source).segments
 
@@ -137,28 +138,25 @@ def test_segments_that_cannot_be_read_are_not_scored(trained, monkeypatch):
     np.testing.assert_array_equal(np.subtract(counts, fewer), held)
 
 
-def test_predictions_of_a_run_and_of_its_export(trained, tmp_path):
+def test_a_run_and_its_export_predict_the_same(trained, tmp_path):
     config, workdir, source = trained
     image = np.random.default_rng(0).integers(0, 256, (32, 24, 3), np.uint8)
     image[4:20, 4:20] = source.load(0)['image'][4:20, 4:20]
     result = predict.load(workdir)(image)
-    assert (
-        result.segment_ids.shape == (32, 24)
-        and len(result.segments) == result.segment_ids.max() > 0
-    )
+    assert result.segment_ids.shape == (32, 24)
+    assert len(result.segments) == result.segment_ids.max() > 0
     classes = np.array([-1, *(label for label, _ in result.segments)])[result.segment_ids]
     names = {name for name, _ in result.categories}
     assert {source.class_names[c] for c in np.unique(classes) if c >= 0} <= names
-    assert (classes == 0).sum() == 0 or sum(
-        label == 0 for label, _ in result.segments
-    ) == 1  # stuff is one segment
+    if (classes == 0).any():  # stuff is one segment
+        assert sum(label == 0 for label, _ in result.segments) == 1
     result.save(tmp_path / 'a')
     ids = coco.rgb_to_ids(np.array(Image.open(tmp_path / 'a_panoptic.png')))
     np.testing.assert_array_equal(ids, result.segment_ids)
-    told = json.loads((tmp_path / 'a.json').read_text())['segments_info']
-    assert [info['id'] for info in told] == np.unique(ids[ids > 0]).tolist()
+    infos = json.loads((tmp_path / 'a.json').read_text())['segments_info']
+    assert [info['id'] for info in infos] == np.unique(ids[ids > 0]).tolist()
     assert all(
-        (ids == info['id']).sum() == info['area'] and 0 < info['score'] <= 1 for info in told
+        (ids == info['id']).sum() == info['area'] and 0 < info['score'] <= 1 for info in infos
     )
     assert Image.open(tmp_path / 'a_overlay.png').mode == 'RGB'
 
@@ -170,7 +168,7 @@ def test_predictions_of_a_run_and_of_its_export(trained, tmp_path):
     assert Image.open(grid).width > 3 * 384
 
 
-def test_pictures_of_data_without_segments(trained, tmp_path, monkeypatch):
+def test_pictures_can_be_drawn_from_data_without_segments(trained, tmp_path, monkeypatch):
     config, workdir, source = trained
 
     class LabelMaps(Source):
@@ -180,7 +178,7 @@ def test_pictures_of_data_without_segments(trained, tmp_path, monkeypatch):
     assert predict.predict_split(predict.load(workdir), config, tmp_path).is_file()
 
 
-def test_segments_of_another_size_than_their_image_are_refused():
+def test_segments_that_differ_in_size_from_their_image_are_refused():
     class Sideways(PanopticSource):
         class_names, things, ids = 'ab', (True, False), ['a']
 
@@ -227,7 +225,7 @@ def test_batches_hold_the_segments_of_the_source(trained):
 
 
 def random_batch(rng, batch=4, num_targets=4):
-    """One image without any target, one whose targets a crop has emptied, one that cannot be read, and one with all."""
+    """Four images: without targets, with targets emptied by a crop, unreadable, complete."""
     segments = rng.integers(0, num_targets, (batch, 32, 32)).astype(np.int32)
     labels = rng.integers(0, NUM_CLASSES, (batch, num_targets)).astype(np.int32)
     labels[0], segments[0] = -1, -1
@@ -249,7 +247,7 @@ def random_batch(rng, batch=4, num_targets=4):
     ],
     ids=['bfloat16, all categories', 'one category, fewer queries than targets'],
 )
-def test_losses_stay_finite_whatever_an_image_holds(change):
+def test_losses_stay_finite_for_any_targets(change):
     config = tiny.config('', **QUERIES | change)
     model = models.build(config, NUM_CLASSES)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
@@ -264,12 +262,13 @@ def test_losses_stay_finite_whatever_an_image_holds(change):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.model['params']))
 
 
-def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
+def test_impossible_configs_are_refused_before_a_step(trained, tmp_path):
     config, workdir, source = trained
     pixels = tiny.config(config.data.dir, task='panoptic')
     with pytest.raises(
         ValueError,
-        match="config.task = 'panoptic' needs a per-query framework such as mask2former, not upernet",
+        match="config.task = 'panoptic' needs a per-query framework such as mask2former, "
+        'not upernet',
     ):
         train.train(pixels, tmp_path)
 
@@ -280,7 +279,7 @@ def test_what_cannot_be_is_said_before_a_step(trained, tmp_path):
         tasks.from_source(config, LabelMaps())
     with pytest.raises(ValueError, match='the run was not trained for it'):
         tasks.build(config, source.class_names)
-    task = tasks.build(config, 'ab', np.array([0, 1]))  # as COCO's files have it
+    task = tasks.build(config, 'ab', np.array([0, 1]))  # as in COCO's files
     assert task.things == (False, True)
     with pytest.raises(ValueError, match="'panoptc' is unknown; did you mean 'panoptic'"):
         tasks.task_class('panoptc')

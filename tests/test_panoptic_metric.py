@@ -144,15 +144,13 @@ def test_adversarial_images_equal_panopticapi(tmp_path):
     add((rows < 4).astype(int), [segment(1, 1, 40)], full, [0])  # more than half void: no error
     add(half, [segment(1, 0, 50, 1)], half, [0])  # a crowd is no target, nor an error
     add(half, [segment(1, 0, 50, 1)], half, [1])  # but of another category it is
-    add(
-        half + 1, [segment(1, 0, 50, 1), segment(2, 0, 50, 1)], (rows < 3) + 2 * (rows >= 7), [0, 0]
-    )  # two crowds: the last counts
-    add(
-        (rows < 3) + 2 * (rows >= 7), [segment(1, 3, 30, 1), segment(2, 2, 30)], full, [3]
-    )  # crowd and void together
-    add(
-        half + 1, [segment(1, 0, 50), segment(2, 0, 50)], full, [0]
-    )  # half of the union is not enough
+    ends = (rows < 3) + 2 * (rows >= 7)
+    # Of two crowds of one category, the last counts.
+    add(half + 1, [segment(1, 0, 50, 1), segment(2, 0, 50, 1)], ends, [0, 0])
+    # Crowd and void together.
+    add(ends, [segment(1, 3, 30, 1), segment(2, 2, 30)], full, [3])
+    # Half of the union is not enough.
+    add(half + 1, [segment(1, 0, 50), segment(2, 0, 50)], full, [0])
     add(half, [segment(1, 4, 49)], half, [4])  # area in the file below the map's
     add(half, [segment(1, 4, 98)], half, [4])  # and far above
     add(7 * half, [], full, [2])  # a segment that no file lists is not void
@@ -167,9 +165,8 @@ def test_adversarial_images_equal_panopticapi(tmp_path):
 def test_panopticapi_accepts_the_files(tmp_path, monkeypatch):
     """Its own entry point; an image without a prediction, which it refuses, is empty with us."""
     evaluation = pytest.importorskip('panopticapi.evaluation')
-    monkeypatch.setattr(
-        evaluation.multiprocessing, 'Pool', ThreadPool
-    )  # no fork beside JAX's threads
+    # A process must not fork while JAX's threads run.
+    monkeypatch.setattr(evaluation.multiprocessing, 'Pool', ThreadPool)
     rng = np.random.default_rng(1)
     images = {i: random_truth(rng) for i in range(3)}
     predictions = {i: random_prediction(rng, *truth) for i, truth in images.items()}

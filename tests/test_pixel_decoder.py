@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankseg_jax.decoders.pixel_decoder import DeformableAttention, PixelDecoder, centres, sample
+from rankseg_jax.decoders.pixel_decoder import DeformableAttention, PixelDecoder, centers, sample
 from tests.helpers import random_variables
 
 SHAPES = (2, 3), (4, 5), (7, 9)
@@ -15,27 +15,25 @@ def random_inputs(scale=2.0):
     num_cells = sum(height * width for height, width in SHAPES)
     value = rng.normal(size=(2, num_cells, 2, 5))
     points = (
-        np.asarray(centres(SHAPES))[:, None, :, None]
+        np.asarray(centers(SHAPES))[:, None, :, None]
         + rng.normal(size=(2, num_cells, 2, 3, 3, 2)) * scale
     )
     return [np.float32(x) for x in (value, points, rng.normal(size=points.shape[:-1]))]
 
 
 def torch_sample(torch, value, points, weights):
-    """The same from grid_sample, level by level."""
+    """`sample` by PyTorch's grid_sample, level by level."""
     ends = np.cumsum([height * width for height, width in SHAPES])[:-1]
     levels, total = value.tensor_split(torch.tensor(ends), 1), 0
     for i, (level, (height, width)) in enumerate(zip(levels, SHAPES, strict=True)):
-        level = level.permute(0, 2, 3, 1).reshape(
-            -1, value.shape[-1], height, width
-        )  # [B · H, d, h, w]
-        grid = (points[:, :, :, i] + 0.5) / torch.tensor([width, height]) * 2 - 1  # [B, M, H, P, 2]
-        taken = torch.nn.functional.grid_sample(
+        # [B · A, d, h, w]
+        level = level.permute(0, 2, 3, 1).reshape(-1, value.shape[-1], height, width)
+        grid = (points[:, :, :, i] + 0.5) / torch.tensor([width, height]) * 2 - 1  # [B, M, A, P, 2]
+        sampled = torch.nn.functional.grid_sample(
             level, grid.transpose(1, 2).flatten(0, 1), align_corners=False
-        )
-        total = total + (taken * weights[:, :, :, i].transpose(1, 2).flatten(0, 1)[:, None]).sum(
-            -1
-        )  # [B · H, d, M]
+        )  # [B · A, d, M, P]
+        weight = weights[:, :, :, i].transpose(1, 2).flatten(0, 1)[:, None]  # [B · A, 1, M, P]
+        total = total + (sampled * weight).sum(-1)  # [B · A, d, M]
     return total.reshape(value.shape[0], -1, *total.shape[1:]).permute(0, 3, 1, 2)
 
 
@@ -53,7 +51,7 @@ def test_sample_and_its_gradients_are_torchs():
 
 
 def test_points_in_the_middle_of_cells():
-    """There they start: the slope is that towards the next cell, as PyTorch has it."""
+    """Initial points are there. The slope is the one towards the next cell, as in PyTorch."""
     value = jnp.arange(6.0).reshape(1, 6, 1, 1) ** 2  # rows 0, 1, 4 and 9, 16, 25
 
     def at(point):
@@ -76,25 +74,25 @@ def test_bfloat16_sample_stays_near_float32():
 
 
 def test_attention_starts_as_published():
-    """Heads look into eight directions, one to four cells away, at every point alike."""
+    """Eight heads attend in eight directions, one to four cells away, from every token alike."""
     x = jnp.ones((1, 6, 16))
     params = DeformableAttention(8).init(jax.random.key(0), x, jnp.zeros((6, 16)), ((2, 3),))[
         'params'
     ]
-    offsets = params['offsets']['bias']  # [H, L, P, 2]
+    offsets = params['offsets']['bias']  # [A, S, P, 2]
     np.testing.assert_allclose(offsets[1, 0], [(1, 1), (2, 2), (3, 3), (4, 4)], atol=1e-5)
     np.testing.assert_allclose(offsets[4, 0], [(-1, 0), (-2, 0), (-3, 0), (-4, 0)], atol=1e-5)
     for name in ('offsets', 'weights'):
         assert not params[name]['kernel'].any()
 
 
-def test_every_image_gets_its_own_at_odd_sizes_and_gradients_reach_all():
+def test_images_are_independent_at_odd_sizes_and_gradients_reach_all_parameters():
     rng = np.random.default_rng(0)
     features = {
         stride: np.float32(rng.normal(size=(2, -(-37 // stride), -(-70 // stride), 3)))
         for stride in (4, 8, 16, 32)
     }
-    model = PixelDecoder(32, 1, 4, 8)
+    model = PixelDecoder(channels=32, num_layers=1, num_heads=4, mlp_dim=8)
     variables = random_variables(model, features)
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Label maps and segments from queries: against HF transformers, and against a loop over the queries of each image."""
+"""Label maps and segments from queries, against HF transformers and a loop over queries."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import from_ranks, gather, select
 from rankseg_jax.tasks import panoptic
 
-SIDE = 384  # what HF transformers upsamples masks to
+SIDE = 384  # HF transformers upsamples masks to this size
 best_ranks = jax.jit(postprocessing.best_ranks)
 panoptic_segments = jax.jit(panoptic.panoptic_segments, static_argnames='keep_unsure')
 
@@ -34,7 +34,7 @@ def resizing(length, cells, batch):
 
 
 def random_outputs(batch=4, num_queries=12, num_classes=5, size=(12, 10), seed=0):
-    """Smooth blobs, half of the queries sure of a class; logits of [B, Q, C + 1] and [B, Q, h, w]."""
+    """Logits [B, Q, K + 1] and [B, Q, h, w] of smooth blobs; half of the queries are confident."""
     rng = np.random.default_rng(seed)
     sharpness = rng.choice([1, 12], (batch, num_queries, 1))
     class_logits = (rng.normal(size=(batch, num_queries, num_classes + 1)) * sharpness).astype(
@@ -52,7 +52,7 @@ def view(outputs, rows=SIDE, columns=SIDE):
 
 
 def hf(outputs):
-    """HF's image processor, and its model's output."""
+    """HF's image processor, and `outputs` as its model returns them."""
     torch = pytest.importorskip('torch')
     module = pytest.importorskip('transformers.models.mask2former.image_processing_mask2former')
     class_logits, mask_logits = (torch.from_numpy(np.array(x)) for x in outputs)
@@ -77,7 +77,7 @@ def test_semantic_maps_equal_transformers():
 
 
 def test_the_mean_of_views_in_rank_space():
-    """Two views of other resolutions, the ranks mapped back, against all scores over K at once."""
+    """Two views of different resolutions, against all scores over K at once."""
     one, other = random_outputs(seed=1), random_outputs(seed=2, size=(5, 7), num_queries=6)
     selection = select(jnp.asarray(np.random.default_rng(0).normal(size=(4, 5))), 3)
     views, expected = [], 0
@@ -101,7 +101,7 @@ def test_the_mean_of_views_in_rank_space():
 @pytest.mark.parametrize('threshold, overlap', [(0.5, 0.8), (0.3, 0.3), (0.8, 0.5)])
 def test_panoptic_segments_equal_transformers(threshold, overlap):
     outputs = random_outputs(batch=16, num_classes=2, seed=int(10 * threshold))
-    outputs[0][0] = 0 * outputs[0][0]  # nothing is sure: an image without segments
+    outputs[0][0] = 0 * outputs[0][0]  # no query is confident: an image without segments
     processor, output = hf(outputs)
     stuff = {1}
     results = processor.post_process_panoptic_segmentation(
@@ -128,7 +128,7 @@ def test_panoptic_segments_equal_transformers(threshold, overlap):
             {(info['label_id'], info['label_id'] in stuff or n) for n, info in enumerate(infos)}
         )
         if distinct > len(by_id):
-            continue  # HF gives an id again after it has fused stuff
+            continue  # HF reuses an id after it has fused stuff
         compared += 1
         fused += len(infos) > distinct
         np.testing.assert_array_equal(segments.ids[i], result['segmentation'].clip(0))
@@ -144,7 +144,10 @@ def test_panoptic_segments_equal_transformers(threshold, overlap):
 
 
 def segments_by_loop(class_logits, masks, things, threshold, overlap):
-    """Ids [H, W] and labels of one image, query by query: class_logits [Q, C + 1], masks [Q, H, W] probabilities."""
+    """Ids [H, W] and labels of one image, query by query.
+
+    Takes class_logits [Q, K + 1] and masks [Q, H, W], probabilities.
+    """
     probabilities = np.asarray(jax.nn.softmax(class_logits))
     kept = [
         q for q, p in enumerate(probabilities) if p.argmax() < len(things) and p.max() > threshold
@@ -164,7 +167,10 @@ def segments_by_loop(class_logits, masks, things, threshold, overlap):
 
 
 def test_panoptic_segments_as_released_against_a_loop():
-    """Images smaller than the canvas, blocks that end inside it; each image has its own things, as in rank space."""
+    """Images are smaller than the canvas, and blocks end inside it.
+
+    Each image has different things, as in rank space.
+    """
     outputs = random_outputs(batch=8, seed=5)
     rng = np.random.default_rng(0)
     things, sizes = rng.random((8, 5)) < 0.5, rng.integers(20, 90, (8, 2))

@@ -18,12 +18,12 @@ from rankseg_jax.data import CorruptExample
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group('predict')  # one worker makes what they share
+pytestmark = pytest.mark.xdist_group('predict')  # one worker trains the shared run
 
 
 @pytest.fixture(scope='module')
 def trained(data_dir, tmp_path_factory):
-    """(config, workdir) of a run of two steps, with EMA so that both kinds of parameters are there."""
+    """(config, workdir) of a run of two steps, with EMA so that both kinds of parameters exist."""
     config = tiny.config(data_dir, steps=2, ema=0.5)
     workdir = tmp_path_factory.mktemp('run')
     train.train(config, workdir)
@@ -36,7 +36,7 @@ def predictor(trained):
 
 
 @pytest.mark.parametrize('shape', [(32, 32), (1, 1), (37, 91), (200, 3)])
-def test_any_size_gives_its_own_size(predictor, shape):
+def test_label_maps_have_the_size_of_their_image(predictor, shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     result = predictor(image)
     assert result.labels.shape == shape and result.labels.dtype == np.int32
@@ -48,7 +48,7 @@ def test_any_size_gives_its_own_size(predictor, shape):
     assert result.overlay().mode == 'RGB'
 
 
-def test_arrays_pictures_and_paths_agree(predictor, tmp_path):
+def test_arrays_pil_images_and_paths_agree(predictor, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / 'a.png')
     for other in (
@@ -79,7 +79,7 @@ WINDOWS = {
 
 @pytest.mark.parametrize('options', [{}, WINDOWS])
 def test_predictor_agrees_with_the_evaluation(trained, options, tmp_path):
-    """Accuracy counted by hand from predicted maps is what evaluation says of the same checkpoint; it writes the same maps."""
+    """Evaluation gives the accuracy of the predicted maps, and writes the same maps."""
     config, workdir = trained
     config = config.copy_and_resolve_references()
     config.eval.update(options)
@@ -191,8 +191,8 @@ def test_exported_model_equals_the_model_for_any_batch(predictor, exported):
             )
 
 
-def test_exported_model_ignores_what_is_beyond_the_picture(exported, predictor):
-    """And predict.load reads it, for images of any size."""
+def test_exported_model_ignores_the_canvas_beyond_the_image(exported, predictor):
+    """It is also read by predict.load, for images of any size."""
     loaded = predict.load(exported)
     image = np.random.default_rng(0).integers(0, 256, (32, 20, 3), np.uint8)
     np.testing.assert_array_equal(loaded(image).labels, predictor(image).labels)
@@ -202,7 +202,7 @@ def test_exported_model_ignores_what_is_beyond_the_picture(exported, predictor):
 
 @pytest.mark.parametrize('antialias', [False, True])
 def test_photos_are_shrunk_as_in_evaluation(exported, predictor, tmp_path, antialias):
-    """Five times too large, so that smoothing shows, and turned by its EXIF orientation."""
+    """The photo is five times too large, so that smoothing shows, and has an EXIF rotation."""
     exported = shutil.copytree(exported, tmp_path / 'export')
     about = json.loads((exported / 'labels.json').read_text())
     assert about['antialias'] is False  # as `trained`
@@ -212,17 +212,18 @@ def test_photos_are_shrunk_as_in_evaluation(exported, predictor, tmp_path, antia
     exif[0x0112] = 6
     photo.save(tmp_path / 'photo.png', exif=exif)
     turned = photo.rotate(-90, expand=True)
-    middle = np.asarray(turned)[2::5, 2::5]  # [20, 32]: of 5 × 5 pixels
+    middle = np.asarray(turned)[2::5, 2::5]  # [20, 32], the middle pixel of each 5 × 5 block
     expected = predictor(
         turned.resize((32, 20), Image.Resampling.BILINEAR) if antialias else middle
     ).labels
     loaded = predict.load(exported)(tmp_path / 'photo.png').labels
-    assert (loaded[2::5, 2::5] != expected).mean() <= (
-        0.03 if antialias else 0
-    )  # smoothed by another, pixels differ by a level
+    # `expected` is smoothed by Pillow, so that some pixels differ by one level.
+    tolerance = 0.03 if antialias else 0
+    assert (loaded[2::5, 2::5] != expected).mean() <= tolerance
     run_example(exported, tmp_path)
     found = np.asarray(Image.open(tmp_path / 'labels.png'))
-    np.testing.assert_array_equal(found, loaded[2::5, 2::5])  # fitted by the same function
+    # Both fit images with the same function.
+    np.testing.assert_array_equal(found, loaded[2::5, 2::5])
 
 
 def test_export_leaves_other_files_alone(trained, tmp_path):
@@ -261,7 +262,7 @@ def test_example_runs_without_this_package(exported, predictor, tmp_path):
     'key, value, message',
     [('rankseg.oracle', True, 'oracle'), ('eval.scales', (0.5, 1.0), 'eval.scales')],
 )
-def test_what_cannot_be_exported_is_refused(trained, tmp_path, key, value, message):
+def test_configs_that_cannot_be_exported_are_refused(trained, tmp_path, key, value, message):
     config = trained[0].copy_and_resolve_references()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
@@ -272,7 +273,8 @@ def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
     config, workdir = trained
     file = tmp_path / 'run.py'
     file.write_text(
-        f'from tests import tiny\ndef get_config(): return tiny.config({config.data.dir!r}, steps=2, ema=0.5)\n'
+        'from tests import tiny\n'
+        f'def get_config(): return tiny.config({config.data.dir!r}, steps=2, ema=0.5)\n'
     )
 
     def call(*arguments):

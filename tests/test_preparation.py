@@ -120,18 +120,15 @@ def test_a_killed_preparation_goes_on_where_it_stopped(folder, tmp_path, monkeyp
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    assert (
-        not (records / 'ade20k/1.0.0').exists() and len(left_behind(records)) == 2
-    )  # the parts, and TFDS's own folder
+    assert not (records / 'ade20k/1.0.0').exists()
+    assert len(left_behind(records)) == 2  # the parts, and TFDS's own folder
 
     read, names = ade20k.Ade20k.read, []
     monkeypatch.setattr(ade20k.Ade20k, 'read', lambda entry: names.append(entry[0]) or read(entry))
     prepare(folder, records)
     left = [*(f'ADE_train_{i:08}' for i in (4, 5, 6)), 'ADE_val_00000000', 'ADE_val_00000001']
-    tried = [
-        'ADE_train_00000000',
-        'ADE_val_00000000',
-    ]  # the first of each split, before anything is written
+    # The first of each split is read before anything is written.
+    tried = ['ADE_train_00000000', 'ADE_val_00000000']
     assert sorted(names) == sorted(tried + left) and not left_behind(records)
     prepare(folder, tmp_path / 'at_once')
     assert contents(records) == contents(tmp_path / 'at_once')
@@ -265,9 +262,8 @@ def test_half_a_folder_is_named_and_leaves_nothing(folder, tmp_path):
         for name in ('ADE_train_00000001.png', 'ADE_train_00000004.png', 'ADE_train_00000002.jpg'):
             assert name in str(error.value)
     assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
-    assert (
-        len(ade20k.Ade20k.get_source(official_cases.config(folder), 'validation')) == 2
-    )  # which is whole
+    # The validation split is complete.
+    assert len(ade20k.Ade20k.get_source(official_cases.config(folder), 'validation')) == 2
 
 
 def test_an_empty_split_is_named(folder):

@@ -1,4 +1,4 @@
-"""Targets of queries against sets of masks, one by one."""
+"""Targets of queries, as sets of masks, and their loss in rank space."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ K = 9
 
 
 def as_masks(labels, segments):
-    """The targets of an image as a set of (class, mask)."""
+    """The targets of an image as a set of (class id, mask)."""
     return {
         (int(label), (np.asarray(segments) == place).tobytes())
         for place, label in enumerate(labels)
@@ -24,7 +24,10 @@ def as_masks(labels, segments):
 
 
 def random_segments(rng, crowds=True):
-    """COCO's ids [12, 16], some void, and their segments; one is not in the map, one id in no list."""
+    """Ids [12, 16] as in COCO, some of them void, and their segments.
+
+    One segment is missing from the map, and one id is missing from the segments.
+    """
     ids = rng.choice([0, 7, 9, 300, 301, 70_000, 80_000], (12, 16))
     segments = [
         {'id': i, 'category_id': int(rng.integers(0, K)), 'iscrowd': int(crowds and i == 9)}
@@ -71,7 +74,7 @@ def test_segments_without_void_and_crowds():
     assert (labels == -1).all() and (places == -1).all() and left_out == 0
 
 
-def test_what_a_crop_leaves_nothing_of_is_no_target():
+def test_a_segment_outside_the_crop_is_not_a_target():
     labels, places, _ = panoptic.targets(*random_segments(np.random.default_rng(1)), 6)
     cropped = np.where(places == 2, -1, places)
     targets = queries.visible_targets(labels[None], cropped[None], np.zeros(1, int))

@@ -67,8 +67,8 @@ def test_golden_rank_logits():
     np.testing.assert_allclose(logits, g['rank_logits'], rtol=1e-4, atol=1e-5)
 
 
-def test_a_query_without_a_mask_looks_everywhere():
-    """One that sees a single cell gives that cell's value; with no cell at all, as without a mask."""
+def test_a_query_with_an_empty_mask_attends_everywhere():
+    """An empty mask acts like none at all; a mask of one cell gives that cell's value."""
     inputs, model = random_inputs(), decoder()
     params = random_variables(model, *inputs)['params']
     last = params['mask']['Dense_2']
@@ -97,7 +97,7 @@ def test_a_query_without_a_mask_looks_everywhere():
     ],
 )
 def test_rank_space_agrees_with_all_classes(options, cosine):
-    """What is selected has the logits that classification over all K gives it, scaled by rank, for every prediction."""
+    """In every prediction, selected categories get their logits among all K, scaled by rank."""
     inputs, model = random_inputs(), decoder(rankseg(**options), cosine=cosine)
     params = random_variables(model, *inputs)['params']
     output = apply(model, {'params': params}, inputs)

@@ -1,4 +1,4 @@
-"""Losses of per-query outputs against HF transformers' at the same points, and where nothing is left to learn from."""
+"""Per-query losses, against HF transformers at the same points, and in degenerate cases."""
 
 import functools
 
@@ -45,7 +45,7 @@ def random_case(batch=2, num_queries=9, num_targets=5, num_classes=6, layers=2, 
 
 
 def hf_losses(outputs, labels, segments, points):
-    """The same from `Mask2FormerLoss`, given our points where it draws its own."""
+    """The same from `Mask2FormerLoss`, which gets our points instead of drawing its own."""
     torch = pytest.importorskip('torch')
     modeling = pytest.importorskip('transformers.models.mask2former.modeling_mask2former')
     config = modeling.Mask2FormerConfig(
@@ -118,9 +118,8 @@ def test_golden_ranks_and_cross_entropy():
         'params': {'norm': {'scale': g['param/ml_norm.weight'], 'bias': g['param/ml_norm.bias']}}
     }
     temperature = RankTemperature(num_selected + 1, 'layer_norm')
-    logits = temperature.apply(
-        norm, gather(g['query_logits'], selection, keep_last=True)
-    )  # [B, Q, κ + 1]
+    logits = gather(g['query_logits'], selection, keep_last=True)  # [B, Q, κ + 1]
+    logits = temperature.apply(norm, logits)
     np.testing.assert_allclose(logits, g['rank_logits'], rtol=1e-4, atol=1e-5)
     with_no_object = selection.replace(labels=jnp.asarray(g['selected_with_no_object']))
     np.testing.assert_allclose(
@@ -137,7 +136,7 @@ def test_golden_ranks_and_cross_entropy():
     np.testing.assert_allclose(loss, g['loss/loss_ce'], rtol=1e-4)
 
 
-def test_a_category_that_is_not_selected_is_no_target():
+def test_a_category_that_is_not_selected_is_not_a_target():
     outputs, labels, segments = random_case()
     dropped, without, others = labels.copy(), labels.copy(), segments.copy()
     dropped[1, 1:3] = -1
@@ -151,29 +150,27 @@ def test_a_category_that_is_not_selected_is_no_target():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)
 
 
-@pytest.mark.parametrize('what', ['no target', 'empty masks', 'bfloat16', 'huge', 'constant'])
-def test_losses_and_gradients_stay_finite(what):
+@pytest.mark.parametrize('case', ['no target', 'empty masks', 'bfloat16', 'huge', 'constant'])
+def test_losses_and_gradients_stay_finite(case):
     outputs, labels, segments = random_case()
-    if what == 'no target':
+    if case == 'no target':
         labels = np.full_like(labels, -1)
-    elif what == 'empty masks':
+    elif case == 'empty masks':
         segments = np.full_like(segments, -1)
     else:
-        change = {'bfloat16': jnp.bfloat16, 'huge': lambda x: 1e30 * x, 'constant': jnp.zeros_like}[
-            what
-        ]
-        outputs = jax.tree.map(change, outputs)
+        changes = {'bfloat16': jnp.bfloat16, 'huge': lambda x: 1e30 * x, 'constant': jnp.zeros_like}
+        outputs = jax.tree.map(changes[case], outputs)
     parts, slopes = losses_and_slopes(jax.random.key(0), outputs, labels, segments)
     assert np.isfinite(jax.tree.leaves(parts)).all()
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(slopes))
-    if what == 'no target':
+    if case == 'no target':
         assert parts['loss_mask'] == parts['loss_dice'] == 0 < parts['loss_class']
-    if what == 'bfloat16':
+    if case == 'bfloat16':
         exact = query_losses(jax.random.key(0), random_case()[0], labels, segments)
         assert float(sum(parts.values())) == pytest.approx(float(sum(exact.values())), rel=0.05)
 
 
-def test_images_that_do_not_count():
+def test_masked_images_are_excluded():
     outputs, labels, segments = random_case(batch=3)
     expected = query_losses(
         jax.random.key(0), jax.tree.map(lambda x: x[:2], outputs), labels[:2], segments[:2]
@@ -187,7 +184,7 @@ def test_images_that_do_not_count():
 
 
 def test_targets_are_counted_over_all_devices():
-    """One image holds all targets: the mean over devices of their own means would be another number."""
+    """One image holds all targets, so the mean of each device's mean would be another number."""
     outputs, labels, segments = random_case(batch=8, layers=1)
     labels[:7] = -1
     mesh = sharding.make_mesh(8)
@@ -200,7 +197,7 @@ def test_targets_are_counted_over_all_devices():
     assert alone['loss_mask'] > 0
 
 
-def test_the_masks_of_segments_are_not_built():
+def test_masks_of_segments_are_never_built():
     def build(segments):
         return losses.sample_segments(segments, 50, jnp.ones((100, 2)) / 3)
 
@@ -210,9 +207,8 @@ def test_the_masks_of_segments_are_not_built():
         .compile()
         .memory_analysis()
     )
-    assert (
-        memory.temp_size_in_bytes < 4 * 256 * 256
-    )  # bytes of the map; 50 masks of a byte have 12 times as many
+    # The bytes of the map: 50 masks of one byte per pixel would take 12 times as many.
+    assert memory.temp_size_in_bytes < 4 * 256 * 256
     segments, points = (
         np.random.default_rng(0).integers(-1, 4, (2, 5, 7)),
         jax.random.uniform(jax.random.key(0), (30, 2)),
@@ -241,7 +237,7 @@ def test_samples_equal_grid_sample():
     np.testing.assert_allclose(losses.sample(maps, points), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_least_certain_points_share_what_is_level():
+def test_least_certain_points_share_the_weight_of_ties():
     logits = np.random.default_rng(0).normal(size=(4, 200)).astype(np.float32)
     weights = np.asarray(losses.least_certain(logits, 30))
     np.testing.assert_array_equal(weights == 1, np.abs(logits).argsort(-1).argsort(-1) < 30)

@@ -1,4 +1,4 @@
-"""Rank space against brute-force loops: any batch, any κ, ties, all-ignored images."""
+"""Rank space against brute-force loops: any batch and κ, ties, fully ignored images."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ SCORES = st.sampled_from([-np.inf, -100.0, -1.5, -0.0, 0.0, 0.25, 7.0])
 
 @st.composite
 def selections(draw):
-    """(class_logits [B, K], κ). Few shapes, since each is compiled: no image to three, κ = 1 to κ = K."""
+    """(scores [B, K], κ): zero to three images, κ = 1 to K, few shapes since each is compiled."""
     batch, num_classes, num_selected = draw(
         st.sampled_from([(0, 4, 2), (1, 1, 1), (1, 7, 7), (2, 7, 1), (3, 7, 4)])
     )
@@ -182,7 +182,7 @@ def test_full_logits_against_a_loop(case):
             np.testing.assert_array_equal(full[b, :, c], np.broadcast_to(expected, 2))
 
 
-def test_gradients_reach_what_was_gathered_and_nothing_else():
+def test_gradients_reach_only_the_gathered_values():
     logits, embedding = jnp.array([[0.1, 0.9, 0.5]]), jnp.ones((3, 2))
 
     def loss(logits, embedding):
@@ -193,9 +193,9 @@ def test_gradients_reach_what_was_gathered_and_nothing_else():
             + 7 * selection.scores.sum()
         )
 
-    of_logits, of_embedding = jax.grad(loss, (0, 1))(logits, embedding)
-    np.testing.assert_array_equal(of_logits, [[0, 1, 1]])
-    np.testing.assert_array_equal(of_embedding, [[0, 0], [3, 3], [3, 3]])
+    logits_gradient, embedding_gradient = jax.grad(loss, (0, 1))(logits, embedding)
+    np.testing.assert_array_equal(logits_gradient, [[0, 1, 1]])
+    np.testing.assert_array_equal(embedding_gradient, [[0, 0], [3, 3], [3, 3]])
 
 
 def test_temperature_divides_by_a_positive_tau():
@@ -245,7 +245,7 @@ def test_compiles_once_with_static_kappa():
 
     for seed in range(3):
         logits = jax.random.normal(jax.random.key(seed), (2, 8))
-        labels = select(logits, 3).labels  # selected, so they survive the round trip
+        labels = select(logits, 3).labels  # selected categories, which survive the round trip
         np.testing.assert_array_equal(step(logits, labels), labels)
     assert len(traces) == 1
 
@@ -265,8 +265,8 @@ def test_no_comparison_tensor(build):
     assert compiled.memory_analysis().temp_size_in_bytes < 10 * labels.size * 4
 
 
-def test_vmapped_over_frames():
-    """A time axis is one more leading axis of the labels: selection is once for a clip."""
+def test_frames_of_a_clip_share_a_selection():
+    """Frames are one more axis of the labels; a clip has one selection."""
     selection = select(jnp.array([[0.0, 3.0, 2.0]]), 2)
-    clip = jnp.array([[[1, 2], [0, 1]]])  # [B, T, pixels]
+    clip = jnp.array([[[1, 2], [0, 1]]])  # [B, t, pixels]
     assert to_ranks(clip, selection, num_classes=3, ignore_label=-1).tolist() == [[[0, 1], [-1, 0]]]

@@ -34,7 +34,7 @@ def test_presence_logits_are_pooled_by_group():
 
 
 def test_a_group_shares_one_selection():
-    """Logits of windows and of frames equal those of each image alone over the group's selection."""
+    """Windows and frames get the logits of each image alone over the group's selection."""
     model = PixelClassifier(K, options())
     pixels = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4, 5, 8)), jnp.float32)
     variables = model.init(jax.random.key(0), pixels, {8: pixels}, train=False)
@@ -51,7 +51,7 @@ def test_a_group_shares_one_selection():
 
 
 def test_a_clip_has_one_more_axis():
-    """Pixel embeddings [B, t, h, w, D] are classified as the frames one by one."""
+    """Pixel embeddings [B, t, h, w, D] get the same logits as the frames one by one."""
     model = PixelClassifier(K, options())
     clip = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 4, 5, 8)), jnp.float32)
     variables = model.init(jax.random.key(0), clip, {8: clip}, train=False)
@@ -64,8 +64,8 @@ def test_a_clip_has_one_more_axis():
         np.testing.assert_allclose(output.logits[:, t], alone.logits, rtol=1e-5, atol=1e-6)
 
 
-def test_ranked_categories_are_the_heads_own():
-    """The oracle and a model that does not select rank by the multi-label head all the same."""
+def test_ranked_categories_follow_the_head():
+    """Even the oracle and a model without selection rank by the multi-label head."""
     logits = jnp.asarray(np.random.default_rng(3).normal(size=(2, K)), jnp.float32)
     presence = jnp.zeros((2, K), bool).at[:, :2].set(True)
     for changes in ({'oracle': True}, {'select': False}, {}):

@@ -18,7 +18,7 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 
 
-def params_of(workdir, step):
+def read_variables(workdir, step):
     saved = checkpoint.open_run(workdir, step)
     assert checkpoint.read_run(saved.manager, step)['next_step'] == step
     config = tiny.config('')
@@ -56,7 +56,7 @@ def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
     manager = checkpoint.open_checkpoints(tmp_path)
     assert set(manager.all_steps()) == {7, best}
     assert checkpoint.find(manager, 'best') == best and checkpoint.find(manager, 'last') == 7
-    again = train.train(config, tmp_path)  # nothing is left to do
+    again = train.train(config, tmp_path)  # all steps are done
     assert again['mIoU'] == scores['mIoU']
 
 
@@ -90,7 +90,7 @@ def finish(process):
 
 
 def wait_for_step(workdir, step, process):
-    """Waits until metrics.jsonl tells of a step."""
+    """Waits until metrics.jsonl has reached `step`."""
     for _ in range(3000):
         file = workdir / 'metrics.jsonl'
         if file.exists() and any(
@@ -103,7 +103,7 @@ def wait_for_step(workdir, step, process):
 
 
 def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(data_dir, tmp_path):
-    """SIGKILL at a random step, then SIGTERM, then to the end: bit by bit what an undisturbed run gives."""
+    """SIGKILL at a random step, SIGTERM, then to the end: bit-exact with an undisturbed run."""
     options = (
         '--config.steps=200',
         '--config.log_every=5',
@@ -130,10 +130,12 @@ def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(data_dir
     out = finish(command(data_dir, broken, *options))
     assert 'Resuming' in out
     finish(undisturbed)
-    jax.tree.map(np.testing.assert_array_equal, params_of(straight, 200), params_of(broken, 200))
+    jax.tree.map(
+        np.testing.assert_array_equal, read_variables(straight, 200), read_variables(broken, 200)
+    )
 
 
-def test_a_loss_that_is_not_finite_names_step_and_examples(data_dir, tmp_path):
+def test_a_non_finite_loss_names_step_and_examples(data_dir, tmp_path):
     config = tiny.config(
         data_dir,
         steps=9,
@@ -150,7 +152,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(data_dir, tmp_path):
         assert source.ids[index] in str(error.value)
     for saved in checkpoint.open_checkpoints(tmp_path).all_steps():
         assert saved <= step
-        assert all(np.abs(x).max() < 1e6 for x in jax.tree.leaves(params_of(tmp_path, saved)))
+        assert all(np.abs(x).max() < 1e6 for x in jax.tree.leaves(read_variables(tmp_path, saved)))
 
 
 def setup(config, **kwargs):
@@ -170,7 +172,7 @@ def random_batch(seed=0, batch=8):
     }
 
 
-def test_eight_devices_give_what_one_gives():
+def test_eight_devices_agree_with_one():
     config = tiny.config('', model__dropout=0.0)
     results = []
     for devices in (1, 8):
@@ -182,7 +184,7 @@ def test_eight_devices_give_what_one_gives():
         for i in range(3):
             state, metrics = step(state, sharding.shard_batch(random_batch(i), mesh))
         results.append((state.model, metrics))
-    # AdamW's first steps divide by the gradient's size, which magnifies rounding where it is near zero.
+    # AdamW's first steps divide by the gradient's size, which magnifies rounding near zero.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), *results)
     assert results[1][1]['loss'].sharding.num_devices == 8
 
@@ -209,8 +211,8 @@ def test_accumulation_averages_the_gradients_of_the_micro_batches():
     )
 
 
-def test_masked_images_count_for_nothing():
-    """A stand-in for a corrupt image leaves the loss of the others as it is."""
+def test_masked_images_are_excluded_from_the_loss():
+    """A stand-in for a corrupt image does not change the loss of the others."""
     config = tiny.config('', model__dropout=0.0)
     model = models.build(config, 8)
     task = tasks.build(config, 'abcdefgh')

@@ -154,9 +154,8 @@ def test_legend_counts_segments():
     def legend(ids, labels=labels):
         return overlay(image, labels, NAMES, segments=ids).crop((0, 400, 400, 500))
 
-    legends = [
-        legend(stripes(*range(1, n + 1))) for n in range(1, 6)
-    ]  # the name is longer than the row
+    # The category's name is longer than the row.
+    legends = [legend(stripes(*range(1, n + 1))) for n in range(1, 6)]
     assert all(a != b for i, a in enumerate(legends) for b in legends[:i])
     assert legends[0] == legend(None) == legend(stripes(7, 0, 7))
     assert legends[2] == legend(stripes(9, 70_000, 1, 9, 0))

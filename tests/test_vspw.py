@@ -78,11 +78,8 @@ def raw_masks(folder, video):
 
 def test_frames_of_videos_in_order(folder):
     source = open_split(folder, 'train')
-    assert source.videos == [
-        ('1001_a', range(5)),
-        ('7_b', range(5, 6)),
-        ('12_c', range(6, 9)),
-    ]  # the order of the list
+    # In the order of the list.
+    assert source.videos == [('1001_a', range(5)), ('7_b', range(5, 6)), ('12_c', range(6, 9))]
     assert source.ids == [
         f'{video}/{frame}'
         for video, length in VIDEOS['train'].items()
@@ -133,9 +130,8 @@ def test_chunks_and_samples_of_every_video(folder):
             np.testing.assert_array_equal(
                 np.concatenate(labels), [source.load(index)['label'] for index in frames]
             )
-            assert (
-                len(source.clip(video, sample(len(frames), 2, 20, rng))['labels']) == 2
-            )  # of one frame, too
+            clip = source.clip(video, sample(len(frames), 2, 20, rng))
+            assert len(clip['labels']) == 2  # even from a video of one frame
 
 
 def test_frames_of_another_size_are_no_clip(folder):

@@ -107,11 +107,11 @@ class SwinBlock(nn.Module):
         table = self.param(
             'position_bias', token_init, (2 * self.window - 1, 2 * self.window - 1, self.num_heads)
         )
-        rows, columns = (i.reshape(-1) for i in np.indices((self.window, self.window)))
-        row_offsets, column_offsets = (
-            i[:, None] - i + self.window - 1 for i in (rows, columns)
-        )  # [N, N] each, for the N cells of a window
-        bias = table[row_offsets, column_offsets].transpose(2, 0, 1)  # [heads, N, N]
+        # The L = window² cells of a window are the tokens of its attention.
+        rows, columns = np.indices((self.window, self.window)).reshape(2, -1)  # [L] each
+        row_offsets = rows[:, None] - rows + self.window - 1  # [L, L]
+        column_offsets = columns[:, None] - columns + self.window - 1  # [L, L]
+        bias = table[row_offsets, column_offsets].transpose(2, 0, 1)  # [heads, L, L]
 
         y = pad_to(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x), self.window)
         y = jnp.roll(y, (-self.shift, -self.shift), (1, 2))
@@ -119,7 +119,7 @@ class SwinBlock(nn.Module):
         if self.shift:
             height, width = y.shape[1:3]
             mask = same_region(height, width, window=self.window, shift=self.shift)
-        padded, y = y.shape, to_windows(y, self.window)  # [B, windows, N, D]
+        padded, y = y.shape, to_windows(y, self.window)  # [B, windows, L, D]
         y = nn.MultiHeadDotProductAttention(
             self.num_heads, dtype=self.dtype, attention_fn=partial(attend, bias=bias)
         )(y, mask=mask, deterministic=not train)

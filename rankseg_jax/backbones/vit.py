@@ -61,17 +61,17 @@ class ViT(nn.Module):
         trained_grid = (-(-side // self.patch) for side in self.image_size)
         position = self.param('position', token_init, (*trained_grid, self.width))
         x = x + resize_bicubic(position, grid).astype(self.dtype)
-        x = x.reshape(batch, -1, self.width)  # [B, N, D]
+        x = x.reshape(batch, -1, self.width)  # [B, L, D]
         token = self.param('class_token', nn.initializers.zeros, (self.width,))
         token = jnp.broadcast_to(
             token + self.param('class_position', token_init, (self.width,)), (batch, 1, self.width)
         )
-        x = jnp.concatenate([token.astype(self.dtype), x], 1)  # [B, 1 + N, D]
+        x = jnp.concatenate([token.astype(self.dtype), x], 1)  # [B, 1 + L, D]
         for i in range(self.num_layers):
             if self.num_classes and i == self.num_layers - 1:
                 classes = self.param('class_embedding', token_init, (self.num_classes, self.width))
                 classes = jnp.broadcast_to(classes.astype(self.dtype), (batch, *classes.shape))
-                x = jnp.concatenate([x, classes], 1)  # [B, 1 + N + K, D]
+                x = jnp.concatenate([x, classes], 1)  # [B, 1 + L + K, D]
             x = Block(
                 self.num_heads,
                 mlp_dim=4 * self.width,

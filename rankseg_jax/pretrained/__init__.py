@@ -1,14 +1,14 @@
-"""Public weights for the first step of a run: `config.model.pretrained` names one of
+"""Public weights to start a run from. `config.model.pretrained` is one of
 
 - a Mask2Former or MaskFormer in Hugging Face's format: a folder, or a name on the hub such as
   facebook/mask2former-swin-tiny-ade-semantic;
-- a run of this library: its workdir, whose newest checkpoint is taken;
+- a run of this library: its workdir, of which the newest checkpoint is read;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs and ResNets of timm,
   torchvision or mmseg, Swins of timm or Hugging Face (`.safetensors`, or `.pth` where PyTorch is
   installed);
 - a file with a whole model: the paper's released Segmenter (`.pth`).
 
-In Python, `load_hf` gives a Hugging Face model as it is.
+In Python, `load_hf` returns a Hugging Face model unchanged.
 """
 
 import operator
@@ -25,7 +25,7 @@ from rankseg_jax.pretrained import hf, released, resnet, swin, vit
 from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
 
 HEAD = re.compile(r'/(decoder|classifier)/(head|rank)/')  # the parts that RankSeg adds
-# Parameters with an axis of categories or ranks: for another number of these they start afresh.
+# Parameters with an axis of categories or ranks; if its length differs, they are not loaded.
 CLASS_LAYER = re.compile(
     r'/(class_embedding|classify/(kernel|bias)|'
     r'(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$'
@@ -38,7 +38,7 @@ def read(path) -> dict[str, np.ndarray]:
     Raises:
       FileNotFoundError: there is no such file.
       ImportError: a `.pth` file, but PyTorch is not installed.
-      ValueError: another kind of file, or one without arrays.
+      ValueError: the file has another suffix or holds no arrays.
     """
     path = Path(path)
     if path.is_dir():
@@ -62,7 +62,7 @@ def read(path) -> dict[str, np.ndarray]:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file of PyTorch, which may wrap its state dict in others."""
+    """The tensors of a PyTorch file, whose state dict may be nested in other dicts."""
     try:
         import torch
     except ImportError as error:
@@ -87,13 +87,13 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def convert(arrays) -> dict:
-    """Converts arrays under another project's names.
+    """Converts arrays that are named as in another project.
 
     Returns:
       Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
 
     Raises:
-      ValueError: the names are of no known project.
+      ValueError: the names belong to no known project.
     """
     if 'Transformer/posembed_input/pos_embedding' in arrays:
         return {'params': {'backbone': vit.from_augreg(arrays)}}
@@ -114,9 +114,9 @@ def convert(arrays) -> dict:
 
 
 def read_variables(source) -> dict:
-    """Reads weights from anything that `config.model.pretrained` may name.
+    """Reads weights from any source that `config.model.pretrained` accepts.
 
-    A run gives those of its newest checkpoint, and its averaged parameters if it has any.
+    From a run it reads the newest checkpoint, with averaged parameters if there are any.
 
     Returns:
       Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
@@ -135,11 +135,11 @@ def read_variables(source) -> dict:
 
 
 def load(source, variables) -> dict:
-    """A model's variables, with those of `source` (see `read_variables`) in their place.
+    """Replaces a model's variables by those of `source` (see `read_variables`).
 
-    Position codes are resampled to the model's grid. Fresh values stay in class layers for another
-    number of categories (each is logged), in the parts of the model that a backbone's file lacks,
-    and in RankSeg's parts if the file has none.
+    Position codes are resampled to the model's grid. Initial values are kept in class layers for
+    another number of categories (each is logged), in the parts of the model that are missing from a
+    backbone's file, and in RankSeg's parts if the file has none.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
@@ -160,7 +160,7 @@ def load(source, variables) -> dict:
                 found[key] = np.asarray(resize_bicubic(found[key], value.shape[:2]))
             elif CLASS_LAYER.search(key) and other_axes == 1:
                 logging.warning(
-                    '%s: %s starts afresh, its shape is %s and in the model %s',
+                    '%s: %s keeps its initial value; its shape is %s here and %s in the model',
                     source,
                     key,
                     found[key].shape,

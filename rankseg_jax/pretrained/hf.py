@@ -30,14 +30,14 @@ RESNET = {
 
 
 def locate(source) -> Path:
-    """A path as it is; for a name on the hub, the folder that it is downloaded to.
+    """A path unchanged, or the folder that a name on the hub is downloaded to.
 
     Args:
       source: a path, or a name such as facebook/mask2former-swin-tiny-ade-semantic.
 
     Raises:
       ImportError: a name, but huggingface_hub is not installed.
-      OSError: no such path, and no such name on the hub, as far as that can be reached.
+      OSError: the path does not exist, and the hub lacks the name or cannot be reached.
     """
     path = Path(source)
     name = str(source)
@@ -86,7 +86,7 @@ def load_hf(source) -> tuple[nn.Module, dict]:
 
 
 class Keys(dict):
-    """An object of a JSON file of Hugging Face; a key that it lacks is a ValueError."""
+    """A JSON object of Hugging Face that raises a ValueError for a missing key."""
 
     def __missing__(self, key):
         raise ValueError(f'{key} is missing in config.json or preprocessor_config.json')
@@ -99,7 +99,7 @@ def read_json(path: Path) -> Keys:
 def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
     """`config.json` and the arrays of `model.safetensors`.
 
-    In place of the latter there may be shards, which `model.safetensors.index.json` lists.
+    The arrays may also be in shards, which `model.safetensors.index.json` lists.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -127,7 +127,7 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
                 'pointer in its place'
             ) from error
     config = read_json(folder / 'config.json')
-    framework(config)  # another kind of model is refused as such
+    framework(config)  # refuses other kinds of models before the weights are looked at
     if 'class_predictor.bias' not in state:
         raise ValueError(
             f'{folder}: the weights are not those of a whole model, but {sorted(state)[:5]} …'
@@ -136,7 +136,11 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
 
 
 def framework(config):
-    """The module of this package that knows the framework of a config."""
+    """The module of this package for the framework of a config.
+
+    Raises:
+      ValueError: the framework is not supported, or the config does not describe its backbone.
+    """
     if config.get('model_type') not in FRAMEWORKS:
         raise ValueError(
             f'config.json: model_type = {config.get("model_type")!r} is not supported, '
@@ -151,7 +155,7 @@ def framework(config):
 
 
 def build(config, state) -> nn.Module:
-    """The model that `config.json` describes, for weights `state`, whose class layer tells K."""
+    """The model that `config.json` describes, for weights `state`, whose class layer gives K."""
     theirs = framework(config)
     check_fixed(config, theirs.FIXED, 'config.json')
     widths = theirs.widths(config)
@@ -166,7 +170,7 @@ def build_backbone(config) -> Swin | ResNet:
     """The backbone that `backbone_config` of `config.json` describes.
 
     Raises:
-      ValueError: it is of an unsupported kind; the difference is named.
+      ValueError: the kind of backbone is not supported; the difference is named.
     """
     where, kind = 'config.json: backbone_config', config['model_type']
     if kind in ('swin', 'maskformer-swin'):
@@ -190,10 +194,10 @@ def build_backbone(config) -> Swin | ResNet:
 
 
 def check_fixed(config, fixed, where: str):
-    """Refuses a config with other values than those `fixed` by key; a missing key is fine.
+    """Refuses a config with other values than `fixed`, by key; missing keys are accepted.
 
     Raises:
-      ValueError: it names the first difference, and `where` it is.
+      ValueError: it names the first difference and its place, `where`.
     """
     for key, value in fixed.items():
         if isinstance(value, dict):

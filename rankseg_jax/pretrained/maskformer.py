@@ -71,7 +71,7 @@ def feature_pyramid(state) -> dict:
 
 
 def detr_decoder(state, num_heads: int) -> dict:
-    """Parameters of `decoders.query_decoder.DetrDecoder`, but class layer and masks."""
+    """Parameters of `decoders.query_decoder.DetrDecoder`, without class layer and masks."""
     params = {
         'query_position': state['queries_embedder.weight'],
         'norm': norm(state, 'decoder.layernorm'),

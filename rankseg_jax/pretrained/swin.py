@@ -31,10 +31,10 @@ LEFT_OUT = re.compile(
 def from_torch(state) -> dict:
     """Parameters of `backbones.swin.Swin`, without the classifier and the norm before it.
 
-    A classifier has no norms of the features: these get their initial values.
+    A classifier lacks the norms of the feature maps; these get their initial values.
 
     Raises:
-      ValueError: a name that no Swin has.
+      ValueError: a name is unknown.
     """
     for pattern, replacement in TO_TIMM:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
@@ -44,7 +44,8 @@ def from_torch(state) -> dict:
         r'downsample\.(norm|reduction))'
     )
     known = re.compile(
-        rf'({layer}|patch_embed\.(proj|norm)|hidden_states_norms\.stage\d)\.(weight|bias)|absolute_pos_embed|'
+        rf'({layer}|patch_embed\.(proj|norm)|hidden_states_norms\.stage\d)\.(weight|bias)|'
+        r'absolute_pos_embed|'
         r'layers\.\d\.blocks\.\d+\.attn\.relative_position_bias_table'
     )
     strange = sorted(key for key in state if not known.fullmatch(key))

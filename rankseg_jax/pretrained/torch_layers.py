@@ -48,7 +48,7 @@ def conv_norm(state, conv_name, norm_name):
 
 
 def attention(state, packed, out, num_heads):
-    """MultiHeadDotProductAttention, from the names of its packed and of its output projection."""
+    """MultiHeadDotProductAttention, from the names of its packed and its output projection."""
     separator = '_' if f'{packed}_weight' in state else '.'
     weight, bias = (state[f'{packed}{separator}{leaf}'] for leaf in ('weight', 'bias'))
     dim = weight.shape[1]
@@ -65,7 +65,7 @@ def attention(state, packed, out, num_heads):
 
 
 def split_attention(state, name, num_heads):
-    """The same, from a layer that has `q_proj`, `k_proj`, `v_proj` and `out_proj`."""
+    """MultiHeadDotProductAttention, from a layer with `q_proj`, `k_proj`, `v_proj`, `out_proj`."""
     packed = {
         f'in_proj_{leaf}': np.concatenate([state[f'{name}.{part}_proj.{leaf}'] for part in 'qkv'])
         for leaf in ('weight', 'bias')

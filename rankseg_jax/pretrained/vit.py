@@ -31,7 +31,7 @@ def from_torch(state) -> dict:
     """Parameters of `backbones.vit.ViT` from a state dict, without its classifier.
 
     Raises:
-      ValueError: a name or a missing name that no plain ViT has.
+      ValueError: names are unknown or missing; the weights are not those of a plain ViT.
     """
     state = {key: value for key, value in state.items() if not HEAD.match(key)}
     for pattern, replacement in TO_TIMM:
