@@ -116,10 +116,9 @@ class CrossLayer(nn.Module):
         attention = nn.MultiHeadDotProductAttention(
             self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention'
         )
-        attended = attention(
-            x + query_position, memory + memory_position, inputs_v=memory, deterministic=not train
-        )  # [B, K, D]
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + drop(attended))
+        query, key = x + query_position, memory + memory_position  # [B, K, D], [B, L, D]
+        y = attention(query, key, inputs_v=memory, deterministic=not train)  # [B, K, D]
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + drop(y))
         mlp = Mlp(
             hidden=self.mlp_dim,
             dropout=self.dropout,

@@ -27,11 +27,11 @@ def test_golden_encoder_head(name):
     shared = 'param/cls_emb' not in g
     hidden = g['param/proj_dec.weight'].shape[0]
     head = multilabel.EncoderHead(
-        int(g['hparam/num_classes']),
-        hidden,
-        num_heads,
-        g['param/block.mlp.fc1.weight'].shape[0],
-        int(g.get('hparam/pool', 0)),
+        num_classes=int(g['hparam/num_classes']),
+        hidden=hidden,
+        num_heads=num_heads,
+        mlp_dim=g['param/block.mlp.fc1.weight'].shape[0],
+        pool=int(g.get('hparam/pool', 0)),
     )
     tokens = g['query_features_bcn'].transpose(0, 2, 1)
     logits = head.apply(
@@ -45,11 +45,11 @@ def test_golden_decoder_head():
     num_heads, num_layers = int(g['hparam/num_heads']), int(g['hparam/num_layers'])
     params = released.decoder_head(golden_files.state(g), '', num_heads)
     head = multilabel.DecoderHead(
-        int(g['hparam/num_classes']),
-        g['param/query_embed.weight'].shape[1],
-        num_heads,
-        num_layers,
-        g['param/transformer.decoder.layers.0.linear1.weight'].shape[0],
+        num_classes=int(g['hparam/num_classes']),
+        hidden=g['param/query_embed.weight'].shape[1],
+        num_heads=num_heads,
+        num_layers=num_layers,
+        mlp_dim=g['param/transformer.decoder.layers.0.linear1.weight'].shape[0],
     )
     features = g['features_nchw'].transpose(0, 2, 3, 1)
     logits = head.apply({'params': params}, features, train=False)
@@ -72,7 +72,8 @@ def test_each_image_gives_what_it_gives_alone(name):
 @pytest.mark.parametrize('name', HEADS)
 def test_bfloat16_heads_give_float32_logits(name):
     head = HEADS[name]()
-    features = jax.random.normal(jax.random.key(0), (2, 4, 4, 12))
+    # Flax warns of values [B, L, D] with L = D, which it mistakes for a mask.
+    features = jax.random.normal(jax.random.key(0), (2, 4, 5, 12))
     variables = random_variables(head, features)
     logits = head.clone(dtype=jnp.bfloat16).apply(variables, features, train=False)
     assert logits.dtype == jnp.float32
