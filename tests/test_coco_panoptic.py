@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rankseg_jax import data, evaluate, postprocessing, sharding
+from rankseg_jax import data, evaluate, sharding, tasks
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, coco
 from rankseg_jax.data.published import coco_panoptic
 from rankseg_jax.data.published.label_maps import read_classes
@@ -499,16 +499,13 @@ def test_evaluation_writes_the_official_ids(folder, tmp_path):
                 for place, segment in enumerate(segments):
                     places[i, :20, :30][ids == segment['id']] = place + 1
                     classes[i, place] = segment['category_id']
-        segments = postprocessing.Segments(places, classes, np.zeros(classes.shape, np.float32))
-        return (
-            SemanticMetric.from_batch(labels, labels, 133),
-            None,
-            labels,
-            sharding.shard_batch(segments, mesh),
-        )
+        maps = {'labels': labels, 'segment_ids': places, 'segment_labels': classes}
+        pixels = SemanticMetric.from_batch(labels, labels, 133)
+        return {'pixels': pixels}, sharding.shard_batch(maps, mesh)
 
-    with coco.Writer(tmp_path / 'predictions.json', coco.categories(source)) as writer:
-        scores = evaluate.evaluate(eval_step, None, source, config, mesh, writer)
+    task = tasks.from_source(config, source)
+    with task.writer(tmp_path, source) as writer:
+        scores = evaluate.evaluate(eval_step, None, source, config, task, mesh, writer)
     assert scores['PQ'] == scores['PQ_stuff'] == scores['mIoU'] == 1
     predictions = json.loads((tmp_path / 'predictions.json').read_text())
     assert [annotation['image_id'] for annotation in predictions['annotations']] == [139, 285]

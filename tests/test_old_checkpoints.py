@@ -5,18 +5,15 @@ golden/README.md says how they came about.
 
 import json
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rankseg_jax import predict, train
-from rankseg_jax.backbones import resnet
 from tests import tiny
 
 FOLDER = Path(__file__).parent / 'golden/old_runs'
-resnet.VARIANTS['tinier'] = partial(resnet.ResNet, (1, 1, 1, 1), width=2, stem='small')
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from configs import common
 from rankseg_jax.backbones import resnet, swin, vit
 
 resnet.VARIANTS['tiny'] = partial(resnet.ResNet, (1, 1, 1, 1), width=4, stem='small')
+resnet.VARIANTS['tinier'] = partial(resnet.ResNet, (1, 1, 1, 1), width=2, stem='small')
 vit.VARIANTS['tiny_vit'] = partial(vit.ViT, patch=8, width=16, num_layers=2, num_heads=2)
 swin.VARIANTS['swin_tiny'] = partial(
     swin.Swin, width=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window=3
