@@ -4,6 +4,8 @@ import importlib.util
 import os
 import tempfile
 
+from tests import FAST_COMPILATION
+
 # All workers of a run, and the processes that tests start, share what they compile: the first
 # process to read this makes the folder, and the others inherit its name.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -11,16 +13,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = compilation_cache.name
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Programs run for milliseconds here and compile for seconds, so LLVM need not optimize them, nor
-# split them over threads that other workers use already.
 os.environ['XLA_FLAGS'] = ' '.join(
-    [
-        os.environ.get('XLA_FLAGS', ''),
-        '--xla_force_host_platform_device_count=8',
-        '--xla_backend_optimization_level=0',
-        '--xla_llvm_disable_expensive_passes=true',
-        '--xla_cpu_parallel_codegen_split_count=1',
-    ]
+    [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', FAST_COMPILATION]
 )
 
 import pytest

@@ -15,7 +15,7 @@ from PIL import Image
 import rankseg_jax
 from rankseg_jax import checkpoint, data, evaluate, export, models, predict, sharding, tasks, train
 from rankseg_jax.data import CorruptExample
-from tests import tiny
+from tests import FAST_COMPILATION, tiny
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group('predict')  # one worker trains the shared run
@@ -241,7 +241,8 @@ def run_example(exported, folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        env={k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'XLA_FLAGS')},
+        env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+        | {'XLA_FLAGS': FAST_COMPILATION},
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
@@ -284,8 +285,7 @@ def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
             capture_output=True,
             text=True,
             timeout=300,
-            env=os.environ
-            | {'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PYTHONPATH': str(ROOT)},
+            env=os.environ | {'XLA_FLAGS': FAST_COMPILATION, 'PYTHONPATH': str(ROOT)},
         )
         assert result.returncode == 0, result.stderr
         return result.stdout

@@ -13,7 +13,7 @@ import pytest
 
 from rankseg_jax import checkpoint, data, models, optimizers, sharding, tasks, train
 from rankseg_jax.data import pipeline
-from tests import tiny
+from tests import FAST_COMPILATION, tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +65,7 @@ def command(config_dir, workdir, *overrides):
     file.write_text(
         f'from tests import tiny\ndef get_config(): return tiny.config({str(config_dir)!r})\n'
     )
-    env = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PYTHONPATH': str(ROOT)}
+    env = os.environ | {'XLA_FLAGS': FAST_COMPILATION, 'PYTHONPATH': str(ROOT)}
     return subprocess.Popen(
         [
             sys.executable,
