@@ -19,11 +19,28 @@ os.environ['XLA_FLAGS'] = ' '.join(
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision'):
     from tests.helpers import mend_torchvision
 
     mend_torchvision()
+
+
+# Each trains a run, or prepares one, that all its tests share.
+TOGETHER = ('test_model_analysis.py', 'test_panoptic.py', 'test_predict.py')
+
+
+class Scheduler(LoadScopeScheduling):
+    """Keeps the tests of a class and of the modules TOGETHER on one worker; others go anywhere."""
+
+    def _split_scope(self, nodeid):
+        scope = nodeid.rsplit('::', 1)[0]
+        return scope if '::' in scope or scope.endswith(TOGETHER) else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope='session')

@@ -20,9 +20,6 @@ class Case(tfds.testing.DatasetBuilderTestCase):
     MOCK_OUT_FORBIDDEN_OS_FUNCTIONS = False
     SKIP_CHECKSUMS = True
 
-    def __init_subclass__(cls):
-        cls.pytestmark = pytest.mark.xdist_group(cls.__name__)  # prepared once, on one worker
-
     @classmethod
     def setUpClass(cls):
         root = Path(tfds.testing.make_tmp_dir())

@@ -14,8 +14,6 @@ from rankseg_jax.analysis import model as model_analysis
 from rankseg_jax.data import CorruptExample, Source
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('model_analysis')  # one worker makes what they share
-
 NAMES = (
     'sky',
     'a price of $5 or $\\frac$',

@@ -30,7 +30,6 @@ from rankseg_jax.data import CorruptExample, PanopticSource, Source, coco, pipel
 from rankseg_jax.outputs import QueryOutput
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('panoptic')  # one worker trains the shared run
 NUM_CLASSES = 8
 QUERIES = dict(
     task='panoptic',

@@ -18,7 +18,6 @@ from rankseg_jax.data import CorruptExample
 from tests import FAST_COMPILATION, tiny
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group('predict')  # one worker trains the shared run
 
 
 @pytest.fixture(scope='module')
