@@ -154,8 +154,8 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
             num_queries=5,
         )
         config.data.max_targets, config.loss.num_points, config.optimizer.milestones = 4, 16, ()
-    elif config.model.backbone != 'narrow':
-        config.model.backbone = 'resnet18'
+    else:
+        config.model.backbone = 'tiny'
     if config.rankseg:
         config.rankseg.update(hidden=16, mlp_dim=32, layer=1)
     config.steps = config.optimizer.warmup_steps + 1
