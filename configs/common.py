@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.framework = 'upernet'  # a module of rankseg_jax/frameworks
-    # ResNets: narrow, resnet{18,34,50,101}, resnet{50,101}_v1c; Swins: swin_{t,s,b,l}{7,12};
+    # ResNets: slim, narrow, resnet{18,34,50,101}, resnet{50,101}_v1c; Swins: swin_{t,s,b,l}{7,12};
     # ViTs, for segmenter: vit_{ti,s,b,l}{8,16,32}. deeplabv3 takes only ResNets.
     model.backbone = 'resnet50'
     # Weights to start from: a file, a run, a name on the Hugging Face hub, …, see
@@ -169,7 +169,8 @@ def get_config() -> ConfigDict:
     evaluation.overlap = 0.8  # panoptic: the least share of its mask that a segment keeps
     evaluation.batch_size = 16
     evaluation.recall_at = ()  # further values of κ for recall@κ and precision@κ
-    # Loaded by every mode but train: 'last', 'best' (by mIoU) or a step such as '1200'.
+    # Loaded by every mode but train: 'last', 'best' (by the task's score, such as mIoU) or a step
+    # such as '1200'.
     evaluation.checkpoint = 'last'
 
     config.log_every = 50  # steps; likewise below

@@ -60,7 +60,7 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
         statistics, maps = eval_step(variables, sharding.shard_batch(batch, mesh))
         total = merge(total, jax.device_get(statistics))
         num_images += int(batch['mask'].sum())
-        if not (writer or task.scores_images):
+        if writer is None and not task.scores_images:
             continue
         maps = {name: sharding.local_part(x) for name, x in maps.items()}
         for i in np.flatnonzero(batch['mask']):
@@ -71,7 +71,7 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
             except CorruptExample as error:
                 logging.error('Excluded from the scores: %s', error)
                 continue
-            if writer:
+            if writer is not None:
                 task.write(writer, source, index, found)
     if jax.process_count() == 1 and num_images < len(source):
         logging.error(
@@ -156,9 +156,9 @@ def table(scores: dict[str, Any], columns: Sequence[str], most: int = 20) -> str
     """
     rows = sorted(scores['classes'], key=lambda row: -row['pixels'])
     shown = rows[:most]
-    width = max(len(row['name']) for row in shown)
+    width = max((len(row['name']) for row in shown), default=0)
     titles = '  '.join(f'{column:>5}' for column in columns)
-    lines = [f'{"category":<{width}}  {titles}  share of pixels']
+    lines = [f'{"category":<{width}}  {titles}  share of pixels'] if rows else []
     pixels = max(sum(row['pixels'] for row in rows), 1)
     for row in shown:
         values = [row[column] for column in columns] + [row['pixels'] / pixels]

@@ -43,6 +43,8 @@ segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_byte
 photo = np.array(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB'))
 image, content = fit(photo, about['size'], about['antialias'])
 found = segment(params, image[None], content[None])
+if 'labels' not in found:
+    sys.exit(f'no label map to draw; the model returned {found}')
 labels = np.asarray(found['labels'])[0, :content[0], :content[1]]
 for label, count in zip(*np.unique(labels, return_counts=True)):
     print(f'{about["labels"][label]}: {count / labels.size:.1%} of the pixels')

@@ -21,8 +21,8 @@ class Prediction:
     """What a model predicts for a batch of images.
 
     Attributes:
-      maps: what the task makes of the model's output, by name, see `tasks.Task.postprocess`;
-        'labels' [B, *canvas] int32 class ids and more.
+      maps: what the task makes of the model's output, by name, see `tasks.Task.postprocess`; most
+        have 'labels' [B, *canvas] int32 class ids.
       selection: the categories of each image; None for the baseline.
       presence_logits: [B, K] of the multi-label head, the best over windows, averaged over scales
         and mirror images; None for the baseline.

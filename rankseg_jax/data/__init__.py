@@ -104,7 +104,8 @@ class PanopticSource(Source):
 
         Returns:
           Segment ids int32 [H, W], and a dict for each segment: 'id', 'category_id' in 0..K-1
-          and perhaps 'iscrowd', 'area' and 'bbox'. An id without a dict is void.
+          and perhaps 'iscrowd', 'area' and 'bbox'. An id without a dict is void; a dict whose id
+          no pixel has counts as a segment that was missed.
 
         Raises:
           CorruptExample: the example cannot be read.

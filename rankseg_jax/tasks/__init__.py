@@ -29,16 +29,18 @@ TASKS = {  # config.task → class
 class Task(abc.ABC):
     """What training, evaluation and prediction need of a task.
 
-    Metrics are additive: each has `merge(other)`, and over several hosts the sum of its fields is
-    the metric of the whole data set.
+    Metrics are pytrees, such as a `flax.struct.dataclass`, and additive: each has `merge(other)`,
+    called on the host, and over several hosts the sum of its fields is the metric of the whole data
+    set.
 
     Attributes:
       config: of the run.
       class_names: K names in label order.
       things: K bools, categories whose objects are counted; empty where the data has none.
-      maps: names of the image-sized arrays among those that `postprocess` returns.
+      maps: names of the image-sized arrays among those that `postprocess` returns. 'labels' are
+        class ids; without them, the example.py of an export has nothing to draw.
       columns: scores of a category that the printed table shows.
-      best_by: name of the score that decides which checkpoint is the best.
+      best_by: name of the score whose highest value makes the best checkpoint.
       scores_images: whether `image_statistics` scores images, whose maps the host then fetches.
     """
 
@@ -72,7 +74,7 @@ class Task(abc.ABC):
     # Training
 
     def example(self, source: Source, index: int) -> dict[str, np.ndarray]:
-        """Reads a training example.
+        """Reads a training example. Evaluation reads `Source.load`, see `image_statistics`.
 
         Returns:
           'image' uint8 [H, W, 3] and 'label' int32 [H, W], which is augmented along with the image;
@@ -99,7 +101,7 @@ class Task(abc.ABC):
     def loss(self, key, output: PixelOutput | QueryOutput, batch) -> tuple[dict, dict]:
         """The parts of the training loss in rank space, and further figures for the log, by name.
 
-        The multi-label head's loss is not among them.
+        Training adds up the parts and the multi-label head's loss, which is not among them.
 
         Args:
           key: random key.
@@ -113,7 +115,10 @@ class Task(abc.ABC):
     def postprocess(
         self, views: list[View], selection: Selection | None, size, canvas: tuple[int, int]
     ) -> dict[str, jax.Array]:
-        """Maps of a batch of images, by name, those named in `maps` [B, *canvas]; made for `jit`.
+        """Arrays of a batch of images, by name; made for `jit`.
+
+        Those named in `maps` are [B, *canvas], the others [B, …]. 'categories' and 'confidences',
+        those of `inference.served`, are taken.
 
         Args: as `postprocessing.label_maps`.
         """
@@ -127,12 +132,17 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def result(self, image: np.ndarray, found: dict[str, np.ndarray], categories) -> Any:
-        """What `predict` returns for an image: an object with `overlay`, `panel` and `save`.
+        """What `predict` returns for an image; `tasks.semantic.Result` is one.
+
+        It has the methods `overlay()`, `panel(**truth)`, which return PIL images, and `save(path)`,
+        which writes <path><suffix>.png for each of its attribute `suffixes`, of which '' is one,
+        and <path>.json. Its attribute `categories` is the argument.
 
         Args:
           image: uint8 [H, W, 3].
-          found: the maps of this image, cut to its size.
-          categories: (name, confidence) of the ranked categories, best first.
+          found: what `postprocess` returned for this image, maps cut to its size.
+          categories: (name, confidence) of the ranked categories, best first; empty without a
+            multi-label head.
         """
 
     def truth(self, source: Source, index: int, label: np.ndarray) -> dict[str, np.ndarray]:
@@ -157,6 +167,8 @@ class Task(abc.ABC):
     def image_statistics(self, source: Source, index: int, found) -> dict[str, Any]:
         """The metrics that one image adds to on the host; `found` as for `result`.
 
+        Called if `scores_images`. The place for ground truth other than `Source.load` returns.
+
         Raises:
           CorruptExample: the ground truth cannot be read.
         """
@@ -164,11 +176,21 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def scores(self, statistics: dict[str, Any]) -> dict[str, Any]:
-        """The scores: fractions by name, and 'classes', a dict of scores for each category."""
+        """The scores of the whole data set.
+
+        Returns:
+          Python floats by name, fractions, `best_by` among them; and 'classes', a list of a dict
+          for each category: 'name', 'pixels' (number of labeled ones, by which the printed table is
+          sorted) and the scores in `columns`. The list may be empty.
+        """
 
     @abc.abstractmethod
     def writer(self, output, source: Source) -> AbstractContextManager:
-        """Opens the folder or file that predictions are written to in the data set's own format."""
+        """Opens the folder or file that predictions are written to in the data set's own format.
+
+        Args:
+          output: a path, which need not exist.
+        """
 
     @abc.abstractmethod
     def write(self, writer, source: Source, index: int, found) -> None:
