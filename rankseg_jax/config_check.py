@@ -26,6 +26,7 @@ def check(config, defaults) -> None:
     check_colors(config)
     check_scores(config.eval)
     check_windows(config.eval)
+    check_optimizer(config.optimizer)
     if config.model.frozen_norm:
         check_frozen_norm_decay(config.optimizer)
 
@@ -70,11 +71,15 @@ def check_items(name: str, value: tuple, default: tuple) -> None:
 
 def check_counts(config) -> None:
     for key, value, least in (
+        ('seed', config.seed, 0),
         ('data.max_targets', config.data.max_targets, 1),
         ('data.num_workers', config.data.num_workers, 0),
         ('loss.num_points', config.loss.num_points, 1),
         ('model.num_queries', config.model.num_queries, 1),
         ('model.decoder_heads', config.model.decoder_heads, 1),
+        ('model.decoder_layers', config.model.decoder_layers, 1),
+        ('model.output_stride', config.model.output_stride, 1),
+        ('rankseg.pool', config.rankseg.pool if config.rankseg else 0, 0),
     ):
         if value < least:
             raise ValueError(f'config.{key} = {value} must be at least {least}')
@@ -155,6 +160,28 @@ def check_windows(evaluation) -> None:
             f'config.eval.stride = {stride} must be at least 1 and at most config.eval.window = '
             f'{window}; set it to the window to have no overlap'
         )
+
+
+def check_optimizer(optimizer) -> None:
+    """The milestones of the learning rate, and the parameter groups."""
+    if not all(isinstance(step, int) for step in optimizer.milestones):
+        raise ValueError(
+            f'config.optimizer.milestones = {optimizer.milestones} must hold whole numbers'
+        )
+    for group in optimizer.groups:
+        match group:
+            case (str(pattern), int() | float(), int() | float()):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(
+                        f'config.optimizer.groups: {pattern!r} is not a regular expression: {error}'
+                    ) from error
+            case _:
+                raise ValueError(
+                    f'config.optimizer.groups: {group!r} must be (pattern, × learning rate, × '
+                    "decay), like ('bias$', 1.0, 0.0)"
+                )
 
 
 def check_frozen_norm_decay(optimizer) -> None:

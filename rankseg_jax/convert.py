@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from rankseg_jax import backbones, checkpoint, data, models, pretrained
+from rankseg_jax import backbones, checkpoint, data, models, pretrained, tasks
 from rankseg_jax.backbones.swin import Swin
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former
@@ -61,14 +61,14 @@ def configured_model(source, config):
       Class names, things or None, and variables.
     """
     data_source = data.get_source(config.data, config.data.train_split)
-    class_names = data_source.class_names
-    model = models.build(config, len(class_names))
+    task = tasks.from_source(config, data_source)
+    model = models.build(config, task.num_classes)
     variables = jax.jit(
-        lambda: models.init(model, len(class_names), config.seed, config.augment.crop_size)
+        lambda: models.init(model, task.num_classes, config.seed, config.augment.crop_size)
     )()
     variables |= {'ema': variables['params']} if config.ema else {}
     loaded = pretrained.load(source, jax.device_get(variables))
-    return class_names, data_source.things, loaded
+    return task.class_names, task.things, loaded
 
 
 def published_model(source, config):

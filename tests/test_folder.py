@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import common
+from rankseg_jax import tasks
 from rankseg_jax.data import (
     IGNORE_LABEL,
     CorruptExample,
@@ -133,7 +134,7 @@ def test_label_out_of_range_stops_with_its_file_and_value(dataset, value, reduce
     whole = common.get_config()
     whole.batch_size = 2
     with pytest.raises(ValueError, match=message):
-        next(pipeline.train_batches(source, whole, start_step=0))
+        next(pipeline.train_batches(source, whole, tasks.from_source(whole, source), start_step=0))
     report = source.check()
     assert len(report.problems) == 1 and str(path) in report.problems[0]
 
@@ -229,7 +230,8 @@ def test_damaged_file_is_corrupt_and_named(dataset, folder_name, suffix, damage)
     config = common.get_config()
     config.batch_size = 2
     config.augment.crop_size = (6, 8)
-    batch = next(pipeline.train_batches(source, config, start_step=0))
+    task = tasks.from_source(config, source)
+    batch = next(pipeline.train_batches(source, config, task, start_step=0))
     assert sorted(batch['mask'].tolist()) == [False, True]
 
 

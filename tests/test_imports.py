@@ -35,7 +35,7 @@ ALLOWED = {
     'evaluate': 'checkpoint data inference models multilabel sharding tasks',
     'export': 'checkpoint data inference models postprocessing sharding tasks',
     'predict': 'checkpoint data export inference models multilabel sharding tasks visualize',
-    'convert': 'backbones checkpoint data frameworks models pretrained',
+    'convert': 'backbones checkpoint data frameworks models pretrained tasks',
     'train': (
         'checkpoint data evaluate inference losses models optimizers pretrained selector '
         'sharding tasks'

@@ -278,6 +278,9 @@ def test_impossible_configs_are_refused_before_a_step(trained, tmp_path):
         tasks.from_source(config, LabelMaps())
     with pytest.raises(ValueError, match='the run was not trained for it'):
         tasks.build(config, source.class_names)
+    semantic = tasks.from_source(tiny.config('', **QUERIES | {'task': 'semantic'}), source)
+    with pytest.raises(ValueError, match='the run was not trained for it'):
+        tasks.build(config, source.class_names, semantic.things)
     task = tasks.build(config, 'ab', np.array([0, 1]))  # as in COCO's files
     assert task.things == (False, True)
     with pytest.raises(ValueError, match="'panoptc' is unknown; did you mean 'panoptic'"):

@@ -232,6 +232,7 @@ def test_embeddings_of_length_zero_give_finite_gradients():
             "'resnet50' does not suit .* 'segmenter', which needs one feature map; use .* vit_ti8",
         ),
         ({'model__decoder': 'fcn'}, "'fcn' must be 'mask_transformer'"),
+        ({'model__decoder_heads': 5}, 'config.model.channels = 16 must be a multiple of .* = 5'),
         ({'model__late_classes': True, 'model__channels': 32}, 'config.model.channels = 16'),
     ],
 )

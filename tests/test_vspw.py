@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import common
-from rankseg_jax import data
+from rankseg_jax import data, tasks
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, pipeline
 from rankseg_jax.data.label_files import LabelWriter
 from rankseg_jax.data.published import files, vspw
@@ -163,9 +163,9 @@ def test_models_of_images_take_frames(folder):
         (16, 16),
     )
     config.data.update({'name': 'vspw', 'dir': str(folder)})
-    batch = next(
-        pipeline.train_batches(data.get_source(config.data, 'train'), config, start_step=0)
-    )
+    source = data.get_source(config.data, 'train')
+    task = tasks.from_source(config, source)
+    batch = next(pipeline.train_batches(source, config, task, start_step=0))
     assert (
         batch['image'].shape == (4, 16, 16, 3)
         and batch['label'].max() < 124

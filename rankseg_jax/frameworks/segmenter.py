@@ -38,8 +38,8 @@ def build(config, num_classes: int) -> Segmenter:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
-      ValueError: as `backbones.from_config`; unknown decoder, or class embeddings of the backbone
-        for a decoder of another width.
+      ValueError: as `backbones.from_config`; unknown decoder, a width that its heads do not divide,
+        or class embeddings of the backbone for a decoder of another width.
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
     rankseg = config.rankseg and FrozenConfigDict(config.rankseg)
@@ -51,6 +51,11 @@ def build(config, num_classes: int) -> Segmenter:
         raise ValueError(
             f"config.model.decoder = {options.decoder!r} must be 'mask_transformer', "
             "or 'linear' without late_classes"
+        )
+    if options.channels % options.decoder_heads:
+        raise ValueError(
+            f'config.model.channels = {options.channels} must be a multiple of '
+            f'config.model.decoder_heads = {options.decoder_heads}'
         )
     if options.late_classes and backbone.width != options.channels:
         raise ValueError(

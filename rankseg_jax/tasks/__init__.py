@@ -36,7 +36,7 @@ class Task(abc.ABC):
     Attributes:
       config: of the run.
       class_names: K names in label order.
-      things: K bools, categories whose objects are counted; empty where the data has none.
+      things: K bools, categories whose objects are counted; empty for a task that counts none.
       maps: names of the image-sized arrays among those that `postprocess` returns. 'labels' are
         class ids; without them, the example.py of an export has nothing to draw.
       columns: scores of a category that the printed table shows.
@@ -66,7 +66,7 @@ class Task(abc.ABC):
         Raises:
           ValueError: the source lacks what the task learns from.
         """
-        return cls(config, source.class_names, source.things)
+        return cls(config, source.class_names)
 
     def check(self, output: PixelOutput | QueryOutput) -> None:  # noqa: B027, most tasks suit all
         """Raises a ValueError if the model's output or `config.eval` does not suit the task."""
