@@ -4,16 +4,21 @@ Images are seen whole or by sliding windows, at several scales, mirrored too. Th
 image are selected once, from all its views, so that a rank means the same in each of them.
 """
 
+import collections
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from rankseg_jax import models, selector
+from rankseg_jax import models, selector, sharding
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice
+
+PROGRAMS = 16  # of a network that are kept, one for each input shape
 
 
 @struct.dataclass
@@ -36,7 +41,7 @@ class Prediction:
 def segment(
     model, variables, views, size, config, task, *, canvas: tuple[int, int], presence=None
 ) -> Prediction:
-    """Segments a batch at the images' own sizes; made for `jit`.
+    """Segments a batch at the images' own sizes; made for `jit`. `compiled` is `segment` in parts.
 
     Args:
       views: for each scale {'image': [B, H, W, 3], 'content': [B, 2]}, see `fitting.eval_views`.
@@ -50,12 +55,55 @@ def segment(
       ValueError: the oracle without `presence`, or `config.eval` asks for what the model or the
         task cannot give.
     """
-    cuts = [Cut.from_view(view, config.eval) for view in views]
-    selection, presence_logits, outputs = forward(model, variables, cuts, config, presence)
-    check(config, outputs[0])
-    task.check(outputs[0])
-    seen = assemble(cuts, outputs, size, canvas)
-    return Prediction(task.postprocess(seen, selection, size, canvas), selection, presence_logits)
+    seen = see(model, variables, views, config, task, presence=presence)
+    maps = task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)
+    return Prediction(maps, seen.selection, seen.presence_logits)
+
+
+def compiled(model, config, task, mesh, then: Callable) -> Callable:
+    """(model variables, batch) → then(`Prediction`, batch), compiled for the devices of a mesh.
+
+    The network is one program for each shape of the views, the last `PROGRAMS` of which are kept;
+    what follows is one for each canvas. So a new image size costs at most a small program.
+
+    Args:
+      then: made for `jit`.
+
+    Returns:
+      A function of variables, copied to the mesh, and a batch of `batching.stack`, split over it.
+    """
+    networks = collections.OrderedDict()  # shapes of the views → program
+
+    def finish(seen, batch, canvas):
+        def postprocess(seen, size):
+            return task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)
+
+        if mesh.size > 1:  # each device goes through its own images
+            split = sharding.split(mesh).spec
+            postprocess = jax.shard_map(
+                postprocess, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
+            )
+        maps = postprocess(seen, batch['size'])
+        return then(Prediction(maps, seen.selection, seen.presence_logits), batch)
+
+    finish = jax.jit(finish, static_argnames='canvas')
+
+    def run(variables, batch, *, canvas: tuple[int, int]):
+        views, presence = batch['views'], batch.get('presence')
+        shapes = tuple(view['image'].shape for view in views)
+        if shapes not in networks:
+            networks[shapes] = jax.jit(
+                lambda variables, views, presence: see(
+                    model, variables, views, config, task, presence=presence
+                )
+            )
+        networks.move_to_end(shapes)
+        if len(networks) > PROGRAMS:
+            networks.popitem(last=False)[1].clear_cache()
+        seen = networks[shapes](variables, views, presence)
+        return finish(seen, {k: x for k, x in batch.items() if k != 'views'}, canvas=canvas)
+
+    return run
 
 
 def served(prediction: Prediction, config) -> dict[str, jax.Array]:
@@ -83,95 +131,81 @@ def check(config, output: PixelOutput | QueryOutput):
         )
 
 
-def forward(model, variables, cuts: list['Cut'], config, presence):
-    """Selects the categories of each image once, and predicts all its windows over them.
+@struct.dataclass
+class Seen:
+    """What the network says of a batch of images.
 
-    Returns:
-      The selection and presence logits of the B images, see `Prediction`, and an output for each
-      scale.
+    Attributes:
+      cuts: for each scale, how the images were cut.
+      outputs: for each scale, the output for all windows.
+      selection, presence_logits: as of `Prediction`.
     """
 
-    def run(cut, **choice):
-        images = cut.images.reshape(-1, *cut.images.shape[2:])  # [B · views, H, W, 3]
+    cuts: list['Cut']
+    outputs: list[PixelOutput | QueryOutput]
+    selection: Selection | None
+    presence_logits: jax.Array | None
+
+
+def see(model, variables, views, config, task, *, presence=None) -> Seen:
+    """Selects the categories of each image once, and predicts all its windows over them.
+
+    Args: as `segment`, which this is the first part of.
+    """
+    cuts, windows = zip(*[cut_windows(view, config.eval) for view in views], strict=True)
+
+    def run(cut, images, **choice):
+        images = images.reshape(-1, *images.shape[2:])  # [B · views, H, W, 3]
         return models.forward(model, variables, images, Choice(views=cut.views, **choice))
 
     selection = presence_logits = None
     if len(cuts) > 1 and config.rankseg:
         # Compiled, the two passes share the computation of all that precedes the selection.
-        logits = [run(cut, all_classes=True).presence_logits for cut in cuts]  # [B, K] each
+        logits = [
+            run(cut, images, all_classes=True).presence_logits
+            for cut, images in zip(cuts, windows, strict=True)
+        ]  # [B, K] each
         presence_logits, selection = selector.choose(
             config.rankseg, jnp.stack(logits).mean(0), Choice(presence), train=False
         )
-    outputs = [run(cut, presence=presence, selection=selection) for cut in cuts]
+    outputs = [
+        run(cut, images, presence=presence, selection=selection)
+        for cut, images in zip(cuts, windows, strict=True)
+    ]
+    check(config, outputs[0])
+    task.check(outputs[0])
     if presence_logits is None:
         selection, presence_logits = outputs[0].selection, outputs[0].presence_logits
-    return selection, presence_logits, outputs
+    return Seen(list(cuts), outputs, selection, presence_logits)
 
 
-def assemble(cuts: list['Cut'], outputs, size, canvas: tuple[int, int]) -> list[View]:
+def assemble(seen: Seen, size, canvas: tuple[int, int]) -> list[View]:
     """A view for each scale and mirror image, the windows of each joined side by side."""
-    seen = []
-    for cut, output in zip(cuts, outputs, strict=True):
+    found = []
+    for cut, output in zip(seen.cuts, seen.outputs, strict=True):
         mirrors = output.split_views(cut.views[0], cut.counts)
         places = cut.places(output.cells, size, canvas)
-        seen += [View(x, *place) for x, place in zip(mirrors, places, strict=True)]
-    return seen
+        found += [View(x, *place) for x, place in zip(mirrors, places, strict=True)]
+    return found
 
 
 @struct.dataclass
 class Cut:
-    """Windows of a batch of images, those of the mirrored images after the others.
+    """How a batch of images is cut into windows, those of the mirrored images after the others.
 
     Attributes:
-      images: [B, mirrors · windows, h, w, 3].
       content: [B, 2], rows and columns of the network's input that an image covers.
       starts: [B, n] rows and [B, m] columns where windows begin.
+      window: (rows, columns) of a window; static, as are the following.
       stride: from one window to the next, (rows, columns).
-      mirrored: for each mirror image, whether it is one; static, as is `stride`.
+      mirrored: for each mirror image, whether it is one.
     """
 
-    images: jax.Array
     content: jax.Array
     starts: list[jax.Array]
+    window: tuple[int, int] = struct.field(pytree_node=False)
     stride: tuple[int, int] = struct.field(pytree_node=False)
     mirrored: tuple[bool, ...] = struct.field(pytree_node=False)
-
-    @classmethod
-    def from_view(cls, view, evaluation) -> 'Cut':
-        """Cuts {'image': [B, H, W, 3], 'content': [B, 2]} as `config.eval` says."""
-        image, content = view['image'], view['content']
-        whole = image.shape[1:3]
-        window, stride = whole, whole
-        if any(evaluation.window):
-            window, stride = evaluation.window, evaluation.stride
-        counts = [-(-max(whole[axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)]
-        ends = [window[axis] + stride[axis] * (counts[axis] - 1) for axis in (0, 1)]
-        missing = [(0, max(ends[axis] - whole[axis], 0)) for axis in (0, 1)]
-        image = jnp.pad(image, ((0, 0), *missing, (0, 0)))
-        # The last window ends where the image does.
-        starts = [
-            jnp.minimum(
-                jnp.arange(counts[axis]) * stride[axis],
-                jnp.maximum(content[:, axis, None] - window[axis], 0),
-            )
-            for axis in (0, 1)
-        ]  # [B, n], [B, m]
-        mirrored = (False, True) if evaluation.flip else (False,)
-
-        def windows(image, content, rows, columns):  # of one image
-            x = jnp.arange(image.shape[1])
-            flipped = jnp.where(x < content[1], content[1] - 1 - x, x)
-            return jnp.stack(
-                [
-                    lax.dynamic_slice(source, (row, column, 0), (*window, 3))
-                    for source in (image[:, flipped] if mirror else image for mirror in mirrored)
-                    for row in rows
-                    for column in columns
-                ]
-            )
-
-        images = jax.vmap(windows)(image, content, *starts)
-        return cls(images, content, starts, tuple(stride), mirrored)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -198,13 +232,54 @@ class Cut:
                 size=size[:, axis],
                 content=self.content[:, axis],
                 starts=self.starts[axis],
-                window=self.images.shape[2 + axis],
+                window=self.window[axis],
                 stride=self.stride[axis],
                 cells=cells[axis],
                 mirror=mirror,
             )
 
         return [(weights(0), weights(1, mirror)) for mirror in self.mirrored]
+
+
+def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
+    """Cuts {'image': [B, H, W, 3], 'content': [B, 2]} as `config.eval` says.
+
+    Returns:
+      The cut, and its windows [B, mirrors · windows, h, w, 3].
+    """
+    image, content = view['image'], view['content']
+    whole = image.shape[1:3]
+    window, stride = whole, whole
+    if any(evaluation.window):
+        window, stride = evaluation.window, evaluation.stride
+    counts = [-(-max(whole[axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)]
+    ends = [window[axis] + stride[axis] * (counts[axis] - 1) for axis in (0, 1)]
+    missing = [(0, max(ends[axis] - whole[axis], 0)) for axis in (0, 1)]
+    image = jnp.pad(image, ((0, 0), *missing, (0, 0)))
+    # The last window ends where the image does.
+    starts = [
+        jnp.minimum(
+            jnp.arange(counts[axis]) * stride[axis],
+            jnp.maximum(content[:, axis, None] - window[axis], 0),
+        )
+        for axis in (0, 1)
+    ]  # [B, n], [B, m]
+    mirrored = (False, True) if evaluation.flip else (False,)
+
+    def windows(image, content, rows, columns):  # of one image
+        x = jnp.arange(image.shape[1])
+        flipped = jnp.where(x < content[1], content[1] - 1 - x, x)
+        return jnp.stack(
+            [
+                lax.dynamic_slice(source, (row, column, 0), (*window, 3))
+                for source in (image[:, flipped] if mirror else image for mirror in mirrored)
+                for row in rows
+                for column in columns
+            ]
+        )
+
+    images = jax.vmap(windows)(image, content, *starts)
+    return Cut(content, starts, tuple(window), tuple(stride), mirrored), images
 
 
 def interpolation(

@@ -1,4 +1,4 @@
-"""From a model's outputs to maps of class ids, a block of rows at a time to bound the memory."""
+"""From a model's outputs to maps of class ids, a tile at a time to bound the memory."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from rankseg_jax.data import IGNORE_LABEL
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.ranking import Selection, from_ranks
 
-ROWS = 64  # rows of the result that are upsampled at once: memory is bounded by κ or Q times these
+# Of the result, upsampled at once: memory is bounded by κ or Q times these.
+ROWS, COLUMNS = 64, 256
 
 
 @struct.dataclass
@@ -36,50 +37,88 @@ def label_maps(views: list[View], selection: Selection | None, size, canvas: tup
       size: [B, 2] int32, rows and columns of the images.
       canvas: (R, C) of the result, at least `size`.
     """
-    labels = best_ranks(views)  # [B, *t, R, C]
+    labels = best_ranks(views, size)  # [B, *t, R, C]
     if selection is not None:
         labels = from_ranks(labels, selection)
     inside = jnp.expand_dims(covered(size, canvas), range(1, labels.ndim - 2))
     return jnp.where(inside, labels, IGNORE_LABEL)
 
 
-def best_ranks(views: list[View]):
-    """The rank with the highest score in each pixel, over the sum of the views: [B, *t, R, C]."""
-
-    def best_in_block(blocks, _):
-        scores = [
-            view.output.rank_scores(rows, view.columns, probabilities=len(views) > 1)
-            for view, rows in zip(views, blocks, strict=True)
-        ]  # [B, *t, ROWS, C, κ] each
-        return sum(scores[1:], scores[0]).argmax(-1).astype(jnp.int32)
-
-    blocks = map_blocks(best_in_block, [view.rows for view in views])
-    return join_blocks(blocks, views[0].rows.shape[1])
-
-
-def map_blocks(function, rows):
-    """Stacks the results of `function` for each block of ROWS rows.
+def best_ranks(views: list[View], size):
+    """The rank with the highest score in each pixel, over the sum of the views: [B, *t, R, C].
 
     Args:
-      function: (weights of the block's rows in each view, number of its first row) → tree.
-      rows: [B, R, h] for each view.
+      size: [B, 2] int32, rows and columns of the images; what lies beyond them is arbitrary.
     """
-    num_rows = rows[0].shape[1]
-    count = -(-num_rows // ROWS)
 
-    def cut(rows):  # [B, R, h] → [count, B, ROWS, h]
-        rows = jnp.pad(rows, ((0, 0), (0, count * ROWS - num_rows), (0, 0)))
-        return rows.reshape(rows.shape[0], count, ROWS, -1).swapaxes(0, 1)
+    def best_in_tile(views, place):
+        del place
+        scores = [
+            view.output.rank_scores(view.rows, view.columns, probabilities=len(views) > 1)
+            for view in views
+        ]  # [1, *t, ROWS, COLUMNS, κ] each
+        return sum(scores[1:], scores[0]).argmax(-1).astype(jnp.int32), ()
 
-    return lax.map(
-        lambda block: function(*block), ([cut(x) for x in rows], ROWS * jnp.arange(count))
-    )
+    return map_tiles(best_in_tile, views, size)[0]
 
 
-def join_blocks(maps, num_rows: int):
-    """[blocks, B, *t, ROWS, C] → [B, *t, num_rows, C]."""
-    maps = jnp.moveaxis(maps, 0, -3)  # [B, *t, blocks, ROWS, C]
-    return maps.reshape(*maps.shape[:-3], -1, maps.shape[-1])[..., :num_rows, :]
+def map_tiles(function, views: list[View], size, *others):
+    """Computes the maps of each image tile by tile, and sums over its tiles.
+
+    Tiles beyond an image are skipped: the time depends on its size, not on the canvas, so that few
+    canvases, and few programs, serve all sizes.
+
+    Args:
+      function: (views of a tile of one image, (row, column) where it begins, *others of the image)
+        → (int32 [1, *t, ROWS, COLUMNS], tree of sums).
+      views: of B images.
+      size: [B, 2] int32, rows and columns of the images.
+      others: trees of arrays [B, …].
+
+    Returns:
+      The map, [B, *t, R, C], zero in tiles beyond the image, and the tree of sums.
+    """
+    canvas = views[0].rows.shape[1], views[0].columns.shape[1]
+    tile = min(ROWS, canvas[0]), min(COLUMNS, canvas[1])
+
+    def pad(weights, length):  # [B, R, h] → to a multiple of `length` rows
+        return jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % length), (0, 0)))
+
+    views = [View(v.output, pad(v.rows, tile[0]), pad(v.columns, tile[1])) for v in views]
+    padded = views[0].rows.shape[1], views[0].columns.shape[1]
+
+    def cut(views, place):
+        row, column = place
+        return [
+            View(
+                view.output,
+                lax.dynamic_slice_in_dim(view.rows, row, tile[0], axis=1),
+                lax.dynamic_slice_in_dim(view.columns, column, tile[1], axis=1),
+            )
+            for view in views
+        ]
+
+    def one_image(image):
+        size, image = image[0], jax.tree.map(lambda x: x[None], image[1:])
+        views, *others = image
+        down, across = (-(-size[axis] // tile[axis]) for axis in (0, 1))
+
+        def add(number, carry):
+            whole, total = carry
+            place = number // across * tile[0], number % across * tile[1]
+            part, sums = function(cut(views, place), place, *others)
+            start = (*(0,) * (whole.ndim - 2), *place)
+            return lax.dynamic_update_slice(whole, part, start), jax.tree.map(
+                jnp.add, total, sums
+            )
+
+        shapes = jax.eval_shape(lambda: function(cut(views, (0, 0)), (0, 0), *others))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        whole = jnp.zeros((*zeros[0].shape[:-2], *padded), zeros[0].dtype)
+        return lax.fori_loop(0, down * across, add, (whole, zeros[1]))
+
+    maps, sums = jax.tree.map(lambda x: x[:, 0], lax.map(one_image, (size, views, *others)))
+    return maps[..., : canvas[0], : canvas[1]], sums
 
 
 def covered(size, canvas: tuple[int, int]):

@@ -14,7 +14,7 @@ from rankseg_jax import visualize
 from rankseg_jax.data import IGNORE_LABEL, PanopticSource, coco
 from rankseg_jax.metrics.panoptic import PanopticMetric
 from rankseg_jax.outputs import QueryOutput
-from rankseg_jax.postprocessing import ROWS, View, join_blocks, map_blocks
+from rankseg_jax.postprocessing import View, covered, map_tiles
 from rankseg_jax.ranking import from_ranks, gather
 from rankseg_jax.tasks import queries
 from rankseg_jax.tasks.semantic import RANKED, Result, Semantic
@@ -281,23 +281,24 @@ def panoptic_segments(
     probabilities = jax.nn.softmax(output.class_logits.astype(jnp.float32))  # [B, Q, κ + 1]
     scores, labels = probabilities.max(-1), probabilities.argmax(-1)  # [B, Q]
     kept = (labels != no_object) & (scores > threshold)  # [B, Q]
-    inside_columns = jnp.arange(view.columns.shape[1]) < size[:, 1:]  # [B, C]
 
-    def winners(blocks, first):
-        masks = output.mask_probabilities(*blocks, view.columns)  # [B, Q, ROWS, C]
-        inside_rows = first + jnp.arange(ROWS) < size[:, :1]  # [B, ROWS]
-        inside = inside_rows[:, None, :, None] & inside_columns[:, None, None]  # [B, 1, ROWS, C]
+    def winners(views, place, size, scores, kept):
+        (tile,), (row, column) = views, place
+        masks = tile.output.mask_probabilities(tile.rows, tile.columns)  # [1, Q, ROWS, COLUMNS]
+        rows, columns = row + jnp.arange(masks.shape[2]), column + jnp.arange(masks.shape[3])
+        inside = (rows[:, None] < size[0, 0]) & (columns < size[0, 1])  # [ROWS, COLUMNS]
         weighted = masks * scores[..., None, None]
-        winner = jnp.where(kept[..., None, None], weighted, -1).argmax(1)  # [B, ROWS, C]
+        winner = jnp.where(kept[..., None, None], weighted, -1).argmax(1)  # [1, ROWS, COLUMNS]
         own = (winner[:, None] == jnp.arange(num_queries)[:, None, None]) & inside
         sure = ((weighted if keep_unsure else masks) >= 0.5) & inside
         shown = own if keep_unsure else own & sure
-        areas = [x.sum((2, 3)) for x in (own, sure, shown)]  # [B, Q] each
-        return jnp.where(shown.any(1), winner, num_queries), jnp.stack(areas)
+        areas = [x.sum((2, 3)) for x in (own, sure, shown)]  # [1, Q] each
+        return jnp.where(shown.any(1), winner, num_queries), areas
 
-    winner, areas = map_blocks(winners, [view.rows])
-    winner = join_blocks(winner, view.rows.shape[1])  # [B, R, C], Q: nobody
-    own, sure, shown = areas.sum(0)  # [B, Q] each
+    # [B, R, C], Q: nobody; [B, Q] each
+    winner, (own, sure, shown) = map_tiles(winners, [view], size, size, scores, kept)
+    inside = covered(size, winner.shape[1:])
+    winner = jnp.where(inside, winner, num_queries)
     exists = kept & (shown > 0) & (sure > 0) & (own / jnp.maximum(sure, 1) >= overlap)
 
     # The first query of a class stands for all stuff of that class; others only for themselves.
