@@ -12,74 +12,85 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from rankseg_jax import checkpoint, data, inference, models, sharding, tasks
-from rankseg_jax.data import CorruptExample, pipeline
-from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.data import CorruptExample, batching
 
 
-def make_eval_step(model, config, task, mesh, shardings) -> Callable:
-    """Jitted (model variables, batch) → (metrics by name, maps by name).
+def make_eval_step(model, config, task, mesh) -> Callable:
+    """Compiled (model variables, batch) → (metrics by name, maps by name).
 
-    The metrics are sums over the global batch; maps are those of its images, split over the mesh,
-    see `tasks.Task.statistics` and `postprocess`.
+    The metrics are sums over the batch; maps are those of its images, split over the mesh, see
+    `tasks.Task.statistics` and `postprocess`.
 
     Args:
-      shardings: of the model variables.
+      mesh: of this host's devices, see `sharding.local`.
     """
 
-    def eval_step(variables, batch):
-        labels = batch['label']  # [B, H, W]
-        prediction = inference.segment(
-            model,
-            variables,
-            batch['views'],
-            batch['size'],
-            config,
-            task,
-            canvas=labels.shape[1:],
-            presence=pixel_counts(labels, task.num_classes) > 0,
-        )
+    def then(prediction, batch):
         return task.statistics(batch, prediction), prediction.maps
 
-    split = sharding.split(mesh)
-    return jax.jit(
-        eval_step, in_shardings=(shardings, split), out_shardings=(sharding.copied(mesh), split)
-    )
+    segment = inference.compiled(model, config, task, mesh, then)
+
+    def eval_step(variables, batch):
+        return segment(variables, sharding.shard_batch(batch, mesh), batch['label'].shape[1:])
+
+    return eval_step
 
 
 def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> dict[str, Any]:
-    """Scores of the model on every image of a source, each counted once.
+    """Scores of the model on every image of a source, each counted once, over all hosts.
+
+    While the device works on a batch, threads read the next ones and score the images before.
 
     Args:
       eval_step: see `make_eval_step`.
+      variables: of the model, on the devices of `mesh`.
+      mesh: of this host's devices.
       writer: see `tasks.Task.writer`, for the predictions of this host's images; None: they are
         only scored.
     """
-    total, host_total = task.empty_statistics(), task.empty_statistics()
-    num_images = 0
-    for batch in pipeline.eval_batches(source, config):
-        statistics, maps = eval_step(variables, sharding.shard_batch(batch, mesh))
-        total = merge(total, jax.device_get(statistics))
-        num_images += int(batch['mask'].sum())
-        if writer is None and not task.scores_images:
-            continue
-        maps = {name: sharding.local_part(x) for name, x in maps.items()}
-        for i in np.flatnonzero(batch['mask']):
-            found = task.cut({name: x[i] for name, x in maps.items()}, batch['size'][i])
-            index = int(batch['index'][i])
-            try:
-                host_total = merge(host_total, task.image_statistics(source, index, found))
-            except CorruptExample as error:
-                logging.error('Excluded from the scores: %s', error)
+    total, num_read = task.empty_statistics(), 0  # of this host's images
+
+    def step(batch):
+        return batch, *eval_step(variables, batch)
+
+    def images():
+        nonlocal total, num_read
+        batches = map(step, batching.eval_batches(source, config, mesh.size))
+        for batch, statistics, maps in batching.behind(batches):
+            total = merge(total, jax.device_get(statistics))
+            num_read += int(batch['mask'].sum())
+            progress.update(num_read - progress.n)
+            if writer is None and not task.scores_images:
                 continue
-            if writer is not None:
-                task.write(writer, source, index, found)
-    if jax.process_count() == 1 and num_images < len(source):
+            maps = {name: sharding.local_part(x) for name, x in maps.items()}
+            for i in np.flatnonzero(batch['mask']):
+                found = {name: x[i] for name, x in maps.items()}
+                yield int(batch['index'][i]), task.cut(found, batch['size'][i])
+
+    def score(image):
+        index, found = image
+        try:
+            metrics = task.image_statistics(source, index, found)
+        except CorruptExample as error:
+            return error
+        if writer is not None:
+            task.write(writer, source, index, found)
+        return metrics
+
+    with batching.progress('Evaluating', len(source)) as progress:
+        for metrics in batching.read_ahead(score, images(), ahead=config.eval.batch_size):
+            if isinstance(metrics, CorruptExample):
+                logging.error('Excluded from the scores: %s', metrics)
+            else:
+                total = merge(total, metrics)
+    num_read, total = sum_over_hosts((np.array(num_read), total))
+    if num_read < len(source):
         logging.error(
             '%d of %d images could not be read and are not scored',
-            len(source) - num_images,
+            len(source) - num_read,
             len(source),
         )
-    return task.scores(merge(total, sum_over_hosts(host_total)))
+    return task.scores(total)
 
 
 def merge(total: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
@@ -88,10 +99,16 @@ def merge(total: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def sum_over_hosts(metrics):
-    """Adds up the hosts' additive metrics."""
+    """Adds up the hosts' additive metrics, trees of NumPy arrays."""
     if jax.process_count() == 1:
         return metrics
-    return jax.tree.map(lambda x: x.sum(0), multihost_utils.process_allgather(metrics))
+
+    def total(x):
+        # As bytes: JAX would halve the precision of 64-bit numbers.
+        parts = multihost_utils.process_allgather(np.frombuffer(x.tobytes(), np.uint8))
+        return np.asarray(parts).view(x.dtype).reshape(-1, *x.shape).sum(0)
+
+    return jax.tree.map(lambda x: total(np.asarray(x)), metrics)
 
 
 def run(config, workdir, output=None) -> dict[str, Any]:
@@ -113,7 +130,8 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     saved.check_categories(task.class_names, f'config.data.name = {config.data.name!r}')
     model = models.build(config, task.num_classes)
     variables = models.restore(saved, model, config, mesh)
-    eval_step = make_eval_step(model, config, task, mesh, sharding.state_shardings(mesh, variables))
+    mesh, variables = sharding.local(mesh, variables)
+    eval_step = make_eval_step(model, config, task, mesh)
     with task.writer(output, source) if output else nullcontext() as writer:
         scores = evaluate(eval_step, variables, source, config, task, mesh, writer)
     if jax.process_index() == 0:

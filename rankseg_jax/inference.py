@@ -5,6 +5,7 @@ image are selected once, from all its views, so that a rank means the same in ea
 """
 
 import collections
+import functools
 from collections.abc import Callable
 
 import jax
@@ -13,6 +14,7 @@ from flax import struct
 from jax import lax
 
 from rankseg_jax import models, selector, sharding
+from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import Selection
@@ -61,7 +63,7 @@ def segment(
 
 
 def compiled(model, config, task, mesh, then: Callable) -> Callable:
-    """(model variables, batch) → then(`Prediction`, batch), compiled for the devices of a mesh.
+    """(model variables, batch, canvas) → then(Prediction, batch), compiled for a mesh's devices.
 
     The network is one program for each shape of the views, the last `PROGRAMS` of which are kept;
     what follows is one for each canvas. So a new image size costs at most a small program.
@@ -70,10 +72,12 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
       then: made for `jit`.
 
     Returns:
-      A function of variables, copied to the mesh, and a batch of `batching.stack`, split over it.
+      A function of variables, copied to the mesh; a batch of `batching.stack`, split over it; and
+      the canvas, (rows, columns). The oracle selects by the batch's labels.
     """
     networks = collections.OrderedDict()  # shapes of the views → program
 
+    @functools.partial(jax.jit, static_argnames='canvas')
     def finish(seen, batch, canvas):
         def postprocess(seen, size):
             return task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)
@@ -86,10 +90,14 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
         maps = postprocess(seen, batch['size'])
         return then(Prediction(maps, seen.selection, seen.presence_logits), batch)
 
-    finish = jax.jit(finish, static_argnames='canvas')
+    @jax.jit
+    def truth(labels):
+        return pixel_counts(labels, task.num_classes) > 0
 
-    def run(variables, batch, *, canvas: tuple[int, int]):
-        views, presence = batch['views'], batch.get('presence')
+    def run(variables, batch, canvas: tuple[int, int]):
+        views, presence = batch['views'], None
+        if config.rankseg and config.rankseg.oracle and 'label' in batch:
+            presence = truth(batch['label'])
         shapes = tuple(view['image'].shape for view in views)
         if shapes not in networks:
             networks[shapes] = jax.jit(
@@ -101,7 +109,7 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
         if len(networks) > PROGRAMS:
             networks.popitem(last=False)[1].clear_cache()
         seen = networks[shapes](variables, views, presence)
-        return finish(seen, {k: x for k, x in batch.items() if k != 'views'}, canvas=canvas)
+        return finish(seen, {name: x for name, x in batch.items() if name != 'views'}, canvas)
 
     return run
 

@@ -108,9 +108,7 @@ def map_tiles(function, views: list[View], size, *others):
             place = number // across * tile[0], number % across * tile[1]
             part, sums = function(cut(views, place), place, *others)
             start = (*(0,) * (whole.ndim - 2), *place)
-            return lax.dynamic_update_slice(whole, part, start), jax.tree.map(
-                jnp.add, total, sums
-            )
+            return lax.dynamic_update_slice(whole, part, start), jax.tree.map(jnp.add, total, sums)
 
         shapes = jax.eval_shape(lambda: function(cut(views, (0, 0)), (0, 0), *others))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -9,9 +9,9 @@ The result is the task's, such as `tasks.semantic.Result`.
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -22,24 +22,34 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from rankseg_jax import checkpoint, data, export, inference, models, sharding, tasks, visualize
-from rankseg_jax.data import CorruptExample, fitting, images
-from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.data import CorruptExample, batching, fitting, images
 from rankseg_jax.tasks.semantic import Result
 
-CANVAS_MULTIPLE = 64  # of the sides of results, so that few shapes are compiled
+LONGEST_NAME = 255  # bytes, on most file systems
 
 
 class Predictor:
     """A trained model, ready for images: calls take uint8 arrays [H, W, 3], PIL images or paths.
 
     Attributes:
-      segment: (image uint8 [H, W, 3], presence [1, K] bool or None) → what `inference.served` says
-        of this image, its maps of the image's size.
+      fit: image uint8 [H, W, 3] → {'views', 'size'}, see `batching.stack`.
+      segment: batch → the arrays that `inference.served` returns, on the device.
       task: a `tasks.Task`.
+      num_devices: a batch is a multiple of it.
+      batch_size: of many images.
     """
 
-    def __init__(self, segment: Callable, task: tasks.Task):
-        self.segment, self.task = segment, task
+    def __init__(
+        self,
+        fit: Callable,
+        segment: Callable,
+        task: tasks.Task,
+        *,
+        num_devices: int = 1,
+        batch_size: int = 1,
+    ):
+        self.fit, self.segment, self.task = fit, segment, task
+        self.num_devices, self.batch_size = num_devices, batch_size
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -56,6 +66,42 @@ class Predictor:
           CorruptExample: the file cannot be read.
           ValueError: an array of another shape or type; the oracle without `label`.
         """
+        example = self.example(image)
+        if label is not None:
+            example['label'] = np.asarray(label)
+        ((_, result),) = self.results([example])
+        return result
+
+    def many(self, paths: Sequence[str | Path]) -> Iterator[tuple[int, Result | CorruptExample]]:
+        """Predicts files in batches; threads read ahead while the device works.
+
+        Yields:
+          The place of a path in `paths` and its result, or the reason why it cannot be read; each
+          place once, in the order in which they are done.
+        """
+
+        def read(place):
+            try:
+                return self.example(paths[place]) | {'index': place}
+            except CorruptExample as error:
+                return place, error
+
+        corrupt = []
+
+        def examples():
+            for example in batching.read_ahead(read, range(len(paths)), ahead=2 * size):
+                if isinstance(example, dict):
+                    yield example
+                else:
+                    corrupt.append(example)
+
+        whole = -(-len(paths) // self.num_devices) * self.num_devices
+        size = min(self.batch_size, whole)
+        yield from self.results(examples(), size)
+        yield from corrupt
+
+    def example(self, image) -> dict[str, Any]:
+        """What `results` needs of an image; arguments and errors as `__call__`."""
         if isinstance(image, str | Path):
             image = images.read_image(Path(image))
         elif isinstance(image, Image.Image):
@@ -65,10 +111,36 @@ class Predictor:
             raise ValueError(
                 f'an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}'
             )
-        presence = None
-        if label is not None:
-            presence = pixel_counts(np.asarray(label)[None], self.task.num_classes) > 0
-        found = self.segment(image, presence)
+        return self.fit(image) | {'image': image, 'index': 0}
+
+    def results(self, examples: Iterable[dict[str, Any]], batch_size: int = 0):
+        """Yields ('index', result) of each example; `batch_size` 0: as small as possible."""
+        kept = {}  # by index, until the result is there
+
+        def keep():
+            for example in examples:
+                kept[example['index']] = example
+                yield example
+
+        def run(batch):
+            return batch, self.segment(batch)
+
+        batches = batching.batches(keep(), batch_size or self.num_devices)
+        for batch, found in batching.behind(map(run, batches)):
+            found = jax.device_get(found)
+            for i in np.flatnonzero(batch['mask']):
+                example = kept.pop(int(batch['index'][i]))
+                yield example['index'], self.result(example, {k: x[i] for k, x in found.items()})
+
+    def result(self, example: dict[str, Any], found: dict[str, np.ndarray]) -> Result:
+        """The result of one image from its arrays, of which maps take the image's size."""
+        image, found = example['image'], self.task.cut(found, example['size'])
+        for name in self.task.maps:
+            if found[name].shape != image.shape[:2]:
+                resized = Image.fromarray(found[name]).resize(
+                    image.shape[1::-1], Image.Resampling.NEAREST
+                )
+                found[name] = np.array(resized)
         ranked = zip(
             found.get('categories', np.array([])).tolist(),
             found.get('confidences', np.array([])).tolist(),
@@ -78,25 +150,27 @@ class Predictor:
         return self.task.result(image, found, categories)
 
 
-def from_model(model, variables, config, task: tasks.Task) -> Predictor:
-    """The predictor of a Flax model and its variables."""
+def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predictor:
+    """The predictor of a Flax model and its variables.
 
-    @partial(jax.jit, static_argnames='canvas')
-    def forward(variables, views, size, presence, canvas):
-        views, size = jax.tree.map(lambda x: x[None], (views, size))
-        prediction = inference.segment(
-            model, variables, views, size, config, task, canvas=canvas, presence=presence
-        )
-        return jax.tree.map(lambda x: x[0], inference.served(prediction, config))
+    Args:
+      mesh: of this host's devices, which hold `variables`; None: one device.
+    """
+    mesh = mesh or sharding.make_mesh(1)
+    segment = inference.compiled(
+        model, config, task, mesh, lambda prediction, _: inference.served(prediction, config)
+    )
 
-    def segment(image, presence):
-        size = np.array(image.shape[:2])
-        canvas = tuple((-(-size // CANVAS_MULTIPLE) * CANVAS_MULTIPLE).tolist())
-        views = fitting.eval_views(image, config)
-        found = jax.device_get(forward(variables, views, size, presence, canvas))
-        return task.cut(found, size)
+    def fit(image):
+        return {'views': fitting.eval_views(image, config), 'size': image.shape[:2]}
 
-    return Predictor(segment, task)
+    def run(batch):
+        canvas = batching.canvas_of(batch['size'])
+        return segment(variables, sharding.shard_batch(batch, mesh), canvas)
+
+    return Predictor(
+        fit, run, task, num_devices=mesh.size, batch_size=batching.batch_size(config, mesh.size)
+    )
 
 
 def from_artifact(folder: Path) -> Predictor:
@@ -117,18 +191,15 @@ def from_artifact(folder: Path) -> Predictor:
     call = jax.jit(jax.export.deserialize(bytearray((folder / export.ARTIFACT).read_bytes())).call)
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
 
-    def segment(image, presence):
+    def fit(image):
         fitted, size = fitting.fit(image, about['size'], antialias=about['antialias'])
-        found = jax.device_get(call(variables, fitted[None], size[None]))
-        found = task.cut({name: x[0] for name, x in found.items()}, size)
-        for name in task.maps:
-            resized = Image.fromarray(found[name]).resize(
-                image.shape[1::-1], Image.Resampling.NEAREST
-            )
-            found[name] = np.array(resized)
-        return found
+        return {'views': ({'image': fitted, 'content': size},), 'size': size}
 
-    return Predictor(segment, task)
+    def run(batch):
+        (view,) = batch['views']
+        return call(variables, view['image'], view['content'])
+
+    return Predictor(fit, run, task)
 
 
 def load(workdir, which: str | int = 'last', config=None) -> Predictor:
@@ -150,8 +221,10 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     config = config or saved.config
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    variables = models.restore(saved, model, config, sharding.make_mesh(1))
-    return from_model(model, variables, config, task)
+    available = config.mesh_data <= jax.device_count()
+    mesh = sharding.make_mesh(config.mesh_data if available else -1)
+    mesh, variables = sharding.local(mesh, models.restore(saved, model, config, mesh))
+    return from_model(model, variables, config, task, mesh)
 
 
 def find_images(inputs: Iterable[str | Path]) -> list[Path]:
@@ -180,7 +253,7 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
 def predict_files(predictor: Predictor, inputs, output) -> Path:
     """Predicts images from disk into the folder `output`; see `Result.save`.
 
-    Unreadable images are named and skipped.
+    Each host predicts its share. Images that cannot be read are skipped, and named at the end.
 
     Raises:
       FileNotFoundError: as `find_images`.
@@ -192,25 +265,52 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
     if output.resolve() in {path.resolve().parent for path in paths}:
         raise ValueError(f'--output={output} holds the images themselves; choose another folder')
     output.mkdir(parents=True, exist_ok=True)
-    taken, failed = set(), []
-    for path in paths:
-        try:
-            result = predictor(path)
-        except CorruptExample as error:
-            logging.error('Skipped: %s', error)
-            failed.append(str(error))
-            continue
-        names = itertools.chain(
-            [path.stem, path.name], (f'{path.name}_{i}' for i in itertools.count(2))
-        )
-        name = next(n for n in names if not {n + suffix for suffix in result.suffixes} & taken)
-        taken |= {name + suffix for suffix in result.suffixes}
-        result.save(output / name)
-        best = ', '.join(f'{category} {score:.2f}' for category, score in result.categories[:5])
-        print(f'{path} -> {output / name}.png  {best}', flush=True)
-    if not taken:
+    names = output_names(paths, predictor.task.suffixes)
+    share = slice(jax.process_index(), None, jax.process_count())
+    paths, names = paths[share], names[share]
+
+    def save(item):
+        place, result = item
+        if not isinstance(result, CorruptExample):
+            result.save(output / names[place])
+        return item
+
+    failed = []
+    with batching.progress('Predicting', len(paths)) as progress:
+        results = predictor.many(paths)
+        for place, result in batching.read_ahead(save, results, ahead=predictor.batch_size):
+            progress.update()
+            if isinstance(result, CorruptExample):
+                logging.error('Skipped: %s', result)
+                failed.append(str(result))
+                continue
+            best = ', '.join(f'{name} {score:.2f}' for name, score in result.categories[:5])
+            progress.write(f'{paths[place]} -> {output / names[place]}.png  {best}')
+    if len(failed) == len(paths):
         raise CorruptExample('no image could be read: ' + '; '.join(failed))
+    if failed:
+        lines = '\n  '.join(failed)
+        print(f'{len(paths) - len(failed)} of {len(paths)} images predicted. Skipped:\n  {lines}')
     return output
+
+
+def output_names(paths: Sequence[Path], suffixes: Sequence[str]) -> list[str]:
+    """A name for each image's files: its own, unless it is taken, or too long for a file system."""
+    longest = LONGEST_NAME - max(len(f'{suffix}.json') for suffix in suffixes)
+    taken, chosen = set(), []
+    for path in paths:
+        short = path.stem.encode()[: longest - 8].decode(errors='ignore')
+        names = itertools.chain(
+            [path.stem, path.name], (f'{short}_{i}' for i in itertools.count(2))
+        )
+        name = next(
+            name
+            for name in names
+            if len(name.encode()) <= longest and not {name + suffix for suffix in suffixes} & taken
+        )
+        taken |= {name + suffix for suffix in suffixes}
+        chosen.append(name)
+    return chosen
 
 
 def predict_split(predictor: Predictor, config, output) -> Path:

@@ -1,5 +1,7 @@
 """One code path from a laptop to a pod: a mesh, and where each array lies on it."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from absl import logging
@@ -77,6 +79,23 @@ def local_part(x) -> np.ndarray:
     """
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([shards[start] for start in sorted(shards)])
+
+
+def local(mesh: Mesh, variables) -> tuple[Mesh, Any]:
+    """The mesh of this host's devices and the variables on them, without the other hosts.
+
+    Args:
+      variables: tree of arrays that every device of `mesh` holds a copy of.
+    """
+    if mesh.is_multi_process:
+        mesh = Mesh(np.array(mesh.local_devices), ('data',))
+
+        def part(x):
+            shards = [shard.data for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape, copied(mesh), shards)
+
+        variables = jax.tree.map(part, variables)
+    return mesh, variables
 
 
 def host_copy(tree, mesh: Mesh):

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clu import metric_writers
 from flax import linen as nn
 from flax import struct
 from jax.experimental import multihost_utils
@@ -32,7 +31,7 @@ from rankseg_jax import (
     sharding,
     tasks,
 )
-from rankseg_jax.data import pipeline
+from rankseg_jax.data import reading
 from rankseg_jax.selector import Choice
 
 AHEAD = 2  # steps that the host runs ahead of the device at most
@@ -186,6 +185,8 @@ class Progress:
         self.schedule = optimizers.make_schedule(config.optimizer, config.steps)
         self.rows, self.time, self.step, self.saved = [], time.time(), start, start
         self.pending = collections.deque()
+        from clu import metric_writers  # imports TensorFlow
+
         first = jax.process_index() == 0
         self.writer = metric_writers.SummaryWriter(str(workdir)) if first else None
         self.file = (workdir / 'metrics.jsonl').open('a') if first else None
@@ -331,7 +332,7 @@ class Setup:
     def batch_ids(self, step: int) -> list[str]:
         """The names of the examples of a step."""
         count, config = len(self.source), self.config
-        indices = pipeline.example_indices(count, config.seed, step, config.batch_size)
+        indices = reading.example_indices(count, config.seed, step, config.batch_size)
         return [self.source.ids[i] for i in indices]
 
 
@@ -453,10 +454,12 @@ def train(config, workdir) -> dict[str, Any]:
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
     state = first_state(setup, manager)
     mesh, task, source = setup.mesh, setup.eval_task, setup.eval_source
-    eval_step = evaluate.make_eval_step(setup.model, config, task, mesh, setup.shardings.model)
+    local_mesh, _ = sharding.local(mesh, {})
+    eval_step = evaluate.make_eval_step(setup.model, config, task, local_mesh)
 
     def evaluated(state: TrainState) -> dict[str, Any]:
-        return evaluate.evaluate(eval_step, state.model, source, config, task, mesh)
+        _, variables = sharding.local(mesh, state.model)
+        return evaluate.evaluate(eval_step, variables, source, config, task, local_mesh)
 
     if int(state.step) >= config.steps:
         sharding.print_once(f'config.steps = {config.steps} are done already')
@@ -476,6 +479,8 @@ def run_steps(
     config, start, scores = setup.config, int(state.step), {}
     train_step, warmup_step = jit_step(setup), jit_step(setup, all_classes=True)
     warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
+    from rankseg_jax.data import pipeline  # imports TensorFlow, which the step does not need
+
     progress = Progress(config, workdir, start, setup.batch_ids)
     batches = pipeline.train_batches(setup.source, config, setup.task, start_step=start)
     with manager, Stop() as stop, contextlib.closing(progress), contextlib.closing(batches):

@@ -34,7 +34,7 @@ def run(config, workdir, saved: checkpoint.SavedRun) -> dict:
     saved.check_categories(source.class_names, f'config.data.name = {config.data.name!r}')
     model = models.build(config, len(source.class_names))
     variables = models.restore(saved, model, config, mesh)
-    segment = make_segment(model, config, source.class_names)
+    segment = make_segment(model, config, source.class_names, mesh)
     observed = observe(segment, variables, source, config, mesh)
     report = {
         'checkpoint': saved.step,

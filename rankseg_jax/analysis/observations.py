@@ -1,15 +1,14 @@
 """One pass of a model over a split: counts, selections and scores, collected on the host."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from scipy import sparse
 
 from rankseg_jax import inference, sharding
-from rankseg_jax.data import IGNORE_LABEL, pipeline
-from rankseg_jax.multilabel import pixel_counts
+from rankseg_jax.data import IGNORE_LABEL, batching
 from rankseg_jax.tasks.semantic import Semantic
 
 
@@ -40,28 +39,25 @@ class Observations:
         return np.take_along_axis((self.counts > 0).toarray(), self.selected, 1)
 
 
-def make_segment(model, config, class_names: Sequence[str]) -> jax.stages.Wrapped:
-    """A jitted (variables, batch) → (labels, selected, presence_logits), whatever the task.
+def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
+    """A compiled (variables, batch) → (labels, selected, presence_logits), whatever the task.
 
     `labels` are int32 [B, H, W], `selected` int32 [B, κ] or None, `presence_logits` [B, K] or None.
-    """
-    task = Semantic(config, class_names)
 
-    def segment(variables, batch):
-        found = inference.segment(
-            model,
-            variables,
-            batch['views'],
-            batch['size'],
-            config,
-            task,
-            canvas=batch['label'].shape[1:],
-            presence=pixel_counts(batch['label'], task.num_classes) > 0,
-        )
+    Args:
+      mesh: of this host's devices.
+    """
+
+    def then(found, _):
         selected = None if found.selection is None else found.selection.labels
         return found.maps['labels'], selected, found.presence_logits
 
-    return jax.jit(segment)
+    segment = inference.compiled(model, config, Semantic(config, class_names), mesh, then)
+
+    def run(variables, batch):
+        return segment(variables, sharding.shard_batch(batch, mesh), batch['label'].shape[1:])
+
+    return run
 
 
 def observe(segment, variables, source, config, mesh) -> Observations:
@@ -82,9 +78,9 @@ def observe(segment, variables, source, config, mesh) -> Observations:
         sparse.csr_array((num_classes, num_classes), dtype=np.int64) for _ in range(2)
     )
     counts, all_selected, all_logits, seen = [], [], [], set()
-    for batch in pipeline.eval_batches(source, config):
-        outputs = jax.device_get(segment(variables, sharding.shard_batch(batch, mesh)))
-        mask = batch['mask']
+    batches = batching.eval_batches(source, config, mesh.size)
+    for batch, outputs in batching.behind((batch, segment(variables, batch)) for batch in batches):
+        outputs, mask = jax.device_get(outputs), batch['mask']
         # The n images of the batch that are not padding: [n, H, W], [n, κ], [n, K].
         labels, selected, logits = jax.tree.map(lambda x, mask=mask: x[mask], outputs)
         image, true, predicted = labeled_pixels(batch['label'][mask], labels)

@@ -39,12 +39,14 @@ class Task(abc.ABC):
       things: K bools, categories whose objects are counted; empty for a task that counts none.
       maps: names of the image-sized arrays among those that `postprocess` returns. 'labels' are
         class ids; without them, the example.py of an export has nothing to draw.
+      suffixes: of the images that `save` of a result writes; '' is one of them.
       columns: scores of a category that the printed table shows.
       best_by: name of the score whose highest value makes the best checkpoint.
       scores_images: whether `image_statistics` scores images, whose maps the host then fetches.
     """
 
     maps: tuple[str, ...] = ('labels',)
+    suffixes: tuple[str, ...] = ('', '_overlay')
     columns: tuple[str, ...] = ()
     best_by: str
     scores_images: bool = False
@@ -135,8 +137,8 @@ class Task(abc.ABC):
         """What `predict` returns for an image; `tasks.semantic.Result` is one.
 
         It has the methods `overlay()`, `panel(**truth)`, which return PIL images, and `save(path)`,
-        which writes <path><suffix>.png for each of its attribute `suffixes`, of which '' is one,
-        and <path>.json. Its attribute `categories` is the argument.
+        which writes <path><suffix>.png for each of `suffixes` and <path>.json. Its attribute
+        `categories` is the argument.
 
         Args:
           image: uint8 [H, W, 3].
@@ -160,7 +162,7 @@ class Task(abc.ABC):
         """The metrics that a batch adds to on the device; made for `jit`.
 
         Args:
-          batch: see `pipeline.eval_batches`.
+          batch: see `batching.stack`, with 'label'.
           prediction: an `inference.Prediction`.
         """
 

@@ -32,8 +32,6 @@ class PanopticResult(Result):
     segment_ids: np.ndarray
     segments: list[tuple[int, float]]
 
-    suffixes = ('', '_overlay', '_panoptic')
-
     def segment_labels(self) -> np.ndarray:
         """[H, W] int32, the class of each pixel's segment; IGNORE_LABEL for void."""
         table = np.array([IGNORE_LABEL, *(label for label, _ in self.segments)])
@@ -79,6 +77,7 @@ class Panoptic(Semantic):
     """Also learns the segments of an image, and scores panoptic quality."""
 
     maps = ('labels', 'segment_ids')
+    suffixes = ('', '_overlay', '_panoptic')
     columns = ('PQ', 'IoU', 'Acc')
     scores_images = True
 

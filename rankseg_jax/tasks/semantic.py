@@ -41,7 +41,6 @@ class Result:
 
     segment_ids = None
     segments = ()
-    suffixes = ('', '_overlay')  # of the names of the images that `save` writes
 
     def overlay(self) -> Image.Image:
         """The label map over the image, with a legend of names."""

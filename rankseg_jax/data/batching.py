@@ -1,0 +1,184 @@
+"""Batches of images at their own sizes, for evaluation and prediction: threads read ahead."""
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, fitting, reading
+
+SMALLEST_CANVAS = 64
+HELD = 4  # batches of images that wait for others of their size at most
+
+
+def read_ahead(read: Callable, items: Iterable, *, ahead: int, workers: int = 0) -> Iterator:
+    """`map(read, items)` in threads, `ahead` results at most before they are asked for.
+
+    Args:
+      workers: number of threads; 0: one for each core and a few.
+    """
+    items = iter(items)
+    with ThreadPoolExecutor(workers or None) as pool:
+        waiting = collections.deque(pool.submit(read, x) for x in itertools.islice(items, ahead))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(read, x) for x in itertools.islice(items, 1))
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def behind(items: Iterable) -> Iterator:
+    """The same items, each once the next has begun: what a device computes then takes no wait."""
+    items = iter(items)
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item
+
+
+def progress(title: str, count: int) -> tqdm:
+    """A progress bar with images/s and the time left, on the first host."""
+    return tqdm(
+        desc=title,
+        total=count,
+        unit=' images',
+        delay=3,
+        mininterval=1,
+        disable=jax.process_index() > 0,
+    )
+
+
+def batch_size(config, num_devices: int) -> int:
+    """The number of images in a batch of this host, in evaluation or prediction.
+
+    Where images keep their own sizes, one for each device: padding them to a common size would make
+    the result of each depend on the others.
+
+    Raises:
+      ValueError: the devices cannot share a batch.
+    """
+    if any(config.eval.base_size):
+        return num_devices
+    batch_size, hosts = config.eval.batch_size, jax.process_count()
+    if batch_size < 1 or batch_size % (hosts * num_devices):
+        raise ValueError(
+            f'config.eval.batch_size = {batch_size} must be a multiple of {hosts * num_devices}: '
+            f'{hosts * num_devices} devices'
+        )
+    return batch_size // hosts
+
+
+def batches(examples: Iterable[dict[str, Any]], size: int) -> Iterator[dict[str, Any]]:
+    """Stacks examples whose views have the same shapes, `size` at a time, each exactly once.
+
+    See `stack`. At most `HELD` batches of examples wait for their like; the order of examples of
+    one shape is kept.
+    """
+    groups = collections.defaultdict(list)  # shapes of the views → examples
+    for example in examples:
+        shapes = tuple(view['image'].shape for view in example['views'])
+        groups[shapes].append(example)
+        if len(groups[shapes]) == size:
+            yield stack(groups.pop(shapes), size)
+        elif sum(map(len, groups.values())) > HELD * size:
+            yield stack(groups.pop(max(groups, key=lambda shapes: len(groups[shapes]))), size)
+    for group in groups.values():
+        yield stack(group, size)
+
+
+def stack(examples: list[dict[str, Any]], size: int) -> dict[str, Any]:
+    """Stacks examples to a batch of `size`.
+
+    Args:
+      examples: dicts of 'views', see `fitting.eval_views`, 'size' int32 [2], rows and columns of
+        the image, 'index' int and perhaps 'label' int32 [H, W].
+
+    Returns:
+      'views': for each scale {'image': float32 [B, h, w, 3], 'content': int32 [B, 2]}.
+      'size': int32 [B, 2].
+      'index': int32 [B]; -1 fills up the batch.
+      'mask': bool [B], False for what fills up the batch.
+      'label': int32 [B, *canvas], padded with IGNORE_LABEL, if the examples have it.
+    """
+    missing = size - len(examples)
+
+    def fill(arrays, value):
+        return np.stack([*arrays, *[np.full_like(arrays[0], value)] * missing])
+
+    views = tuple(
+        {
+            'image': fill([view['image'] for view in scale], 0),
+            'content': fill([view['content'] for view in scale], 1),
+        }
+        for scale in zip(*[example['views'] for example in examples], strict=True)
+    )
+    batch = {
+        'views': views,
+        'size': fill([np.array(x['size'], np.int32) for x in examples], 1),
+        'index': np.array([x['index'] for x in examples] + [-1] * missing, np.int32),
+        'mask': np.arange(size) < len(examples),
+    }
+    if 'label' in examples[0]:
+        batch['label'] = np.full((size, *canvas_of(batch['size'])), IGNORE_LABEL, np.int32)
+        for place, example in zip(batch['label'], examples, strict=False):
+            rows, columns = example['label'].shape
+            place[:rows, :columns] = example['label']
+    return batch
+
+
+def canvas_of(sizes: np.ndarray) -> tuple[int, int]:
+    """The (rows, columns) that results of images of `sizes` [B, 2] are computed in.
+
+    They are powers of two, so that few programs serve all sizes.
+    """
+    rows, columns = (
+        max(SMALLEST_CANVAS, 1 << (int(side) - 1).bit_length()) for side in sizes.max(0)
+    )
+    return rows, columns
+
+
+def eval_batches(source: Source, config, num_devices: int) -> Iterator[dict[str, Any]]:
+    """Batches that hold every example of the source exactly once over all hosts; see `stack`.
+
+    Hosts read disjoint parts of the source. A corrupt example is named in the log and left out.
+
+    Args:
+      config: the run's config; reads `eval` and `data`.
+      num_devices: of this host, which share a batch.
+
+    Raises:
+      ValueError: the source is empty, or as `batch_size`. While iterating: more than
+        `data.max_corrupt` corrupt examples; whatever else the source raises.
+    """
+    reading.check_not_empty(source, config.data.eval_split)
+    size = batch_size(config, num_devices)
+
+    def read(index):
+        try:
+            example = source.load(index)
+        except CorruptExample as error:
+            return index, str(error)
+        reading.check_size(example, source.ids[index])
+        image, label = example['image'], example['label']
+        views = fitting.eval_views(image, config)
+        return {'views': views, 'label': label, 'size': label.shape, 'index': index}
+
+    def readable():
+        corrupt = reading.Corrupt(config.data.max_corrupt)
+        workers = config.data.num_workers
+        for example in read_ahead(read, share, ahead=2 * size, workers=workers):
+            if isinstance(example, dict):
+                yield example
+            elif error := corrupt.add(*example):
+                raise error
+
+    share = range(jax.process_index(), len(source), jax.process_count())
+    return batches(readable(), size)
