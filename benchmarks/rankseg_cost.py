@@ -223,7 +223,7 @@ def label_map(outputs):
         for n in cells
     )
     view = View(QueryOutput(class_logits, mask_logits), rows, columns)
-    ranks = postprocessing.best_ranks([view])  # [B, H, W]
+    ranks = postprocessing.best_ranks([view], jnp.full((batch, 2), _SIZE.value))  # [B, H, W]
     return ranks if selection is None else from_ranks(ranks, selection)
 
 

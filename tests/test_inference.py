@@ -8,7 +8,7 @@ from flax import linen as nn
 from PIL import Image
 
 from rankseg_jax import inference, models, postprocessing, selector, sharding
-from rankseg_jax.data import IGNORE_LABEL, Source, fitting, pipeline
+from rankseg_jax.data import IGNORE_LABEL, Source, batching, fitting
 from rankseg_jax.outputs import PixelOutput
 from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import Selection, from_ranks, select
@@ -36,6 +36,23 @@ class Sizes(Source):
 
 def semantic(config):
     return Semantic(config, 'abcdefgh')
+
+
+def padded(source, config, size):
+    """One batch of `size` of all images of a source, padded to the largest view of each scale."""
+    examples = []
+    for i in range(len(source)):
+        example = source.load(i)
+        views = fitting.eval_views(example['image'], config)
+        label = example['label']
+        examples.append({'views': views, 'size': label.shape, 'index': i, 'label': label})
+    for scale in range(len(config.eval.scales)):
+        shape = np.max([x['views'][scale]['image'].shape for x in examples], 0)
+        for example in examples:
+            view = example['views'][scale]
+            missing = np.subtract(shape, view['image'].shape)
+            view['image'] = np.pad(view['image'], [(0, n) for n in missing])
+    return batching.stack(examples, size)
 
 
 def segmenter(**overrides):
@@ -120,15 +137,10 @@ def test_windows_scales_and_mirror_images_against_a_loop(window, stride, scales,
     model, variables, config = segmenter()
     with config.unlocked():
         config.eval.update(
-            base_size=(40, 100),
-            window=window,
-            stride=stride,
-            scales=scales,
-            flip=flip,
-            batch_size=3,
+            base_size=(40, 100), window=window, stride=stride, scales=scales, flip=flip
         )
     source = Sizes((48, 90), (61, 50), (20, 77))
-    (batch,) = pipeline.eval_batches(source, config)
+    batch = padded(source, config, 3)
     canvas = batch['label'].shape[1:]
     found = jax.jit(
         lambda v, b: inference.segment(
@@ -239,7 +251,7 @@ def test_selecting_once_for_all_windows_computes_the_backbone_once():
     )
     upsampling = flops(
         lambda x: postprocessing.best_ranks(
-            [View(PixelOutput(x), jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))]
+            [View(PixelOutput(x), jnp.zeros((1, 64, 4)), jnp.zeros((1, 128, 12)))], size
         ),
         jnp.zeros((1, 4, 12, 3)),
     )
@@ -250,27 +262,16 @@ def test_windows_on_eight_devices_agree_with_one():
     model, variables, config = segmenter(
         eval__base_size=(40, 100), eval__window=(32, 32), eval__stride=(24, 32), eval__flip=True
     )
-    config.eval.batch_size = 8
     # Seven images, and one that fills the batch.
-    source = Sizes(*[(20 + 9 * i, 70 - 5 * i) for i in range(7)])
-    (batch,) = pipeline.eval_batches(source, config)
+    batch = padded(Sizes(*[(20 + 9 * i, 70 - 5 * i) for i in range(7)]), config, 8)
     results = []
     for num_devices in (1, 8):
         mesh = sharding.make_mesh(num_devices)
-        segment = jax.jit(
-            lambda v, b: inference.segment(
-                model,
-                v,
-                b['views'],
-                b['size'],
-                config,
-                semantic(config),
-                canvas=b['label'].shape[1:],
-            ),
-            in_shardings=(sharding.copied(mesh), sharding.split(mesh)),
-            out_shardings=sharding.split(mesh),
-        )
-        results.append(jax.device_get(segment(variables, sharding.shard_batch(batch, mesh))))
+        run = inference.compiled(model, config, semantic(config), mesh, lambda found, _: found)
+        copies = jax.device_put(variables, sharding.copied(mesh))
+        found = run(copies, sharding.shard_batch(batch, mesh), batch['label'].shape[1:])
+        assert found.maps['labels'].sharding.num_devices == num_devices
+        results.append(jax.device_get(found))
     one, eight = results
     np.testing.assert_allclose(one.presence_logits, eight.presence_logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(one.selection.labels, eight.selection.labels)
@@ -363,7 +364,7 @@ def test_ranks_become_class_ids():
     selection = select(jnp.asarray(rng.normal(size=(3, 300)), jnp.float32), 7)
     logits = rng.normal(size=(3, 4, 4, 7)).astype(np.float32)
     same = np.eye(4)[None].repeat(3, 0)
-    ranks = postprocessing.best_ranks([View(PixelOutput(logits), same, same)])
+    ranks = postprocessing.best_ranks([View(PixelOutput(logits), same, same)], jnp.full((3, 2), 4))
     full = np.asarray(full_logits(logits, selection, 300))
     np.testing.assert_array_equal(from_ranks(ranks, selection), full.argmax(-1))
 

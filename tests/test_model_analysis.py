@@ -249,8 +249,7 @@ def test_the_report_agrees_with_the_evaluation(run):
     config, variables, report, output = run
     source, mesh = data.get_source(config.data, 'validation'), sharding.make_mesh(1)
     task = tasks.from_source(config, source)
-    shardings = sharding.state_shardings(mesh, variables)
-    step = evaluate.make_eval_step(models.build(config, 8), config, task, mesh, shardings)
+    step = evaluate.make_eval_step(models.build(config, 8), config, task, mesh)
     scores = evaluate.evaluate(step, variables, source, config, task, mesh)
     assert report['recall']['category_recall'][2] == pytest.approx(scores['category_recall@3'])
     assert report['recall']['image_pixel_recall'][2] == pytest.approx(scores['pixel_recall@3'])

@@ -112,8 +112,7 @@ def test_eight_devices_score_the_same_as_one(trained):
     for num_devices in (1, 8):
         mesh = sharding.make_mesh(num_devices)
         variables = models.restore(checkpoint.open_run(workdir), model, config, mesh)
-        shardings = sharding.state_shardings(mesh, variables)
-        step = evaluate.make_eval_step(model, config, task, mesh, shardings)
+        step = evaluate.make_eval_step(model, config, task, mesh)
         found.append(evaluate.evaluate(step, variables, source, config, task, mesh))
     for name in ('PQ', 'SQ_stuff', 'mIoU', 'aAcc'):
         assert found[0][name] == pytest.approx(found[1][name], abs=2e-3)

@@ -88,8 +88,7 @@ def test_predictor_agrees_with_the_evaluation(trained, options, tmp_path):
     variables = models.restore(checkpoint.open_run(workdir), model, config, mesh)
     source = data.get_source(config.data, 'validation')
     task = tasks.from_source(config, source)
-    shardings = sharding.state_shardings(mesh, variables)
-    step = evaluate.make_eval_step(model, config, task, mesh, shardings)
+    step = evaluate.make_eval_step(model, config, task, mesh)
     writer = task.writer(tmp_path, source)
     scores = evaluate.evaluate(step, variables, source, config, task, mesh, writer)
     right = total = 0

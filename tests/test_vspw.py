@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import common
 from rankseg_jax import data, tasks
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, pipeline
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, batching, pipeline
 from rankseg_jax.data.label_files import LabelWriter
 from rankseg_jax.data.published import files, vspw
 from rankseg_jax.data.videos import chunks, sample
@@ -173,7 +173,7 @@ def test_models_of_images_take_frames(folder):
     )
     source = data.get_source(config.data, 'validation')
     seen = 0
-    for batch in pipeline.eval_batches(source, config):
+    for batch in batching.eval_batches(source, config, 1):
         for i in np.flatnonzero(batch['mask']):
             expected = source.load(batch['index'][i])['label']
             np.testing.assert_array_equal(

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankseg_jax import models
-from rankseg_jax.analysis.observations import make_segment
-from rankseg_jax.data import IGNORE_LABEL
+from rankseg_jax import inference, models
+from rankseg_jax.tasks.semantic import Semantic
 
 
 def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
@@ -26,19 +25,20 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
     # The time does not depend on the values.
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     size = jnp.array([config.eval.size])  # [1, 2]
-    batch = {
-        'views': ({'image': jnp.zeros((1, *config.eval.size, 3)), 'content': size},),
-        'size': size,
-        'label': jnp.full((1, *config.eval.size), IGNORE_LABEL),
-    }
-    class_names = [str(label) for label in range(num_classes)]
-    compiled = make_segment(model, config, class_names).lower(variables, batch).compile()
+    views = ({'image': jnp.zeros((1, *config.eval.size, 3)), 'content': size},)
+    task = Semantic(config, [str(label) for label in range(num_classes)])
+
+    def segment(variables, views, size):
+        canvas = tuple(config.eval.size)
+        return inference.segment(model, variables, views, size, config, task, canvas=canvas).maps
+
+    compiled = jax.jit(segment).lower(variables, views, size).compile()
     memory = compiled.memory_analysis()
     assert memory is not None  # CPUs, GPUs and TPUs tell it
     seconds = []
     while len(seconds) < 6 or sum(seconds) < 0.5:
         start = time.perf_counter()
-        jax.block_until_ready(compiled(variables, batch))
+        jax.block_until_ready(compiled(variables, views, size))
         seconds.append(time.perf_counter() - start)
     return {
         'num_selected': num_selected,

@@ -147,14 +147,11 @@ def train_batches(source, config, task, *, start_step: int):
         image, label = transforms.train_transform(example['image'], example['label'], seed, config)
         return example | {'image': tf.where(example['mask'], image, 0.0), 'label': label}
 
+    workers = config.data.num_workers or tf.data.AUTOTUNE
     dataset = (
         loader.indices(rows)
         .enumerate(start_step * local)
-        .map(
-            transform,
-            num_parallel_calls=config.data.num_workers or tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        .map(transform, num_parallel_calls=workers, deterministic=True)
         .batch(local)
         .prefetch(tf.data.AUTOTUNE)
     )
