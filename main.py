@@ -36,6 +36,8 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+CACHE_BYTES = 4 * 2**30  # of compiled programs; those that are used the least make room
+
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The run: a file of configs/, see configs/common.py for its keys.'
 )
@@ -91,19 +93,30 @@ def run(config, workdir: Path) -> None:
     sharding.start_distributed()
     if config is not None:
         config_check.check(config, common.get_config())
+    elif _MODE.value != 'convert':
+        config = trained_config(workdir)
+    keep_programs((config or common.get_config()).compilation_cache)
     if _MODE.value == 'prepare':
         prepare(config, workdir)
     elif _MODE.value == 'convert':
         convert(config, workdir)
     else:
-        run_model(config or trained_config(workdir), workdir)
+        run_model(config, workdir)
+
+
+def keep_programs(folder: str) -> None:
+    """Keeps compiled programs in a folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+    import jax
+
+    if folder and not jax.config.jax_compilation_cache_dir:
+        jax.config.update('jax_compilation_cache_dir', str(Path(folder).expanduser()))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+        jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
 
 
 def prepare(config, workdir: Path) -> None:
     from rankseg_jax import data
 
-    if config is None:
-        raise ValueError('--mode=prepare needs --config, with config.data.name and config.data.dir')
     print(f'Prepared: {data.prepare(config.data, workdir)}')
     print(f'To use it: --config.data.dir={workdir}')
 
@@ -125,6 +138,8 @@ def trained_config(workdir: Path):
     """The config that `workdir` was trained with."""
     from rankseg_jax import checkpoint
 
+    if _MODE.value == 'prepare':
+        raise ValueError('--mode=prepare needs --config, with config.data.name and config.data.dir')
     untrained = _MODE.value == 'analyze' and not (workdir / 'checkpoints').is_dir()
     if _MODE.value == 'train' or untrained:
         raise ValueError(

@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.task = 'semantic'
     config.accumulate = 1  # micro-batches that a step is computed in, one after another
     config.mesh_data = -1  # devices along the mesh's `data` axis; -1: all
+    # Folder of compiled programs, which the next start of the same config reads; '': none.
+    config.compilation_cache = '~/.cache/rankseg_jax'
 
     config.data = data = ConfigDict()
     # A data set of rankseg_jax/data: emoji_scenes, camvid, folder, or one of docs/datasets.md.
@@ -158,8 +160,8 @@ def get_config() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     # (height, width) that an image is fitted into, its ratio kept, and padded to.
     evaluation.size = (512, 512)
-    # Instead: (short, long) side that it is fitted to; (0, 0): `size` holds. Without windows,
-    # images are padded to the largest of their batch.
+    # Instead: (short, long) side that it is fitted to; (0, 0): `size` holds. Each device then takes
+    # one image at a time, since padding it to the size of others would change its result.
     evaluation.base_size = (0, 0)
     evaluation.window = (0, 0)  # (height, width) of sliding windows; (0, 0): the whole image
     evaluation.stride = (0, 0)  # between windows; the window's size: no overlap

@@ -16,6 +16,9 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import args, checkpoint_managers
 
+# Keys that earlier versions did not have, with the values that mean what they did.
+LATER_KEYS = {'compilation_cache': '~/.cache/rankseg_jax'}
+
 
 def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
     """The checkpoints of a run: to write, where the newest `keep` and the best stay, or to read.
@@ -138,7 +141,7 @@ def open_run(workdir, which: str | int = 'last') -> SavedRun:
     return SavedRun(
         manager=manager,
         step=step,
-        config=ConfigDict(run['config']),
+        config=ConfigDict(LATER_KEYS | run['config']),
         class_names=tuple(run['class_names']),
         things=run.get('things'),
     )

@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from rankseg_jax import tasks
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, get_source, pipeline
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, get_source, pipeline, reading
 
 
 class Numbers(Source):
@@ -71,19 +71,19 @@ def assert_same(batch, other):
 
 
 def test_example_indices_visit_each_once_an_epoch():
-    stream = np.concatenate([pipeline.example_indices(10, 3, step, 4) for step in range(10)])
+    stream = np.concatenate([reading.example_indices(10, 3, step, 4) for step in range(10)])
     epochs = stream.reshape(4, 10)
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    other = np.concatenate([pipeline.example_indices(10, 4, step, 4) for step in range(10)])
+    other = np.concatenate([reading.example_indices(10, 4, step, 4) for step in range(10)])
     assert (stream != other).any()
 
 
 def test_batches_hold_the_indices_that_example_indices_names():
     source, config = Numbers(10), plain_config()
     for step, batch in enumerate(take(train_batches(source, config, start_step=0), 8)):
-        indices = pipeline.example_indices(10, config.seed, step, 4)
+        indices = reading.example_indices(10, config.seed, step, 4)
         np.testing.assert_array_equal(batch['image'][:, 1, 1, 0], indices)
         np.testing.assert_array_equal(batch['label'][:, 1, 1], indices % 5)
         assert (batch['label'][:, 0, 0] == IGNORE_LABEL).all()
@@ -122,7 +122,7 @@ def test_resume_continues_bit_by_bit_and_reads_nothing_before():
     resumed = take(train_batches(source, config, start_step=7), 5)
     for batch, other in zip(whole[7:], resumed, strict=True):
         assert_same(batch, other)
-    skipped = {i for step in range(7) for i in pipeline.example_indices(1000, 0, step, 3)}
+    skipped = {i for step in range(7) for i in reading.example_indices(1000, 0, step, 3)}
     assert not skipped & set(source.loaded)
 
 
@@ -133,20 +133,14 @@ def test_source_smaller_than_a_batch_is_repeated():
     assert counts.sum() == 8 and counts.min() >= 2
 
 
-@pytest.mark.parametrize('make', ['train', 'eval'])
-def test_empty_source(make):
-    config = plain_config()
-    with pytest.raises(ValueError, match=r"split '(train|validation)' .* no example"):
-        if make == 'train':
-            train_batches(Numbers(0), config, start_step=0)
-        else:
-            pipeline.eval_batches(Numbers(0), config)
+def test_empty_source():
+    with pytest.raises(ValueError, match=r"split 'train' .* no example"):
+        train_batches(Numbers(0), plain_config(), start_step=0)
 
 
 def pretend_hosts(monkeypatch, index, count):
     monkeypatch.setattr(jax, 'process_index', lambda: index)
     monkeypatch.setattr(jax, 'process_count', lambda: count)
-    monkeypatch.setattr(pipeline, '_max_over_hosts', lambda size: size)
 
 
 def test_train_shards_make_up_the_global_batch(monkeypatch):
@@ -161,58 +155,10 @@ def test_train_shards_make_up_the_global_batch(monkeypatch):
         assert_same(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
 
 
-@pytest.mark.parametrize('count, hosts', [(10, 1), (8, 1), (1, 1), (10, 2), (1, 2), (13, 4)])
-def test_eval_sees_every_example_once_over_all_hosts(monkeypatch, count, hosts):
-    seen, lengths = [], set()
-    for host in range(hosts):
-        pretend_hosts(monkeypatch, host, hosts)
-        batches = list(pipeline.eval_batches(Numbers(count), plain_config(batch_size=4)))
-        lengths.add(len(batches))
-        for batch in batches:
-            assert len(batch['mask']) == 4 // hosts
-            seen += batch['index'][batch['mask']].tolist()
-            assert (batch['index'][~batch['mask']] == -1).all()
-            assert not batch['views'][0]['image'][~batch['mask']].any()
-            assert (batch['label'][~batch['mask']] == IGNORE_LABEL).all()
-    assert sorted(seen) == list(range(count))
-    assert lengths == {-(-count // 4)}
-
-
 def test_hosts_must_share_a_batch_evenly(monkeypatch):
     pretend_hosts(monkeypatch, 0, 3)
     with pytest.raises(ValueError, match='config.batch_size = 4 .* 3 hosts'):
         train_batches(Numbers(10), plain_config(), start_step=0)
-
-
-def test_eval_labels_keep_their_size_on_a_common_canvas():
-    sizes = ((30, 50), (65, 20), (128, 64))
-    config = plain_config(batch_size=2)
-    batches = list(pipeline.eval_batches(Numbers(6, sizes=sizes), config))
-    assert [batch['label'].shape[1:] for batch in batches] == [(128, 64), (128, 64), (128, 64)]
-    assert next(iter(pipeline.eval_batches(Numbers(1, sizes=sizes), config)))['label'].shape == (
-        2,
-        64,
-        64,
-    )
-    for batch in batches:
-        (view,) = batch.pop('views')
-        assert view['image'].shape == (2, 16, 16, 3) and view['image'].dtype == np.float32
-        for label, size, index, content in zip(
-            batch['label'], batch['size'], batch['index'], view['content'], strict=True
-        ):
-            rows, columns = sizes[index % 3]
-            assert tuple(size) == (rows, columns)
-            expected = np.full(label.shape, IGNORE_LABEL)
-            expected[:rows, :columns] = index % 5
-            expected[0, 0] = IGNORE_LABEL
-            np.testing.assert_array_equal(label, expected)
-            assert max(content) == 16
-        assert {name: batch[name].dtype.name for name in batch} == {
-            'label': 'int32',
-            'size': 'int32',
-            'index': 'int32',
-            'mask': 'bool',
-        }
 
 
 def test_corrupt_example_is_named_once_and_masked(caplog):
@@ -220,22 +166,12 @@ def test_corrupt_example_is_named_once_and_masked(caplog):
     with caplog.at_level('WARNING', logger='absl'):
         batches = take(train_batches(source, config, start_step=0), 3)
     for step, batch in enumerate(batches):
-        bad = pipeline.example_indices(6, 0, step, 6) == 2
+        bad = reading.example_indices(6, 0, step, 6) == 2
         np.testing.assert_array_equal(batch['mask'], ~bad)
         assert (batch['label'][bad] == IGNORE_LABEL).all() and not batch['image'][bad].any()
     assert [record.message for record in caplog.records].count(
         'Skipping corrupt example 1: 2.jpg: broken'
     ) == 1
-
-
-def test_corrupt_example_in_evaluation_keeps_its_place():
-    config = plain_config(batch_size=3)
-    batches = list(pipeline.eval_batches(Numbers(5, corrupt=(1,)), config))
-    assert [batch['index'].tolist() for batch in batches] == [[0, 1, 2], [3, 4, -1]]
-    assert [batch['mask'].tolist() for batch in batches] == [
-        [True, False, True],
-        [True, True, False],
-    ]
 
 
 def test_more_corrupt_examples_than_allowed_stop_with_their_names():
@@ -255,8 +191,6 @@ def test_other_errors_come_out_as_they_are(error, capfd):
     source = Numbers(8, corrupt=(3,), error=error)
     with pytest.raises(error, match='3.jpg: broken'):
         take(train_batches(source, plain_config(), start_step=0), 4)
-    with pytest.raises(error, match='3.jpg: broken'):
-        list(pipeline.eval_batches(source, plain_config()))
     assert 'tensorflow' not in capfd.readouterr().err
 
 

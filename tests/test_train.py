@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rankseg_jax import checkpoint, data, models, optimizers, sharding, tasks, train
-from rankseg_jax.data import pipeline
+from rankseg_jax.data import reading
 from tests import FAST_COMPILATION, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +148,7 @@ def test_a_non_finite_loss_names_step_and_examples(data_dir, tmp_path):
         train.train(config, tmp_path)
     step = int(str(error.value).split('at step ')[1].split(',')[0])
     source = data.get_source(config.data, 'train')
-    for index in pipeline.example_indices(len(source), config.seed, step, config.batch_size):
+    for index in reading.example_indices(len(source), config.seed, step, config.batch_size):
         assert source.ids[index] in str(error.value)
     for saved in checkpoint.open_checkpoints(tmp_path).all_steps():
         assert saved <= step
