@@ -109,7 +109,10 @@ def evaluations(config, model, variables, folder: Path) -> dict:
     mesh, found = sharding.make_mesh(1), {}
     batch = next(batching.eval_batches(source, config, 1))
     forward = jax.jit(lambda v, x: models.forward(model, v, x, Choice()))
-    network = lambda: jax.block_until_ready(forward(variables, batch['views'][0]['image']))
+
+    def network():
+        jax.block_until_ready(forward(variables, batch['views'][0]['image']))
+
     network()
     for name in ('semantic', 'panoptic'):
         config.task = name
