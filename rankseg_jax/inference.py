@@ -77,6 +77,9 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
     """
     networks = collections.OrderedDict()  # shapes of the views → program
 
+    def network(variables, views, presence):
+        return see(model, variables, views, config, task, presence=presence)
+
     @functools.partial(jax.jit, static_argnames='canvas')
     def finish(seen, batch, canvas):
         def postprocess(seen, size):
@@ -100,11 +103,7 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
             presence = truth(batch['label'])
         shapes = tuple(view['image'].shape for view in views)
         if shapes not in networks:
-            networks[shapes] = jax.jit(
-                lambda variables, views, presence: see(
-                    model, variables, views, config, task, presence=presence
-                )
-            )
+            networks[shapes] = jax.jit(functools.partial(network))
         networks.move_to_end(shapes)
         if len(networks) > PROGRAMS:
             networks.popitem(last=False)[1].clear_cache()

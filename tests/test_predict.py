@@ -129,6 +129,65 @@ def test_files_folders_and_lists(predictor, tmp_path):
         predict.predict_files(predictor, [tmp_path / 'missing.png'], tmp_path / 'none')
 
 
+def noise(size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def test_new_sizes_of_images_compile_next_to_nothing(predictor):
+    """After the first image of a canvas, any size on it takes the same programs."""
+    for size in ((60, 60), (60, 120), (120, 120), (120, 60)):
+        predictor(noise(size))
+    compiled = []
+
+    def listen(event, _, **__):
+        if event == '/jax/core/compile/backend_compile_duration':
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for i in range(30):
+            predictor(noise((33 + 3 * i, 128 - 2 * i)))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+
+
+def test_images_in_batches_are_predicted_as_alone(trained, tmp_path):
+    """Of any sizes and in any folder; the unreadable one is named in its place."""
+    config, workdir = trained
+    config = config.copy_and_resolve_references()
+    config.eval.batch_size = 4
+    config.mesh_data = 2
+    predictor = predict.load(workdir, config=config)
+    paths = []
+    for i, size in enumerate([(20, 10), (70, 130), (1, 1), (32, 32), (9, 200), (50, 50)]):
+        paths.append(tmp_path / f'{i}.png')
+        Image.fromarray(noise(size, i)).save(paths[-1])
+    paths.insert(3, tmp_path / 'broken.png')
+    paths[3].write_bytes(b'nothing')
+    found = dict(predictor.many(paths))
+    assert sorted(found) == list(range(7)) and isinstance(found.pop(3), CorruptExample)
+    for place, result in found.items():
+        alone = predictor(paths[place])
+        np.testing.assert_array_equal(result.labels, alone.labels)
+        np.testing.assert_array_equal(result.image, alone.image)
+        assert [name for name, _ in result.categories] == [name for name, _ in alone.categories]
+
+
+def test_a_bad_image_or_a_long_name_stops_no_other(predictor, tmp_path, capsys):
+    images = tmp_path / 'images'
+    images.mkdir()
+    long = 251 - len('.png')
+    names = ['a', 'b' * long, 'b' * (long - 1) + 'c', 'ä' * (long // 2), 'z']
+    for name in names:
+        Image.fromarray(noise((8, 8))).save(images / f'{name}.png')
+    (images / 'm.jpg').write_bytes(b'nothing')
+    output = predict.predict_files(predictor, [images], tmp_path / 'out')
+    assert len(list(output.glob('*.json'))) == len(list(output.glob('*_overlay.png'))) == 5
+    printed = capsys.readouterr().out
+    assert '5 of 6 images predicted' in printed and 'm.jpg' in printed
+
+
 def test_label_maps_of_many_categories_are_16_bit(tmp_path):
     labels = np.array([[0, 255, 256, 1283]])
     names = tuple(f'c{i}' for i in range(1284))
@@ -276,6 +335,11 @@ def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
         f'def get_config(): return tiny.config({config.data.dir!r}, steps=2, ema=0.5)\n'
     )
 
+    cache = tmp_path / 'home' / '.cache' / 'rankseg_jax'
+    environment = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
+    environment |= {'XLA_FLAGS': FAST_COMPILATION, 'PYTHONPATH': str(ROOT)}
+    environment['HOME'] = str(tmp_path / 'home')
+
     def call(*arguments):
         result = subprocess.run(
             [sys.executable, 'main.py', f'--config={file}', f'--workdir={workdir}', *arguments],
@@ -283,13 +347,22 @@ def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
             capture_output=True,
             text=True,
             timeout=300,
-            env=os.environ | {'XLA_FLAGS': FAST_COMPILATION, 'PYTHONPATH': str(ROOT)},
+            env=environment,
         )
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    assert 'mIoU' in call('--mode=evaluate')
+    assert 'mIoU' in call('--mode=evaluate', '--config.compilation_cache=')
+    assert not cache.exists()
     scores = json.loads((workdir / 'scores_validation_2.json').read_text())
     assert len(scores['classes']) == 8
     assert 'grid.png' in call('--mode=predict', f'--output={tmp_path}')
     assert Image.open(tmp_path / 'grid.png').height > 500
+
+    def programs():
+        return {path.name for path in cache.glob('jit_*-cache')}
+
+    first = programs()
+    assert any('network' in name for name in first)
+    call('--mode=predict', f'--output={tmp_path}')
+    assert programs() == first  # the second start finds them all
