@@ -104,38 +104,11 @@ def torch_cell(mode: str, num_classes: int) -> dict:
     from tests.helpers import mend_torchvision
 
     mend_torchvision()
-    import timm
-    from timm.models.vision_transformer import Block
-
-    class Segmenter(torch.nn.Module):
-        def __init__(self, width=768):
-            super().__init__()
-            self.vit = timm.create_model(
-                'vit_base_patch16_224', img_size=SIDE, num_classes=0, global_pool=''
-            )
-            self.project = torch.nn.Linear(width, width)
-            self.classes = torch.nn.Parameter(torch.randn(1, num_classes, width) * 0.02)
-            self.blocks = torch.nn.Sequential(*(Block(width, 12, qkv_bias=True) for _ in range(2)))
-            self.norm = torch.nn.LayerNorm(width)
-            self.project_patches, self.project_classes = (
-                torch.nn.Linear(width, width, bias=False) for _ in range(2)
-            )
-            self.mask_norm = torch.nn.LayerNorm(num_classes)
-
-        def forward(self, x):
-            patches = self.project(self.vit.forward_features(x)[:, 1:])
-            x = self.norm(self.blocks(torch.cat([patches, self.classes], 1)))
-            patches, classes = x.split([patches.shape[1], num_classes], 1)
-            patches = torch.nn.functional.normalize(self.project_patches(patches), dim=-1)
-            classes = torch.nn.functional.normalize(self.project_classes(classes), dim=-1)
-            logits = self.mask_norm(patches @ classes.mT).mT.unflatten(-1, (SIDE // 16, SIDE // 16))
-            return torch.nn.functional.interpolate(
-                logits, (SIDE, SIDE), mode='bilinear', align_corners=False
-            )
+    from benchmarks.torch_segmenter import Segmenter
 
     if 3 * 4 * (SIDE**2 * num_classes + 12 * (SIDE**2 // 256 + num_classes) ** 2) > available():
         return {}
-    model = Segmenter().train(mode == 'train')
+    model = Segmenter(SIDE, num_classes).train(mode == 'train')
     image = torch.randn(1, 3, SIDE, SIDE)
     if mode == 'predict':
         with torch.inference_mode():
