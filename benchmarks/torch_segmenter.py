@@ -19,7 +19,9 @@ class Segmenter(torch.nn.Module):
         )
         self.proj_dec = torch.nn.Linear(WIDTH, WIDTH)
         self.cls_emb = torch.nn.Parameter(torch.randn(1, num_classes, WIDTH) * 0.02)
-        self.blocks = torch.nn.Sequential(*(Block(WIDTH, 12, qkv_bias=True) for _ in range(2)))
+        self.blocks = torch.nn.Sequential(
+            *(Block(WIDTH, 12, qkv_bias=True, norm_layer=torch.nn.LayerNorm) for _ in range(2))
+        )
         self.decoder_norm = torch.nn.LayerNorm(WIDTH)
         self.proj_patch, self.proj_classes = (
             torch.nn.Parameter(torch.randn(WIDTH, WIDTH) * WIDTH**-0.5) for _ in range(2)
