@@ -26,7 +26,7 @@ from rankseg_jax import (
     tasks,
     train,
 )
-from rankseg_jax.data import CorruptExample, PanopticSource, Source, coco, pipeline
+from rankseg_jax.data import CorruptExample, PanopticSource, Source, coco, pipeline, reading
 from rankseg_jax.outputs import QueryOutput
 from tests import tiny
 
@@ -203,7 +203,7 @@ def test_batches_hold_the_segments_of_the_source(trained):
     batch = next(pipeline.train_batches(source, config, task, start_step=5))
     targets, presence = task.targets(batch), task.presence(batch)
     for i, index in enumerate(
-        pipeline.example_indices(len(source), config.seed, 5, config.batch_size)
+        reading.example_indices(len(source), config.seed, 5, config.batch_size)
     ):
         ids, segments = source.segments(index)
         category = {segment['id']: segment['category_id'] for segment in segments}
