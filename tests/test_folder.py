@@ -365,9 +365,10 @@ def test_memory_of_the_check_does_not_grow_with_images_times_classes(monkeypatch
             number = int(path.name)
             return np.array([[number % num_classes, number % 7, -1]], np.int32)
 
-    monkeypatch.setattr(images, 'read_size', lambda path: (1, 3))
+    monkeypatch.setattr(images, 'read_size', lambda path, max_pixels: (1, 3))
     pairs = tuple((Path(str(i)), Path(str(i))) for i in range(number))
-    source = Sparse(tuple(map(str, range(num_classes))), pairs, 255)
+    files = folder.Matched(ids=tuple(map(str, range(number))), pairs=pairs)
+    source = Sparse(tuple(map(str, range(num_classes))), files, 255)
     tracemalloc.start()
     try:
         report = source.check()

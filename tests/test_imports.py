@@ -14,7 +14,8 @@ ALLOWED = {
     'sharding': '',
     'checkpoint': '',
     'optimizers': '',
-    'visualize': '',
+    'fonts': '',
+    'visualize': 'fonts',
     'layers': '',
     'ranking': '',
     'matching': '',
@@ -40,7 +41,7 @@ ALLOWED = {
         'checkpoint data evaluate inference losses models optimizers pretrained selector '
         'sharding tasks'
     ),
-    'analysis': 'analysis checkpoint data evaluate inference models multilabel sharding tasks',
+    'analysis': 'analysis checkpoint data evaluate fonts inference models multilabel sharding tasks',
 }
 
 

@@ -107,7 +107,7 @@ def pixels_of(folder, split='validation'):
     """[N, K] labeled pixels of the label files whose images can be read."""
     source = data.get_source(tiny.config(folder, data__name='folder').data, split)
     labels = [
-        source.read_label(path) for i, (_, path) in enumerate(source.pairs) if i != UNREADABLE
+        source.read_label(path) for i, (_, path) in enumerate(source.files.pairs) if i != UNREADABLE
     ]
     return np.array([[(label == c).sum() for c in range(8)] for label in labels])
 
