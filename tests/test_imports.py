@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / 'rankseg_jax'
 # The modules of the project that each layer may import, in the order of the flow.
 ALLOWED = {
     '__init__': '',
-    'config_check': '',
+    'config_check': 'backbones data frameworks multilabel tasks',
     'sharding': '',
     'checkpoint': '',
     'optimizers': '',
@@ -41,7 +41,9 @@ ALLOWED = {
         'checkpoint data evaluate inference losses models optimizers pretrained selector '
         'sharding tasks'
     ),
-    'analysis': 'analysis checkpoint data evaluate fonts inference models multilabel sharding tasks',
+    'analysis': (
+        'analysis checkpoint data evaluate fonts inference models multilabel sharding tasks'
+    ),
 }
 
 

@@ -19,7 +19,8 @@ NAMES = (
     'a price of $5 or $\\frac$',
     'under_score^',
     'a name that is much too long to stand beside a chart',
-    *'efgh',
+    '道路',
+    *'fgh',
 )
 UNREADABLE, EMPTY = 6, 4  # of the validation images
 
