@@ -146,15 +146,8 @@ def write_folder(name: str, root: Path, count: int):
                     root / f'panoptic_{place}/{index:012}.png',
                 )
                 segments = [
-                    {
-                        'id': int(i * 1000 + 7),
-                        'category_id': int(value),
-                        'area': int((areas == i).sum()),
-                        'bbox': coco.box(areas == i),
-                        'iscrowd': 0,
-                    }
-                    for i, value in enumerate(values)
-                    if (areas == i).any()
+                    info | {'id': (info['id'] - 1) * 1000 + 7}
+                    for info in coco.segments_info(areas + 1, values, range(values.max() + 1))
                 ]
                 documents[training, index] = segments
             else:

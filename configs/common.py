@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     data.reduce_zero_label = False
     # Unreadable images that are skipped, and named in the log, before the run stops.
     data.max_corrupt = 10
+    data.max_pixels = 250_000_000  # images with more are not read; such a one takes gigabytes
     data.mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     data.std = (58.395, 57.12, 57.375)
     # Resize with a filter that grows as images shrink, like Pillow's and unlike OpenCV's.

@@ -6,6 +6,7 @@ which also is the data position, and the score that chooses the best checkpoint)
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import args, checkpoint_managers
 
-# Keys that earlier versions did not have, with the values that mean what they did.
-LATER_KEYS = {'compilation_cache': '~/.cache/rankseg_jax'}
+# Keys that runs of earlier versions lack, and the values that their models go on with.
+LATER_KEYS = {'compilation_cache': '~/.cache/rankseg_jax', 'data.max_pixels': 250_000_000}
 
 
 def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
@@ -138,10 +139,16 @@ def open_run(workdir, which: str | int = 'last') -> SavedRun:
     manager = open_checkpoints(workdir)
     step = find(manager, which)
     run = read_run(manager, step)
+    config = ConfigDict(run['config'])
+    for key, value in LATER_KEYS.items():
+        *groups, name = key.split('.')
+        group = functools.reduce(getattr, groups, config)
+        if name not in group:
+            group[name] = value
     return SavedRun(
         manager=manager,
         step=step,
-        config=ConfigDict(LATER_KEYS | run['config']),
+        config=config,
         class_names=tuple(run['class_names']),
         things=run.get('things'),
     )

@@ -1,12 +1,110 @@
-"""Refuses a config with unknown keys, values of another type, or values out of range."""
+"""Refuses a config with unknown keys or names, values of another type, or values out of range."""
 
 import difflib
 import math
 import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 FREE_LENGTH = ('groups', 'scales')  # tuples with a default whose length may differ from it
+
+
+class Range(NamedTuple):
+    """The numbers that a key may have: in words, and as a predicate, which is False for NaN."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+def at_least(least: float) -> Range:
+    return Range(f'at least {least}', lambda value: least <= value < math.inf)
+
+
+ABOVE_0 = Range('above 0', lambda value: 0 < value < math.inf)
+SHARE = Range('in 0..1', lambda value: 0 <= value <= 1)
+BELOW_1 = Range('at least 0 and below 1', lambda value: 0 <= value < 1)
+COLOR = Range('in 0..255', lambda value: 0 <= value <= 255)
+COLOR_OR_MEAN = Range(
+    'in 0..255, or -1 for the mean color', lambda value: value == -1 or 0 <= value <= 255
+)
+
+# Of every key with a number or numbers, but optimizer.groups.
+RANGES = {
+    'seed': at_least(0),
+    'batch_size': at_least(1),
+    'steps': at_least(1),
+    'accumulate': at_least(1),
+    'mesh_data': at_least(-1),
+    'data.num_classes': at_least(0),
+    'data.image_size': at_least(1),
+    'data.num_train': at_least(0),
+    'data.ignore_label': at_least(-1),
+    'data.max_corrupt': at_least(0),
+    'data.max_pixels': at_least(1),
+    'data.mean': COLOR,
+    'data.std': ABOVE_0,
+    'data.max_targets': at_least(1),
+    'data.num_workers': at_least(0),
+    'augment.base_size': at_least(0),
+    'augment.scale_range': ABOVE_0,
+    'augment.short_sides': ABOVE_0,
+    'augment.crop_size': at_least(1),
+    'augment.max_category_ratio': SHARE,
+    'augment.flip': SHARE,
+    'augment.pad_value': COLOR_OR_MEAN,
+    'model.channels': at_least(1),
+    'model.dropout': BELOW_1,
+    'model.output_stride': at_least(1),
+    'model.drop_path': BELOW_1,
+    'model.decoder_layers': at_least(1),
+    'model.decoder_heads': at_least(1),
+    'model.pixel_layers': at_least(0),
+    'model.num_queries': at_least(1),
+    'model.auxiliary_weight': at_least(0),
+    'rankseg.num_selected': at_least(1),
+    'rankseg.warmup_steps': at_least(0),
+    'rankseg.layer': at_least(0),
+    'rankseg.stride': at_least(1),
+    'rankseg.pool': at_least(0),
+    'rankseg.hidden': at_least(1),
+    'rankseg.num_heads': at_least(1),
+    'rankseg.mlp_dim': at_least(1),
+    'loss.class_weight': at_least(0),
+    'loss.mask_weight': at_least(0),
+    'loss.dice_weight': at_least(0),
+    'loss.no_object': at_least(0),
+    'loss.num_points': at_least(1),
+    'loss.multilabel_weight': at_least(0),
+    'loss.gamma_neg': at_least(0),
+    'loss.gamma_pos': at_least(0),
+    'loss.clip': BELOW_1,
+    'optimizer.learning_rate': at_least(0),
+    'optimizer.momentum': BELOW_1,
+    'optimizer.b2': BELOW_1,
+    'optimizer.weight_decay': at_least(0),
+    'optimizer.power': at_least(0),
+    'optimizer.milestones': at_least(1),
+    'optimizer.end_factor': at_least(0),
+    'optimizer.warmup_steps': at_least(0),
+    'optimizer.clip_norm': at_least(0),
+    'ema': BELOW_1,
+    'eval.size': at_least(1),
+    'eval.base_size': at_least(0),
+    'eval.window': at_least(0),
+    'eval.stride': at_least(0),
+    'eval.scales': ABOVE_0,
+    'eval.threshold': SHARE,
+    'eval.overlap': SHARE,
+    'eval.batch_size': at_least(1),
+    'eval.recall_at': at_least(1),
+    'log_every': at_least(1),
+    'eval_every': at_least(1),
+    'checkpoint_every': at_least(1),
+    'keep_checkpoints': at_least(1),
+    'num_pictures': at_least(0),
+}
 
 
 def check(config, defaults) -> None:
@@ -20,25 +118,23 @@ def check(config, defaults) -> None:
       ValueError: it names the key, its value, and what is valid instead.
     """
     check_keys(config, defaults, 'config')
-    check_counts(config)
+    check_names(config)
     check_input_sizes(config)
     check_short_sides(config.augment)
-    check_colors(config)
-    check_scores(config.eval)
     check_windows(config.eval)
-    check_optimizer(config.optimizer)
+    check_groups(config.optimizer)
     if config.model.frozen_norm:
         check_frozen_norm_decay(config.optimizer)
 
 
 def check_keys(config, defaults, prefix: str) -> None:
-    """Compares keys, types and lengths with those of `defaults`; `prefix` is where both lie."""
+    """Compares keys, types, lengths and ranges; `prefix` is where `config` and `defaults` lie."""
     for key, value in config.items():
         name = f'{prefix}.{key}'
         if key not in defaults:
-            nearest = difflib.get_close_matches(key, defaults.keys(), n=1, cutoff=0)[0]
             raise ValueError(
-                f'{name} is not a key of configs/common.py; did you mean {prefix}.{nearest}?'
+                f'{name} is not a key of configs/common.py; did you mean '
+                f'{prefix}.{nearest(key, defaults)}?'
             )
         default = defaults[key]
         if name == 'config.rankseg' and value is None:
@@ -47,8 +143,10 @@ def check_keys(config, defaults, prefix: str) -> None:
             check_keys(value, default, name)
             continue
         check_type(name, value, default)
-        if isinstance(default, tuple) and default and key not in FREE_LENGTH:
-            check_items(name, value, default)
+        if isinstance(default, tuple) and key != 'groups':
+            check_items(name, value, default, free=not default or key in FREE_LENGTH)
+        if valid := RANGES.get(name.removeprefix('config.')):
+            check_range(name, value, valid)
 
 
 def check_type(name: str, value, default) -> None:
@@ -60,56 +158,85 @@ def check_type(name: str, value, default) -> None:
         )
 
 
-def check_items(name: str, value: tuple, default: tuple) -> None:
-    """Refuses a tuple whose numbers are not as many and of the same kind as the default's."""
+def check_items(name: str, value: tuple, default: tuple, *, free: bool) -> None:
+    """Refuses a tuple whose items are not of the default's kind, or as many unless they are `free`.
+
+    A tuple that is empty by default holds whole numbers.
+    """
     whole = all(isinstance(item, int) for item in default)
-    expected = int if whole else (int, float)
-    if len(value) != len(default) or not all(isinstance(item, expected) for item in value):
-        kind = 'whole numbers' if whole else 'numbers'
+    kind = 'whole numbers' if whole else 'numbers'
+    right = all(isinstance(item, int if whole else (int, float)) for item in value)
+    if free and not (right and (value or not default)):
+        raise ValueError(f'{name} = {value!r} must hold {kind}')
+    if not free and not (right and len(value) == len(default)):
         raise ValueError(f'{name} = {value!r} must hold {len(default)} {kind}, like {default!r}')
 
 
-def check_counts(config) -> None:
-    for key, value, least in (
-        ('seed', config.seed, 0),
-        ('data.max_targets', config.data.max_targets, 1),
-        ('data.num_workers', config.data.num_workers, 0),
-        ('loss.num_points', config.loss.num_points, 1),
-        ('model.num_queries', config.model.num_queries, 1),
-        ('model.decoder_heads', config.model.decoder_heads, 1),
-        ('model.decoder_layers', config.model.decoder_layers, 1),
-        ('model.output_stride', config.model.output_stride, 1),
-        ('rankseg.pool', config.rankseg.pool if config.rankseg else 0, 0),
-    ):
-        if value < least:
-            raise ValueError(f'config.{key} = {value} must be at least {least}')
+def check_range(name: str, value, valid: Range) -> None:
+    """Refuses a number, or a tuple with a number, out of range."""
+    if isinstance(value, tuple):
+        if not all(map(valid.holds, value)):
+            raise ValueError(f'{name} = {value}: each number must be {valid.text}')
+    elif not valid.holds(value):
+        raise ValueError(f'{name} = {value} must be {valid.text}')
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The one of the `known` names that looks most like `name`."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
+
+
+def known_names() -> dict[str, Iterable[str]]:
+    """The values of every key that names something, but splits, files and checkpoints."""
+    # Here, since they are slow to import: a mistyped key is refused at once.
+    from rankseg_jax import backbones, data, frameworks, multilabel, tasks
+
+    return {
+        'task': tasks.TASKS,
+        'data.name': data.DATA_SETS,
+        'model.framework': frameworks.names(),
+        'model.backbone': backbones.variants(),
+        'model.decoder': ('mask_transformer', 'linear'),
+        'model.dtype': ('float32', 'bfloat16'),
+        'rankseg.head': (*multilabel.ATTENTION_HEADS, *multilabel.POOLING_HEADS, 'first_block'),
+        'rankseg.temperature': ('temperature', 'layer_norm', 'shared', 'none'),
+        'rankseg.missed': ('force', 'ignore'),
+        'loss.multilabel': ('asymmetric', 'bce'),
+        'optimizer.name': ('adamw', 'sgd'),
+        'optimizer.schedule': ('cosine', 'poly', 'step'),
+    }
+
+
+def check_names(config) -> None:
+    """Refuses names that nothing has, with the nearest one that something has."""
+    for key, known in known_names().items():
+        *groups, leaf = key.split('.')
+        group = config[groups[0]] if groups else config
+        if group is None:  # config.rankseg of a baseline
+            continue
+        if (name := group[leaf]) not in known:
+            raise ValueError(
+                f'config.{key} = {name!r} is unknown; did you mean {nearest(name, known)!r}? '
+                f'Use one of {", ".join(known)}'
+            )
 
 
 def check_input_sizes(config) -> None:
-    """Sizes and scales of images, in training and in evaluation."""
+    """Sizes and scales of images that limit each other, in training and in evaluation."""
     low, high = config.augment.scale_range
-    if not 0 < low <= high:
-        raise ValueError(f'config.augment.scale_range = {(low, high)} must rise from above 0')
-    for key, size in (
-        ('augment.crop_size', config.augment.crop_size),
-        ('eval.size', config.eval.size),
-    ):
-        if min(size) < 1:
-            raise ValueError(f'config.{key} = {size} must be at least 1 × 1')
+    if low > high:
+        raise ValueError(f'config.augment.scale_range = {(low, high)} must rise')
     for key, size in (
         ('augment.base_size', config.augment.base_size),
         ('eval.base_size', config.eval.base_size),
+        ('eval.window', config.eval.window),
     ):
-        if any(size) and min(size) < 1:
-            raise ValueError(
-                f'config.{key} = {size} must be (0, 0), or a short and a long side of at least 1'
-            )
+        if any(size) and not all(size):
+            raise ValueError(f'config.{key} = {size} must be (0, 0), or two sides of at least 1')
 
 
 def check_short_sides(augment) -> None:
     name = f'config.augment.short_sides = {augment.short_sides}'
-    if not all(isinstance(side, int) and side > 0 for side in augment.short_sides):
-        raise ValueError(f'{name} must hold whole numbers above 0')
     if not augment.short_sides:
         return
     if not any(augment.base_size):
@@ -121,39 +248,9 @@ def check_short_sides(augment) -> None:
         )
 
 
-def check_colors(config) -> None:
-    if min(config.data.std) <= 0:
-        raise ValueError(f'config.data.std = {config.data.std} must be above 0')
-    pad_value = config.augment.pad_value
-    if pad_value != -1 and not 0 <= pad_value <= 255:
-        raise ValueError(
-            f'config.augment.pad_value = {pad_value} must be in 0..255, or -1 for the mean color'
-        )
-
-
-def check_scores(evaluation) -> None:
-    """The values of κ that are scored, and the thresholds of panoptic segments."""
-    if not all(isinstance(k, int) and k > 0 for k in evaluation.recall_at):
-        raise ValueError(
-            f'config.eval.recall_at = {evaluation.recall_at} must hold whole numbers above 0'
-        )
-    for key in ('threshold', 'overlap'):
-        if not 0 <= evaluation[key] <= 1:
-            raise ValueError(f'config.eval.{key} = {evaluation[key]} must be in 0..1')
-
-
 def check_windows(evaluation) -> None:
-    """The views of an image that are averaged: scales and sliding windows."""
-    scales, window, stride = evaluation.scales, evaluation.window, evaluation.stride
-    numbers = all(isinstance(scale, (int, float)) for scale in scales)
-    if not scales or not numbers or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(
-            f'config.eval.scales = {scales} must hold at least one number, all above 0'
-        )
-    if any(window) and min(window) < 1:
-        raise ValueError(
-            f'config.eval.window = {window} must be (0, 0), or a height and a width above 0'
-        )
+    """The stride of sliding windows."""
+    window, stride = evaluation.window, evaluation.stride
     fits = all(1 <= step <= side for step, side in zip(stride, window, strict=True))
     if any(window + stride) and not fits:
         raise ValueError(
@@ -162,15 +259,15 @@ def check_windows(evaluation) -> None:
         )
 
 
-def check_optimizer(optimizer) -> None:
-    """The milestones of the learning rate, and the parameter groups."""
-    if not all(isinstance(step, int) for step in optimizer.milestones):
-        raise ValueError(
-            f'config.optimizer.milestones = {optimizer.milestones} must hold whole numbers'
-        )
+def check_groups(optimizer) -> None:
+    """The parameter groups."""
     for group in optimizer.groups:
         match group:
-            case (str(pattern), int() | float(), int() | float()):
+            case (str(pattern), int() | float() as rate, int() | float() as decay):
+                if not all(map(at_least(0).holds, (rate, decay))):
+                    raise ValueError(
+                        f'config.optimizer.groups: the factors of {group!r} must be at least 0'
+                    )
                 try:
                     re.compile(pattern)
                 except re.error as error:

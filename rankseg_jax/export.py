@@ -21,6 +21,7 @@ from jax import export
 
 from rankseg_jax import checkpoint, inference, models, sharding, tasks
 from rankseg_jax.data import fitting
+from rankseg_jax.data.images import to_rgb
 from rankseg_jax.postprocessing import covered
 
 ARTIFACT = 'model.jax_export'
@@ -40,8 +41,7 @@ folder = Path(__file__).absolute().parent
 about = json.loads((folder / 'labels.json').read_text())
 params = ocp.StandardCheckpointer().restore(folder / 'params')
 segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
-photo = np.array(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB'))
-image, content = fit(photo, about['size'], about['antialias'])
+image, content = fit(to_rgb(Image.open(sys.argv[1])), about['size'], about['antialias'])
 found = segment(params, image[None], content[None])
 if 'labels' not in found:
     sys.exit(f'no label map to draw; the model returned {found}')
@@ -51,7 +51,7 @@ for label, count in zip(*np.unique(labels, return_counts=True)):
 Image.fromarray(labels.astype(np.uint16)).save('labels.png')
 '''.replace(
     'FUNCTIONS',
-    '\n\n'.join(map(inspect.getsource, (fitting.fitted_size, fitting.resize, fitting.fit))),
+    '\n\n'.join(map(inspect.getsource, (to_rgb, fitting.fitted_size, fitting.resize, fitting.fit))),
 )
 
 

@@ -102,10 +102,10 @@ class Predictor:
 
     def example(self, image) -> dict[str, Any]:
         """What `results` needs of an image; arguments and errors as `__call__`."""
-        if isinstance(image, str | Path):
-            image = images.read_image(Path(image))
-        elif isinstance(image, Image.Image):
-            image = images.to_rgb(image)
+        if isinstance(image, str | Path | Image.Image):
+            config = self.task.config
+            max_pixels = config.data.max_pixels if 'data' in config else images.MAX_PIXELS
+            image = images.read_image(image, max_pixels)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(
@@ -227,22 +227,33 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     return from_model(model, variables, config, task, mesh)
 
 
-def find_images(inputs: Iterable[str | Path]) -> list[Path]:
-    """Image files among images, folders (not their subfolders) and .txt lists, a path a line.
+def find_images(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, Path]]:
+    """Images among images, folders with their subfolders, and .txt lists, a path a line.
+
+    Args:
+      output: a folder to leave out of those that it lies in.
+
+    Returns:
+      Each image's path, and its path below the folder that was searched, or its name alone.
 
     Raises:
       FileNotFoundError: something does not exist, or there is no image at all.
     """
-    found = []
+    found, output = [], output.resolve()
     for path in map(Path, inputs):
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in images.IMAGE_SUFFIXES)
+            below = [(image, image.relative_to(path)) for image in images.find(path)]
+            if path.resolve() in output.parents:  # earlier predictions
+                own = output.relative_to(path.resolve())
+                below = [pair for pair in below if not pair[1].is_relative_to(own)]
+            found += below
         elif path.suffix == '.txt' and path.exists():
             lines = path.read_text('utf-8-sig').splitlines()
-            found += [path.parent / line.strip() for line in lines if line.strip()]
+            listed = [path.parent / line.strip() for line in lines if line.strip()]
+            found += [(image, Path(image.name)) for image in listed]
         else:
-            found.append(path)
-    missing = [str(path) for path in found if not path.is_file()]
+            found.append((path, Path(path.name)))
+    missing = [str(path) for path, _ in found if not path.is_file()]
     if missing:
         raise FileNotFoundError(f'--input: no image file {", ".join(missing)}')
     if not found:
@@ -251,9 +262,10 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
 
 
 def predict_files(predictor: Predictor, inputs, output) -> Path:
-    """Predicts images from disk into the folder `output`; see `Result.save`.
+    """Predicts images from disk into the folder `output`, in the subfolders that they lie in.
 
-    Each host predicts its share. Images that cannot be read are skipped, and named at the end.
+    See `Result.save`. Each host predicts its share. Images that cannot be read are skipped, and
+    named at the end.
 
     Raises:
       FileNotFoundError: as `find_images`.
@@ -261,18 +273,19 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
       ValueError: `output` is a folder that images come from, which label maps might overwrite.
     """
     output = Path(output)
-    paths = find_images(inputs)
-    if output.resolve() in {path.resolve().parent for path in paths}:
+    found = find_images(inputs, output)
+    written = {(output / name).parent.resolve() for _, name in found}
+    if written & {path.resolve().parent for path, _ in found}:
         raise ValueError(f'--output={output} holds the images themselves; choose another folder')
     output.mkdir(parents=True, exist_ok=True)
-    names = output_names(paths, predictor.task.suffixes)
+    names = output_names(found, predictor.task.suffixes)
     share = slice(jax.process_index(), None, jax.process_count())
-    paths, names = paths[share], names[share]
+    paths, names = [path for path, _ in found[share]], names[share]
 
     def save(item):
         place, result = item
         if not isinstance(result, CorruptExample):
-            result.save(output / names[place])
+            result.save(output / names[place], paths[place])
         return item
 
     failed = []
@@ -294,19 +307,25 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
     return output
 
 
-def output_names(paths: Sequence[Path], suffixes: Sequence[str]) -> list[str]:
-    """A name for each image's files: its own, unless it is taken, or too long for a file system."""
+def output_names(found: Sequence[tuple[Path, Path]], suffixes: Sequence[str]) -> list[str]:
+    """A name below the output for each image's files: its own, unless it is taken or too long.
+
+    Args:
+      found: see `find_images`.
+      suffixes: see `tasks.Task`.
+    """
     longest = LONGEST_NAME - max(len(f'{suffix}.json') for suffix in suffixes)
     taken, chosen = set(), []
-    for path in paths:
-        short = path.stem.encode()[: longest - 8].decode(errors='ignore')
+    for _, below in found:
+        short = below.stem.encode()[: longest - 8].decode(errors='ignore')
         names = itertools.chain(
-            [path.stem, path.name], (f'{short}_{i}' for i in itertools.count(2))
+            [below.stem, below.name], (f'{short}_{i}' for i in itertools.count(2))
         )
         name = next(
-            name
+            str(below.with_name(name))
             for name in names
-            if len(name.encode()) <= longest and not {name + suffix for suffix in suffixes} & taken
+            if len(name.encode()) <= longest
+            and not {str(below.with_name(name + suffix)) for suffix in suffixes} & taken
         )
         taken |= {name + suffix for suffix in suffixes}
         chosen.append(name)
@@ -335,8 +354,8 @@ def predict_split(predictor: Predictor, config, output) -> Path:
             continue
         result = predictor(example['image'], example['label'])
         # With the folder's name, since videos have frames of the same name.
-        name = Path(source.ids[index]).with_suffix('').as_posix().replace('/', '_')
-        result.save(output / name)
+        name = Path(source.ids[index]).with_suffix('')
+        result.save(output / name, source.ids[index])
         panels.append(result.panel(**predictor.task.truth(source, index, example['label'])))
         panels[-1].save(output / f'{name}_panel.png')
     if not panels:

@@ -1,9 +1,12 @@
 """Pictures of label maps and segments: overlays with a legend, panels of a whole prediction."""
 
-import unicodedata
+from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from rankseg_jax import fonts
 
 IGNORED = (128, 128, 128)
 PAPER, INK, FAINT = (255, 255, 255), (32, 33, 36), (125, 129, 135)
@@ -12,6 +15,7 @@ CELL = 384  # pixels, longer side of a picture in a panel, and the least of an o
 CHART = 424  # pixels, width of the bar chart
 TEXT, TITLE, ROW, GAP = 16, 19, 26, 20  # pixels
 LEGEND_NAMES = 12
+BAND = 2**20  # pixels that are worked on at once, so that memory does not grow with the image
 
 
 def palette(num_classes: int) -> np.ndarray:
@@ -60,13 +64,18 @@ def overlay(
     """
     image, regions = _checked(image, labels, segments)
     factor = -(-CELL // max(image.shape[:2]))
-    size = (image.shape[1] * factor, image.shape[0] * factor)
-    picture = _paint(image, regions, class_names, alpha=alpha, size=size, bold=segments is not None)
-    if not legend:
-        return picture
-    text = max(TEXT, max(size) // 40)
-    names = _legend(regions, class_names, width=max(size[0], CELL) - 2 * (text // 2), text=text)
-    return _column([picture, ImageOps.expand(names, text // 2, PAPER)], gap=0)
+    width, height = size = (image.shape[1] * factor, image.shape[0] * factor)
+    board = Image.new('RGB', size, PAPER)
+    if legend:
+        text = max(TEXT, max(size) // 40)
+        room = max(width, CELL)
+        names = _legend(regions, class_names, width=room - 2 * (text // 2), text=text)
+        names = ImageOps.expand(names, text // 2, PAPER)
+        board = Image.new('RGB', (max(room, names.width), height + names.height), PAPER)
+        board.paste(names, (0, height))
+    bold = segments is not None
+    _paint(board, image, regions, class_names, alpha=alpha, size=size, bold=bold)
+    return board
 
 
 def panel(
@@ -96,29 +105,27 @@ def panel(
     maps = {'Prediction': (prediction, segments)}
     if label is not None:
         maps = {'Ground truth': (label, label_segments)} | maps
-    image = _checked(image, prediction, segments)[0]
+    checked = {title: _checked(image, *arrays) for title, arrays in maps.items()}
+    image = checked['Prediction'][0]
     height, width = image.shape[:2]
     scale = CELL / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     cell = max(size[0], CELL // 2)  # room for the legend of a narrow image
 
-    cells = [
-        _column(
-            [_title('Image', cell), Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)]
-        )
-    ]
-    for title, (labels, segments) in maps.items():
-        regions = _checked(image, labels, segments)[1]
-        picture = _paint(
-            image, regions, class_names, alpha=0.6, size=size, bold=segments is not None
-        )
+    small = _resized(image, size)
+    cells = [_column([_title('Image', cell), Image.fromarray(small)])]
+    for title, (_, regions) in checked.items():
+        picture = Image.new('RGB', size)
+        bold = maps[title][1] is not None
+        _paint(picture, small, regions, class_names, alpha=0.6, size=size, bold=bold)
         names = _legend(regions, class_names, width=cell, text=TEXT)
         cells.append(_column([_title(title, cell), picture, names]))
     height = max(cell.height for cell in cells)
     if categories:
         present = None
         if label is not None:
-            present = {class_names[c] for c in np.unique(label) if 0 <= c < len(class_names)}
+            classes = checked['Ground truth'][1].classes
+            present = {class_names[c] for c in classes if 0 <= c < len(class_names)}
         height = max(height, 10 * ROW)
         cells.append(_ranking(categories, class_names, present, height))
 
@@ -147,55 +154,102 @@ def _checked(image, labels, segments):
     image, labels = np.asarray(image), np.asarray(labels)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f'image is {image.dtype} {image.shape}, not uint8 [H, W, 3]')
-    segments = np.ones_like(labels) if segments is None else np.asarray(segments)
+    segments = None if segments is None else np.asarray(segments)
     for name, array in (('label map', labels), ('map of segments', segments)):
-        if array.shape != image.shape[:2]:
+        if array is not None and array.shape != image.shape[:2]:
             raise ValueError(
                 f'{name} is {array.shape}, but its image is {image.shape[:2]}; '
                 'resize it (nearest) to the size of the image'
             )
-    return image, _regions(labels, segments)
+    return image, _Regions(labels, segments)
 
 
-def _regions(labels, segments):
-    """Numbers the regions: the pixels of one class and segment, and all ignored pixels.
+class _Regions:
+    """The regions of a label map: the pixels of one class and segment, and all ignored pixels.
 
-    Returns:
-      regions: [H, W], the number of each pixel's region.
-      classes: [regions], sorted; -1 for the ignored pixels.
-      places: [regions], each region's number among those of its class.
+    Attributes:
+      shape: (H, W).
+      classes: [n], sorted; -1 for the ignored pixels.
+      places: [n], each region's number among those of its class.
+      areas: [n], in pixels.
     """
-    labels = np.where(segments > 0, labels, -1).astype(np.int64)
-    pairs, regions = np.unique(
-        labels << 32 | np.where(labels < 0, 0, segments), return_inverse=True
-    )
-    classes = pairs >> 32
-    return (
-        regions.reshape(labels.shape),
-        classes,
-        np.arange(len(pairs)) - np.searchsorted(classes, classes),
-    )
+
+    def __init__(self, labels, segments):
+        self.labels, self.segments, self.shape = labels, segments, labels.shape
+        areas = Counter()
+        for top, bottom in _bands(*self.shape):
+            codes, lengths = self._runs(slice(top, bottom), slice(None))
+            found, index = np.unique(codes, return_inverse=True)
+            counts = np.bincount(index, lengths).astype(int)
+            areas.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        self.codes = np.array(sorted(areas), np.int64)
+        self.areas = np.array([areas[code] for code in self.codes.tolist()])
+        self.classes = self.codes >> 32
+        self.places = np.arange(len(self.codes)) - np.searchsorted(self.classes, self.classes)
+
+    def numbers(self, rows, columns) -> np.ndarray:
+        """The number of the region, 0..n-1, where rows and columns meet: [len(rows), columns]."""
+        codes, lengths = self._runs(rows, columns)
+        return np.repeat(np.searchsorted(self.codes, codes), lengths).reshape(len(rows), -1)
+
+    def _runs(self, rows, columns):
+        """Runs of pixels of one region, row after row: their codes, and their lengths."""
+        labels = self.labels[rows][:, columns].astype(np.int64)
+        segments = 1
+        if self.segments is not None:
+            segments = self.segments[rows][:, columns]
+            labels[segments <= 0] = -1
+        codes = (labels << 32 | np.where(labels < 0, 0, segments)).ravel()
+        ends = np.flatnonzero(codes[1:] != codes[:-1])
+        edges = np.concatenate([[-1], ends, [codes.size - 1]])
+        return codes[edges[1:]], np.diff(edges)
 
 
-def _paint(image, regions, class_names, *, alpha, size, bold):
-    """Blends image and colors at `size` (width, height) and outlines regions, visibly if `bold`."""
-    regions, classes, places = regions
+def _bands(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """The first row of each band of rows, and the one after its last."""
+    rows = max(1, BAND // width)
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _resized(image, size):
+    if size == image.shape[1::-1]:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def _paint(board, image, regions, class_names, *, alpha, size, bold):
+    """Blends image and colors at `size` (width, height) and outlines regions, visibly if `bold`.
+
+    The picture goes to the top left of `board`.
+    """
     width, height = size
+    image = _resized(image, size)
     rows = np.arange(height) * regions.shape[0] // height
     columns = np.arange(width) * regions.shape[1] // width
-    regions = regions[rows[:, None], columns]  # [height, width]
-    picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), np.float32)
-    known = (classes >= 0) & (classes < len(class_names))
-    weight = (alpha * known)[regions][..., None]  # [height, width, 1]
-    colors = _shades(colorize(classes, palette(len(class_names))), places)  # [regions, 3]
-    picture = picture * (1 - weight) + weight * colors[regions]
-    edge = np.zeros(regions.shape, bool)
-    edge[:, 1:] |= regions[:, 1:] != regions[:, :-1]
-    edge[1:] |= regions[1:] != regions[:-1]
-    if bold:
-        picture[_grown(edge)] *= 0.35
-    picture[edge] = 0.3 * picture[edge] + 0.7 * 255
-    return Image.fromarray(picture.round().astype(np.uint8))
+    known = (regions.classes >= 0) & (regions.classes < len(class_names))
+    weight = (alpha * known)[:, None, None]  # [n, 1, 1]
+    colors = _shades(colorize(regions.classes, palette(len(class_names))), regions.places)  # [n, 3]
+    values = np.arange(256.0)
+    blended = values * (1 - weight) + weight * colors[..., None]  # [n, 3, 256]
+    blended = blended.round().astype(np.uint8).transpose(1, 0, 2).reshape(3, -1)  # [3, n * 256]
+    dark, light = (x.round().astype(np.uint8) for x in (0.35 * values, 0.3 * values + 0.7 * 255))
+    for top, bottom in _bands(height, width):
+        above, below = max(top - 2, 0), min(bottom + 1, height)  # outlines reach as far
+        numbers = regions.numbers(rows[above:below], columns)  # [rows, width]
+        edge = np.zeros(numbers.shape, bool)
+        edge[:, 1:] |= numbers[:, 1:] != numbers[:, :-1]
+        edge[1:] |= numbers[1:] != numbers[:-1]
+        inside = slice(top - above, bottom - above)
+        places = numbers[inside] << 8
+        picture = np.empty((bottom - top, width, 3), np.uint8)
+        for channel, table in enumerate(blended):
+            picture[..., channel] = table[places + image[top:bottom, :, channel]]
+        if bold:
+            grown = _grown(edge)[inside]
+            picture[grown] = dark[picture[grown]]
+        edge = edge[inside]
+        picture[edge] = light[picture[edge]]
+        board.paste(Image.fromarray(picture), (0, top))
 
 
 def _shades(colors, places):
@@ -216,14 +270,13 @@ def _grown(mask):
 
 def _legend(regions, class_names, *, width, text):
     """Color, name and number of segments of each class, in rows of at most `width` pixels."""
-    regions, classes, places = regions
-    areas = np.bincount(regions.ravel())  # [regions]
+    classes = regions.classes
     present = [
-        (-areas[classes == c].sum(), c, places[classes == c].max() + 1)
+        (-regions.areas[classes == c].sum(), c, (classes == c).sum())
         for c in np.unique(classes)
         if 0 <= c < len(class_names)
     ]
-    colors, font = palette(len(class_names)), ImageFont.load_default(text)
+    colors, plain = palette(len(class_names)), ImageFont.load_default(text)
     entries: list[tuple[str, str, tuple[int, ...] | None]] = [
         (class_names[c], f'  x {count}' if count > 1 else '', tuple(colors[c].tolist()))
         for _, c, count in sorted(present)[:LEGEND_NAMES]
@@ -234,20 +287,21 @@ def _legend(regions, class_names, *, width, text):
     left, top, row, spots = 0, 0, round(text * 1.5), []
     for name, note, color in entries:
         chip = round(text * 1.3) if color else 0
-        name = _fit(name, font, width - chip - font.getlength(note))
-        right = left + chip + font.getlength(name + note)
+        note_width = plain.getlength(note)
+        name, font, name_width = _fit(name, text, width - chip - note_width)
+        right = left + chip + name_width + note_width
         if left and right > width:
             left, top, right = 0, top + row, right - left
-        spots.append((left, top, chip, name, note, color))
+        spots.append((left, top, chip, name, font, left + chip + name_width, note, color))
         left = right + text
     board = Image.new('RGB', (width, top + row if spots else 1), PAPER)
     draw = ImageDraw.Draw(board)
-    for left, top, chip, name, note, color in spots:
+    for left, top, chip, name, font, end, note, color in spots:
         middle = top + row // 2
         if color:
             draw.rectangle([left, middle - text // 2, left + text - 1, middle + text // 2], color)
         draw.text((left + chip, middle), name, INK, font, anchor='lm')
-        draw.text((left + chip + font.getlength(name), middle), note, FAINT, font, anchor='lm')
+        draw.text((end, middle), note, FAINT, plain, anchor='lm')
     return board
 
 
@@ -272,7 +326,8 @@ def _ranking(categories, class_names, present, height):
         draw.text((22, middle), str(rank), FAINT, font, anchor='rm')
         if present and name in present:
             _tick(draw, 29, middle)
-        draw.text((names, middle), _fit(name, font, bar - names - 8), ink, font, anchor='lm')
+        text, name_font, _ = _fit(name, TEXT, bar - names - 8)
+        draw.text((names, middle), text, ink, name_font, anchor='lm')
         draw.rectangle([bar, middle - 7, bar_end, middle + 7], TRACK)
         end = bar + round(score * (bar_end - bar))
         draw.rectangle([bar, middle - 7, end, middle + 7], colors.get(name, IGNORED))
@@ -307,12 +362,11 @@ def _column(pictures, gap=6):
     return board
 
 
-def _fit(name, font, width):
-    """Shortens a name to `width` pixels; the font holds ASCII only, so accents are dropped."""
-    decomposed = unicodedata.normalize('NFKD', name.strip())
-    name = ''.join(c for c in decomposed if not unicodedata.combining(c))
-    if font.getlength(name) <= width:
-        return name
-    while name and font.getlength(name + '…') > width:
+def _fit(name, size, width):
+    """A name shortened to `width` pixels in a font of `size`, its font, and the width it takes."""
+    name, font = fonts.fitting(name, size)
+    short = name
+    while name and font.getlength(short) > width:
         name = name[:-1]
-    return name.rstrip(' ,;(_-') + '…'
+        short = name.rstrip(' ,;(_-') + '…'
+    return short, font, font.getlength(short)

@@ -1,26 +1,102 @@
 """Configs that no run can have end in one line that names the key."""
 
+import math
+
 import pytest
 
 from configs import common
 from rankseg_jax import config_check
 
+# Of tuples that are empty by default.
+ITEMS = {'augment.short_sides': 360, 'optimizer.milestones': 100, 'eval.recall_at': 5}
+
+
+def leaves(config, prefix=''):
+    """Keys with their groups, and their values."""
+    for key, value in config.items():
+        if hasattr(value, 'items'):
+            yield from leaves(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def message(key, value):
+    """What the check says of a config in which one key differs; '' if nothing."""
+    config = common.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    try:
+        config_check.check(config, common.get_config())
+    except ValueError as error:
+        return str(error)
+    return ''
+
+
+def test_the_defaults_are_accepted():
+    config_check.check(common.get_config(), common.get_config())
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf, -2])
+def test_no_number_is_without_a_range(monkeypatch, bad):
+    """A new key with a number fails here until the check has a range for it."""
+    monkeypatch.setattr(config_check, 'check_names', lambda config: None)  # is slow
+    numbers = 0
+    for key, default in leaves(common.get_config()):
+        if key in ITEMS:
+            values = [(ITEMS[key], bad)]
+        elif key == 'optimizer.groups':
+            values = [(('bias$', bad, 0.0),), (('bias$', 1.0, bad),)]
+        elif isinstance(default, tuple):
+            places = range(len(default))
+            values = [(*default[:i], bad, *default[i + 1 :]) for i in places]
+        elif is_number(default):
+            values = [bad]
+        else:
+            continue
+        for value in values:
+            assert f'config.{key}' in message(key, value), f'{key} = {value} is accepted'
+        numbers += 1
+    assert numbers > 70
+
 
 @pytest.mark.parametrize(
-    'key, value, message',
+    'key, value, expected',
     [
-        ('seed', -1, r'config.seed = -1 must be at least 0'),
-        ('model.decoder_layers', 0, r'config.model.decoder_layers = 0 must be at least 1'),
-        ('model.output_stride', 0, r'config.model.output_stride = 0 must be at least 1'),
-        ('rankseg.pool', -1, r'config.rankseg.pool = -1 must be at least 0'),
-        ('optimizer.milestones', (5, 'last'), r"milestones = \(5, 'last'\) must hold whole"),
-        ('optimizer.groups', (('(', 1.0, 0.0),), r"groups: '\(' is not a regular expression"),
-        ('optimizer.groups', (('bias$', 1.0),), r"groups: \('bias\$', 1.0\) must be \(pattern"),
-        ('optimizer.groups', ('bias$',), r"groups: 'bias\$' must be \(pattern"),
+        ('seed', -1, 'config.seed = -1 must be at least 0'),
+        ('optimizer.learning_rate', -1e-3, 'learning_rate = -0.001 must be at least 0'),
+        ('optimizer.b2', 1.0, 'config.optimizer.b2 = 1.0 must be at least 0 and below 1'),
+        ('ema', 1.0, 'config.ema = 1.0 must be'),
+        ('model.decoder_layers', 0, 'config.model.decoder_layers = 0 must be at least 1'),
+        ('loss.class_weight', -1.0, 'loss.class_weight = -1.0 must be at least 0'),
+        ('augment.flip', 1.5, 'augment.flip = 1.5 must be in 0..1'),
+        ('data.mean', (0.0, 0.0, 256.0), '256.0): each number must be in 0..255'),
+        ('rankseg.pool', -1, 'config.rankseg.pool = -1 must be at least 0'),
+        ('optimizer.milestones', (5, 'last'), "milestones = (5, 'last') must hold whole"),
+        ('optimizer.groups', (('(', 1.0, 0.0),), "groups: '(' is not a regular expression"),
+        ('optimizer.groups', (('bias$', 1.0),), "groups: ('bias$', 1.0) must be (pattern"),
+        ('optimizer.groups', ('bias$',), "groups: 'bias$' must be (pattern"),
     ],
 )
-def test_impossible_values_are_refused(key, value, message):
+def test_impossible_values_are_refused(key, value, expected):
+    assert expected in message(key, value)
+
+
+@pytest.mark.parametrize('key', config_check.known_names())
+def test_unknown_names_are_refused_with_the_nearest(key):
+    known = [*config_check.known_names()[key]]
+    found = message(key, known[-1] + 'x')
+    assert f"config.{key} = '{known[-1]}x' is unknown; did you mean '{known[-1]}'?" in found
+    assert not message(key, known[0])
+
+
+def test_names_and_ranges_of_a_baseline_are_checked():
     config = common.get_config()
-    config.update_from_flattened_dict({key: value})
-    with pytest.raises(ValueError, match=message):
+    config.rankseg = None
+    config_check.check(config, common.get_config())
+    config.optimizer.schedule = 'linear'
+    with pytest.raises(ValueError, match="schedule = 'linear' is unknown"):
         config_check.check(config, common.get_config())

@@ -500,7 +500,7 @@ def test_unknown_keys_and_types_are_refused():
             'augment',
             'short_sides',
             (360, 0),
-            r'short_sides = \(360, 0\) must hold whole numbers above 0',
+            r'short_sides = \(360, 0\): each number must be above 0',
         ),
         (
             'augment',

@@ -281,7 +281,7 @@ def test_the_heat_map_shows_the_shares(monkeypatch, tmp_path):
     monkeypatch.setattr(
         charts, 'percentages', lambda *args, **options: shown.append(args) or draw(*args, **options)
     )
-    names = [f'c{c}' for c in range(26)]
+    names = [f'路{c}' for c in range(26)]  # a character that matplotlib's own font lacks
     dataset_charts.draw_cooccurrence(
         cooccurrence.count(sparse.csr_array(present.astype(np.int32))),
         300,

@@ -269,6 +269,81 @@ def test_class_names(dataset):
         get_source(data_config(dataset), 'train')
 
 
+def test_two_classes_of_one_name(dataset):
+    (dataset / 'classes.txt').write_text('wall\nfloor \nlamp\nfloor\n')
+    with pytest.raises(ValueError, match=r"classes.txt: lines 2 and 4 have the same name 'floor'"):
+        get_source(data_config(dataset), 'train')
+
+
+def test_subfolders_are_read_and_written(dataset, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ('night/a', 'night/rain/a'):
+        save(dataset / f'images/train/{name}.png', rng.integers(0, 256, (6, 8, 3)).astype('uint8'))
+        save(dataset / f'labels/train/{name}.png', rng.integers(0, 3, (6, 8)).astype('uint8'))
+    save(dataset / 'images/train/day/b.png', np.zeros([6, 8, 3], np.uint8))
+    (dataset / 'images/train/night/._a.png').write_bytes(b'macOS')
+    source = get_source(data_config(dataset), 'train')
+    assert list(source.ids) == ['a.jpg', 'b.jpg', 'night/a.png', 'night/rain/a.png']
+    writer = label_files.LabelWriter(tmp_path / 'out', source)
+    for index, name in enumerate(source.ids):
+        example = source.load(index)
+        image = np.array(Image.open(dataset / 'images/train' / name))
+        np.testing.assert_array_equal(example['image'], image)
+        writer.write(name, example['label'])
+        written = tmp_path / 'out' / Path(name).with_suffix('.png')
+        np.testing.assert_array_equal(source.read_label(written), example['label'])
+    assert 'day/b.png' in str(source.check()) and '._a' not in str(source.check())
+
+
+@pytest.mark.parametrize('suffix', ['tif', 'jpg'])
+def test_labels_that_are_no_png_are_named(dataset, suffix):
+    label = dataset / 'labels/train/b.png'
+    save(label.with_suffix(f'.{suffix}'), np.zeros([6, 8], np.uint8))
+    assert 'only .png' not in str(get_source(data_config(dataset), 'train').check())
+    label.unlink()
+    report = get_source(data_config(dataset), 'train').check()
+    assert not report.problems
+    assert f'only .png files are labels:\n    {label.with_suffix("." + suffix)}' in str(report)
+    (dataset / 'labels/train/a.png').unlink()
+    problems = get_source(data_config(dataset), 'train').check().problems
+    assert any('only .png files are labels' in problem for problem in problems)
+
+
+def test_masks_of_0_and_255(dataset):
+    (dataset / 'classes.txt').write_text('background\ntumor\n')
+    for name in 'ab':
+        save(dataset / f'labels/train/{name}.png', np.array([[0, 255] * 4] * 6, np.uint8))
+    (problem,) = get_source(data_config(dataset), 'train').check().problems
+    assert "all labeled pixels are 'background' (value 0)" in problem
+    assert '255 (config.data.ignore_label), which is ignored' in problem
+    assert 'write one of 0..1 in its place' in problem
+    config = data_config(dataset, reduce_zero_label=True)
+    (problem,) = get_source(config, 'train').check().problems
+    assert problem.startswith('no pixel is labeled') and 'reduce_zero_label' in problem
+    save(dataset / 'labels/train/a.png', np.array([[0, 255] * 3 + [1, 1]] * 6, np.uint8))
+    assert not get_source(data_config(dataset), 'train').check().problems
+
+
+def test_turned_tiffs_fit_their_labels(dataset):
+    exif = Image.Exif()
+    exif[274] = 6
+    (dataset / 'images/train/a.jpg').unlink()
+    save(dataset / 'images/train/a.tif', np.zeros([8, 6, 3], np.uint8), exif=exif)
+    source = get_source(data_config(dataset), 'train')
+    assert source.load(0)['image'].shape == (6, 8, 3)
+    assert 'a.tif' not in str(source.check())
+
+
+def test_images_beyond_the_limit_name_its_key(dataset):
+    source = get_source(data_config(dataset, max_pixels=47), 'train')
+    with pytest.raises(
+        CorruptExample, match=r'a\.jpg: 8 x 6 pixels .* config.data.max_pixels = 47'
+    ):
+        source.load(0)
+    assert 'config.data.max_pixels = 47' in str(source.check())
+    assert not get_source(data_config(dataset, max_pixels=48), 'train').check().warnings
+
+
 def test_two_images_of_one_name(dataset):
     save(dataset / 'images/train/a.png', np.zeros([6, 8, 3], np.uint8))
     with pytest.raises(ValueError, match=r'same name: a\.jpg, a\.png'):
@@ -365,9 +440,10 @@ def test_memory_of_the_check_does_not_grow_with_images_times_classes(monkeypatch
             number = int(path.name)
             return np.array([[number % num_classes, number % 7, -1]], np.int32)
 
-    monkeypatch.setattr(images, 'read_size', lambda path: (1, 3))
+    monkeypatch.setattr(images, 'read_size', lambda path, max_pixels: (1, 3))
     pairs = tuple((Path(str(i)), Path(str(i))) for i in range(number))
-    source = Sparse(tuple(map(str, range(num_classes))), pairs, 255)
+    files = folder.Matched(ids=tuple(map(str, range(number))), pairs=pairs)
+    source = Sparse(tuple(map(str, range(num_classes))), files, 255)
     tracemalloc.start()
     try:
         report = source.check()

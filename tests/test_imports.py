@@ -10,11 +10,12 @@ PACKAGE = Path(__file__).parents[1] / 'rankseg_jax'
 # The modules of the project that each layer may import, in the order of the flow.
 ALLOWED = {
     '__init__': '',
-    'config_check': '',
+    'config_check': 'backbones data frameworks multilabel tasks',
     'sharding': '',
     'checkpoint': '',
     'optimizers': '',
-    'visualize': '',
+    'fonts': '',
+    'visualize': 'fonts',
     'layers': '',
     'ranking': '',
     'matching': '',
@@ -40,7 +41,7 @@ ALLOWED = {
         'checkpoint data evaluate inference losses models optimizers pretrained selector '
         'sharding tasks'
     ),
-    'analysis': 'analysis checkpoint data evaluate inference models sharding tasks',
+    'analysis': 'analysis checkpoint data evaluate fonts inference models sharding tasks',
 }
 
 

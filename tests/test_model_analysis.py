@@ -19,7 +19,8 @@ NAMES = (
     'a price of $5 or $\\frac$',
     'under_score^',
     'a name that is much too long to stand beside a chart',
-    *'efgh',
+    '道路',
+    *'fgh',
 )
 UNREADABLE, EMPTY = 6, 4  # of the validation images
 
@@ -107,7 +108,7 @@ def pixels_of(folder, split='validation'):
     """[N, K] labeled pixels of the label files whose images can be read."""
     source = data.get_source(tiny.config(folder, data__name='folder').data, split)
     labels = [
-        source.read_label(path) for i, (_, path) in enumerate(source.pairs) if i != UNREADABLE
+        source.read_label(path) for i, (_, path) in enumerate(source.files.pairs) if i != UNREADABLE
     ]
     return np.array([[(label == c).sum() for c in range(8)] for label in labels])
 

@@ -4,13 +4,15 @@ golden/README.md says how they came about.
 """
 
 import json
+import operator
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rankseg_jax import predict, train
+from configs import common
+from rankseg_jax import checkpoint, predict, train
 from tests import tiny
 
 FOLDER = Path(__file__).parent / 'golden/old_runs'
@@ -78,6 +80,13 @@ def config(data_dir, **overrides):
 def losses(workdir):
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
     return [row['train/loss'] for row in map(json.loads, lines) if 'train/loss' in row]
+
+
+def test_keys_that_a_run_lacks_have_their_defaults(workdir):
+    found = checkpoint.open_run(workdir('semantic')).config
+    for key, value in checkpoint.LATER_KEYS.items():
+        get = operator.attrgetter(key)
+        assert get(found) == get(common.get_config()) == value
 
 
 def test_semantic_run_goes_on_as_before(workdir, data_dir):

@@ -48,6 +48,8 @@ def test_label_maps_have_the_size_of_their_image(predictor, shape):
 
 
 def test_arrays_pil_images_and_paths_agree(predictor, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / 'a.png')
     for other in (
@@ -57,6 +59,9 @@ def test_arrays_pil_images_and_paths_agree(predictor, tmp_path):
         Image.fromarray(image).convert('RGBA'),
     ):
         np.testing.assert_array_equal(predictor(other).labels, predictor(image).labels)
+    Image.fromarray(np.rot90(image)).save(tmp_path / 'turned.png', exif=exif)
+    with Image.open(tmp_path / 'turned.png') as turned:
+        np.testing.assert_array_equal(predictor(turned).labels, predictor(image).labels)
 
 
 @pytest.mark.parametrize(
@@ -107,15 +112,27 @@ def test_files_folders_and_lists(predictor, tmp_path):
     images.mkdir()
     for name in ('a.png', 'a.jpg', 'b.png'):
         Image.new('RGB', (20, 10), (200, 30, 30)).save(images / name)
+    (images / 'night/rain').mkdir(parents=True)
+    for name in ('night/rain/a.png', '._a.png', 'night/._a.png'):
+        shutil.copy(images / 'a.png', images / name)
+    (images / 'night/.DS_Store').write_bytes(b'macOS')
     (images / 'broken.jpg').write_bytes(b'\xff\xd8\xff nothing')
     (tmp_path / 'list.txt').write_text('images/b.png\n')
     output = predict.predict_files(predictor, [images, tmp_path / 'list.txt'], tmp_path / 'out')
-    assert {p.name for p in output.glob('*.json')} == {
-        'a.json',
-        'a.png.json',
-        'b.json',
-        'b.png.json',
+    named = {
+        path.relative_to(output).as_posix(): json.loads(path.read_text())['image']
+        for path in output.rglob('*.json')
     }
+    assert named == {
+        'a.json': str(images / 'a.jpg'),
+        'a.png.json': str(images / 'a.png'),
+        'b.json': str(images / 'b.png'),
+        'b.png.json': str(images / 'b.png'),
+        'night/rain/a.json': str(images / 'night/rain/a.png'),
+    }
+    assert (output / 'night/rain/a.png').is_file() and (
+        output / 'night/rain/a_overlay.png'
+    ).is_file()
     labels = np.asarray(Image.open(output / 'b.png'))
     np.testing.assert_array_equal(labels, predictor(images / 'b.png').labels)
     rows = json.loads((output / 'b.json').read_text())['categories']
@@ -123,8 +140,11 @@ def test_files_folders_and_lists(predictor, tmp_path):
     assert Image.open(output / 'b_overlay.png').width >= 20
     with pytest.raises(CorruptExample, match='broken.jpg'):
         predict.predict_files(predictor, [images / 'broken.jpg'], tmp_path / 'none')
+    for other in (images, images / 'night/rain/..' / '..'):
+        with pytest.raises(ValueError, match='holds the images themselves'):
+            predict.predict_files(predictor, [images], other)
     with pytest.raises(ValueError, match='holds the images themselves'):
-        predict.predict_files(predictor, [images], images)
+        predict.predict_files(predictor, [images / 'night'], images / 'night')
     with pytest.raises(FileNotFoundError, match='missing.png'):
         predict.predict_files(predictor, [tmp_path / 'missing.png'], tmp_path / 'none')
 
@@ -186,6 +206,20 @@ def test_a_bad_image_or_a_long_name_stops_no_other(predictor, tmp_path, capsys):
     assert len(list(output.glob('*.json'))) == len(list(output.glob('*_overlay.png'))) == 5
     printed = capsys.readouterr().out
     assert '5 of 6 images predicted' in printed and 'm.jpg' in printed
+
+
+def test_earlier_predictions_are_no_input(tmp_path):
+    for name in ('a.png', 'night/a.png', 'out/a.png', 'out/night/a_overlay.png', 'out2/b.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(output):
+        found = predict.find_images([tmp_path], tmp_path / output)
+        assert all(tmp_path / name == path for path, name in found)
+        return [name.as_posix() for _, name in found]
+
+    assert names('out') == ['a.png', 'night/a.png', 'out2/b.png']
+    assert len(names('elsewhere')) == 5
 
 
 def test_label_maps_of_many_categories_are_16_bit(tmp_path):
@@ -307,12 +341,13 @@ def run_example(exported, folder):
 
 
 def test_example_runs_without_this_package(exported, predictor, tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 65536, (32, 32)).astype(np.uint16)
     Image.fromarray(image).save(tmp_path / 'photo.png')
     assert '% of the pixels' in run_example(exported, tmp_path)
     assert 'rankseg' not in (exported / 'example.py').read_text()
     np.testing.assert_array_equal(
-        np.asarray(Image.open(tmp_path / 'labels.png')), predictor(image).labels
+        np.asarray(Image.open(tmp_path / 'labels.png')),
+        predictor(np.repeat(image[..., None] // 256, 3, -1).astype(np.uint8)).labels,
     )
 
 

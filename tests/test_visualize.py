@@ -1,7 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from rankseg_jax import visualize
 from rankseg_jax.visualize import colorize, grid, overlay, palette, panel
 
 NAMES = ['sky', 'road', 'person, individual, someone, somebody, mortal, soul', 'Café']
@@ -92,10 +95,21 @@ def test_legend_names_only_what_is_present():
     def legend(names):
         return overlay(image, labels, names).crop((0, 400, 400, 500))
 
-    assert legend(['x', 'road', 'x', 'Café']) == legend(['y', 'road', 'y', 'Cafe'])
+    assert legend(['x', 'road', 'x', 'Café']) == legend(['y', 'road', 'y', 'Cafe\u0301'])
     assert legend(['x', 'road', 'x', 'Café']) != legend(['x', 'roof', 'x', 'Café'])
+    assert legend(['x', 'road', 'x', 'Café']) != legend(['x', 'road', 'x', 'Cafe'])
     no_legend = overlay(image, labels, NAMES, legend=False)
     assert no_legend.size == (400, 400)
+
+
+@pytest.mark.parametrize('name, other', [('道路', '树木'), ('дом', 'сад'), ('طريق', 'بيتنا')])
+def test_names_of_other_scripts_are_no_boxes(name, other):
+    """Boxes would be the same for two names of as many characters."""
+    image, labels = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), int)
+    assert len(name) == len(other) or name == 'طريق'
+    assert overlay(image, labels, [name]) != overlay(image, labels, [other])
+    panels = [panel(image, labels, [(n, 0.5)], [n]) for n in (name, other)]
+    assert panels[0].crop((800, 0, *panels[0].size)) != panels[1].crop((800, 0, *panels[1].size))
 
 
 def test_legend_is_limited_to_twelve():
@@ -146,6 +160,33 @@ def test_segments_have_shades_of_their_class_and_void_shows_the_image():
     np.testing.assert_array_equal(shades[0], palette(4)[1])
     distance = np.abs(shades[:, None] - shades).max(-1) + 1000 * np.eye(30)
     assert distance.min() >= 2 and np.diagonal(distance, 1).min() > 30
+
+
+@pytest.mark.parametrize('with_segments', [False, True])
+def test_bands_join_without_a_seam(monkeypatch, with_segments):
+    image = np.random.default_rng(0).integers(0, 256, (390, 50, 3), np.uint8)
+    labels = np.kron(np.random.default_rng(1).integers(-1, 5, (78, 5)), np.ones((5, 10), int))
+    segments = np.kron(np.arange(39 * 5).reshape(39, 5), np.ones((10, 10), int))
+    segments = segments if with_segments else None
+    arguments = dict(image=image, labels=labels, class_names=NAMES, segments=segments)
+    whole = overlay(**arguments)
+    for rows in (1, 2, 7):
+        monkeypatch.setattr(visualize, 'BAND', rows * 50)
+        assert overlay(**arguments) == whole
+
+
+def test_memory_does_not_grow_with_the_image(monkeypatch):
+    monkeypatch.setattr(visualize, 'BAND', 2**15)
+    image, labels = np.zeros((1000, 1000, 3), np.uint8), stripes(0, 1, 2).repeat(3, 0).repeat(3, 1)
+    labels = labels[:1000, :1000]
+    segments = labels + 1
+    tracemalloc.start()
+    try:
+        overlay(image, labels, NAMES, segments=segments)
+        panel(image, labels, [], NAMES, labels)
+        assert tracemalloc.get_traced_memory()[1] < 5e6  # bytes, 5 a pixel
+    finally:
+        tracemalloc.stop()
 
 
 def test_legend_counts_segments():

@@ -1,11 +1,16 @@
 """Style and parts that the charts of data and of models share."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from rankseg_jax import fonts
 
 BLUE, ORANGE, GREEN, RED = '#1f6fb4', '#e08214', '#189648', '#c0392b'
 INK, PALE = '#202124', '#e4e6ea'
@@ -24,6 +29,11 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def style(names: Iterable[str]) -> AbstractContextManager:
+    """Charts drawn in this context have one style, and fonts for these names."""
+    return matplotlib.rc_context(STYLE | {'font.family': fonts.families(names)})
+
+
 def subplots(width: float, height: float, columns: int):
     """A figure, its size in inches, and its axes side by side."""
     figure = Figure((width, height))
@@ -35,6 +45,7 @@ def percent(share: float, _) -> str:
 
 
 def short(name: str, most: int = 24) -> str:
+    name = fonts.drawable(name)
     return name if len(name) <= most else name[: most - 1].rstrip() + '…'
 
 

@@ -1,22 +1,20 @@
 """Charts of what data hold, as PNG files."""
 
-import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from rankseg_jax.analysis import charts
-from rankseg_jax.analysis.charts import BLUE, MOST, ORANGE, STYLE, percent, short, subplots
+from rankseg_jax.analysis.charts import BLUE, MOST, ORANGE, percent, short, subplots
 
 
-@matplotlib.rc_context(STYLE)
 def draw(reports: dict, folder):
     """Draws reports of `dataset.describe`, by split."""
     per_image = {split: report['categories_per_image'] for split, report in reports.items()}
-    charts.draw_categories_per_image(per_image, folder / 'categories_per_image.png')
-    draw_long_tail(reports, folder / 'long_tail.png')
+    with charts.style(reports):
+        charts.draw_categories_per_image(per_image, folder / 'categories_per_image.png')
+        draw_long_tail(reports, folder / 'long_tail.png')
 
 
-@matplotlib.rc_context(STYLE)
 def draw_cooccurrence(together, num_images: int, class_names, path):
     """How often the most frequent classes are in each other's images.
 
@@ -35,11 +33,12 @@ def draw_cooccurrence(together, num_images: int, class_names, path):
     shares = together[top][:, top].toarray() / images[top][:, None]  # [n, n]
     np.fill_diagonal(shares, images[top] / num_images)
     names = [short(class_names[c]) for c in top]
-    figure, axis = charts.percentages(shares, names, names, color=BLUE, deepest=1.2)
-    axis.set_ylabel('of the images with …')
-    axis.set_xlabel('… this percentage also holds')
-    axis.set_title('Classes of the same image\n(green: percentage of all images)')
-    figure.savefig(path)
+    with charts.style(names):
+        figure, axis = charts.percentages(shares, names, names, color=BLUE, deepest=1.2)
+        axis.set_ylabel('of the images with …')
+        axis.set_xlabel('… this percentage also holds')
+        axis.set_title('Classes of the same image\n(green: percentage of all images)')
+        figure.savefig(path)
 
 
 def draw_long_tail(reports, path):

@@ -1,6 +1,5 @@
 """Charts of what a model finds and confuses, as PNG files."""
 
-import matplotlib
 import numpy as np
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
@@ -13,7 +12,6 @@ from rankseg_jax.analysis.charts import (
     ORANGE,
     PALE,
     RED,
-    STYLE,
     percent,
     short,
     subplots,
@@ -23,21 +21,21 @@ LEAST = 1e-4  # a share on a logarithmic axis
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)  # of κ
 
 
-@matplotlib.rc_context(STYLE)
 def draw(report: dict, confusion, class_names, folder):
     """Draws all there is in a report of `analysis.model`; `confusion` is sparse [K, K]."""
-    if 'recall' in report:
-        draw_kappa(report, folder / 'kappa.png')
-        draw_costs(report, folder / 'costs.png')
-        draw_categories(report['categories'], folder / 'categories.png')
-    if 'by_rank' in report:
-        draw_ranks(report['by_rank'], folder / 'ranks.png')
-    draw_confusion(confusion, class_names, folder / 'confusion.png')
-    if report['errors']['pairs']:
-        draw_pairs(report['errors'], folder / 'errors.png')
-    charts.draw_categories_per_image(
-        {report['split']: report['categories_per_image']}, folder / 'categories_per_image.png'
-    )
+    with charts.style([*class_names, report['split']]):
+        if 'recall' in report:
+            draw_kappa(report, folder / 'kappa.png')
+            draw_costs(report, folder / 'costs.png')
+            draw_categories(report['categories'], folder / 'categories.png')
+        if 'by_rank' in report:
+            draw_ranks(report['by_rank'], folder / 'ranks.png')
+        draw_confusion(confusion, class_names, folder / 'confusion.png')
+        if report['errors']['pairs']:
+            draw_pairs(report['errors'], folder / 'errors.png')
+        charts.draw_categories_per_image(
+            {report['split']: report['categories_per_image']}, folder / 'categories_per_image.png'
+        )
 
 
 def draw_kappa(report, path):

@@ -39,5 +39,7 @@ def get_source(data_config, split: str) -> folder.PairedFiles:
     root = Path(data_config.dir).expanduser()
     name = 'val' if split == 'validation' else split
     layout = f'config.data.dir = {data_config.dir!r} must hold {name}/*.jpg and {name}annot/*.png'
-    pairs, unmatched = folder.match_files(root / name, root / f'{name}annot', layout)
-    return folder.PairedFiles(CLASS_NAMES, pairs, ignore_label=VOID, unmatched=unmatched)
+    files = folder.match_files(root / name, root / f'{name}annot', layout)
+    return folder.PairedFiles(
+        CLASS_NAMES, files, ignore_label=VOID, max_pixels=data_config.max_pixels
+    )

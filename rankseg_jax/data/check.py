@@ -30,7 +30,7 @@ def check(source: PairedFiles, max_corrupt: int | None = None) -> Report:
     files = np.zeros_like(pixels)
     categories, faults = [], {'wrong': [], 'corrupt': []}
     with ThreadPool() as pool:
-        results = pool.imap(lambda pair: _check_pair(source, *pair), source.pairs)
+        results = pool.imap(lambda pair: _check_pair(source, *pair), source.files.pairs)
         for held, counts, fault, message in tqdm(
             results, 'Checking', len(source), unit=' files', delay=3, mininterval=3
         ):
@@ -41,23 +41,29 @@ def check(source: PairedFiles, max_corrupt: int | None = None) -> Report:
             files[held] += 1
             categories.append(np.count_nonzero(held < len(source.class_names)))
     problems, warnings = [], []
-    if not source.pairs:
-        problems.append(
-            'no image has a label file of its name' if source.unmatched else 'no images'
-        )
+    matched = source.files
+    if not matched.pairs:
+        found = matched.unmatched or matched.other_labels
+        problems.append('no image has a label file of its name' if found else 'no images')
+    if others := matched.other_labels:
+        message = f'{len(others)} label files that are not read, since only .png files are labels'
+        message = listed(message, [str(path) for path in others])
+        (warnings if matched.pairs else problems).append(message)
     if wrong := faults['wrong']:
         problems.append(listed(f'{len(wrong)} label files with wrong values', wrong))
     if corrupt := faults['corrupt']:
         limit = ''
-        if len(corrupt) == len(source.pairs):
+        if len(corrupt) == len(matched.pairs):
             limit = ', which is all of them'
         elif max_corrupt is not None and len(corrupt) > max_corrupt:
             limit = f', more than config.data.max_corrupt = {max_corrupt}'
         message = listed(f'{len(corrupt)} pairs that cannot be used{limit}', corrupt)
         (problems if limit else warnings).append(message)
-    if source.unmatched:
-        unmatched = [str(path) for path in source.unmatched]
+    if matched.unmatched:
+        unmatched = [str(path) for path in matched.unmatched]
         warnings.append(listed(f'{len(unmatched)} files without a partner', unmatched))
+    if pixels[-1] and np.count_nonzero(pixels[:-1]) < 2 and not wrong:
+        problems.append(nothing_to_learn(source, pixels[:-1]))
     if source.ignore_label in source.label_values:
         name = source.class_names[source.label_values.index(source.ignore_label)]
         warnings.append(
@@ -77,11 +83,27 @@ def check(source: PairedFiles, max_corrupt: int | None = None) -> Report:
     )
 
 
+def nothing_to_learn(source: PairedFiles, pixels: np.ndarray) -> str:
+    """The message for label files of one class or none, and ignored pixels; `pixels` as counted."""
+    values = source.label_values
+    labeled = 'no pixel is labeled'
+    if pixels.any():
+        only = int(pixels.argmax())
+        labeled = f'all labeled pixels are {source.class_names[only]!r} (value {values[only]})'
+    ignored = f'{source.ignore_label} (config.data.ignore_label)'
+    if source.reduce_zero_label:
+        ignored += ' or 0 (config.data.reduce_zero_label)'
+    return (
+        f'{labeled}, so that there is nothing to learn; the only other value is {ignored}, which '
+        f'is ignored: if it means a class, write one of {values[0]}..{values[-1]} in its place'
+    )
+
+
 def _check_pair(source, image_path: Path, label_path: Path):
     """Classes in a label file [n] (K: ignored), their pixels [n], a kind of fault, a message."""
     try:
         label = source.read_label(label_path)  # [H, W]
-        size = images.read_size(image_path)
+        size = images.read_size(image_path, source.max_pixels)
         if size != label.shape:
             raise CorruptExample(images.size_mismatch(image_path, size, label.shape))
     except CorruptExample as error:

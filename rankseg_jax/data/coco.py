@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 
 def image_number(file_name: str) -> int:
@@ -26,7 +27,10 @@ def image_number(file_name: str) -> int:
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
     """[H, W] ids below 2 ** 24 -> uint8 [H, W, 3]."""
-    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
+    rgb = np.empty((*ids.shape, 3), np.uint8)
+    for channel in range(3):
+        rgb[..., channel] = ids >> 8 * channel & 255
+    return rgb
 
 
 def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
@@ -54,26 +58,26 @@ def segments_info(
       labels: class of each segment.
       category_ids: K ids of the classes in the data set.
     """
-    areas = np.bincount(ids.ravel(), minlength=len(labels) + 1)[1:]
+    areas = np.zeros(len(labels) + 1, int)
+    for row in ids:  # not all at once, where they would be copied as 64-bit integers
+        areas += np.bincount(row, minlength=len(areas))
+    places = ndimage.find_objects(ids, len(labels))
     return [
         {
             'id': i,
             'category_id': int(category_ids[label]),
             'iscrowd': 0,
             'area': int(area),
-            'bbox': box(ids == i),
+            'bbox': box(*place),
         }
-        for i, (label, area) in enumerate(zip(labels, areas, strict=True), 1)
+        for i, (label, area, place) in enumerate(zip(labels, areas[1:], places, strict=True), 1)
         if area
     ]
 
 
-def box(mask: np.ndarray) -> list[int]:
-    """(left, top, width, height) of a bool mask [H, W]."""
-    (top, bottom), (left, right) = (
-        np.flatnonzero(mask.any(axis))[[0, -1]].tolist() for axis in (1, 0)
-    )
-    return [left, top, right - left + 1, bottom - top + 1]
+def box(rows: slice, columns: slice) -> list[int]:
+    """(left, top, width, height) of rows and columns."""
+    return [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
 
 
 class Writer:

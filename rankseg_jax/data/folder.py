@@ -5,12 +5,14 @@
       images/<split>/a.jpg    any format that Pillow reads
       labels/<split>/a.png    8 or 16 bit, gray or palette: the value of a pixel is its class
 
+Both may have subfolders, the same ones: images/<split>/b/c.jpg goes with labels/<split>/b/c.png.
 Pixels with the value `data.ignore_label` are ignored. With `data.reduce_zero_label` the value 0 is
 ignored as well, and the value v means class v - 1.
 """
 
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,28 +20,44 @@ from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, check, images
 from rankseg_jax.data.report import Report
 
 
+class Matched(NamedTuple):
+    """The files of a folder of images and a folder of label files; see `match_files`.
+
+    Attributes:
+      ids: the images' paths in their folder.
+      pairs: (image, label) paths.
+      unmatched: images and label files without a partner.
+      other_labels: label files that are not PNGs, which are not read.
+    """
+
+    ids: tuple[str, ...]
+    pairs: tuple[tuple[Path, Path], ...]
+    unmatched: tuple[Path, ...] = ()
+    other_labels: tuple[Path, ...] = ()
+
+
 class PairedFiles(Source):
     """A source of image files with one label file each.
 
     Attributes:
       class_names: K names in label order.
-      pairs: (image, label) paths.
+      files: what `match_files` found.
       ignore_label: value on disk of ignored pixels.
       reduce_zero_label: value 0 on disk is ignored, and v means class v - 1.
-      unmatched: files without a partner.
+      max_pixels: images and label files with more are not read.
     """
 
     def __init__(
         self,
         class_names: tuple[str, ...],
-        pairs: tuple[tuple[Path, Path], ...],
+        files: Matched,
         ignore_label: int,
         reduce_zero_label: bool = False,
-        unmatched: tuple[Path, ...] = (),
+        max_pixels: int = images.MAX_PIXELS,
     ):
-        self.class_names, self.pairs, self.unmatched = class_names, pairs, unmatched
+        self.class_names, self.files, self.ids = class_names, files, files.ids
         self.ignore_label, self.reduce_zero_label = ignore_label, reduce_zero_label
-        self.ids = [image.name for image, _ in pairs]
+        self.max_pixels = max_pixels
         first = int(reduce_zero_label)
         self.label_values = range(first, first + len(class_names))
 
@@ -50,8 +68,8 @@ class PairedFiles(Source):
           CorruptExample: a file cannot be read, or the two differ in size.
           ValueError: a label value is out of range, or the label file has no single values.
         """
-        image_path, label_path = self.pairs[index]
-        image = images.read_image(image_path)  # [H, W, 3]
+        image_path, label_path = self.files.pairs[index]
+        image = images.read_image(image_path, self.max_pixels)  # [H, W, 3]
         label = self.read_label(label_path)  # [H, W]
         if image.shape[:2] != label.shape:
             raise CorruptExample(images.size_mismatch(image_path, image.shape[:2], label.shape))
@@ -59,7 +77,7 @@ class PairedFiles(Source):
 
     def read_label(self, path: Path) -> np.ndarray:
         """Reads a label file as int32 [H, W] in 0..K-1 or IGNORE_LABEL; raises as `load`."""
-        values = images.read_values(path)  # [H, W]
+        values = images.read_values(path, self.max_pixels)  # [H, W]
         ignored = values == self.ignore_label
         if self.reduce_zero_label:
             ignored |= values == 0
@@ -81,16 +99,16 @@ class PairedFiles(Source):
         return check.check(self, max_corrupt)
 
 
-def match_files(
-    image_dir: Path, label_dir: Path, layout: str
-) -> tuple[tuple[tuple[Path, Path], ...], tuple[Path, ...]]:
+def match_files(image_dir: Path, label_dir: Path, layout: str) -> Matched:
     """Pairs the images of a folder with the PNGs of the same names in another.
+
+    Subfolders are searched, and a file's name includes them. Hidden files are left out.
 
     Args:
       layout: how the folders should look; ends the message of a missing folder.
 
     Returns:
-      (image, label) paths in the order of their names, and the files without a partner.
+      The files in the order of their names.
 
     Raises:
       FileNotFoundError: a folder is missing.
@@ -99,23 +117,25 @@ def match_files(
     for folder in (image_dir, label_dir):
         if not folder.is_dir():
             raise FileNotFoundError(f'no folder {folder}. {layout}')
-    image_paths = _files(image_dir, images.IMAGE_SUFFIXES)
-    label_paths = _files(label_dir, ('.png',))
-    stems = Counter(path.stem for path in image_paths)
-    if repeated := [path.name for path in image_paths if stems[path.stem] > 1]:
-        raise ValueError(f'{image_dir} has images with the same name: {", ".join(repeated[:4])}')
-    label_of = {path.stem: path for path in label_paths}
-    pairs = tuple((path, label_of[path.stem]) for path in image_paths if path.stem in label_of)
-    unmatched = [path for path in image_paths if path.stem not in label_of]
-    unmatched += [path for path in label_paths if path.stem not in stems]
-    return pairs, tuple(unmatched)
 
+    def name(path, folder):
+        return path.relative_to(folder).with_suffix('')
 
-def _files(folder, suffixes):
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith('.')
+    image_names = [(name(path, image_dir), path) for path in images.find(image_dir)]
+    label_names = [(name(path, label_dir), path) for path in images.find(label_dir)]
+    count = Counter(key for key, _ in image_names)
+    if repeated := [path for key, path in image_names if count[key] > 1]:
+        named = ', '.join(path.relative_to(image_dir).as_posix() for path in repeated[:4])
+        raise ValueError(f'{image_dir} has images with the same name: {named}')
+    label_of = {key: path for key, path in label_names if path.suffix.lower() == '.png'}
+    pairs = [(path, label_of[key]) for key, path in image_names if key in label_of]
+    unmatched = [path for key, path in image_names if key not in label_of]
+    unmatched += [path for key, path in label_of.items() if key not in count]
+    return Matched(
+        ids=tuple(path.relative_to(image_dir).as_posix() for path, _ in pairs),
+        pairs=tuple(pairs),
+        unmatched=tuple(unmatched),
+        other_labels=tuple(path for key, path in label_names if key not in label_of),
     )
 
 
@@ -133,14 +153,14 @@ def get_source(data_config, split: str) -> PairedFiles:
 
     Raises:
       FileNotFoundError: a folder or `classes.txt` is missing.
-      ValueError: a class has no name, or `num_classes` differs from `classes.txt`.
+      ValueError: a class has no name or another's, or `num_classes` differs from `classes.txt`.
     """
     root = Path(data_config.dir).expanduser()
     layout = (
         f'config.data.dir = {data_config.dir!r} must hold images/{split}/*, labels/{split}/*.png '
         'and classes.txt'
     )
-    pairs, unmatched = match_files(root / 'images' / split, root / 'labels' / split, layout)
+    files = match_files(root / 'images' / split, root / 'labels' / split, layout)
     classes = root / 'classes.txt'
     if not classes.is_file():
         raise FileNotFoundError(f'no file {classes}. {layout}')
@@ -150,11 +170,17 @@ def get_source(data_config, split: str) -> PairedFiles:
         raise ValueError(f'{classes} is not UTF-8 text ({error}); save it as UTF-8') from error
     if '' in names:
         raise ValueError(f'{classes}: line {names.index("") + 1} has no name')
+    for line, name in enumerate(names, 1):
+        if (first := names.index(name) + 1) < line:
+            raise ValueError(
+                f'{classes}: lines {first} and {line} have the same name {name!r}; give each class '
+                'a name of its own'
+            )
     check_num_classes(data_config.num_classes, names, classes)
     return PairedFiles(
         class_names=names,
-        pairs=pairs,
+        files=files,
         ignore_label=data_config.ignore_label,
         reduce_zero_label=data_config.reduce_zero_label,
-        unmatched=unmatched,
+        max_pixels=data_config.max_pixels,
     )

@@ -1,67 +1,129 @@
-"""Decodes image and label files of any kind that Pillow reads."""
+"""Finds image files and decodes images and label files of any kind that Pillow reads."""
 
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from PIL import ExifTags, Image, ImageOps
 
 from rankseg_jax.data import CorruptExample
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.gif')
+MAX_PIXELS = 250_000_000  # of an image, where no config says otherwise
+_lifting = threading.Lock()
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Reads an image of any kind as uint8 RGB [H, W, 3].
+def find(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """Files of these suffixes in a folder and its subfolders, sorted; links are followed.
+
+    Hidden files and folders are left out, such as those that macOS adds as `._<name>`.
+    """
+    found, visited = [], set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(path))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith('.')
+            and os.path.realpath(os.path.join(path, name)) not in visited
+        ]
+        found += [
+            Path(path, name)
+            for name in files
+            if name.lower().endswith(suffixes) and not name.startswith('.')
+        ]
+    return sorted(found)
+
+
+def read_image(image: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Reads an image of any kind, from a path or opened, as uint8 RGB [H, W, 3]; see `to_rgb`.
 
     The EXIF orientation is applied, to images and label maps alike, as viewers and labeling tools
-    do; transparency is dropped; 16-bit gray keeps its upper 8 bits.
+    do. Of animations and files with several pages, the first one is read. The first 16-bit image
+    whose values fill few of its bits is named in the log.
 
     Raises:
-      CorruptExample: the file cannot be read.
+      CorruptExample: the file cannot be read, has more pixels than `max_pixels`, or values whose
+        range nothing tells.
     """
-    image = _decode(path)
-    if image.mode == 'F':
-        raise CorruptExample(f'{path}: images with floating-point pixels are not supported')
-    return to_rgb(image)
+    with _opened(image, max_pixels) as opened:
+        kinds = [opened.mode, *(str(tile[3]) for tile in getattr(opened, 'tile', ()))]
+        _load(opened)
+        rgb = to_rgb(opened)
+    deep = kinds[0] == 'I' or any(';16' in kind for kind in kinds)
+    if deep and (brightest := int(rgb.max(initial=0))) < 64:
+        logging.log_first_n(
+            logging.ERROR,
+            '%s: a 16-bit image whose values need only %d bits, so that %d of 256 gray levels are '
+            'left; scale its values to 0..65535 (further images like it are not named)',
+            1,
+            _name(image),
+            8 + brightest.bit_length(),
+            brightest + 1,
+        )
+    return rgb
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Converts a PIL image of any kind to uint8 [H, W, 3]; see `read_image`."""
+def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
+    """Converts an image of any kind to uint8 [H, W, 3]; --mode=export copies this source.
+
+    Transparency is dropped; gray of more than 8 bits keeps its upper 8, of 16 unless the file says
+    that it has fewer.
+
+    Args:
+      upright: apply the EXIF orientation.
+
+    Raises:
+      ValueError: the pixels are floats or 32-bit integers, whose range nothing tells.
+    """
+    bits = min(getattr(image, 'tag_v2', {}).get(258, (16,))[0], 16)  # of a TIFF file
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith('I'):
-        upper = np.clip(np.asarray(image, np.int32) >> 8, 0, 255)
-        image = Image.fromarray(upper.astype(np.uint8))
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError('integers beyond 0..65535 are not supported: save 8 or 16 bits')
+        return np.stack([(values >> bits - 8).astype(np.uint8)] * 3, -1)
+    if image.mode == 'F':
+        raise ValueError('images with floating-point pixels are not supported: save 8 or 16 bits')
+    if image.mode == 'P':  # directly to RGB, Pillow warns of transparent colors
+        image = image.convert('RGBA')
     return np.array(image.convert('RGB'))
 
 
-def read_values(path: str | Path) -> np.ndarray:
+def read_values(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads the values of a label file, palette indices included, as int32 [H, W].
 
     Raises:
-      CorruptExample: the file cannot be read.
+      CorruptExample: the file cannot be read, or has more pixels than `max_pixels`.
       ValueError: its pixels are colors, not values.
     """
-    image = _decode(path)
-    values = np.asarray(image)
+    with _opened(path, max_pixels) as image:
+        _load(image)
+        mode, values = image.mode, np.asarray(ImageOps.exif_transpose(image))
     if values.ndim != 2 or values.dtype.kind not in 'bui':
         raise ValueError(
             f'{path}: a label file needs one value per pixel (8- or 16-bit gray, or palette), but '
-            f'its mode is {image.mode}; convert its colors to class indices'
+            f'its mode is {mode}; convert its colors to class indices'
         )
     return values.astype(np.int32)
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
+def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Reads the (rows, columns) of an image from its header alone, its EXIF orientation applied.
 
     Raises:
-      CorruptExample: the header cannot be read.
+      CorruptExample: the header cannot be read, or names more pixels than `max_pixels`.
     """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            width, height = image.size
-    except Exception as error:  # as in _decode
-        raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
+    with _opened(path, max_pixels) as image:
+        width, height = image.size
+        # Pillow applies the orientation of TIFF files to the size, and to the pixels, by itself.
+        turned = image.format != 'TIFF' and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return (width, height) if turned else (height, width)
 
 
@@ -73,9 +135,46 @@ def size_mismatch(image_path, image_size, label_size) -> str:
     )
 
 
-def _decode(path):
+@contextlib.contextmanager
+def _opened(image: str | Path | Image.Image, max_pixels: int) -> Generator[Image.Image]:
+    """An image as Pillow opens it; whatever goes wrong in the block becomes CorruptExample."""
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
+        if isinstance(image, Image.Image):
+            yield image
+            return
+        with _lifted_limit():
+            opened = Image.open(image)
+        with opened:
+            if opened.width * opened.height > max_pixels:
+                raise ValueError(
+                    f'{opened.width} x {opened.height} pixels are more than config.data.max_pixels '
+                    f'= {max_pixels}; set it higher if there is memory for them'
+                )
+            yield opened
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        raise CorruptExample(f'{path}: {type(error).__name__}: {error}') from error
+        kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
+        raise CorruptExample(f'{_name(image)}: {kind}{error}') from error
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes the pixels; Pillow checks its limit here again for some formats."""
+    within = image.width * image.height <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    with contextlib.nullcontext() if within else _lifted_limit():
+        image.load()
+
+
+@contextlib.contextmanager
+def _lifted_limit() -> Generator[None]:
+    """Lifts Pillow's limit, one for the whole process, so that `max_pixels` is the only one."""
+    with _lifting:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _name(image: str | Path | Image.Image) -> str:
+    if isinstance(image, Image.Image):
+        return getattr(image, 'filename', '') or 'image'
+    return str(image)

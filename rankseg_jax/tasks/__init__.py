@@ -136,8 +136,9 @@ class Task(abc.ABC):
     def result(self, image: np.ndarray, found: dict[str, np.ndarray], categories) -> Any:
         """What `predict` returns for an image; `tasks.semantic.Result` is one.
 
-        It has the methods `overlay()`, `panel(**truth)`, which return PIL images, and `save(path)`,
-        which writes <path><suffix>.png for each of `suffixes` and <path>.json. Its attribute
+        It has the methods `overlay()`, `panel(**truth)`, which return PIL images, and
+        `save(path, source)`, which writes <path><suffix>.png for each of `suffixes` and
+        <path>.json; `source` is the name of the image. Its attribute
         `categories` is the argument.
 
         Args:

@@ -34,7 +34,7 @@ class PanopticResult(Result):
 
     def segment_labels(self) -> np.ndarray:
         """[H, W] int32, the class of each pixel's segment; IGNORE_LABEL for void."""
-        table = np.array([IGNORE_LABEL, *(label for label, _ in self.segments)])
+        table = np.array([IGNORE_LABEL, *(label for label, _ in self.segments)], np.int32)
         return table[self.segment_ids]
 
     def overlay(self):
@@ -54,9 +54,9 @@ class PanopticResult(Result):
             label_segments=segment_ids,
         )
 
-    def save(self, path):
+    def save(self, path, source=''):
         """As `Result.save`, and `<path>_panoptic.png`: its colors are segment ids, as in COCO."""
-        super().save(path)
+        super().save(path, source)
         Image.fromarray(coco.ids_to_rgb(self.segment_ids)).save(f'{path}_panoptic.png')
 
     def content(self):

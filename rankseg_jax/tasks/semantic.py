@@ -51,15 +51,23 @@ class Result:
         ranked = self.categories[:RANKED]
         return visualize.panel(self.image, self.labels, ranked, self.class_names, label=label)
 
-    def save(self, path: str | Path) -> None:
-        """Writes <path>.png (the label map, 16-bit if K > 256), <path>_overlay.png, <path>.json."""
+    def save(self, path: str | Path, source: str | Path = '') -> None:
+        """Writes <path>.png (the label map, 16-bit if K > 256), <path>_overlay.png, <path>.json.
+
+        Args:
+          path: without a suffix; its folder is made if need be.
+          source: the name of the image, which the JSON file repeats.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
         Image.fromarray(self.labels.astype(dtype)).save(f'{path}.png')
-        self.overlay().save(f'{path}_overlay.png')
-        Path(f'{path}.json').write_text(json.dumps(self.content(), indent=1))
+        # Compressing a photo well takes ten times as long as drawing on it.
+        self.overlay().save(f'{path}_overlay.png', compress_level=1)
+        content = {'image': str(source)} | self.content()
+        Path(f'{path}.json').write_text(json.dumps(content, indent=1))
 
     def content(self) -> dict[str, Any]:
-        """What the JSON file holds."""
+        """What the JSON file holds besides the name of the image."""
         return {
             'categories': [
                 {'category': name, 'confidence': round(confidence, 6)}

@@ -25,7 +25,7 @@ def decode_image(content: bytes, path) -> np.ndarray:
       CorruptExample: `content` cannot be decoded; `path` is named.
     """
     try:
-        return to_rgb(Image.open(io.BytesIO(content)))
+        return to_rgb(Image.open(io.BytesIO(content)), upright=False)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         message = str(error).partition(' <_io.BytesIO')[0]  # cannot identify image file <…>
         raise CorruptExample(f'{path}: {type(error).__name__}: {message}') from error
