@@ -412,23 +412,18 @@ def resumed_state(setup: Setup, manager, step: int) -> TrainState:
     Raises:
       ValueError: the run was trained on other categories, or another model.
     """
-    workdir, class_names = manager.directory.parent, list(setup.task.class_names)
-    run = checkpoint.read_run(manager, step)
-    if run['class_names'] != class_names:
-        raise ValueError(
-            f'{workdir} was trained on other categories: {run["class_names"][:5]} …, now '
-            f'{class_names[:5]} …; use another --workdir'
-        )
+    run = checkpoint.read_saved(manager, step)
+    run.check_categories(setup.task, setup.config.data)
     expected = sharding.place(setup.shapes, setup.shardings)
     restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
     for key in ('seed', 'batch_size'):
-        if run['config'][key] != setup.config[key]:
+        if run.config[key] != setup.config[key]:
             sharding.print_once(
-                f'config.{key} was {run["config"][key]} and is {setup.config[key]}: '
+                f'config.{key} was {run.config[key]} and is {setup.config[key]}: '
                 'the images come in another order now'
             )
-    sharding.print_once(f'Resuming {workdir} after step {run["next_step"]}')
-    done = jax.device_put(jnp.int32(run['next_step']), setup.shardings.step)
+    sharding.print_once(f'Resuming {manager.directory.parent} after step {step}')
+    done = jax.device_put(jnp.int32(step), setup.shardings.step)
     return TrainState(done, restored['model'], restored['optimizer'])
 
 
