@@ -35,11 +35,7 @@ def check_keys(config, defaults, prefix: str) -> None:
     """Compares keys, types and lengths with those of `defaults`; `prefix` is where both lie."""
     for key, value in config.items():
         name = f'{prefix}.{key}'
-        if key not in defaults:
-            nearest = difflib.get_close_matches(key, defaults.keys(), n=1, cutoff=0)[0]
-            raise ValueError(
-                f'{name} is not a key of configs/common.py; did you mean {prefix}.{nearest}?'
-            )
+        check_key(prefix, key, defaults)
         default = defaults[key]
         if name == 'config.rankseg' and value is None:
             continue
@@ -49,6 +45,25 @@ def check_keys(config, defaults, prefix: str) -> None:
         check_type(name, value, default)
         if isinstance(default, tuple) and default and key not in FREE_LENGTH:
             check_items(name, value, default)
+
+
+def check_path(path: str, defaults) -> None:
+    """Refuses a path, such as 'config.eval.size', that does not lead to a key of `defaults`."""
+    prefix, *keys = path.split('.')
+    for key in keys:
+        check_key(prefix, key, defaults)
+        prefix, defaults = f'{prefix}.{key}', defaults[key]
+
+
+def check_key(prefix: str, key: str, defaults) -> None:
+    """Refuses a key that is not in `defaults`, and names the nearest one."""
+    if not isinstance(defaults, ConfigDict):
+        raise ValueError(f'{prefix} holds no keys such as {key}: set {prefix} itself')
+    if key not in defaults:
+        nearest = difflib.get_close_matches(key, defaults.keys(), n=1, cutoff=0)[0]
+        raise ValueError(
+            f'{prefix}.{key} is not a key of configs/common.py; did you mean {prefix}.{nearest}?'
+        )
 
 
 def check_type(name: str, value, default) -> None:

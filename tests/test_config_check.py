@@ -24,3 +24,13 @@ def test_impossible_values_are_refused(key, value, message):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
         config_check.check(config, common.get_config())
+
+
+def test_paths_that_lead_nowhere_are_refused():
+    config_check.check_path('config.eval.size', common.get_config())
+    for path, message in (
+        ('config.evall.size', 'config.evall is not a key .* did you mean config.eval?'),
+        ('config.eval.size.x', 'config.eval.size holds no keys such as x'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config_check.check_path(path, common.get_config())
