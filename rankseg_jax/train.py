@@ -196,6 +196,23 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(step)
 
 
+def drop_rows(path: Path, step: int) -> None:
+    """Drops the rows of a metrics.jsonl after `step`, which come again, and one that was cut short.
+
+    The file is replaced as a whole, or not at all.
+    """
+
+    def stays(line: str) -> bool:
+        try:
+            return json.loads(line)['step'] <= step
+        except ValueError:
+            return False
+
+    new = path.with_suffix('.tmp')
+    new.write_text(''.join(f'{x}\n' for x in path.read_text().splitlines() if stays(x)))
+    new.replace(path)
+
+
 class Progress:
     """Metrics since the last report: to the terminal, TensorBoard and metrics.jsonl.
 
@@ -210,7 +227,10 @@ class Progress:
         self.pending = collections.deque()
         first = jax.process_index() == 0
         self.writer = metric_writers.SummaryWriter(str(workdir)) if first else None
-        self.file = (workdir / 'metrics.jsonl').open('a') if first else None
+        rows = workdir / 'metrics.jsonl'
+        if first and rows.exists():
+            drop_rows(rows, start)
+        self.file = rows.open('a') if first else None
 
     def close(self) -> None:
         """Closes the files."""

@@ -23,6 +23,10 @@ from tests import FAST_COMPILATION, tiny
 ROOT = Path(__file__).parents[1]
 
 
+def read_rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def read_variables(workdir, step):
     saved = checkpoint.open_run(workdir, step)
     assert checkpoint.read_run(saved.manager, step)['next_step'] == step
@@ -33,7 +37,7 @@ def read_variables(workdir, step):
 def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
     config = tiny.config(data_dir, steps=7, keep_checkpoints=1)
     scores = train.train(config, tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    rows = read_rows(tmp_path / 'metrics.jsonl')
     assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 4, 6, 7]
     assert [row['step'] for row in rows if 'eval/mIoU' in row] == [3, 6, 7]
     parts = {
@@ -138,6 +142,20 @@ def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(data_dir
     jax.tree.map(
         np.testing.assert_array_equal, read_variables(straight, 200), read_variables(broken, 200)
     )
+    expected, found = (
+        [row['step'] for row in read_rows(run / 'metrics.jsonl') if 'train/loss' in row]
+        for run in (straight, broken)
+    )
+    assert found == sorted(set(found)) and set(expected) <= set(found)
+
+
+def test_rows_after_the_checkpoint_are_dropped(tmp_path):
+    file = tmp_path / 'metrics.jsonl'
+    rows = [{'step': step, 'x': None} for step in (1, 2, 4, 4, 5, 3, 6)]
+    file.write_text('\n'.join(map(json.dumps, rows)) + '\n{"step": 4, "x"')
+    train.drop_rows(file, 4)
+    assert [row['step'] for row in read_rows(file)] == [1, 2, 4, 4, 3]
+    assert file.read_text().endswith('\n') and list(tmp_path.iterdir()) == [file]
 
 
 def test_a_non_finite_loss_names_step_and_examples(data_dir, tmp_path):
