@@ -26,6 +26,7 @@ all modes but train and prepare use the config that `workdir` was trained with.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -191,7 +192,13 @@ def predict(config, workdir: Path) -> None:
 
 def parse_flags(argv):
     """Flags, where a wrong key or value in a config file or an override ends in one line."""
+    from configs import common
+    from rankseg_jax import config_check
+
     try:
+        for override in argv[1:]:
+            if path := re.fullmatch(r'--?(config(\.\w+)+)(=.*)?', override, re.S):
+                config_check.check_path(path[1], common.get_config())
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         lines = str(error).strip('"\n ').splitlines()  # a traceback if a config file is wrong

@@ -107,7 +107,7 @@ def make_train_step(model, optimizer: optax.GradientTransformation, num_classes:
         def total(params):
             output = model.apply({'params': params}, images, train=True)
             parts, _ = queries.loss(key, output, visible, mask, config, num_classes)
-            return sum(parts.values())
+            return sum(part.value for part in parts.values())
 
         loss, gradient = jax.value_and_grad(total)(params)
         updates, state = optimizer.update(gradient, state, params)

@@ -7,7 +7,7 @@ which also is the data position, and the score that chooses the best checkpoint)
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +111,19 @@ class SavedRun:
       step: number of steps it was trained for.
       config: it was trained with.
       class_names: K names.
-      things: K bools, or None.
+      things: K bools; empty if the task counts none.
     """
 
     manager: ocp.CheckpointManager
     step: int
     config: ConfigDict
     class_names: tuple[str, ...]
-    things: list[bool] | None
+    things: tuple[bool, ...]
 
-    def check_categories(self, class_names: Sequence[str], origin: str) -> None:
-        """Raises a ValueError if data from `origin` has another number of categories."""
-        if len(class_names) != len(self.class_names):
-            raise ValueError(
-                f'{self.manager.directory}/{self.step} was trained on K = '
-                f'{len(self.class_names)} categories, but {origin} has {len(class_names)}: use the '
-                'data of that run, or another --workdir'
-            )
+    def check_categories(self, data, data_config) -> None:
+        """As the function of this name, of this run."""
+        where = f'{self.manager.directory}/{self.step}'
+        check_categories(self, data, where=where, data_config=data_config)
 
 
 def open_run(workdir, which: str | int = 'last') -> SavedRun:
@@ -137,7 +133,11 @@ def open_run(workdir, which: str | int = 'last') -> SavedRun:
       FileNotFoundError: there is no such checkpoint.
     """
     manager = open_checkpoints(workdir)
-    step = find(manager, which)
+    return read_saved(manager, find(manager, which))
+
+
+def read_saved(manager: ocp.CheckpointManager, step: int) -> SavedRun:
+    """What the run of a checkpoint says of the model."""
     run = read_run(manager, step)
     config = ConfigDict(run['config'])
     for key, value in LATER_KEYS.items():
@@ -150,8 +150,58 @@ def open_run(workdir, which: str | int = 'last') -> SavedRun:
         step=step,
         config=config,
         class_names=tuple(run['class_names']),
-        things=run.get('things'),
+        things=tuple(run.get('things') or ()),
     )
+
+
+def check_categories(run, data, *, where: str, data_config) -> None:
+    """Refuses data whose categories are not those of a run, in the same order.
+
+    Args:
+      run, data: as for `first_difference`.
+      where: the run, `data_config`: `config.data`; both for the message.
+
+    Raises:
+      ValueError: they differ; it names the first difference.
+    """
+    if difference := first_difference(run, data):
+        folder = f' in {data_config.dir}' if data_config.dir else ''
+        raise ValueError(
+            f'{where} was trained on other categories than config.data.name = '
+            f'{data_config.name!r}{folder} has, or in another order: {difference}. Give the '
+            "data the run's categories in its order, or use another --workdir; where two names "
+            'mean the same, spell them the same.'
+        )
+
+
+def first_difference(run, data) -> str:
+    """In words, where the categories of data first differ from those of a run; '' if they do not.
+
+    Names agree if they share a synonym, see `synonyms`, and the run's is not another one's in the
+    data. Placeholders of a run (LABEL_0, LABEL_1, …) agree with any names.
+
+    Args:
+      run: has `class_names` and `things`, such as a `SavedRun` or a task.
+      data: likewise, such as a source or a task; `things` are compared if both have some.
+    """
+    trained, found = run.class_names, data.class_names
+    if len(trained) != len(found):
+        return f'K is {len(trained)} in the run, {len(found)} in the data'
+    if not all(re.fullmatch(r'LABEL_\d+', name) for name in trained):
+        for i, (a, b) in enumerate(zip(trained, found, strict=True)):
+            if a != b and (a in found or not synonyms(a) & synonyms(b)):
+                return f'category {i} is {a!r} in the run, {b!r} in the data'
+    for i, (a, b) in enumerate(zip(run.things, data.things, strict=False)):
+        if a != b:
+            here, there = ('a thing', 'stuff') if a else ('stuff', 'a thing')
+            return f'category {i}, {trained[i]!r}, is {here} in the run, {there} in the data'
+    return ''
+
+
+def synonyms(name: str) -> set[str]:
+    """The synonyms in a name such as 'Bed ', 'traffic_light' or 'person, individual; human'."""
+    names = (re.sub(r'(?<=\w)[\s_-]+(?=\w)', ' ', x.strip()) for x in re.split('[,;]', name))
+    return {name.casefold() for name in names if name}
 
 
 def restore(manager: ocp.CheckpointManager, step: int, **items):

@@ -131,11 +131,7 @@ def check_keys(config, defaults, prefix: str) -> None:
     """Compares keys, types, lengths and ranges; `prefix` is where `config` and `defaults` lie."""
     for key, value in config.items():
         name = f'{prefix}.{key}'
-        if key not in defaults:
-            raise ValueError(
-                f'{name} is not a key of configs/common.py; did you mean '
-                f'{prefix}.{nearest(key, defaults)}?'
-            )
+        check_key(prefix, key, defaults)
         default = defaults[key]
         if name == 'config.rankseg' and value is None:
             continue
@@ -147,6 +143,25 @@ def check_keys(config, defaults, prefix: str) -> None:
             check_items(name, value, default, free=not default or key in FREE_LENGTH)
         if valid := RANGES.get(name.removeprefix('config.')):
             check_range(name, value, valid)
+
+
+def check_path(path: str, defaults) -> None:
+    """Refuses a path, such as 'config.eval.size', that does not lead to a key of `defaults`."""
+    prefix, *keys = path.split('.')
+    for key in keys:
+        check_key(prefix, key, defaults)
+        prefix, defaults = f'{prefix}.{key}', defaults[key]
+
+
+def check_key(prefix: str, key: str, defaults) -> None:
+    """Refuses a key that is not in `defaults`, and names the nearest one."""
+    if not isinstance(defaults, ConfigDict):
+        raise ValueError(f'{prefix} holds no keys such as {key}: set {prefix} itself')
+    if key not in defaults:
+        raise ValueError(
+            f'{prefix}.{key} is not a key of configs/common.py; did you mean '
+            f'{prefix}.{nearest(key, defaults)}?'
+        )
 
 
 def check_type(name: str, value, default) -> None:

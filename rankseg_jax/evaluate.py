@@ -119,7 +119,7 @@ def run(config, workdir, output=None) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
-      ValueError: `output` with several hosts, or the data has another number of categories.
+      ValueError: `output` with several hosts, or the data has other categories than the run.
     """
     if output and jax.process_count() > 1:
         raise ValueError('--output is for evaluation on one host')
@@ -127,7 +127,7 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     source = data.get_source(config.data, config.data.eval_split)
     task = tasks.from_source(config, source)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
-    saved.check_categories(task.class_names, f'config.data.name = {config.data.name!r}')
+    saved.check_categories(task, config.data)
     model = models.build(config, task.num_classes)
     variables = models.restore(saved, model, config, mesh)
     mesh, variables = sharding.local(mesh, variables)

@@ -1,8 +1,9 @@
-"""Losses. Every one computes in float32 and returns a scalar, or scalars by name."""
+"""Losses. Every one computes in float32 and returns a scalar or a `Mean`, or these by name."""
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jax import lax
 
 from rankseg_jax import matching
@@ -11,6 +12,30 @@ from rankseg_jax.layers import resize
 # Points where masks are compared (PointRend): candidates per point, and the share of the points
 # that are the least certain candidates.
 OVERSAMPLE, IMPORTANCE = 3, 0.75
+
+
+@struct.dataclass
+class Mean:
+    """A loss that is a mean over part of a batch, such as its labeled pixels.
+
+    `weight * mean` weights the loss. The loss of a batch is the sum over its micro-batches of their
+    values, each times its share of their counts.
+
+    Attributes:
+      value: [] float32.
+      count: [] float32, the number of pixels, targets or images that it is the mean over.
+    """
+
+    value: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def of(cls, total, count) -> 'Mean':
+        """The mean of values that add up to `total`; 0 if there are none."""
+        return cls(total / jnp.where(count > 0, count, 1), jnp.float32(count))
+
+    def __rmul__(self, weight: float) -> 'Mean':
+        return Mean(weight * self.value, self.count)
 
 
 def asymmetric_loss(
@@ -50,7 +75,7 @@ def binary_cross_entropy(presence_logits, presence, *, mask=None):
     return image_mean(optax.sigmoid_binary_cross_entropy(logits, presence), mask)
 
 
-def multilabel_loss(presence_logits, presence, mask, options):
+def multilabel_loss(presence_logits, presence, mask, options) -> Mean:
     """The weighted loss of the multi-label head that `config.loss` describes.
 
     Args: as `asymmetric_loss`; `options` are the keys of `config.loss`.
@@ -73,7 +98,7 @@ def multilabel_loss(presence_logits, presence, mask, options):
         raise ValueError(
             f"config.loss.multilabel = {options.multilabel!r} is unknown; use 'asymmetric' or 'bce'"
         )
-    return options.multilabel_weight * value
+    return Mean(options.multilabel_weight * value, jnp.float32(mask.sum()))
 
 
 def image_mean(values, mask):
@@ -83,7 +108,9 @@ def image_mean(values, mask):
     return (values.mean(-1) * mask).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def pixel_cross_entropy(logits, labels, *, upsample: bool = True, average_all: bool = False):
+def pixel_cross_entropy(
+    logits, labels, *, upsample: bool = True, average_all: bool = False
+) -> Mean:
     """Cross entropy of pixels in rank space (or over all K, for the baseline).
 
     Args:
@@ -102,7 +129,7 @@ def pixel_cross_entropy(logits, labels, *, upsample: bool = True, average_all: b
     valid = labels >= 0
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, labels, 0))
     total = jnp.where(valid, loss, 0.0).sum()
-    return total / (labels.size if average_all else jnp.maximum(valid.sum(), 1))
+    return Mean.of(total, labels.size if average_all else valid.sum())
 
 
 def subsample(labels, shape: tuple[int, int]):
@@ -124,7 +151,7 @@ def query_losses(
     num_points: int = 12_544,
     no_object_weight: float = 0.1,
     mask=None,
-) -> dict[str, jax.Array]:
+) -> dict[str, Mean]:
     """Losses of a per-query output, each summed over its layers (Cheng et al., CVPR 2022).
 
     Each layer's queries are matched to the targets of their image. Masks are compared at
@@ -145,8 +172,8 @@ def query_losses(
       mask: [B] bool, images that take part; None: all.
 
     Returns:
-      'loss_class', 'loss_mask' and 'loss_dice', weighted. The last two are divided by the number of
-      targets in the batch.
+      'loss_class', 'loss_mask' and 'loss_dice', weighted. The last two are means over the targets
+      in the batch, the first over its queries, see `query_cross_entropy`.
     """
     num_certain = int(IMPORTANCE * num_points)
     num_candidates = OVERSAMPLE * num_points
@@ -186,9 +213,16 @@ def query_losses(
         return classes, pixels, dice
 
     parts = lax.map(layer_losses, (layers, queries))  # [layers] three times
+    # The sum of the queries' weights, told before matching: each valid target gets a query as long
+    # as there are some.
+    num_queries, num_images = costs.shape[2], len(labels) if mask is None else mask.sum()
+    matched = jnp.minimum(valid.sum(-1), num_queries).sum()
+    class_weight = matched + no_object_weight * (num_queries * num_images - matched)
     names = ('loss_class', 'loss_mask', 'loss_dice')
+    counts = (class_weight, valid.sum(), valid.sum())
     return {
-        name: weight * part.sum() for name, weight, part in zip(names, weights, parts, strict=True)
+        name: Mean(weight * part.sum(), jnp.float32(count))
+        for name, weight, part, count in zip(names, weights, parts, counts, strict=True)
     }
 
 

@@ -341,10 +341,12 @@ def predict_split(predictor: Predictor, config, output) -> Path:
 
     Raises:
       CorruptExample: not one of the images could be read.
+      ValueError: the data has other categories than the model.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     source = data.get_source(config.data, config.data.eval_split)
+    checkpoint.check_categories(predictor.task, source, where='the model', data_config=config.data)
+    output.mkdir(parents=True, exist_ok=True)
     panels = []
     for index in range(min(config.num_pictures, len(source))):
         try:

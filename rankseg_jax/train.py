@@ -60,8 +60,10 @@ def create_state(model, optimizer, config, num_classes: int) -> TrainState:
     return TrainState(jnp.int32(0), variables, optimizer.init(variables['params']))
 
 
-def total_loss(key, output, batch, presence, config, task) -> tuple[jax.Array, dict]:
-    """The training loss of a batch, and its parts and further figures by name.
+def loss_parts(
+    key, output, batch, presence, config, task
+) -> tuple[dict[str, losses.Mean], dict[str, jax.Array]]:
+    """The parts that the training loss of a batch is the sum of, and further figures, by name.
 
     Args:
       key: random key for the task's loss.
@@ -80,8 +82,7 @@ def total_loss(key, output, batch, presence, config, task) -> tuple[jax.Array, d
         parts['loss_multilabel'] = losses.multilabel_loss(
             output.presence_logits, presence, batch['mask'], config.loss
         )
-    loss = sum(parts.values())
-    return loss, parts | figures | {'loss': loss}
+    return parts, figures
 
 
 def make_train_step(model, optimizer, config, task, *, all_classes: bool = False) -> Callable:
@@ -91,7 +92,8 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
       all_classes: classify over all K (the warm-up).
     """
 
-    def loss_fn(params, batch_stats, batch, rng):
+    def forward(params, batch_stats, batch, rng):
+        """The parts of the loss, further figures, and the new batch statistics."""
         presence = task.presence(batch)  # [B, K]
         output, updates = model.apply(
             {'params': params, 'batch_stats': batch_stats},
@@ -102,37 +104,56 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
             mutable=['batch_stats'],
         )
         key = jax.random.fold_in(rng, 0)
-        loss, metrics = total_loss(key, output, batch, presence, config, task)
-        return loss, (updates.get('batch_stats', {}), metrics)
+        parts, figures = loss_parts(key, output, batch, presence, config, task)
+        return parts, figures, updates.get('batch_stats', {})
+
+    def loss_fn(params, batch_stats, batch, rng, shares=None):
+        """The loss; of a micro-batch, `shares` are its shares of what each part is a mean over."""
+        parts, figures, batch_stats = forward(params, batch_stats, batch, rng)
+        values = {
+            name: part.value if shares is None else shares[name] * part.value
+            for name, part in parts.items()
+        }
+        loss = sum(values.values())
+        return loss, (batch_stats, values | {'loss': loss}, figures)
 
     gradient = jax.grad(loss_fn, has_aux=True)
 
     def accumulated_gradient(params, batch_stats, batch, rng):
-        """The mean gradient of micro-batches, one after another."""
+        """`gradient` from micro-batches, one after another."""
         # Every accumulate-th image makes a micro-batch, so that each stays spread over all devices.
         micro = jax.tree.map(
             lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
 
+        rngs = jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(config.accumulate))
+
+        # Selection decides which pixels and targets count, so counting needs a forward pass. XLA
+        # removes from it what comes after selection; without selection, everything.
+        def count(item):
+            parts, _, _ = forward(params, batch_stats, *item)
+            return {name: part.count for name, part in parts.items()}
+
+        counts = jax.lax.map(count, (micro, rngs))  # [micro-batches] each
+        shares = {name: x / jnp.where(x.any(), x.sum(), 1) for name, x in counts.items()}
+
         def add(carry, item):
             batch_stats, total = carry
-            micro_batch, number = item
-            rng_of_micro = jax.random.fold_in(rng, number)
-            grads, (batch_stats, metrics) = gradient(params, batch_stats, micro_batch, rng_of_micro)
-            return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
+            grads, (batch_stats, values, figures) = gradient(params, batch_stats, *item)
+            return (batch_stats, jax.tree.map(jnp.add, total, grads)), (values, figures)
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        (batch_stats, grads), metrics = jax.lax.scan(
-            add, (batch_stats, zeros), (micro, jnp.arange(config.accumulate))
+        (batch_stats, grads), (values, figures) = jax.lax.scan(
+            add, (batch_stats, zeros), (micro, rngs, shares)
         )
-        grads = jax.tree.map(lambda x: x / config.accumulate, grads)
-        return grads, (batch_stats, jax.tree.map(jnp.mean, metrics))
+        values, figures = jax.tree.map(jnp.sum, values), jax.tree.map(jnp.mean, figures)
+        return grads, (batch_stats, values, figures)
 
     def train_step(state, batch):
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         params = state.model['params']
         differentiate = gradient if config.accumulate == 1 else accumulated_gradient
-        grads, (batch_stats, metrics) = differentiate(
+        grads, (batch_stats, values, figures) = differentiate(
             params, state.model['batch_stats'], batch, rng
         )
         updates, optimizer_state = optimizer.update(grads, state.optimizer, params)
@@ -142,7 +163,8 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
             decay = 1 - config.ema
             variables['ema'] = optax.incremental_update(params, state.model['ema'], decay)
         norms = {'grad_norm': optax.tree.norm(grads), 'param_norm': optax.tree.norm(params)}
-        return TrainState(state.step + 1, variables, optimizer_state), metrics | norms
+        metrics = values | figures | norms
+        return TrainState(state.step + 1, variables, optimizer_state), metrics
 
     return train_step
 
@@ -173,6 +195,23 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(step)
 
 
+def drop_rows(path: Path, step: int) -> None:
+    """Drops the rows of a metrics.jsonl after `step`, which come again, and one that was cut short.
+
+    The file is replaced as a whole, or not at all.
+    """
+
+    def stays(line: str) -> bool:
+        try:
+            return json.loads(line)['step'] <= step
+        except ValueError:
+            return False
+
+    new = path.with_suffix('.tmp')
+    new.write_text(''.join(f'{x}\n' for x in path.read_text().splitlines() if stays(x)))
+    new.replace(path)
+
+
 class Progress:
     """Metrics since the last report: to the terminal, TensorBoard and metrics.jsonl.
 
@@ -189,7 +228,10 @@ class Progress:
 
         first = jax.process_index() == 0
         self.writer = metric_writers.SummaryWriter(str(workdir)) if first else None
-        self.file = (workdir / 'metrics.jsonl').open('a') if first else None
+        rows = workdir / 'metrics.jsonl'
+        if first and rows.exists():
+            drop_rows(rows, start)
+        self.file = rows.open('a') if first else None
 
     def close(self) -> None:
         """Closes the files."""
@@ -391,23 +433,18 @@ def resumed_state(setup: Setup, manager, step: int) -> TrainState:
     Raises:
       ValueError: the run was trained on other categories, or another model.
     """
-    workdir, class_names = manager.directory.parent, list(setup.task.class_names)
-    run = checkpoint.read_run(manager, step)
-    if run['class_names'] != class_names:
-        raise ValueError(
-            f'{workdir} was trained on other categories: {run["class_names"][:5]} …, now '
-            f'{class_names[:5]} …; use another --workdir'
-        )
+    run = checkpoint.read_saved(manager, step)
+    run.check_categories(setup.task, setup.config.data)
     expected = sharding.place(setup.shapes, setup.shardings)
     restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
     for key in ('seed', 'batch_size'):
-        if run['config'][key] != setup.config[key]:
+        if run.config[key] != setup.config[key]:
             sharding.print_once(
-                f'config.{key} was {run["config"][key]} and is {setup.config[key]}: '
+                f'config.{key} was {run.config[key]} and is {setup.config[key]}: '
                 'the images come in another order now'
             )
-    sharding.print_once(f'Resuming {workdir} after step {run["next_step"]}')
-    done = jax.device_put(jnp.int32(run['next_step']), setup.shardings.step)
+    sharding.print_once(f'Resuming {manager.directory.parent} after step {step}')
+    done = jax.device_put(jnp.int32(step), setup.shardings.step)
     return TrainState(done, restored['model'], restored['optimizer'])
 
 

@@ -100,3 +100,13 @@ def test_names_and_ranges_of_a_baseline_are_checked():
     config.optimizer.schedule = 'linear'
     with pytest.raises(ValueError, match="schedule = 'linear' is unknown"):
         config_check.check(config, common.get_config())
+
+
+def test_paths_that_lead_nowhere_are_refused():
+    config_check.check_path('config.eval.size', common.get_config())
+    for path, message in (
+        ('config.evall.size', 'config.evall is not a key .* did you mean config.eval?'),
+        ('config.eval.size.x', 'config.eval.size holds no keys such as x'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config_check.check_path(path, common.get_config())

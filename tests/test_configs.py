@@ -569,7 +569,11 @@ def test_frozen_norms_reach_the_backbone(framework):
                 '--workdir=/tmp/never',
                 '--config.rankseg.num_select=3',
             ],
-            'num_selected',
+            'did you mean config.rankseg.num_selected?',
+        ),
+        (
+            ['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.data.num_evall=3'],
+            'did you mean config.data.num_train?',
         ),
         (['--config=configs/quickstart.py', '--workdir=/tmp/never', '--config.steps=many'], 'many'),
         (['--config=configs/nothing.py', '--workdir=/tmp/never'], 'configs/nothing.py'),

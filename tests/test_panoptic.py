@@ -314,7 +314,7 @@ def test_impossible_configs_are_refused_before_a_step(trained, tmp_path):
             jax.eval_shape(partial(segment, changed), variables)
         with pytest.raises(ValueError, match=message):
             task = tasks.from_source(changed, source)
-            train.total_loss(None, QueryOutput(None, None), {}, None, changed, task)
+            train.loss_parts(None, QueryOutput(None, None), {}, None, changed, task)
     semantic = config.copy_and_resolve_references()
     semantic.task = 'semantic'
     evaluate.run(semantic, workdir, tmp_path / 'out')

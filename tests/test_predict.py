@@ -13,7 +13,18 @@ import pytest
 from PIL import Image
 
 import rankseg_jax
-from rankseg_jax import checkpoint, data, evaluate, export, models, predict, sharding, tasks, train
+from rankseg_jax import (
+    analysis,
+    checkpoint,
+    data,
+    evaluate,
+    export,
+    models,
+    predict,
+    sharding,
+    tasks,
+    train,
+)
 from rankseg_jax.data import CorruptExample
 from tests import FAST_COMPILATION, tiny
 
@@ -238,6 +249,27 @@ def test_missing_checkpoints_are_named(trained, tmp_path):
         predict.load(trained[1], 'newest')
     with pytest.raises(FileNotFoundError, match='77'):
         predict.load(trained[1], '77')
+
+
+def test_data_in_another_order_are_refused(trained, predictor, tmp_path, monkeypatch):
+    config, workdir = trained
+    get_source, written = data.get_source, set(workdir.iterdir())
+
+    def reordered(*args):
+        source = get_source(*args)
+        source.class_names = source.class_names[::-1]
+        return source
+
+    monkeypatch.setattr(data, 'get_source', reordered)
+    for use in (
+        lambda: train.train(config, workdir),
+        lambda: evaluate.run(config, workdir),
+        lambda: analysis.run(config, workdir),
+        lambda: predict.predict_split(predictor, config, tmp_path / 'drawings'),
+    ):
+        with pytest.raises(ValueError, match="category 0 is 'background' in the run, .* in the da"):
+            use()
+    assert set(workdir.iterdir()) == written and not any(tmp_path.iterdir())
 
 
 def test_oracle_needs_labels_and_uses_them(trained):

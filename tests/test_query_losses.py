@@ -1,7 +1,5 @@
 """Per-query losses, against HF transformers at the same points, and in degenerate cases."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,13 @@ from tests import golden as golden_files
 from tests.released import full_logits
 
 POINTS = 100
-query_losses = jax.jit(functools.partial(losses.query_losses, num_points=POINTS))
+
+
+@jax.jit
+def query_losses(*args, **kwargs):
+    """The values of the parts, by name."""
+    parts = losses.query_losses(*args, num_points=POINTS, **kwargs)
+    return {name: part.value for name, part in parts.items()}
 
 
 @jax.jit
@@ -21,7 +25,7 @@ def losses_and_slopes(key, outputs, labels, segments):
     """The parts, and the gradient of their sum with respect to the outputs."""
 
     def total(outputs):
-        parts = losses.query_losses(key, outputs, labels, segments, num_points=POINTS)
+        parts = query_losses(key, outputs, labels, segments)
         return sum(parts.values()), parts
 
     slopes, parts = jax.grad(total, has_aux=True)(outputs)

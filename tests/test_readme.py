@@ -39,9 +39,8 @@ def test_own_model_snippet_trains_in_rank_space():
             params, features, train=True, presence=presence
         )
         ranks = ranking.to_ranks(labels, selection, num_classes=20, ignore_label=-1)
-        return losses.pixel_cross_entropy(logits, ranks) + losses.binary_cross_entropy(
-            presence_logits, presence
-        )
+        pixels = losses.pixel_cross_entropy(logits, ranks).value
+        return pixels + losses.binary_cross_entropy(presence_logits, presence)
 
     first, _ = step(params)
     for _ in range(300):

@@ -8,14 +8,23 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
 
 from rankseg_jax import checkpoint, data, models, optimizers, sharding, tasks, train
 from rankseg_jax.data import reading
+from rankseg_jax.decoders.pixel_classifier import PixelClassifier
+from rankseg_jax.decoders.query_classifier import QueryClassifier
 from tests import FAST_COMPILATION, tiny
 
 ROOT = Path(__file__).parents[1]
+
+
+def read_rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def read_variables(workdir, step):
@@ -28,7 +37,7 @@ def read_variables(workdir, step):
 def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
     config = tiny.config(data_dir, steps=7, keep_checkpoints=1)
     scores = train.train(config, tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    rows = read_rows(tmp_path / 'metrics.jsonl')
     assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 4, 6, 7]
     assert [row['step'] for row in rows if 'eval/mIoU' in row] == [3, 6, 7]
     parts = {
@@ -133,6 +142,20 @@ def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(data_dir
     jax.tree.map(
         np.testing.assert_array_equal, read_variables(straight, 200), read_variables(broken, 200)
     )
+    expected, found = (
+        [row['step'] for row in read_rows(run / 'metrics.jsonl') if 'train/loss' in row]
+        for run in (straight, broken)
+    )
+    assert found == sorted(set(found)) and set(expected) <= set(found)
+
+
+def test_rows_after_the_checkpoint_are_dropped(tmp_path):
+    file = tmp_path / 'metrics.jsonl'
+    rows = [{'step': step, 'x': None} for step in (1, 2, 4, 4, 5, 3, 6)]
+    file.write_text('\n'.join(map(json.dumps, rows)) + '\n{"step": 4, "x"')
+    train.drop_rows(file, 4)
+    assert [row['step'] for row in read_rows(file)] == [1, 2, 4, 4, 3]
+    assert file.read_text().endswith('\n') and list(tmp_path.iterdir()) == [file]
 
 
 def test_a_non_finite_loss_names_step_and_examples(data_dir, tmp_path):
@@ -155,8 +178,8 @@ def test_a_non_finite_loss_names_step_and_examples(data_dir, tmp_path):
         assert all(np.abs(x).max() < 1e6 for x in jax.tree.leaves(read_variables(tmp_path, saved)))
 
 
-def setup(config, **kwargs):
-    model = models.build(config, 8)
+def setup(config, model=None, **kwargs):
+    model = model or models.build(config, 8)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = jax.jit(lambda: train.create_state(model, optimizer, config, 8))()
     task = tasks.build(config, 'abcdefgh')
@@ -189,26 +212,73 @@ def test_eight_devices_agree_with_one():
     assert results[1][1]['loss'].sharding.num_devices == 8
 
 
-def test_accumulation_averages_the_gradients_of_the_micro_batches():
+class Pixels(nn.Module):
+    """Classifies single cells, with an auxiliary head of another size."""
+
+    config: FrozenConfigDict
+
+    @nn.compact
+    def __call__(self, images, *, train, choice):
+        x = nn.Conv(8, (4, 4), strides=4)(images)
+        classifier = PixelClassifier(8, self.config.rankseg)
+        return classifier(x, {4: x}, x[:, ::2, ::2], train=train, choice=choice)
+
+
+class Queries(nn.Module):
+    """Two predictions of fewer queries than an image may have targets."""
+
+    config: FrozenConfigDict
+
+    @nn.compact
+    def __call__(self, images, *, train, choice):
+        x = nn.Conv(8, (4, 4), strides=4)(images)
+        queries = nn.Dense(5 * 8)(x.mean((1, 2))).reshape(-1, 5, 8)
+        states = [queries, jnp.sin(3 * queries)]
+        classifier = QueryClassifier(8, dim=8, rankseg=self.config.rankseg)
+        return classifier(states, states, states, {4: x}, x, train=train, choice=choice)
+
+
+@pytest.mark.parametrize(
+    'build, options',
+    [
+        (Pixels, {}),
+        (Pixels, {'rankseg': None, 'loss__upsample': False}),
+        (Queries, {'rankseg__missed': 'ignore', 'rankseg__num_selected': 6}),
+    ],
+)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(build, options, monkeypatch):
+    """Images carry unequal numbers of labeled pixels and targets; all share the random points."""
+    monkeypatch.setattr(jax.random, 'fold_in', lambda key, data: key)
     options = dict(
-        model__dropout=0.0,
         optimizer__name='sgd',
         optimizer__momentum=0.0,
         optimizer__weight_decay=0.0,
         optimizer__schedule='poly',
         optimizer__learning_rate=1.0,
+        rankseg__stride=4,
+        rankseg__layer=0,
+        loss__num_points=50,
+        loss__no_object=0.7,
+        **options,
     )
-    batch = random_batch()
-    state, step, _ = setup(tiny.config('', accumulate=2, **options))
-    together, _ = jax.jit(step)(state, batch)
-    single = jax.jit(setup(tiny.config('', **options))[1])
-    halves = [single(state, jax.tree.map(lambda x, i=i: x[i::2], batch))[0] for i in (0, 1)]
-    expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half.model['params'] for half in halves))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        together.model['params'],
-        expected,
+    rng, batch = np.random.default_rng(0), random_batch()
+    for i, image in enumerate(batch['label']):
+        image[rng.random(image.shape) > i**2 / 49] = -1  # from no labeled pixel to all
+        image[image > i] = i
+    batch['mask'][5], batch['label'][5] = False, -1
+    model = build(FrozenConfigDict(tiny.config('', **options)))
+    (state, whole), (_, micro) = (
+        setup(tiny.config('', accumulate=n, **options), model)[:2] for n in (1, 4)
     )
+    after, metrics = jax.jit(whole)(state, batch)
+    slopes = jax.tree.map(lambda a, b: a - b, state.model['params'], after.model['params'])
+    after, found = jax.jit(micro)(state, batch)
+    ours = jax.tree.map(lambda a, b: a - b, state.model['params'], after.model['params'])
+    scale = max(np.abs(x).max() for x in jax.tree.leaves(slopes))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), ours, slopes)
+    assert found.keys() == metrics.keys()
+    for name in metrics:
+        np.testing.assert_allclose(found[name], metrics[name], rtol=1e-5, err_msg=name)
 
 
 def test_masked_images_are_excluded_from_the_loss():
@@ -223,7 +293,8 @@ def test_masked_images_are_excluded_from_the_loss():
     @jax.jit
     def loss(batch):
         output = model.apply(variables, batch['image'], train=False)
-        return train.total_loss(None, output, batch, task.presence(batch), config, task)[0]
+        parts, _ = train.loss_parts(None, output, batch, task.presence(batch), config, task)
+        return sum(part.value for part in parts.values())
 
     np.testing.assert_allclose(loss(batch), loss(jax.tree.map(lambda x: x[:3], batch)), rtol=1e-5)
 

@@ -31,7 +31,7 @@ def run(config, workdir, saved: checkpoint.SavedRun) -> dict:
     """
     mesh = sharding.make_mesh(config.mesh_data)
     source = data.get_source(config.data, config.data.eval_split)
-    saved.check_categories(source.class_names, f'config.data.name = {config.data.name!r}')
+    saved.check_categories(source, config.data)
     model = models.build(config, len(source.class_names))
     variables = models.restore(saved, model, config, mesh)
     segment = make_segment(model, config, source.class_names, mesh)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rankseg_jax.data import IGNORE_LABEL, Source
+from rankseg_jax.losses import Mean
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.postprocessing import View
@@ -100,10 +101,13 @@ class Task(abc.ABC):
         return pixel_counts(batch['label'], self.num_classes) > 0
 
     @abc.abstractmethod
-    def loss(self, key, output: PixelOutput | QueryOutput, batch) -> tuple[dict, dict]:
+    def loss(
+        self, key, output: PixelOutput | QueryOutput, batch
+    ) -> tuple[dict[str, Mean], dict[str, jax.Array]]:
         """The parts of the training loss in rank space, and further figures for the log, by name.
 
-        Training adds up the parts and the multi-label head's loss, which is not among them.
+        Training adds up the parts and the multi-label head's loss, which is not among them. What
+        each part is the mean over, its `count`, weighs the micro-batches of a step.
 
         Args:
           key: random key.

@@ -43,7 +43,7 @@ def visible_targets(labels, segments, left_out) -> Targets:
 
 def loss(
     key, output: QueryOutput, targets: Targets, mask, config, num_classes: int
-) -> tuple[dict, dict]:
+) -> tuple[dict[str, losses.Mean], dict[str, jax.Array]]:
     """The parts of the loss of per-query output in rank space, and figures for the log.
 
     All predictions of the decoder take part. Targets whose category was not selected do not.

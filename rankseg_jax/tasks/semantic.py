@@ -129,7 +129,7 @@ class Semantic(Task):
         writer.write(source.ids[index], found['labels'])
 
 
-def pixel_loss(output: PixelOutput, labels, config, num_classes: int) -> dict:
+def pixel_loss(output: PixelOutput, labels, config, num_classes: int) -> dict[str, losses.Mean]:
     """The parts of the loss of per-pixel output in rank space.
 
     Args:
