@@ -16,6 +16,9 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import args, checkpoint_managers
 
+# Keys that earlier versions did not have, by section, with the values that mean what they did.
+LATER_KEYS = {'eval': {'stretch': False, 'multiple': 32, 'resample': '', 'mask_size': (0, 0)}}
+
 
 def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
     """The checkpoints of a run: to write, where the newest `keep` and the best stay, or to read.
@@ -135,10 +138,11 @@ def open_run(workdir, which: str | int = 'last') -> SavedRun:
     manager = open_checkpoints(workdir)
     step = find(manager, which)
     run = read_run(manager, step)
+    config = run['config'] | {name: x | run['config'][name] for name, x in LATER_KEYS.items()}
     return SavedRun(
         manager=manager,
         step=step,
-        config=ConfigDict(run['config']),
+        config=ConfigDict(config),
         class_names=tuple(run['class_names']),
         things=run.get('things'),
     )

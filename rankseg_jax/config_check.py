@@ -7,6 +7,7 @@ import re
 from ml_collections import ConfigDict
 
 FREE_LENGTH = ('groups', 'scales')  # tuples with a default whose length may differ from it
+FILTERS = ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
 
 
 def check(config, defaults) -> None:
@@ -79,6 +80,7 @@ def check_counts(config) -> None:
         ('model.decoder_heads', config.model.decoder_heads, 1),
         ('model.decoder_layers', config.model.decoder_layers, 1),
         ('model.output_stride', config.model.output_stride, 1),
+        ('eval.multiple', config.eval.multiple, 1),
         ('rankseg.pool', config.rankseg.pool if config.rankseg else 0, 0),
     ):
         if value < least:
@@ -90,12 +92,25 @@ def check_input_sizes(config) -> None:
     low, high = config.augment.scale_range
     if not 0 < low <= high:
         raise ValueError(f'config.augment.scale_range = {(low, high)} must rise from above 0')
-    for key, size in (
-        ('augment.crop_size', config.augment.crop_size),
-        ('eval.size', config.eval.size),
-    ):
-        if min(size) < 1:
-            raise ValueError(f'config.{key} = {size} must be at least 1 × 1')
+    if min(config.augment.crop_size) < 1:
+        raise ValueError(
+            f'config.augment.crop_size = {config.augment.crop_size} must be at least 1 × 1'
+        )
+    if any(config.eval.size) and min(config.eval.size) < 1:
+        raise ValueError(
+            f"config.eval.size = {config.eval.size} must be at least 1 × 1, or (0, 0): an image's "
+            'own size'
+        )
+    mask_size = tuple(config.eval.mask_size)
+    if mask_size not in ((0, 0), (-1, -1)) and min(mask_size) < 1:
+        raise ValueError(
+            f'config.eval.mask_size = {mask_size} must be (0, 0), (-1, -1), or at least 1 × 1'
+        )
+    if config.eval.resample not in ('', *FILTERS):
+        raise ValueError(
+            f'config.eval.resample = {config.eval.resample!r} is no filter of Pillow; use one of '
+            f"{', '.join(FILTERS)}, or ''"
+        )
     for key, size in (
         ('augment.base_size', config.augment.base_size),
         ('eval.base_size', config.eval.base_size),

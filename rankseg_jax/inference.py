@@ -54,6 +54,8 @@ def segment(
     selection, presence_logits, outputs = forward(model, variables, cuts, config, presence)
     check(config, outputs[0])
     task.check(outputs[0])
+    if any(config.eval.mask_size):
+        outputs = [output.settle(config.eval.mask_size) for output in outputs]
     seen = assemble(cuts, outputs, size, canvas)
     return Prediction(task.postprocess(seen, selection, size, canvas), selection, presence_logits)
 
@@ -75,7 +77,12 @@ def served(prediction: Prediction, config) -> dict[str, jax.Array]:
 
 
 def check(config, output: PixelOutput | QueryOutput):
-    """Raises a ValueError if `config.eval` asks for windows that the model cannot see."""
+    """Raises a ValueError if `config.eval` asks for windows or masks that the model cannot give."""
+    if any(config.eval.mask_size) and not isinstance(output, QueryOutput):
+        raise ValueError(
+            f'config.eval.mask_size = {config.eval.mask_size}: {config.model.framework} has no '
+            'masks, set it to (0, 0)'
+        )
     if any(config.eval.window) and not output.slides_windows:
         raise ValueError(
             f'config.eval.window = {config.eval.window}: {config.model.framework} sees images '
@@ -113,7 +120,7 @@ def assemble(cuts: list['Cut'], outputs, size, canvas: tuple[int, int]) -> list[
     seen = []
     for cut, output in zip(cuts, outputs, strict=True):
         mirrors = output.split_views(cut.views[0], cut.counts)
-        places = cut.places(output.cells, size, canvas)
+        places = cut.places(output.cells, size, canvas, output.direct)
         seen += [View(x, *place) for x, place in zip(mirrors, places, strict=True)]
     return seen
 
@@ -183,23 +190,29 @@ class Cut:
         """(mirrors, windows), see `selector.Choice`."""
         return len(self.mirrored), self.counts[0] * self.counts[1]
 
-    def places(self, cells: tuple[int, int], size, canvas: tuple[int, int]):
+    def places(self, cells: tuple[int, int], size, canvas: tuple[int, int], direct: bool = False):
         """For each mirror image the weights (of rows, of columns) of its windows in the result.
 
         Args:
           cells: (h, w) of a window's logits.
           size: [B, 2] int32, rows and columns of the original images.
           canvas: (rows, columns) of the result.
+          direct: from the cells of the one window, without its pixels in between.
         """
 
         def weights(axis, mirror=False):
+            content, window = self.content[:, axis], self.images.shape[2 + axis]
+            stride = self.stride[axis]
+            if direct:
+                content = -(-content * cells[axis] // window)
+                window = stride = cells[axis]
             return interpolation(
                 length=canvas[axis],
                 size=size[:, axis],
-                content=self.content[:, axis],
+                content=content,
                 starts=self.starts[axis],
-                window=self.images.shape[2 + axis],
-                stride=self.stride[axis],
+                window=window,
+                stride=stride,
                 cells=cells[axis],
                 mirror=mirror,
             )

@@ -118,7 +118,13 @@ def from_artifact(folder: Path) -> Predictor:
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
 
     def segment(image, presence):
-        fitted, size = fitting.fit(image, about['size'], antialias=about['antialias'])
+        fitted, size = fitting.fit(
+            image,
+            about['size'],
+            antialias=about['antialias'],
+            resample=about.get('resample', ''),  # not in the files of earlier versions
+            stretch=about.get('stretch', False),
+        )
         found = jax.device_get(call(variables, fitted[None], size[None]))
         found = task.cut({name: x[0] for name, x in found.items()}, size)
         for name in task.maps:
