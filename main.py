@@ -66,6 +66,15 @@ _OUTPUT = flags.DEFINE_string(
     'Folder to write to; default: <workdir>/predictions or <workdir>/export. '
     "evaluate: folder for predictions in the data set's own format.",
 )
+_TASK = flags.DEFINE_string(
+    'task', None, 'convert, without --config: semantic or panoptic; default: told from the names.'
+)
+_THINGS = flags.DEFINE_list(
+    'things',
+    None,
+    'convert, without --config: categories that are things, by name or number, such as '
+    '0-79,person; or all. Default: those of the data set that the names belong to.',
+)
 
 
 def main(argv):
@@ -90,6 +99,11 @@ def run(config, workdir: Path) -> None:
         raise ValueError(
             f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same '
             'place on every host'
+        )
+    if (_TASK.value or _THINGS.value) and (_MODE.value != 'convert' or config is not None):
+        raise ValueError(
+            '--task and --things describe public weights to --mode=convert without --config; '
+            'elsewhere set --config.task'
         )
     sharding.start_distributed()
     if config is not None:
@@ -130,9 +144,9 @@ def convert(config, workdir: Path) -> None:
         raise ValueError(
             '--mode=convert needs --input: one folder, one file or one name on the Hugging Face hub'
         )
-    as_is = config is None
-    config = config or common.get_config()
-    print(f'Converted: {convert.run(_INPUT.value[0], workdir, config, as_is=as_is)}')
+    options = {'as_is': config is None, 'task': _TASK.value, 'things': _THINGS.value}
+    path = convert.run(_INPUT.value[0], workdir, config or common.get_config(), **options)
+    print(f'Converted: {path}')
 
 
 def trained_config(workdir: Path):

@@ -159,17 +159,26 @@ def get_config() -> ConfigDict:
     config.ema = 0.0  # decay of averaged parameters, which evaluation uses; 0: off
 
     config.eval = evaluation = ConfigDict()
-    # (height, width) that an image is fitted into, its ratio kept, and padded to.
+    # (height, width) that an image is fitted into, its ratio kept, and padded to; (0, 0): its own.
     evaluation.size = (512, 512)
     # Instead: (short, long) side that it is fitted to; (0, 0): `size` holds. Each device then takes
     # one image at a time, since padding it to the size of others would change its result.
     evaluation.base_size = (0, 0)
+    # Stretch images as Hugging Face does: to `size`, or from base_size to the next `multiple`.
+    evaluation.stretch = False
+    evaluation.multiple = 32  # of their sides, to which images are padded if `size` is not used
+    # Resize with this filter of Pillow: nearest, box, bilinear, hamming, bicubic or lanczos; '':
+    # bilinear, as data.antialias says.
+    evaluation.resample = ''
     evaluation.window = (0, 0)  # (height, width) of sliding windows; (0, 0): the whole image
     evaluation.stride = (0, 0)  # between windows; the window's size: no overlap
     evaluation.scales = (1.0,)  # probabilities are averaged over these multiples of the size, …
     evaluation.flip = False  # … and over the mirror images
     evaluation.threshold = 0.8  # panoptic: the least class probability of a segment
     evaluation.overlap = 0.8  # panoptic: the least share of its mask that a segment keeps
+    # Per-query frameworks: masks become probabilities at this (height, width), (-1, -1): their own,
+    # and panoptic segments keep unsure pixels, as in Hugging Face; (0, 0): at the image's size.
+    evaluation.mask_size = (0, 0)
     evaluation.batch_size = 16
     evaluation.recall_at = ()  # further values of κ for recall@κ and precision@κ
     # Loaded by every mode but train: 'last', 'best' (by the task's score, such as mIoU) or a step

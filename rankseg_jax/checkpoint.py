@@ -18,7 +18,14 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import args, checkpoint_managers
 
 # Keys that runs of earlier versions lack, and the values that their models go on with.
-LATER_KEYS = {'compilation_cache': '~/.cache/rankseg_jax', 'data.max_pixels': 250_000_000}
+LATER_KEYS = {
+    'compilation_cache': '~/.cache/rankseg_jax',
+    'data.max_pixels': 250_000_000,
+    'eval.stretch': False,
+    'eval.multiple': 32,
+    'eval.resample': '',
+    'eval.mask_size': (0, 0),
+}
 
 
 def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 FREE_LENGTH = ('groups', 'scales')  # tuples with a default whose length may differ from it
+FILTERS = ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
 
 
 class Range(NamedTuple):
@@ -90,7 +91,9 @@ RANGES = {
     'optimizer.warmup_steps': at_least(0),
     'optimizer.clip_norm': at_least(0),
     'ema': BELOW_1,
-    'eval.size': at_least(1),
+    'eval.size': at_least(0),
+    'eval.multiple': at_least(1),
+    'eval.mask_size': at_least(-1),
     'eval.base_size': at_least(0),
     'eval.window': at_least(0),
     'eval.stride': at_least(0),
@@ -213,6 +216,7 @@ def known_names() -> dict[str, Iterable[str]]:
         'model.backbone': backbones.variants(),
         'model.decoder': ('mask_transformer', 'linear'),
         'model.dtype': ('float32', 'bfloat16'),
+        'eval.resample': ('', *FILTERS),
         'rankseg.head': (*multilabel.ATTENTION_HEADS, *multilabel.POOLING_HEADS, 'first_block'),
         'rankseg.temperature': ('temperature', 'layer_norm', 'shared', 'none'),
         'rankseg.missed': ('force', 'ignore'),
@@ -241,6 +245,16 @@ def check_input_sizes(config) -> None:
     low, high = config.augment.scale_range
     if low > high:
         raise ValueError(f'config.augment.scale_range = {(low, high)} must rise')
+    if any(config.eval.size) and min(config.eval.size) < 1:
+        raise ValueError(
+            f"config.eval.size = {config.eval.size} must be at least 1 × 1, or (0, 0): an image's "
+            'own size'
+        )
+    mask_size = tuple(config.eval.mask_size)
+    if mask_size not in ((0, 0), (-1, -1)) and min(mask_size) < 1:
+        raise ValueError(
+            f'config.eval.mask_size = {mask_size} must be (0, 0), (-1, -1), or at least 1 × 1'
+        )
     for key, size in (
         ('augment.base_size', config.augment.base_size),
         ('eval.base_size', config.eval.base_size),

@@ -3,6 +3,9 @@
 Every other mode reads such a run, and a later run can start from it (`config.model.pretrained`).
 """
 
+import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -11,13 +14,29 @@ from rankseg_jax import backbones, checkpoint, data, models, pretrained, tasks
 from rankseg_jax.backbones.swin import Swin
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former
-from rankseg_jax.pretrained import hf
+from rankseg_jax.pretrained import hf, processor
 
-# Keys of a preprocessor's config with the only values that are supported.
-FIXED = {'do_resize': True, 'do_rescale': True, 'do_normalize': True, 'rescale_factor': 1 / 255}
+# Data sets whose names tell things: title → files of classes; the first says which are things.
+KNOWN = {
+    'COCO': ('coco_panoptic',),
+    'ADE20K': ('ade20k_panoptic', 'ade20k'),
+    'Cityscapes': ('cityscapes',),
+    'Mapillary Vistas': ('mapillary_vistas',),
+}
+# eval.threshold and eval.overlap, the defaults of Hugging Face: of its pipeline for a checkpoint of
+# things alone, of `post_process_panoptic_segmentation` for others.
+THRESHOLDS = {True: (0.9, 0.5), False: (0.5, 0.8)}
 
 
-def run(source, workdir, config, *, as_is: bool) -> Path:
+def run(
+    source,
+    workdir,
+    config,
+    *,
+    as_is: bool,
+    task: str | None = None,
+    things: Sequence[str] | None = None,
+) -> Path:
     """--mode=convert: writes a run at step 0.
 
     Args:
@@ -27,25 +46,28 @@ def run(source, workdir, config, *, as_is: bool) -> Path:
       as_is: True takes the model from `source`, a Hugging Face folder or a name on the hub, and
         changes `config` to describe it. False takes the model from `config`, and weights from
         `source` replace its initial ones.
+      task, things: of a model as it is, see `published_task`.
 
     Returns:
       The folder of the new checkpoint.
 
     Raises:
       ValueError: `workdir` already holds checkpoints, the weights do not fit, or no config can
-        describe the model.
+        describe the model, its task or its things.
       FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, or the data set of
         `config` does not exist.
     """
     folder = Path(workdir) / 'checkpoints'
     if folder.exists():
         raise ValueError(f'--workdir={workdir} holds checkpoints already; choose a new folder')
-    model = published_model if as_is else configured_model
-    class_names, things, variables = model(source, config)
+    if as_is:
+        class_names, is_thing, variables = published_model(source, config, task, things)
+    else:
+        class_names, is_thing, variables = configured_model(source, config)
     run = {
         'config': config.to_dict(),
         'class_names': list(class_names),
-        'things': list(things or ()),
+        'things': list(is_thing or ()),
         'next_step': 0,
         'score': None,
     }
@@ -71,14 +93,14 @@ def configured_model(source, config):
     return task.class_names, task.things, loaded
 
 
-def published_model(source, config):
-    """The model in `source`; changes `config` to describe it.
+def published_model(source, config, task: str | None, things: Sequence[str] | None):
+    """The model in `source`; changes `config` to describe it, and prints what was assumed.
 
     Returns:
-      Class names, things or None, and variables.
+      Class names, things (empty for a task without), and variables.
 
     Raises:
-      ValueError: `source` has no config.json, or no config can describe its model.
+      ValueError: `source` has no config.json, or no config can describe its model or task.
     """
     folder = hf.locate(source)
     if folder.exists() and not (folder / 'config.json').is_file():
@@ -86,9 +108,11 @@ def published_model(source, config):
             f'--input={source} does not say which model its weights belong to: give a --config'
         )
     model, variables = pretrained.load_hf(folder)
-    things = published_things(source, model.decoder.num_classes)
     class_names = describe(folder, model, config)
-    config.task = 'panoptic' if things else 'semantic'
+    config.task, is_thing, reason = published_task(source, class_names, task, things)
+    if is_thing:
+        config.eval.threshold, config.eval.overlap = THRESHOLDS[all(is_thing)]
+    print(f'Task: {config.task}, {reason}. To change it: --task, --things')
     built = models.build(config, len(class_names))
     expected = jax.eval_shape(
         lambda: models.init(built, len(class_names), config.seed, config.augment.crop_size)
@@ -100,7 +124,7 @@ def published_model(source, config):
         where=f'--input={source}',
         advice='No config describes this model; load it in Python with load_hf.',
     )
-    return class_names, things, variables
+    return class_names, is_thing, variables
 
 
 def describe(folder: Path, model, config) -> list[str]:
@@ -131,8 +155,7 @@ def describe(folder: Path, model, config) -> list[str]:
         config.model.dropout = decoder.dropout
     config.data.update(name='folder', num_classes=num_classes)
     config.eval.batch_size = 1
-    if (folder / 'preprocessor_config.json').is_file():
-        describe_input(hf.read_json(folder / 'preprocessor_config.json'), config)
+    describe_input(folder, theirs['model_type'], config)
     names = theirs.get('id2label') or {str(i): f'LABEL_{i}' for i in range(num_classes)}
     if sorted(names, key=int) != [str(i) for i in range(num_classes)]:
         raise ValueError(
@@ -142,34 +165,127 @@ def describe(folder: Path, model, config) -> list[str]:
     return [names[str(i)] for i in range(num_classes)]
 
 
-def published_things(source, num_classes: int) -> list[bool] | None:
-    """Which of the K categories are things, told from a checkpoint's name and K.
+def describe_input(folder: Path, model_type: str, config) -> None:
+    """Sets the keys of `config` for the image processor of a Hugging Face model."""
+    path = folder / processor.FILE
+    if path.is_file():
+        options = hf.read_json(path)
+    else:
+        options = {}
+        print(f"{path} is missing: images are resized and normalized by Hugging Face's defaults")
+    for section, keys in processor.input_keys(options, model_type).items():
+        config[section].update(keys)
+
+
+def published_task(
+    source, class_names: Sequence[str], task: str | None, things: Sequence[str] | None
+) -> tuple[str, list[bool], str]:
+    """The task of a checkpoint, which its files do not state.
+
+    Without `task` and `things` it is told from the names of the categories; those of some data sets
+    serve several tasks, so that the end of a published name, such as
+    mask2former-swin-large-cityscapes-panoptic, decides.
+
+    Args:
+      source: name or folder of the checkpoint.
+      task: 'semantic' or 'panoptic'; None: see above.
+      things: of a panoptic task, see `parse_things`; None: as in the data set whose categories
+        have these names.
 
     Returns:
-      K bools for a panoptic or instance checkpoint, None for any other.
+      The task, K bools for a panoptic one, and the reason in words.
+
+    Raises:
+      ValueError: there is no such task, or it is not known which categories are things.
     """
-    name = Path(source).name.lower()
-    if 'instance' in name:
-        return [True] * num_classes
-    data_set = {133: 'coco_panoptic', 150: 'ade20k_panoptic'}.get(num_classes)
-    if data_set is None or 'panoptic' not in name:
-        return None
-    return [bool(thing) for thing in read_classes(data_set)['isthing']]
+    if task is not None:
+        tasks.task_class(task)
+    if task == 'semantic':
+        if things:
+            raise ValueError('--things belongs to --task=panoptic; a semantic task has none')
+        return 'semantic', [], 'as --task says'
+    if things:
+        chosen = parse_things(things, class_names)
+        return 'panoptic', chosen, f'{count(chosen)}, as --things says'
+    known = known_things(class_names)
+    if task:
+        if not known:
+            raise ValueError(
+                f'--task={task}: the {len(class_names)} categories ({", ".join(class_names[:3])} '
+                '…) are of no data set whose things are known; give their names or numbers, such '
+                'as --things=0-79,person or --things=all'
+            )
+        return task, known[1], f'{count(known[1])}, as in {known[0]}'
+
+    published = re.fullmatch(
+        r'mask2?former-.*-(semantic|instance|panoptic)', Path(source).name.lower()
+    )
+    kind = published and published[1]
+    if kind == 'semantic':
+        return 'semantic', [], 'as its name says'
+    if not known:
+        if kind == 'instance':
+            return 'panoptic', [True] * len(class_names), 'all categories are things, by its name'
+        return 'semantic', [], 'since it is not known which categories are things'
+    title, is_thing = known
+    everything = read_classes(KNOWN[title][0])['isthing']
+    if kind == 'panoptic' or kind == 'instance' and all(is_thing):
+        return 'panoptic', is_thing, f'{count(is_thing)}, as in {title}, and as its name says'
+    # Names that only one task has: those of COCO's panoptic task, and the things of a data set.
+    if (title == 'COCO' and len(is_thing) == len(everything)) or (
+        all(is_thing) and len(is_thing) == sum(everything)
+    ):
+        return 'panoptic', is_thing, f'{count(is_thing)}, as in {title}'
+    return 'semantic', [], f'which is commoner than panoptic with the categories of {title}'
 
 
-def describe_input(processor, config):
-    """Sets the keys of `config` for the preprocessing in `preprocessor_config.json`."""
-    hf.check_fixed(processor, FIXED, 'preprocessor_config.json')
-    for key in ('mean', 'std'):
-        config.data[key] = tuple(255 * float(value) for value in processor[f'image_{key}'])
-    config.data.antialias = True  # Hugging Face resizes with Pillow
-    size = processor['size']
-    size = {'shortest_edge': size} if isinstance(size, int) else size
-    if 'shortest_edge' in size:
-        longest = size.get('longest_edge') or processor['max_size']  # older versions: `max_size`
-        config.eval.base_size = (size['shortest_edge'], longest)
-    else:
-        config.eval.size = (size['height'], size['width'])
+def count(is_thing: Sequence[bool]) -> str:
+    return f'{sum(is_thing)} of {len(is_thing)} categories are things'
+
+
+def known_things(class_names: Sequence[str]) -> tuple[str, list[bool]] | None:
+    """The first data set of KNOWN that has all these names, and which of them are its things."""
+    names = [plain(name) for name in class_names]
+    for title, files in KNOWN.items():
+        is_thing = read_classes(files[0])['isthing']
+        table = {
+            plain(name): bool(thing)
+            for file in files
+            for name, thing in zip(read_classes(file)['names'], is_thing, strict=True)
+        }
+        if table.keys() >= set(names):
+            return title, [table[name] for name in names]
+    return None
+
+
+def plain(name: str) -> str:
+    """The first of the synonyms in the name of a category, in lower case."""
+    return re.split('[,;]', name)[0].strip().lower()
+
+
+def parse_things(things: Sequence[str], class_names: Sequence[str]) -> list[bool]:
+    """K bools from names of categories, their numbers such as '7' or '0-79', or 'all'.
+
+    Raises:
+      ValueError: there is no such category.
+    """
+    chosen = set()
+    for entry in things:
+        numbers = re.fullmatch(r'(\d+)(?:-(\d+))?', entry)
+        if entry == 'all':
+            found = range(len(class_names))
+        elif numbers:
+            found = range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
+        else:
+            found = [i for i, name in enumerate(class_names) if name == entry]
+        if not found or found[-1] >= len(class_names):
+            near = difflib.get_close_matches(entry, class_names, 1, 0)[0]
+            raise ValueError(
+                f'--things: {entry!r} is no category; give names, such as {near!r}, numbers from '
+                f"0 to {len(class_names) - 1}, such as '0-2', or 'all'"
+            )
+        chosen.update(found)
+    return [i in chosen for i in range(len(class_names))]
 
 
 def backbone_name(backbone) -> str:

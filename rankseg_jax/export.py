@@ -41,7 +41,8 @@ folder = Path(__file__).absolute().parent
 about = json.loads((folder / 'labels.json').read_text())
 params = ocp.StandardCheckpointer().restore(folder / 'params')
 segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
-image, content = fit(to_rgb(Image.open(sys.argv[1])), about['size'], about['antialias'])
+photo = to_rgb(Image.open(sys.argv[1]))
+image, content = fit(photo, about['size'], about['antialias'], about['resample'], about['stretch'])
 found = segment(params, image[None], content[None])
 if 'labels' not in found:
     sys.exit(f'no label map to draw; the model returned {found}')
@@ -51,7 +52,12 @@ for label, count in zip(*np.unique(labels, return_counts=True)):
 Image.fromarray(labels.astype(np.uint16)).save('labels.png')
 '''.replace(
     'FUNCTIONS',
-    '\n\n'.join(map(inspect.getsource, (to_rgb, fitting.fitted_size, fitting.resize, fitting.fit))),
+    '\n\n'.join(
+        map(
+            inspect.getsource,
+            (to_rgb, fitting.fitted_size, fitting.resize, fitting.filtered, fitting.fit),
+        )
+    ),
 )
 
 
@@ -77,11 +83,16 @@ def serve(model, config, task: tasks.Task) -> Callable:
 
 
 def check(config, output: Path) -> None:
-    """Raises a ValueError if `config` needs labels or several sizes, or `output` is taken."""
+    """Raises a ValueError if `config` needs labels or not one size, or `output` is taken."""
     if config.rankseg and config.rankseg.oracle:
         raise ValueError(
             'an oracle selects by the ground truth, which is not there when a model serves: '
             'export with --config.rankseg.oracle=False'
+        )
+    if not any(config.eval.size):
+        raise ValueError(
+            'config.eval.size = (0, 0): a model is exported for one size, such as '
+            "--config.eval.size='(512,512)'"
         )
     if tuple(config.eval.scales) != (1.0,):
         raise ValueError(
@@ -133,6 +144,8 @@ def run(config, workdir, output) -> Path:
         'things': task.things,
         'size': size,
         'antialias': config.data.antialias,
+        'resample': config.eval.resample,
+        'stretch': config.eval.stretch and not any(config.eval.base_size),
         'num_selected': config.rankseg.num_selected if config.rankseg else None,
     }
     (output / 'labels.json').write_text(json.dumps(about, indent=1))

@@ -130,7 +130,12 @@ def served(prediction: Prediction, config) -> dict[str, jax.Array]:
 
 
 def check(config, output: PixelOutput | QueryOutput):
-    """Raises a ValueError if `config.eval` asks for windows that the model cannot see."""
+    """Raises a ValueError if `config.eval` asks for windows or masks that the model cannot give."""
+    if any(config.eval.mask_size) and not isinstance(output, QueryOutput):
+        raise ValueError(
+            f'config.eval.mask_size = {config.eval.mask_size}: {config.model.framework} has no '
+            'masks, set it to (0, 0)'
+        )
     if any(config.eval.window) and not output.slides_windows:
         raise ValueError(
             f'config.eval.window = {config.eval.window}: {config.model.framework} sees images '
@@ -183,6 +188,8 @@ def see(model, variables, views, config, task, *, presence=None) -> Seen:
     task.check(outputs[0])
     if presence_logits is None:
         selection, presence_logits = outputs[0].selection, outputs[0].presence_logits
+    if any(config.eval.mask_size):
+        outputs = [output.settle(config.eval.mask_size) for output in outputs]
     return Seen(list(cuts), outputs, selection, presence_logits)
 
 
@@ -191,7 +198,7 @@ def assemble(seen: Seen, size, canvas: tuple[int, int]) -> list[View]:
     found = []
     for cut, output in zip(seen.cuts, seen.outputs, strict=True):
         mirrors = output.split_views(cut.views[0], cut.counts)
-        places = cut.places(output.cells, size, canvas)
+        places = cut.places(output.cells, size, canvas, output.direct)
         found += [View(x, *place) for x, place in zip(mirrors, places, strict=True)]
     return found
 
@@ -224,23 +231,29 @@ class Cut:
         """(mirrors, windows), see `selector.Choice`."""
         return len(self.mirrored), self.counts[0] * self.counts[1]
 
-    def places(self, cells: tuple[int, int], size, canvas: tuple[int, int]):
+    def places(self, cells: tuple[int, int], size, canvas: tuple[int, int], direct: bool = False):
         """For each mirror image the weights (of rows, of columns) of its windows in the result.
 
         Args:
           cells: (h, w) of a window's logits.
           size: [B, 2] int32, rows and columns of the original images.
           canvas: (rows, columns) of the result.
+          direct: from the cells of the one window, without its pixels in between.
         """
 
         def weights(axis, mirror=False):
+            content, window = self.content[:, axis], self.window[axis]
+            stride = self.stride[axis]
+            if direct:
+                content = -(-content * cells[axis] // window)
+                window = stride = cells[axis]
             return interpolation(
                 length=canvas[axis],
                 size=size[:, axis],
-                content=self.content[:, axis],
+                content=content,
                 starts=self.starts[axis],
-                window=self.window[axis],
-                stride=self.stride[axis],
+                window=window,
+                stride=stride,
                 cells=cells[axis],
                 mirror=mirror,
             )

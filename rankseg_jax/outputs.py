@@ -3,6 +3,8 @@
 `*space` is (h, w) of images and (t, h, w) of clips. Nothing here counts these axes.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -28,6 +30,7 @@ class PixelOutput:
     auxiliary_logits: jax.Array | None = None
 
     slides_windows = True  # an image may be seen window by window
+    direct = False  # logits are resized to the network's input, and from there to the image
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -71,6 +74,8 @@ class QueryOutput:
       presence_logits: [B, K] of the multi-label head; None for the baseline.
       auxiliary: (class_logits, mask_logits) of the earlier predictions, first to last, used in
         training only.
+      direct: `mask_logits` hold probabilities, to be resized directly to the image, see `settle`;
+        static.
     """
 
     class_logits: jax.Array
@@ -78,6 +83,7 @@ class QueryOutput:
     selection: Selection | None = None
     presence_logits: jax.Array | None = None
     auxiliary: tuple = ()
+    direct: bool = struct.field(pytree_node=False, default=False)
 
     slides_windows = False  # queries see an image as a whole
 
@@ -89,20 +95,35 @@ class QueryOutput:
     def split_views(self, mirrors: int, windows: tuple[int, int]) -> list['QueryOutput']:
         """An output for each mirror image; see `PixelOutput.split_views`. `windows` is (1, 1)."""
         return [
-            QueryOutput(self.class_logits[i::mirrors], self.mask_logits[i::mirrors])
+            QueryOutput(
+                self.class_logits[i::mirrors], self.mask_logits[i::mirrors], direct=self.direct
+            )
             for i in range(mirrors)
         ]
+
+    def settle(self, size: tuple[int, int]) -> 'QueryOutput':
+        """The same with masks that are probabilities before they are resized to the image.
+
+        So does the post-processing of Hugging Face's transformers.
+
+        Args:
+          size: to which logits are resized first; (-1, -1): they are not.
+        """
+        logits = self.mask_logits.astype(jnp.float32)
+        if tuple(size) != (-1, -1):
+            shape = (*logits.shape[:-2], *size)
+            logits = jax.image.resize(logits, shape, 'bilinear', antialias=False)
+        return dataclasses.replace(self, mask_logits=jax.nn.sigmoid(logits), direct=True)
 
     def mask_probabilities(self, rows, columns):
         """σ of the masks at some rows of the result, [B, Q, *t, R, C] float32.
 
         Args: as `PixelOutput.rank_scores`.
         """
-        logits = self.mask_logits.astype(jnp.float32)
-        logits = jnp.einsum('brh,b...hw->b...rw', rows, logits, precision='highest')
-        return jax.nn.sigmoid(
-            jnp.einsum('bcw,b...rw->b...rc', columns, logits, precision='highest')
-        )
+        masks = self.mask_logits.astype(jnp.float32)
+        masks = jnp.einsum('brh,b...hw->b...rw', rows, masks, precision='highest')
+        masks = jnp.einsum('bcw,b...rw->b...rc', columns, masks, precision='highest')
+        return masks if self.direct else jax.nn.sigmoid(masks)
 
     def rank_scores(self, rows, columns, *, probabilities: bool):
         """Σ over the queries of p(rank | query) · σ(mask), as `PixelOutput.rank_scores`."""

@@ -192,7 +192,13 @@ def from_artifact(folder: Path) -> Predictor:
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
 
     def fit(image):
-        fitted, size = fitting.fit(image, about['size'], antialias=about['antialias'])
+        fitted, size = fitting.fit(
+            image,
+            about['size'],
+            antialias=about['antialias'],
+            resample=about.get('resample', ''),  # not in the files of earlier versions
+            stretch=about.get('stretch', False),
+        )
         return {'views': ({'image': fitted, 'content': size},), 'size': size}
 
     def run(batch):

@@ -6,10 +6,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from safetensors.numpy import save_file
 
+import main
 from configs import common
-from rankseg_jax import checkpoint, config_check, convert, models, predict, pretrained, sharding
+from rankseg_jax import checkpoint, config_check, convert, models, pretrained, sharding
+from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.pretrained import load_hf
 from tests import tiny
 from tests.helpers import random_parameters, random_variables
@@ -54,6 +58,18 @@ def save_mask2former(path, **options):
     return path
 
 
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
+def test_parameters_of_half_precision_become_float32(folder, tmp_path, precision):
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    theirs = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(folder)
+    theirs.to(getattr(torch, precision)).save_pretrained(tmp_path / 'half')
+    theirs.float().save_pretrained(tmp_path / 'rounded')
+    _, found = load_hf(tmp_path / 'half')
+    assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype('float32')}
+    _, expected = load_hf(tmp_path / 'rounded')
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return save_mask2former(tmp_path_factory.mktemp('hf'))
@@ -85,6 +101,8 @@ def test_a_hugging_face_checkpoint_becomes_a_run(folder, tmp_path):
         and config.eval.batch_size == 1
         and config.data.antialias
     )
+    assert config.eval.stretch and config.eval.multiple == 32
+    assert config.eval.resample == 'bilinear' and tuple(config.eval.mask_size) == (384, 384)
     theirs, expected = load_hf(folder)
     assert model == theirs
     start_of_later_run = pretrained.read_variables(tmp_path / 'new' / 'run')
@@ -92,27 +110,103 @@ def test_a_hugging_face_checkpoint_becomes_a_run(folder, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, found, {'batch_stats': {}} | expected)
 
 
-def test_published_panoptic_checkpoints_know_their_things():
-    things = convert.published_things('facebook/mask2former-swin-tiny-coco-panoptic', 133)
-    assert sum(things) == 80 and all(things[:80])
-    things = convert.published_things('facebook/mask2former-swin-large-ade-panoptic', 150)
+COCO = read_classes('coco_panoptic')['names']
+# As published on the hub.
+CITYSCAPES = (
+    'road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,'
+    'person,rider,car,truck,bus,train,motorcycle,bicycle'
+).split(',')
+ADE = [f'{name} ' for name in read_classes('ade20k')['names']]
+VISTAS = read_classes('mapillary_vistas')['names']
+UNKNOWN = [f'LABEL_{i}' for i in range(200)]
+FACEBOOK = 'facebook/mask2former-swin-large'
+
+
+@pytest.mark.parametrize(
+    'source, names, flags, task, things',
+    [
+        (f'{FACEBOOK}-coco-panoptic', COCO, {}, 'panoptic', range(80)),
+        ('/runs/checkpoint-500', COCO, {}, 'panoptic', range(80)),
+        ('facebook/maskformer-swin-tiny-coco', COCO, {}, 'panoptic', range(80)),
+        (f'{FACEBOOK}-cityscapes-panoptic', CITYSCAPES, {}, 'panoptic', range(11, 19)),
+        (f'{FACEBOOK}-cityscapes-semantic', CITYSCAPES, {}, 'semantic', ()),
+        (f'{FACEBOOK}-cityscapes-instance', CITYSCAPES[11:], {}, 'panoptic', range(8)),
+        ('checkpoint-500', CITYSCAPES, {}, 'semantic', ()),
+        ('checkpoint-500', CITYSCAPES, {'task': 'panoptic'}, 'panoptic', range(11, 19)),
+        ('checkpoint-500', COCO[:80], {}, 'panoptic', range(80)),
+        ('aws-instance-7', ADE, {}, 'semantic', ()),
+        ('aws-instance-7', UNKNOWN, {}, 'semantic', ()),
+        ('aws-instance-7', ['person', 'car'], {}, 'semantic', ()),
+        ('my-panoptic', ADE, {}, 'semantic', ()),
+        ('mask2former-tiny-mine-instance', UNKNOWN, {}, 'panoptic', range(200)),
+        (
+            'checkpoint-500',
+            UNKNOWN,
+            {'things': ['0-2', '7', 'LABEL_9']},
+            'panoptic',
+            [0, 1, 2, 7, 9],
+        ),
+        ('checkpoint-500', UNKNOWN, {'things': ['all']}, 'panoptic', range(200)),
+        (f'{FACEBOOK}-coco-panoptic', COCO, {'task': 'semantic'}, 'semantic', ()),
+    ],
+)
+def test_the_task_is_told_from_the_names_of_the_categories(source, names, flags, task, things):
+    found, is_thing, reason = convert.published_task(
+        source, names, flags.get('task'), flags.get('things')
+    )
+    assert found == task and reason
+    assert len(is_thing) == (len(names) if task == 'panoptic' else 0)
+    assert [i for i, thing in enumerate(is_thing) if thing] == list(things)
+
+
+def test_things_of_the_published_panoptic_tasks():
+    _, things, _ = convert.published_task(f'{FACEBOOK}-ade-panoptic', ADE, None, None)
+    assert sum(things) == 100
     stuff = [i for i in range(12) if not things[i]]
-    assert sum(things) == 100 and stuff == [0, 1, 2, 3, 4, 5, 6, 9, 11]
-    assert (
-        convert.published_things('/weights/mask2former-swin-small-coco-instance', 80) == [True] * 80
+    assert stuff == [0, 1, 2, 3, 4, 5, 6, 9, 11]
+    _, things, _ = convert.published_task(
+        f'{FACEBOOK}-mapillary-vistas-panoptic', VISTAS, None, None
     )
-    assert convert.published_things('facebook/mask2former-swin-base-ade-semantic', 150) is None
-    assert convert.published_things('panoptic/mine', 150) is None
+    assert sum(things) == 37 and len(things) == 65
+    assert [VISTAS[i] for i in (8, 23, 43, 58)] == [
+        'Crosswalk - Plain', 'Lane Marking - Crosswalk', 'Pothole', 'On Rails',
+    ]  # fmt: skip
+    assert [things[i] for i in (8, 23, 43, 58)] == [True, True, False, False]
 
 
-def test_a_panoptic_checkpoint_predicts_segments(tmp_path):
-    save_mask2former(tmp_path / 'mine-instance')
-    convert.run(tmp_path / 'mine-instance', tmp_path / 'run', common.get_config(), as_is=True)
-    result = predict.load(tmp_path / 'run')(
-        np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+@pytest.mark.parametrize(
+    'task, things, message',
+    [
+        ('panoptic', None, r'the 200 categories \(LABEL_0, LABEL_1, .* --things=0-79,person or'),
+        ('panoptik', None, "config.task = 'panoptik' is unknown"),
+        ('semantic', ['0'], '--things belongs to --task=panoptic'),
+        (None, ['0-200'], "'0-200' is no category; .* numbers from 0 to 199"),
+        (None, ['LABEL-3'], "'LABEL-3' is no category; give names, such as 'LABEL_3'"),
+    ],
+)
+def test_tasks_that_a_checkpoint_cannot_have_are_refused(task, things, message):
+    with pytest.raises(ValueError, match=message):
+        convert.published_task('checkpoint-500', UNKNOWN, task, things)
+
+
+@pytest.mark.parametrize('mode, config', [('predict', None), ('convert', common.get_config())])
+def test_flags_of_public_weights_belong_to_their_conversion(tmp_path, mode, config):
+    flags.FLAGS(['main.py', f'--workdir={tmp_path}'])
+    with flagsaver.flagsaver(mode=mode, task='panoptic'):
+        with pytest.raises(ValueError, match='--task and --things describe public weights'):
+            main.run(config, tmp_path)
+
+
+def test_flags_and_what_was_assumed(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sharding, 'start_distributed', lambda: None)
+    flags.FLAGS(['main.py', f'--workdir={tmp_path}'])
+    with flagsaver.flagsaver(mode='convert', input=[str(folder)], things=['tree', '2']):
+        main.run(None, tmp_path)
+    saved = checkpoint.open_run(tmp_path)
+    assert saved.things == [False, True, True] and saved.config.task == 'panoptic'
+    assert 'Task: panoptic, 2 of 3 categories are things, as --things says. To change it: ' in (
+        capsys.readouterr().out
     )
-    assert result.labels.shape == result.segment_ids.shape == (40, 70)
-    assert result.segment_ids.max() == len(result.segments)
 
 
 def test_weights_for_another_config_become_a_run(tmp_path, monkeypatch):
@@ -146,20 +240,6 @@ def test_weights_for_another_config_become_a_run(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    'size, expected',
-    [
-        ({'size': 640, 'max_size': 2560}, {'base_size': (640, 2560)}),
-        ({'size': {'height': 384, 'width': 256}}, {'size': (384, 256)}),
-    ],
-)
-def test_older_ways_to_give_the_size(size, expected):
-    config = common.get_config()
-    convert.describe_input({'image_mean': [0, 0, 0], 'image_std': [1, 1, 1]} | size, config)
-    assert config.eval.to_dict() == common.get_config().eval.to_dict() | expected
-    config_check.check(config, common.get_config())
-
-
 def test_models_that_no_config_describes_are_refused(folder, tmp_path):
     target = tmp_path / 'run'
     backbone = json.loads((folder / 'config.json').read_text())['backbone_config']
@@ -184,8 +264,7 @@ def test_models_that_no_config_describes_are_refused(folder, tmp_path):
             {'backbone_config': {'model_type': 'swin'}},
             'image_size is missing in config.json',
         ),
-        ('preprocessor_config.json', {'do_rescale': False}, 'do_rescale = False is not supported'),
-        ('preprocessor_config.json', {'size': {'shortest_edge': 64}}, 'max_size is missing'),
+        ('preprocessor_config.json', {'size': {'shortest_edge': 64}}, 'lacks longest_edge'),
     ]:
         changed = shutil.copytree(folder, tmp_path / 'hf', dirs_exist_ok=True)
         (changed / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
@@ -209,7 +288,7 @@ def test_models_that_no_config_describes_are_refused(folder, tmp_path):
         'version https://git-lfs.github.com/spec/v1\nsize 12\n'
     )
     with pytest.raises(
-        ValueError, match='model.safetensors is not a safetensors file .*git without LFS'
+        ValueError, match='model.safetensors is not a safetensors file.*git without LFS'
     ):
         convert.run(changed, target, common.get_config(), as_is=True)
     with pytest.raises(

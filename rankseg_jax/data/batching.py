@@ -65,7 +65,7 @@ def batch_size(config, num_devices: int) -> int:
     Raises:
       ValueError: the devices cannot share a batch.
     """
-    if any(config.eval.base_size):
+    if any(config.eval.base_size) or not any(config.eval.size):
         return num_devices
     batch_size, hosts = config.eval.batch_size, jax.process_count()
     if batch_size < 1 or batch_size % (hosts * num_devices):

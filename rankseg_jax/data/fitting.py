@@ -1,12 +1,11 @@
-"""Fits images to the sizes that models see, with NumPy alone.
+"""Fits images to the sizes that models see, with NumPy and Pillow alone.
 
 Evaluation, prediction and exported models share these functions. --mode=export copies the source
-of `fitted_size`, `resize` and `fit` into its example.py.
+of `fitted_size`, `resize`, `filtered` and `fit` into its example.py.
 """
 
 import numpy as np
-
-WHOLE_MULTIPLE = 32  # of the sides of a whole image: the stride of the coarsest features
+from PIL import Image
 
 
 def fitted_size(
@@ -53,14 +52,47 @@ def scaled_size(
     return limited_size(size, np.floor(sides * np.float64(ratio)))
 
 
-def resize(
-    image: np.ndarray, size: np.ndarray | tuple[int, int], antialias: bool = False
+def stretched_size(
+    size: np.ndarray | tuple[int, int], base_size: np.ndarray | tuple[int, int], multiple: int
 ) -> np.ndarray:
-    """Bilinear with half-pixel centers: [..., H, W, D] -> float32 [..., h, w, D].
+    """The size that Hugging Face's image processors of Mask2Former and MaskFormer resize to.
 
-    Without `antialias` like OpenCV (mmsegmentation), which looks at two pixels per axis however
-    far it shrinks; with it like Pillow (detectron2), whose filter grows as it shrinks.
+    Args:
+      size: [2], rows and columns.
+      base_size: (shortest, longest) edge.
+      multiple: `size_divisor`.
+
+    Returns:
+      int32 [2], rows and columns.
     """
+    low, high = np.sort(size).tolist()
+    short, longest = (int(edge) for edge in base_size)
+    exact = short
+    if high / low * short > longest:
+        exact = longest * low / high
+        short = round(exact)
+    if low == short:
+        fitted = np.array(size)
+    else:
+        sides = short, int(exact * high / low)  # in this order, or it rounds elsewhere
+        fitted = np.array(sides if size[0] <= size[1] else sides[::-1])
+    return (-(-np.maximum(fitted, 1) // multiple) * multiple).astype(np.int32)
+
+
+def resize(
+    image: np.ndarray,
+    size: np.ndarray | tuple[int, int],
+    antialias: bool = False,
+    resample: str = '',
+) -> np.ndarray:
+    """Resizes with half-pixel centers: [..., H, W, D] -> float32 [..., h, w, D].
+
+    Bilinear: without `antialias` like OpenCV (mmsegmentation), which looks at two pixels per axis
+    however far it shrinks; with it like Pillow (detectron2), whose filter grows as it shrinks, but
+    for rounding. With `resample` through Pillow itself, see `filtered`.
+    """
+    if resample:
+        return filtered(image, size, resample)
     *leading, rows, columns, depth = image.shape
     resized = np.array(image, np.float32).reshape(*leading, rows, columns * depth)
     for axis, old, new, step in ((-2, rows, size[0], 1), (-1, columns, size[1], depth)):
@@ -83,22 +115,68 @@ def resize(
     return resized.reshape(*leading, *size, depth)
 
 
+def filtered(image: np.ndarray, size: np.ndarray | tuple[int, int], resample: str) -> np.ndarray:
+    """Resizes uint8 [..., H, W, 3] with a filter of Pillow, rounded, to float32 [..., h, w, 3]."""
+    rows, columns = (int(side) for side in size)
+    resized = [
+        np.asarray(
+            Image.fromarray(frame).resize((columns, rows), Image.Resampling[resample.upper()])
+        )
+        for frame in image.reshape(-1, *image.shape[-3:])
+    ]
+    return np.stack(resized).reshape(*image.shape[:-3], rows, columns, 3).astype(np.float32)
+
+
 def fit(
-    image: np.ndarray, size: tuple[int, int], antialias: bool = False
+    image: np.ndarray,
+    size: tuple[int, int],
+    antialias: bool = False,
+    resample: str = '',
+    stretch: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resizes an image to the largest of its ratio that fits into `size`, and pads it with zeros.
 
     Args:
       image: uint8 [H, W, 3].
       size: (h, w).
+      antialias, resample: as of `resize`.
+      stretch: resize to `size` itself.
 
     Returns:
       uint8 [h, w, 3] with the image at the top left, and int32 [2], its rows and columns there.
     """
-    rows, columns = content = fitted_size(image.shape[:2], size)
+    content = np.array(size, np.int32) if stretch else fitted_size(image.shape[:2], size)
+    rows, columns = content
     fitted = np.zeros((*size, 3), np.uint8)
-    fitted[:rows, :columns] = resize(image, content, antialias).round()
+    fitted[:rows, :columns] = resize(image, content, antialias, resample).round()
     return fitted, content
+
+
+def view_sizes(size: tuple[int, int], evaluation, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of an image of `size` in its view of a scale, and those of the view.
+
+    Args:
+      size: (rows, columns).
+      evaluation: `config.eval`.
+
+    Returns:
+      int32 [2] each.
+    """
+    fixed = not any(evaluation.base_size) and any(evaluation.size)
+    if fixed:
+        view = np.maximum([round(side * scale) for side in evaluation.size], 1).astype(np.int32)
+        content = view if evaluation.stretch else fitted_size(size, view)
+    elif evaluation.stretch:
+        base_size = evaluation.base_size if any(evaluation.base_size) else np.sort(size)
+        base_size = np.floor(np.multiply(base_size, scale))
+        content = view = stretched_size(size, base_size, evaluation.multiple)
+    else:
+        content = scaled_size(size, evaluation.base_size, scale)
+        view = -(-content // evaluation.multiple) * evaluation.multiple
+    if any(evaluation.window):
+        window, stride = np.array(evaluation.window), np.array(evaluation.stride)
+        view = window + stride * -(-np.maximum(content - window, 0) // stride)
+    return content, view
 
 
 def eval_views(image: np.ndarray, config) -> tuple[dict[str, np.ndarray], ...]:
@@ -110,23 +188,16 @@ def eval_views(image: np.ndarray, config) -> tuple[dict[str, np.ndarray], ...]:
 
     Returns:
       A tuple of {'image': normalized float32 [(t,) h, w, 3], zero below and to the right of the
-      content, 'content': int32 [2], its rows and columns}. With `eval.base_size`, (h, w) is the
-      content's size, rounded up; otherwise `eval.size` × scale. With windows, the last one ends
-      where (h, w) does.
+      content, 'content': int32 [2], its rows and columns}. If `eval.size` holds, (h, w) is that ×
+      scale; otherwise the content's size, rounded up to `eval.multiple`. With windows, the last one
+      ends where (h, w) does.
     """
     evaluation, data = config.eval, config.data
     views = []
     for scale in evaluation.scales:
-        if any(evaluation.base_size):
-            content = scaled_size(image.shape[-3:-1], evaluation.base_size, scale)
-            size = -(-content // WHOLE_MULTIPLE) * WHOLE_MULTIPLE
-        else:
-            size = np.maximum([round(side * scale) for side in evaluation.size], 1)
-            content = fitted_size(image.shape[-3:-1], size)
-        if any(evaluation.window):
-            window, stride = np.array(evaluation.window), np.array(evaluation.stride)
-            size = window + stride * -(-np.maximum(content - window, 0) // stride)
-        fitted = resize(image, content, data.antialias)  # [(t,) rows, columns, 3]
+        content, size = view_sizes(image.shape[-3:-1], evaluation, scale)
+        # [(t,) rows, columns, 3]
+        fitted = resize(image, content, data.antialias, evaluation.resample)
         view = np.zeros((*image.shape[:-3], *size, 3), np.float32)
         rows, columns = content
         # A row at a time: NumPy is slow where only three numbers are repeated.

@@ -4,8 +4,8 @@
   facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs and ResNets of timm,
-  torchvision or mmseg, Swins of timm or Hugging Face (`.safetensors`, or `.pth` where PyTorch is
-  installed);
+  torchvision or mmseg, Swins of timm, mmseg or Hugging Face (`.safetensors`, or `.pth` where
+  PyTorch is installed); of a whole mmseg model only the backbone is read;
 - a file with a whole model: the paper's released Segmenter (`.pth`).
 
 In Python, `load_hf` returns a Hugging Face model unchanged.
@@ -13,7 +13,6 @@ In Python, `load_hf` returns a Hugging Face model unchanged.
 
 import operator
 import re
-from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -22,7 +21,9 @@ from flax import traverse_util
 from rankseg_jax import checkpoint
 from rankseg_jax.backbones.vit import resize_bicubic
 from rankseg_jax.pretrained import hf, released, resnet, swin, vit
+from rankseg_jax.pretrained.files import float32, read
 from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
+from rankseg_jax.pretrained.torch_layers import part
 
 HEAD = re.compile(r'/(decoder|classifier)/(head|rank)/')  # the parts that RankSeg adds
 # Parameters with an axis of categories or ranks; if its length differs, they are not loaded.
@@ -32,62 +33,10 @@ CLASS_LAYER = re.compile(
 )
 
 
-def read(path) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz`, `.safetensors`, `.pth` or `.pt` file, by name.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ImportError: a `.pth` file, but PyTorch is not installed.
-      ValueError: the file has another suffix or holds no arrays.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise FileNotFoundError(
-            f'config.model.pretrained = {path} holds neither config.json nor checkpoints'
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f'config.model.pretrained = {path} is not a file')
-    if path.suffix == '.npz':
-        with np.load(path) as file:
-            return {key.removeprefix('opt/target/'): value for key, value in file.items()}
-    if path.suffix == '.safetensors':
-        from safetensors.numpy import load_file
-
-        return load_file(path)
-    if path.suffix not in ('.pth', '.pt'):
-        raise ValueError(
-            f'config.model.pretrained = {path} must be a .npz, .safetensors, .pth or .pt file'
-        )
-    return read_torch(path)
-
-
-def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch file, whose state dict may be nested in other dicts."""
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f'{path} needs PyTorch to be read: pip install torch, or convert it to .safetensors'
-        ) from error
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    while isinstance(state, dict) and not any(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
-        inner = [state[key] for key in ('state_dict', 'model', 'model_ema') if key in state]
-        if not inner:
-            raise ValueError(
-                f'{path} holds no state dict; its keys are {sorted(map(str, state))[:5]}'
-            )
-        state = inner[0]
-    return {
-        key: value.float().numpy()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
 def convert(arrays) -> dict:
     """Converts arrays that are named as in another project.
+
+    Of an mmsegmentation model only the backbone is converted, save for a released Segmenter.
 
     Returns:
       Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
@@ -97,8 +46,10 @@ def convert(arrays) -> dict:
     """
     if 'Transformer/posembed_input/pos_embedding' in arrays:
         return {'params': {'backbone': vit.from_augreg(arrays)}}
+    arrays = part(arrays, 'module.') or arrays  # saved while training on several devices
     if 'decode_head.proj_patch' in arrays:
         return {'params': released.segmenter(arrays)}
+    arrays = part(arrays, 'backbone.') or arrays
     if any(key in arrays for key in ('cls_token', 'class_token')):
         return {'params': {'backbone': vit.from_torch(arrays)}}
     if any(key.endswith('relative_position_bias_table') for key in arrays):
@@ -127,7 +78,7 @@ def read_variables(source) -> dict:
     """
     path = hf.locate(source)
     if (path / 'checkpoints').is_dir():
-        model = checkpoint.read_model(path)
+        model = float32(checkpoint.read_model(path))
         return {'params': model.get('ema', model['params']), 'batch_stats': model['batch_stats']}
     if (path / 'config.json').is_file():
         return hf.variables(*hf.read_folder(path))

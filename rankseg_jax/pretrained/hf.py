@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
-from rankseg_jax.pretrained import mask2former, maskformer, resnet, swin
+from rankseg_jax.pretrained import files, mask2former, maskformer, resnet, swin
 from rankseg_jax.pretrained.torch_layers import part
 
 FRAMEWORKS = {'mask2former': mask2former, 'maskformer': maskformer}  # by `model_type`
@@ -103,29 +103,20 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a file is not a safetensors file, or the weights are not those of a whole model.
+      ValueError: as `files.read`, or the weights are not those of a whole model.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     for name in ('config.json', 'model.safetensors'):
         if not (folder / name).is_file() and not (folder / f'{name}.index.json').is_file():
             raise FileNotFoundError(f'{folder} holds no {name}')
     index = folder / 'model.safetensors.index.json'
-    files = (
+    shards = (
         sorted(set(json.loads(index.read_text())['weight_map'].values()))
         if index.is_file()
         else ['model.safetensors']
     )
     state = {}
-    for file in files:
-        try:
-            state |= load_file(folder / file)
-        except SafetensorError as error:
-            raise ValueError(
-                f'{folder / file} is not a safetensors file ({error}); git without LFS leaves a '
-                'pointer in its place'
-            ) from error
+    for shard in shards:
+        state |= files.read(folder / shard)
     config = read_json(folder / 'config.json')
     framework(config)  # refuses other kinds of models before the weights are looked at
     if 'class_predictor.bias' not in state:

@@ -23,6 +23,8 @@ FIXED = {
     'feature_strides': [4, 8, 16, 32],
     'backbone_config': {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']},
 }
+# At which Hugging Face's post-processing turns masks into probabilities.
+MASK_SIZE = (384, 384)
 
 
 def widths(config) -> dict:

@@ -17,6 +17,8 @@ from rankseg_jax.pretrained.torch_layers import (
 FIXED = {
     'decoder_config': {'model_type': 'detr', 'activation_function': 'relu', 'auxiliary_loss': False}
 }
+# At which Hugging Face's post-processing turns masks into probabilities, their own.
+MASK_SIZE = (-1, -1)
 
 
 def widths(config) -> dict:

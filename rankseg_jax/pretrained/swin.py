@@ -1,4 +1,4 @@
-"""Swin weights: timm's and Hugging Face's state dicts."""
+"""Swin weights: state dicts of timm, of the original code, of mmseg and of Hugging Face."""
 
 import re
 
@@ -6,8 +6,14 @@ import numpy as np
 
 from rankseg_jax.pretrained import torch_layers
 
-# Hugging Face's names, older and newer, as patterns, to timm's.
+# Hugging Face's names, older and newer, and mmseg's, as patterns, to timm's.
 TO_TIMM = [
+    (r'^stages\.', 'layers.'),
+    (r'\.attn\.w_msa\.', '.attn.'),
+    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+    (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
+    (r'^norm(\d)\.', lambda m: f'hidden_states_norms.stage{int(m[1]) + 1}.'),
     (r'^(swin\.|model\.)?(encoder|embeddings)\.', r'\2.'),
     (r'^encoder\.', ''),
     (r'^(swin\.|model\.)?layernorm\.', 'norm.'),
@@ -36,6 +42,11 @@ def from_torch(state) -> dict:
     Raises:
       ValueError: a name is unknown.
     """
+    if any('.w_msa.' in key for key in state):
+        state = {
+            key: neighbors_first(value) if '.downsample.' in key else value
+            for key, value in state.items()
+        }
     for pattern, replacement in TO_TIMM:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
     state = {key: np.asarray(value) for key, value in state.items() if not LEFT_OUT.match(key)}
@@ -81,6 +92,16 @@ def from_torch(state) -> dict:
             else {'scale': dim + 1, 'bias': dim}
         )
     return params
+
+
+def neighbors_first(value):
+    """A weight of mmseg's patch merging, [..., D · 2 · 2] as of nn.Unfold, as timm's [..., 4 · D].
+
+    In timm, the four neighbors are ordered by column, then by row.
+    """
+    value = np.asarray(value)
+    parts = value.reshape(*value.shape[:-1], -1, 2, 2)  # [..., D, row, column]
+    return np.moveaxis(parts, -3, -1).swapaxes(-3, -2).reshape(value.shape)
 
 
 def block(state, name):

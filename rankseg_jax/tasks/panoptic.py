@@ -157,7 +157,12 @@ class Panoptic(Semantic):
             things = gather(things, selection, 0)  # [B, κ]
         options = self.config.eval
         segments = panoptic_segments(
-            views[0], things, size, threshold=options.threshold, overlap=options.overlap
+            views[0],
+            things,
+            size,
+            threshold=options.threshold,
+            overlap=options.overlap,
+            keep_unsure=any(options.mask_size),
         )
         labels = segments.labels
         if selection is not None:

@@ -1,0 +1,118 @@
+"""Hugging Face's image processors of Mask2Former and MaskFormer, as keys of our config.
+
+The rules and defaults are those of transformers 5.23; both its backends, Pillow and torchvision,
+follow them.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rankseg_jax.pretrained.hf import FRAMEWORKS, check_fixed
+
+FILE = 'preprocessor_config.json'
+DEFAULTS: dict[str, Any] = {
+    'do_resize': True,
+    'size': {'shortest_edge': 800, 'longest_edge': 1333},
+    'size_divisor': 32,
+    'resample': 2,
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': (0.485, 0.456, 0.406),
+    'image_std': (0.229, 0.224, 0.225),
+}
+# Padding to a size moves the masks of Hugging Face's post-processing away from the image.
+FIXED = {'pad_size': None}
+FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # by Pillow's number
+
+
+def input_keys(processor: Mapping[str, Any], model_type: str) -> dict[str, dict[str, Any]]:
+    """The keys of `config.data` and `config.eval` that see and post-process images alike.
+
+    Args:
+      processor: content of `preprocessor_config.json`; missing keys have Hugging Face's defaults.
+      model_type: of `config.json`, whose processor it is unless it says otherwise.
+
+    Returns:
+      {'data': keys, 'eval': keys}.
+
+    Raises:
+      ValueError: no keys can describe the processor.
+    """
+    check_fixed(processor, FIXED, FILE)
+    given = {key: value for key, value in processor.items() if value is not None}
+    options = DEFAULTS | given
+    if 'size' not in given and 'max_size' in given:
+        options['size'] = DEFAULTS['size'] | {'longest_edge': given['max_size']}
+    if options['resample'] not in range(len(FILTERS)):
+        raise ValueError(
+            f'{FILE}: resample = {options["resample"]!r} is no filter of Pillow, '
+            f'0 to {len(FILTERS) - 1}'
+        )
+    framework = FRAMEWORKS[framework_name(given, model_type)]
+    evaluation = size_keys(options) | {
+        'resample': FILTERS[options['resample']],
+        'mask_size': framework.MASK_SIZE,
+    }
+    # Both backends resize with a filter that grows as images shrink.
+    return {'data': color_keys(options) | {'antialias': True}, 'eval': evaluation}
+
+
+def framework_name(processor: Mapping[str, Any], model_type: str) -> str:
+    """The framework, one of `hf.FRAMEWORKS`, whose image processor this is."""
+    key = (
+        'image_processor_type' if 'image_processor_type' in processor else 'feature_extractor_type'
+    )
+    if key not in processor:
+        return model_type
+    match = re.match(r'(\w+)(ImageProcessor|FeatureExtractor)', processor[key])
+    if not match or match[1].lower() not in FRAMEWORKS:
+        raise ValueError(
+            f'{FILE}: {key} = {processor[key]!r} is not supported, only those of '
+            f'{" and ".join(FRAMEWORKS)}'
+        )
+    return match[1].lower()
+
+
+def color_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`data.mean` and `data.std` of values 0..255, for rescaled and normalized ones."""
+    factor = options['rescale_factor'] if options['do_rescale'] else 1.0
+    mean, std = options['image_mean'], options['image_std']
+    if not options['do_normalize']:
+        mean, std = 0.0, 1.0
+
+    def colors(values):
+        values = [values] * 3 if isinstance(values, (int, float)) else values
+        return tuple(float(value) / factor for value in values)
+
+    return {'mean': colors(mean), 'std': colors(std)}
+
+
+def size_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `config.eval` for the size that images are resized to."""
+    if not options['do_resize']:
+        return {'size': (0, 0), 'base_size': (0, 0), 'stretch': False, 'multiple': 1}
+    size, multiple = options['size'], options['size_divisor'] or 1
+    if isinstance(size, int):
+        size = {'shortest_edge': size}
+    elif not isinstance(size, Mapping):
+        size = dict(zip(('height', 'width'), size, strict=True))
+    size = {key: value for key, value in size.items() if value}
+    if 'shortest_edge' in size:
+        # Earlier versions gave the longest edge apart.
+        longest = size.get('longest_edge', options.get('max_size'))
+        if not longest:
+            raise ValueError(
+                f'{FILE}: size = {options["size"]!r} lacks longest_edge, without which Hugging '
+                'Face cannot resize either; add it, such as 1333'
+            )
+        edges = (size['shortest_edge'], longest)
+        return {'base_size': edges, 'stretch': True, 'multiple': multiple}
+    if not {'height', 'width'} <= size.keys():
+        raise ValueError(
+            f'{FILE}: size = {options["size"]!r} is not supported, only height and width, or '
+            'shortest_edge and longest_edge'
+        )
+    fixed = tuple(-(-size[side] // multiple) * multiple for side in ('height', 'width'))
+    return {'size': fixed, 'base_size': (0, 0), 'stretch': True, 'multiple': multiple}
