@@ -19,6 +19,7 @@ from rankseg_jax.data import reading
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.decoders.query_classifier import QueryClassifier
 from tests import FAST_COMPILATION, tiny
+from tests.helpers import random_like, random_variables
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,63 +28,66 @@ def read_rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def read_variables(workdir, step):
+def read_variables(workdir, step, **overrides):
     saved = checkpoint.open_run(workdir, step)
     assert checkpoint.read_run(saved.manager, step)['next_step'] == step
-    config = tiny.config('')
+    config = tiny.config('', **overrides)
     return models.restore(saved, models.build(config, 8), config, sharding.make_mesh(1))
 
 
-def test_loop_logs_evaluates_and_keeps_checkpoints(data_dir, tmp_path):
+@pytest.fixture(scope='module')
+def finished(data_dir, tmp_path_factory):
+    """(config, workdir, scores) of a run that reached its last step."""
     config = tiny.config(data_dir, steps=7, keep_checkpoints=1)
-    scores = train.train(config, tmp_path)
-    rows = read_rows(tmp_path / 'metrics.jsonl')
-    assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 4, 6, 7]
-    assert [row['step'] for row in rows if 'eval/mIoU' in row] == [3, 6, 7]
-    parts = {
-        'train/loss_pixel',
-        'train/loss_auxiliary',
-        'train/loss_multilabel',
-        'train/grad_norm',
-        'learning_rate',
-        'steps/s',
-        'img/s',
-        'img/s/device',
-    }
-    assert parts <= rows[0].keys()
-    for row in rows:
-        if 'train/loss' in row:
-            total = (
-                row['train/loss_pixel'] + row['train/loss_auxiliary'] + row['train/loss_multilabel']
-            )
-            assert row['train/loss'] == pytest.approx(total, rel=1e-5)
-    assert scores['mIoU'] == rows[-1]['eval/mIoU'] and 0 <= scores['mIoU'] <= 1
-    assert list(tmp_path.glob('events.out.tfevents.*'))
-    best = max((row for row in rows if 'eval/mIoU' in row), key=lambda row: row['eval/mIoU'])[
-        'step'
-    ]
-    manager = checkpoint.open_checkpoints(tmp_path)
-    assert set(manager.all_steps()) == {7, best}
-    assert checkpoint.find(manager, 'best') == best and checkpoint.find(manager, 'last') == 7
-    again = train.train(config, tmp_path)  # all steps are done
-    assert again['mIoU'] == scores['mIoU']
+    workdir = tmp_path_factory.mktemp('run')
+    return config, workdir, train.train(config, workdir)
 
 
-def command(config_dir, workdir, *overrides):
-    file = workdir.with_suffix('.py')
-    file.write_text(
-        f'from tests import tiny\ndef get_config(): return tiny.config({str(config_dir)!r})\n'
-    )
+class TestLoop:
+    def test_it_logs_evaluates_and_keeps_checkpoints(self, finished):
+        config, workdir, scores = finished
+        rows = read_rows(workdir / 'metrics.jsonl')
+        assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 4, 6, 7]
+        assert [row['step'] for row in rows if 'eval/mIoU' in row] == [3, 6, 7]
+        parts = {
+            'train/loss_pixel',
+            'train/loss_multilabel',
+            'train/grad_norm',
+            'learning_rate',
+            'steps/s',
+            'img/s',
+            'img/s/device',
+        }
+        assert parts <= rows[0].keys()
+        for row in rows:
+            if 'train/loss' in row:
+                total = row['train/loss_pixel'] + row['train/loss_multilabel']
+                assert row['train/loss'] == pytest.approx(total, rel=1e-5)
+        assert scores['mIoU'] == rows[-1]['eval/mIoU'] and 0 <= scores['mIoU'] <= 1
+        assert list(workdir.glob('events.out.tfevents.*'))
+        best = max((row for row in rows if 'eval/mIoU' in row), key=lambda row: row['eval/mIoU'])[
+            'step'
+        ]
+        manager = checkpoint.open_checkpoints(workdir)
+        assert set(manager.all_steps()) == {7, best}
+        assert checkpoint.find(manager, 'best') == best and checkpoint.find(manager, 'last') == 7
+        again = train.train(config, workdir)  # all steps are done
+        assert again['mIoU'] == scores['mIoU']
+
+    def test_resuming_with_another_model_lists_both_sides(self, data_dir, finished):
+        config = tiny.config(data_dir, rankseg__num_selected=4)
+        with pytest.raises(
+            ValueError,
+            match=r'decoder/rank/temperature/norm/scale: checkpoint \(3,\), model \(4,\)',
+        ):
+            train.train(config, finished[1])
+
+
+def start(*arguments):
+    """A Python process that compiles as fast as the tests do."""
     env = os.environ | {'XLA_FLAGS': FAST_COMPILATION, 'PYTHONPATH': str(ROOT)}
     return subprocess.Popen(
-        [
-            sys.executable,
-            'main.py',
-            f'--config={file}',
-            f'--workdir={workdir}',
-            '--config.num_pictures=0',
-            *overrides,
-        ],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
@@ -100,47 +104,50 @@ def finish(process):
 
 def wait_for_step(workdir, step, process):
     """Waits until metrics.jsonl has reached `step`."""
-    for _ in range(3000):
+    for _ in range(30_000):
         file = workdir / 'metrics.jsonl'
         if file.exists() and any(
             json.loads(x)['step'] >= step for x in file.read_text().splitlines()
         ):
             return
         assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+        time.sleep(0.01)
     raise TimeoutError(f'no step {step} in {workdir}')
 
 
 def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(data_dir, tmp_path):
     """SIGKILL at a random step, SIGTERM, then to the end: bit-exact with an undisturbed run."""
-    options = (
-        '--config.steps=200',
-        '--config.log_every=5',
-        '--config.eval_every=1000',
-        '--config.checkpoint_every=10',
-    )
+    model = dict(model__backbone='tiny_vit', model__drop_path=0.5)  # steps draw random numbers
+    options = dict(steps=100, batch_size=4, log_every=2, eval_every=1000, checkpoint_every=10)
+    overrides = model | options | dict(num_pictures=0)
+    config = f'tiny.config({str(data_dir)!r}, **{overrides})'
+    file = tmp_path / 'run.py'
+    file.write_text(f'from tests import tiny\ndef get_config(): return {config}\n')
     straight, broken = tmp_path / 'straight', tmp_path / 'broken'
-    undisturbed = command(data_dir, straight, *options)
+    command = ('main.py', f'--config={file}', f'--workdir={broken}')
 
-    process = command(data_dir, broken, *options)
-    wait_for_step(broken, 20, process)
+    process = start(*command)
+    wait_for_step(broken, 10, process)
     while not [path for path in (broken / 'checkpoints').iterdir() if path.name.isdigit()]:
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.2))
     process.send_signal(signal.SIGKILL)
     process.wait()
 
-    process = command(data_dir, broken, *options)
-    wait_for_step(broken, 120, process)
+    process = start(*command)
+    wait_for_step(broken, 30, process)
     process.send_signal(signal.SIGTERM)
     out = finish(process)
     assert 'Resuming' in out and 'saved after step' in out
 
-    out = finish(command(data_dir, broken, *options))
-    assert 'Resuming' in out
-    finish(undisturbed)
+    # One process for both, since each start costs many seconds.
+    code = f'from rankseg_jax import train\nfrom tests import tiny\nconfig = {config}\n'
+    code += 'config.checkpoint_every = 1000\n'
+    code += ''.join(f'train.train(config, {str(workdir)!r})\n' for workdir in (broken, straight))
+    assert finish(start('-c', code)).count('Resuming') == 1
     jax.tree.map(
-        np.testing.assert_array_equal, read_variables(straight, 200), read_variables(broken, 200)
+        np.testing.assert_array_equal,
+        *(read_variables(workdir, 100, **model) for workdir in (straight, broken)),
     )
     expected, found = (
         [row['step'] for row in read_rows(run / 'metrics.jsonl') if 'train/loss' in row]
@@ -179,11 +186,14 @@ def test_a_non_finite_loss_names_step_and_examples(data_dir, tmp_path):
 
 
 def setup(config, model=None, **kwargs):
+    """A state before the first step, and the step."""
     model = model or models.build(config, 8)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = jax.jit(lambda: train.create_state(model, optimizer, config, 8))()
+    shapes = jax.eval_shape(lambda: train.create_state(model, optimizer, config, 8))
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state = state.replace(model=random_like(shapes.model))
     task = tasks.build(config, 'abcdefgh')
-    return state, train.make_train_step(model, optimizer, config, task, **kwargs), model
+    return state, train.make_train_step(model, optimizer, config, task, **kwargs)
 
 
 def random_batch(seed=0, batch=8):
@@ -196,20 +206,24 @@ def random_batch(seed=0, batch=8):
 
 
 def test_eight_devices_agree_with_one():
-    config = tiny.config('', model__dropout=0.0)
+    """With batch norms, whose statistics are those of the whole batch, and an auxiliary loss."""
+    config = tiny.config('', model__framework='upernet', model__dropout=0.0)
+    first, step = setup(config)
     results = []
     for devices in (1, 8):
         mesh = sharding.make_mesh(devices)
-        state, step, _ = setup(config)
         copied = sharding.copied(mesh)
-        step = jax.jit(step, in_shardings=(copied, sharding.split(mesh)), out_shardings=copied)
-        state = jax.device_put(state, copied)
+        jitted = jax.jit(step, in_shardings=(copied, sharding.split(mesh)), out_shardings=copied)
+        state = jax.device_put(first, copied)
         for i in range(3):
-            state, metrics = step(state, sharding.shard_batch(random_batch(i), mesh))
+            state, metrics = jitted(state, sharding.shard_batch(random_batch(i), mesh))
         results.append((state.model, metrics))
     # AdamW's first steps divide by the gradient's size, which magnifies rounding near zero.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), *results)
-    assert results[1][1]['loss'].sharding.num_devices == 8
+    metrics = results[1][1]
+    assert metrics['loss'].sharding.num_devices == 8
+    parts = [metrics[f'loss_{name}'] for name in ('pixel', 'auxiliary', 'multilabel')]
+    np.testing.assert_allclose(metrics['loss'], sum(map(float, parts)), rtol=1e-5)
 
 
 class Pixels(nn.Module):
@@ -268,7 +282,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(build, options, monk
     batch['mask'][5], batch['label'][5] = False, -1
     model = build(FrozenConfigDict(tiny.config('', **options)))
     (state, whole), (_, micro) = (
-        setup(tiny.config('', accumulate=n, **options), model)[:2] for n in (1, 4)
+        setup(tiny.config('', accumulate=n, **options), model) for n in (1, 4)
     )
     after, metrics = jax.jit(whole)(state, batch)
     slopes = jax.tree.map(lambda a, b: a - b, state.model['params'], after.model['params'])
@@ -283,10 +297,10 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(build, options, monk
 
 def test_masked_images_are_excluded_from_the_loss():
     """A stand-in for a corrupt image does not change the loss of the others."""
-    config = tiny.config('', model__dropout=0.0)
+    config = tiny.config('')
     model = models.build(config, 8)
     task = tasks.build(config, 'abcdefgh')
-    variables = jax.jit(lambda: models.init(model, 8, 0, (32, 32)))()
+    variables = random_variables(model, np.zeros((1, 32, 32, 3), np.float32))
     batch = random_batch(batch=4)
     batch['label'][3], batch['mask'][3] = -1, False
 
@@ -300,39 +314,33 @@ def test_masked_images_are_excluded_from_the_loss():
 
 
 def test_ema_and_dropout_streams():
-    config = tiny.config('', ema=0.75)
-    state, step, _ = setup(config)
+    options = dict(model__backbone='tiny_vit', model__drop_path=0.5)
+    state, step = setup(tiny.config('', ema=0.75, **options))
     step = jax.jit(step)
     after, metrics = step(state, random_batch())
     assert after.step == 1
-    expected = jax.tree.map(
-        lambda old, new: 0.75 * old + 0.25 * new, state.model['params'], after.model['params']
-    )
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        lambda found, old, new: np.testing.assert_allclose(
+            found, 0.75 * np.asarray(old) + 0.25 * np.asarray(new), rtol=1e-5, atol=1e-7
+        ),
         after.model['ema'],
-        expected,
+        state.model['ema'],
+        after.model['params'],
     )
     again, other = (step(state.replace(step=i), random_batch())[1] for i in (0, 1))
     assert again['loss'] == metrics['loss'] != other['loss']
 
 
 def test_all_classes_step_trains_the_same_parameters_without_selection():
-    state, step, _ = setup(tiny.config('', rankseg__temperature='layer_norm'), all_classes=True)
+    state, step = setup(tiny.config('', rankseg__temperature='layer_norm'), all_classes=True)
     after, metrics = jax.jit(step)(state, random_batch())
     assert jax.tree.structure(after.model) == jax.tree.structure(state.model)
     assert np.isfinite(metrics['loss'])
-    np.testing.assert_array_equal(
-        after.model['params']['classifier']['rank']['temperature']['norm']['scale'], np.ones(3)
-    )
-
-
-def test_resuming_with_another_model_lists_both_sides(data_dir, tmp_path):
-    train.train(tiny.config(data_dir, steps=1), tmp_path)
-    with pytest.raises(
-        ValueError, match=r'decoder/fuse/norm/mean: checkpoint \(8,\), model \(16,\)'
-    ):
-        train.train(tiny.config(data_dir, model__channels=16), tmp_path)
+    scales = [
+        variables.model['params']['decoder']['rank']['temperature']['norm']['scale']
+        for variables in (state, after)
+    ]
+    np.testing.assert_array_equal(*scales)
 
 
 @pytest.mark.parametrize(
