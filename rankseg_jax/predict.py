@@ -303,8 +303,8 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
                 logging.error('Skipped: %s', result)
                 failed.append(str(result))
                 continue
-            best = ', '.join(f'{name} {score:.2f}' for name, score in result.categories[:5])
-            progress.write(f'{paths[place]} -> {output / names[place]}.png  {best}')
+            line = f'{paths[place]} -> {output / names[place]}.png  {result.summary()}'
+            progress.write(line)
     if len(failed) == len(paths):
         raise CorruptExample('no image could be read: ' + '; '.join(failed))
     if failed:

@@ -437,12 +437,18 @@ def resumed_state(setup: Setup, manager, step: int) -> TrainState:
     run.check_categories(setup.task, setup.config.data)
     expected = sharding.place(setup.shapes, setup.shardings)
     restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
+    before, now = (x.to_dict() for x in (run.config, setup.config))
     for key in ('seed', 'batch_size'):
-        if run.config[key] != setup.config[key]:
+        if before[key] != now[key]:
             sharding.print_once(
-                f'config.{key} was {run.config[key]} and is {setup.config[key]}: '
-                'the images come in another order now'
+                f'config.{key} was {before[key]} and is {now[key]}: the images come in another '
+                'order now'
             )
+    if any(before[key] != now[key] for key in ('steps', 'optimizer')):
+        sharding.print_once(
+            f'config.steps or config.optimizer differ from those of {manager.directory.parent}: '
+            'the learning rate follows the new schedule from here on'
+        )
     sharding.print_once(f'Resuming {manager.directory.parent} after step {step}')
     done = jax.device_put(jnp.int32(step), setup.shardings.step)
     return TrainState(done, restored['model'], restored['optimizer'])

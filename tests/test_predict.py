@@ -219,6 +219,17 @@ def test_a_bad_image_or_a_long_name_stops_no_other(predictor, tmp_path, capsys):
     assert '5 of 6 images predicted' in printed and 'm.jpg' in printed
 
 
+def test_images_of_one_name_in_two_folders_are_both_kept(predictor, tmp_path):
+    for folder in ('day', 'night', 'day/rain'):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(noise((8, 8))).save(tmp_path / folder / 'a.png')
+    inputs = [tmp_path / 'day', tmp_path / 'night']
+    output = predict.predict_files(predictor, inputs, tmp_path / 'out')
+    found = [json.loads(path.read_text())['image'] for path in output.rglob('*.json')]
+    expected = [tmp_path / name for name in ('day/a.png', 'day/rain/a.png', 'night/a.png')]
+    assert sorted(found) == [str(path) for path in expected]
+
+
 def test_earlier_predictions_are_no_input(tmp_path):
     for name in ('a.png', 'night/a.png', 'out/a.png', 'out/night/a_overlay.png', 'out2/b.png'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,11 @@ class TestLoop:
         assert checkpoint.find(manager, 'best') == best and checkpoint.find(manager, 'last') == 7
         again = train.train(config, workdir)  # all steps are done
         assert again['mIoU'] == scores['mIoU']
+
+    def test_resuming_with_another_schedule_says_so(self, data_dir, finished, tmp_path, capsys):
+        workdir = shutil.copytree(finished[1], tmp_path / 'run')
+        train.train(tiny.config(data_dir, steps=8, keep_checkpoints=1), workdir)
+        assert 'follows the new schedule' in capsys.readouterr().out
 
     def test_resuming_with_another_model_lists_both_sides(self, data_dir, finished):
         config = tiny.config(data_dir, rankseg__num_selected=4)

@@ -140,10 +140,10 @@ class Task(abc.ABC):
     def result(self, image: np.ndarray, found: dict[str, np.ndarray], categories) -> Any:
         """What `predict` returns for an image; `tasks.semantic.Result` is one.
 
-        It has the methods `overlay()`, `panel(**truth)`, which return PIL images, and
-        `save(path, source)`, which writes <path><suffix>.png for each of `suffixes` and
-        <path>.json; `source` is the name of the image. Its attribute
-        `categories` is the argument.
+        It has the methods `overlay()`, `panel(**truth)`, which return PIL images; `summary()`, a
+        line of text; and `save(path, source)`, which writes <path><suffix>.png for each of
+        `suffixes` and <path>.json; `source` is the name of the image. Its attribute `categories`
+        is the argument.
 
         Args:
           image: uint8 [H, W, 3].

@@ -54,6 +54,13 @@ class PanopticResult(Result):
             label_segments=segment_ids,
         )
 
+    def summary(self):
+        """The number of segments, and a way out if there are none."""
+        found = f'{len(self.segments)} segments'
+        if not self.segments:
+            found = 'no segment reaches config.eval.threshold, lower it to see more'
+        return '; '.join(filter(None, [found, super().summary()]))
+
     def save(self, path, source=''):
         """As `Result.save`, and `<path>_panoptic.png`: its colors are segment ids, as in COCO."""
         super().save(path, source)

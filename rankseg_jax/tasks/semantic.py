@@ -51,6 +51,10 @@ class Result:
         ranked = self.categories[:RANKED]
         return visualize.panel(self.image, self.labels, ranked, self.class_names, label=label)
 
+    def summary(self) -> str:
+        """The result in a few words."""
+        return ', '.join(f'{name} {confidence:.2f}' for name, confidence in self.categories[:5])
+
     def save(self, path: str | Path, source: str | Path = '') -> None:
         """Writes <path>.png (the label map, 16-bit if K > 256), <path>_overlay.png, <path>.json.
 
