@@ -65,6 +65,26 @@ def test_resize_against_opencv_and_pillow(antialias, size):
     np.testing.assert_allclose(found, expected, atol=1.01)  # they round to whole levels, twice
 
 
+def test_nearest_pixels_are_torchs_where_two_are_as_near():
+    """From 640 to 448 columns, every seventh place lies between two pixels."""
+    torch = pytest.importorskip('torch')
+    image = noise(20, 640)
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(image).permute(2, 0, 1)[None], (14, 448), mode='nearest-exact'
+    )
+    found = fitting.resize(image, (14, 448), resample='nearest')
+    np.testing.assert_array_equal(found, expected[0].permute(1, 2, 0))
+
+
+@pytest.mark.parametrize('resample', ['box', 'bilinear', 'hamming', 'bicubic', 'lanczos'])
+def test_filters_are_pillows(resample):
+    frames = np.stack([noise(31, 44, seed) for seed in range(2)])
+    found = fitting.resize(frames, (20, 50), resample=resample)
+    for frame, expected in zip(found, frames, strict=True):
+        pillow = Image.fromarray(expected).resize((50, 20), Image.Resampling[resample.upper()])
+        np.testing.assert_array_equal(frame, pillow)
+
+
 def test_resize_to_the_same_size_is_exact_and_leaves_the_image_alone():
     image = noise(31, 17).astype(np.float32)
     found = fitting.resize(image, (31, 17), antialias=True)

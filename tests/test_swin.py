@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from rankseg_jax import backbones, pretrained
 from rankseg_jax.backbones import swin
-from rankseg_jax.pretrained.swin import from_torch
+from rankseg_jax.pretrained.swin import from_torch, neighbors_first
 from tests.helpers import numpy_state, random_parameters, random_variables, relative_error
 
 
@@ -60,6 +62,50 @@ def test_older_names_are_read_alike(tmp_path):
     file = pretrained.read(tmp_path / 'model.safetensors')
     assert 'encoder.layers.0.blocks.0.attention.self.query.weight' in ' '.join(file)
     jax.tree.map(np.testing.assert_array_equal, from_torch(file), from_torch(numpy_state(theirs)))
+
+
+def test_mmsegs_names_and_order_of_neighbors():
+    """Its patch merging is nn.Unfold, a norm and a Linear layer."""
+    torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
+    torch.manual_seed(0)
+    merging = timm.models.swin_transformer.PatchMerging(6)
+    norm, linear = torch.nn.LayerNorm(24), torch.nn.Linear(24, 12, bias=False)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    images = torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        for ours, theirs in (
+            (merging.norm.weight, norm.weight),
+            (merging.norm.bias, norm.bias),
+            (merging.reduction.weight, linear.weight),
+        ):
+            ours.copy_(torch.tensor(neighbors_first(theirs.numpy())))
+        unfolded = torch.nn.Unfold(2, stride=2)(images.permute(0, 3, 1, 2))  # [1, 24, 6]
+        expected = linear(norm(unfolded.transpose(1, 2)))
+        np.testing.assert_allclose(merging(images).reshape(1, 6, 12), expected, atol=1e-5)
+
+    theirs = timm.models.swin_transformer.SwinTransformer(
+        96, embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4), window_size=3, num_classes=0
+    )
+    state = {key: x for key, x in numpy_state(theirs).items() if not key.startswith('norm.')}
+    norm = {leaf: np.random.default_rng(0).normal(size=16) for leaf in ('weight', 'bias')}
+    renamed = {f'norm1.{leaf}': x for leaf, x in norm.items()}
+    for key, value in state.items():
+        if '.downsample.' in key:
+            value = value[..., np.argsort(neighbors_first(np.arange(value.shape[-1])))]
+        for pattern, replacement in (
+            (r'^layers\.(\d)\.downsample', lambda m: f'layers.{int(m[1]) - 1}.downsample'),
+            (r'^layers', 'stages'),
+            (r'\.attn\.', '.attn.w_msa.'),
+            (r'\.mlp\.fc1', '.ffn.layers.0.0'),
+            (r'\.mlp\.fc2', '.ffn.layers.1'),
+            (r'^patch_embed\.proj', 'patch_embed.projection'),
+        ):
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    assert 'stages.0.downsample.reduction.weight' in renamed
+    state |= {f'hidden_states_norms.stage2.{leaf}': x for leaf, x in norm.items()}
+    jax.tree.map(np.testing.assert_array_equal, from_torch(renamed), from_torch(state))
 
 
 def test_features_are_timms():

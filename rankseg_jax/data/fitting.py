@@ -116,12 +116,20 @@ def resize(
 
 
 def filtered(image: np.ndarray, size: np.ndarray | tuple[int, int], resample: str) -> np.ndarray:
-    """Resizes uint8 [..., H, W, 3] with a filter of Pillow, rounded, to float32 [..., h, w, 3]."""
+    """Resizes uint8 [..., H, W, 3] with a filter of Pillow, rounded, to float32 [..., h, w, 3].
+
+    The nearest pixels are those of torchvision: Pillow adds up rounding errors along an axis.
+    """
     rows, columns = (int(side) for side in size)
+    if resample == 'nearest':
+        for axis, new in ((-3, rows), (-2, columns)):
+            step = np.float32(image.shape[axis]) / np.float32(new)
+            places = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * step
+            image = image.take(places.astype(int), axis, mode='clip')
+        return image.astype(np.float32)
+    kernel = Image.Resampling[resample.upper()]
     resized = [
-        np.asarray(
-            Image.fromarray(frame).resize((columns, rows), Image.Resampling[resample.upper()])
-        )
+        np.asarray(Image.fromarray(frame).resize((columns, rows), kernel))
         for frame in image.reshape(-1, *image.shape[-3:])
     ]
     return np.stack(resized).reshape(*image.shape[:-3], rows, columns, 3).astype(np.float32)
