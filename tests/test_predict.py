@@ -384,14 +384,13 @@ def run_example(exported, folder):
 
 
 def test_example_runs_without_this_package(exported, predictor, tmp_path):
-    image = np.random.default_rng(0).integers(0, 65536, (32, 32)).astype(np.uint16)
+    image = np.random.default_rng(0).integers(0, 10_000, (32, 32)).astype(np.uint16)  # dark
     Image.fromarray(image).save(tmp_path / 'photo.png')
     assert '% of the pixels' in run_example(exported, tmp_path)
     assert 'rankseg' not in (exported / 'example.py').read_text()
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(tmp_path / 'labels.png')),
-        predictor(np.repeat(image[..., None] // 256, 3, -1).astype(np.uint8)).labels,
-    )
+    expected = predictor(np.repeat(image[..., None] // 256, 3, -1).astype(np.uint8)).labels
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
 
 
 @pytest.mark.parametrize(

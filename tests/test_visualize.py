@@ -102,11 +102,10 @@ def test_legend_names_only_what_is_present():
     assert no_legend.size == (400, 400)
 
 
-@pytest.mark.parametrize('name, other', [('道路', '树木'), ('дом', 'сад'), ('طريق', 'بيتنا')])
+@pytest.mark.parametrize('name, other', [('道路', '树木'), ('дом', 'сад'), ('طريق', 'شارع')])
 def test_names_of_other_scripts_are_no_boxes(name, other):
     """Boxes would be the same for two names of as many characters."""
     image, labels = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), int)
-    assert len(name) == len(other) or name == 'طريق'
     assert overlay(image, labels, [name]) != overlay(image, labels, [other])
     panels = [panel(image, labels, [(n, 0.5)], [n]) for n in (name, other)]
     assert panels[0].crop((800, 0, *panels[0].size)) != panels[1].crop((800, 0, *panels[1].size))
