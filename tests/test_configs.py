@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from configs import common, deeplabv3, mask2former, segmenter
 from rankseg_jax import config_check, inference, models, optimizers, tasks, train
-from tests import tiny  # noqa: F401  (adds the backbone 'tiny_vit')
+from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
 from tests.helpers import random_like
 
 ROOT = Path(__file__).parents[1]
@@ -115,8 +115,9 @@ def test_every_config_is_listed():
 
 # At reduced size these would be the same as another of their family.
 SIBLINGS = re.compile(
-    'emoji_scenes:150$|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$|ade20k(_rankseg)?$'
-    '|ade20k_full|coco_lvis_b16(_oracle)?$|swin_[tsl]|panoptic_r50|ade20k_swin_b'
+    'emoji_scenes|camvid:None|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
+    '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
+    '|swin_[tsl]|panoptic_r50|ade20k_swin_b'
     '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)'
 )
 
@@ -143,10 +144,10 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     config.batch_size, config.augment.crop_size = 2, (64, 64)
     config.model.channels = config.model.decoder_heads = 16
     if config.model.framework == 'segmenter':
-        config.model.backbone = 'tiny_vit'
+        config.model.update(backbone='tinier_vit', decoder_layers=1)
     elif config.model.framework == 'mask2former':
         config.model.update(
-            backbone='swin_tiny' if 'swin' in config.model.backbone else 'tiny',
+            backbone='swin_tinier' if 'swin' in config.model.backbone else 'tinier',
             channels=32,
             decoder_heads=4,
             pixel_layers=1,
@@ -155,7 +156,7 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
         )
         config.data.max_targets, config.loss.num_points, config.optimizer.milestones = 4, 16, ()
     else:
-        config.model.backbone = 'tiny'
+        config.model.backbone = 'tinier'
     if config.rankseg:
         config.rankseg.update(hidden=16, mlp_dim=32, layer=1)
     config.steps = config.optimizer.warmup_steps + 1
