@@ -401,3 +401,9 @@ def test_no_tensor_of_all_pixels_and_ranks_is_built():
     )
     four_times_the_rows = 4 * 2 * postprocessing.ROWS * 512 * 8 * 4  # bytes of float32
     assert temporary < four_times_the_rows < 2 * 512 * 512 * 8 * 4
+
+
+def test_masks_are_asked_of_per_query_frameworks_alone():
+    config = tiny.config('', eval__mask_size=(384, 384))
+    with pytest.raises(ValueError, match=r'mask_size = \(384, 384\): upernet has no masks'):
+        inference.check(config, PixelOutput(jnp.zeros((1, 4, 4, 3))))

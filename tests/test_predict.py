@@ -360,6 +360,29 @@ def test_photos_are_shrunk_as_in_evaluation(exported, predictor, tmp_path, antia
     np.testing.assert_array_equal(found, loaded[2::5, 2::5])
 
 
+def test_photos_are_stretched_and_filtered_as_the_files_say(exported, predictor, tmp_path):
+    exported = shutil.copytree(exported, tmp_path / 'export')
+    about = json.loads((exported / 'labels.json').read_text())
+    assert (about['resample'], about['stretch']) == ('', False)  # as `trained`
+    about |= {'resample': 'lanczos', 'stretch': True}
+    (exported / 'labels.json').write_text(json.dumps(about))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8))
+    photo.save(tmp_path / 'photo.png')
+    expected = predictor(photo.resize((32, 32), Image.Resampling.LANCZOS)).labels
+    found = predict.load(exported)(photo).labels
+    np.testing.assert_array_equal(found, expected.repeat(3, 0).repeat(2, 1))
+    run_example(exported, tmp_path)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
+
+
+def test_files_of_earlier_versions_are_read(exported, tmp_path):
+    exported = shutil.copytree(exported, tmp_path / 'export')
+    about = json.loads((exported / 'labels.json').read_text())
+    del about['resample'], about['stretch']
+    (exported / 'labels.json').write_text(json.dumps(about))
+    assert predict.load(exported)(np.zeros((9, 5, 3), np.uint8)).labels.shape == (9, 5)
+
+
 def test_export_leaves_other_files_alone(trained, tmp_path):
     (tmp_path / 'thesis.tex').write_text('…')
     with pytest.raises(ValueError, match='holds other files'):
@@ -395,7 +418,11 @@ def test_example_runs_without_this_package(exported, predictor, tmp_path):
 
 @pytest.mark.parametrize(
     'key, value, message',
-    [('rankseg.oracle', True, 'oracle'), ('eval.scales', (0.5, 1.0), 'eval.scales')],
+    [
+        ('rankseg.oracle', True, 'oracle'),
+        ('eval.scales', (0.5, 1.0), 'eval.scales'),
+        ('eval.size', (0, 0), r'eval.size = \(0, 0\): a model is exported for one size'),
+    ],
 )
 def test_configs_that_cannot_be_exported_are_refused(trained, tmp_path, key, value, message):
     config = trained[0].copy_and_resolve_references()
