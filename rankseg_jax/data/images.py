@@ -52,10 +52,11 @@ def read_image(image: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) ->
         range nothing tells.
     """
     with _opened(image, max_pixels) as opened:
-        kinds = [opened.mode, *(str(tile[3]) for tile in getattr(opened, 'tile', ()))]
+        # What the pixels are in memory and in the file, such as RGB and RGB;16B.
+        modes = [opened.mode, *(str(tile[3]) for tile in getattr(opened, 'tile', ()))]
         _load(opened)
         rgb = to_rgb(opened)
-    deep = kinds[0] == 'I' or any(';16' in kind for kind in kinds)
+    deep = modes[0] == 'I' or any(';16' in mode for mode in modes)
     if deep and (brightest := int(rgb.max(initial=0))) < 64:
         logging.log_first_n(
             logging.ERROR,
@@ -82,7 +83,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
       ValueError: the pixels are floats or 32-bit integers, whose range nothing tells.
     """
     bits = min(getattr(image, 'tag_v2', {}).get(258, (16,))[0], 16)  # of a TIFF file
-    if upright:
+    if upright and image.getexif().get(274, 1) != 1:  # otherwise the image would be copied
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith('I'):
         values = np.asarray(image)
@@ -93,7 +94,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
         raise ValueError('images with floating-point pixels are not supported: save 8 or 16 bits')
     if image.mode == 'P':  # directly to RGB, Pillow warns of transparent colors
         image = image.convert('RGBA')
-    return np.array(image.convert('RGB'))
+    return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
 def read_values(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
