@@ -31,6 +31,12 @@ def random_like(shapes, seed=0):
     return jax.tree.map(draw, shapes)
 
 
+def random_state(shapes):
+    """A TrainState of these shapes before the first step, its variables as in `random_like`."""
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    return state.replace(model=random_like(shapes.model))
+
+
 def random_batch_norms(torch, model):
     """A PyTorch model in evaluation mode whose batch norms have random values and statistics."""
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from flax import traverse_util
 from configs import common, deeplabv3, mask2former, segmenter
 from rankseg_jax import config_check, inference, models, optimizers, tasks, train
 from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
-from tests.helpers import random_like
+from tests.helpers import random_state
 
 ROOT = Path(__file__).parents[1]
 
@@ -162,7 +162,7 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
     config.steps = config.optimizer.warmup_steps + 1
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = random_like(
+    state = random_state(
         jax.eval_shape(lambda: train.create_state(model, optimizer, config, num_classes))
     )
     things = [i % 2 == 0 for i in range(num_classes)]

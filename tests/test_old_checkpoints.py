@@ -67,6 +67,7 @@ def config(data_dir, **overrides):
     return tiny.config(
         data_dir,
         **dict(
+            model__framework='upernet',
             model__backbone='tinier',
             optimizer__learning_rate=0.01,
             ema=0.5,

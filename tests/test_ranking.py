@@ -37,9 +37,11 @@ def test_select_against_a_sort(case):
     selection = select(logits, num_selected)
     assert selection.labels.shape == selection.scores.shape == (len(logits), num_selected)
     assert selection.labels.dtype == jnp.int32
-    for scores, labels, kept in zip(logits, selection.labels, selection.scores, strict=True):
+    for scores, labels, kept in zip(
+        logits, selection.labels.tolist(), np.asarray(selection.scores), strict=True
+    ):
         expected = best_first(scores, range(len(scores)))[:num_selected]
-        assert labels.tolist() == expected
+        assert labels == expected
         np.testing.assert_array_equal(kept, scores[expected])
 
 
@@ -49,14 +51,14 @@ def test_must_include_against_a_loop(case, data):
     present = data.draw(hnp.arrays(bool, logits.shape))
     selection = select(logits, num_selected, must_include=present)
     for scores, mask, labels, kept in zip(
-        logits, present, selection.labels, selection.scores, strict=True
+        logits, present, selection.labels.tolist(), np.asarray(selection.scores), strict=True
     ):
         chosen = best_first(scores, np.flatnonzero(mask))[:num_selected]
         absent = best_first(scores, np.flatnonzero(~mask))
         while len(chosen) < num_selected:
             chosen.append(absent.pop(0))
         expected = best_first(scores, chosen)
-        assert labels.tolist() == expected
+        assert labels == expected
         np.testing.assert_array_equal(kept, scores[expected])
 
 
@@ -90,7 +92,7 @@ def test_to_ranks_and_back_against_a_loop(case, data):
     back = from_ranks(ranks, selection)
     assert ranks.shape == back.shape == shape and ranks.dtype == back.dtype == jnp.int32
     for image, chosen, rank, label in zip(
-        labels, np.asarray(selection.labels).tolist(), ranks, back, strict=True
+        labels, selection.labels.tolist(), np.asarray(ranks), np.asarray(back), strict=True
     ):
         for c, r, b in zip(image.ravel(), rank.ravel(), label.ravel(), strict=True):
             expected = chosen.index(c) if c in chosen and c != ignore_label else ignore_label
@@ -148,8 +150,8 @@ def test_gather_against_a_loop(case, num_axes, keep_last):
     )
     gathered = gather(values, selection, keep_last=keep_last)
     expected = np.zeros((*values.shape[:-1], num_selected + keep_last), np.float32)
-    for b in range(batch):
-        for rank, label in enumerate([*selection.labels[b].tolist(), *[num_classes] * keep_last]):
+    for b, labels in enumerate(selection.labels.tolist()):
+        for rank, label in enumerate([*labels, *[num_classes] * keep_last]):
             expected[b, ..., rank] = values[b, ..., label]
     np.testing.assert_array_equal(gathered, expected)
 
@@ -160,14 +162,12 @@ def test_gather_class_embeddings_against_a_loop(case):
     selection = select(logits, num_selected)
     rng = np.random.default_rng(0)
     own, shared = rng.normal(size=(*logits.shape, 3)), rng.normal(size=(logits.shape[1], 3))
+    from_own = np.asarray(gather(own, selection, axis=1))
+    from_shared = np.asarray(gather(shared, selection, axis=-2))
     for b, labels in enumerate(selection.labels.tolist()):
         for rank, label in enumerate(labels):
-            np.testing.assert_allclose(
-                gather(own, selection, axis=1)[b, rank], own[b, label], rtol=1e-6
-            )
-            np.testing.assert_allclose(
-                gather(shared, selection, axis=-2)[b, rank], shared[label], rtol=1e-6
-            )
+            np.testing.assert_allclose(from_own[b, rank], own[b, label], rtol=1e-6)
+            np.testing.assert_allclose(from_shared[b, rank], shared[label], rtol=1e-6)
 
 
 @given(selections())
@@ -175,7 +175,7 @@ def test_full_logits_against_a_loop(case):
     logits, num_selected = case
     selection = select(logits, num_selected)
     ranks = np.random.default_rng(0).normal(size=(len(logits), 2, num_selected)).astype(np.float32)
-    full = full_logits(ranks, selection, logits.shape[1])
+    full = np.asarray(full_logits(ranks, selection, logits.shape[1]))
     for b, labels in enumerate(selection.labels.tolist()):
         for c in range(logits.shape[1]):
             expected = ranks[b, :, labels.index(c)] if c in labels else -100.0

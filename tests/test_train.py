@@ -20,7 +20,7 @@ from rankseg_jax.data import reading
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.decoders.query_classifier import QueryClassifier
 from tests import FAST_COMPILATION, tiny
-from tests.helpers import random_like, random_variables
+from tests.helpers import random_state, random_variables
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,14 +110,13 @@ def finish(process):
 
 def wait_for_step(workdir, step, process):
     """Waits until metrics.jsonl has reached `step`."""
-    for _ in range(30_000):
+    for _ in range(15_000):
         file = workdir / 'metrics.jsonl'
-        if file.exists() and any(
-            json.loads(x)['step'] >= step for x in file.read_text().splitlines()
-        ):
+        lines = file.read_text().splitlines() if file.exists() else []
+        if lines and json.loads(lines[-1])['step'] >= step:
             return
         assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+        time.sleep(0.02)
     raise TimeoutError(f'no step {step} in {workdir}')
 
 
@@ -195,9 +194,7 @@ def setup(config, model=None, **kwargs):
     """A state before the first step, and the step."""
     model = model or models.build(config, 8)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    shapes = jax.eval_shape(lambda: train.create_state(model, optimizer, config, 8))
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    state = state.replace(model=random_like(shapes.model))
+    state = random_state(jax.eval_shape(lambda: train.create_state(model, optimizer, config, 8)))
     task = tasks.build(config, 'abcdefgh')
     return state, train.make_train_step(model, optimizer, config, task, **kwargs)
 

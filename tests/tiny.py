@@ -1,10 +1,32 @@
 """A run small enough for a test: 8 categories of 32-pixel scenes, steps that take milliseconds."""
 
 from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
 
 from configs import common
-from rankseg_jax.backbones import resnet, swin, vit
+from rankseg_jax.backbones import PYRAMID, resnet, swin, vit
 
+
+class Pyramid(nn.Module):
+    """A convolution for each stride: compiles in a fraction of the time of a ResNet."""
+
+    dtype: Any = jnp.float32
+    strides = PYRAMID
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        features, x = {}, images
+        for stride in self.strides:
+            step = stride if stride == 4 else 2
+            x = nn.relu(nn.Conv(8, (step, step), step, dtype=self.dtype, name=f'conv{stride}')(x))
+            features[stride] = x
+        return features
+
+
+resnet.VARIANTS['tiny_pyramid'] = partial(Pyramid)
 resnet.VARIANTS['tiny'] = partial(resnet.ResNet, (1, 1, 1, 1), width=4, stem='small')
 resnet.VARIANTS['tinier'] = partial(resnet.ResNet, (1, 1, 1, 1), width=2, stem='small')
 vit.VARIANTS['tiny_vit'] = partial(vit.ViT, patch=8, width=16, num_layers=2, num_heads=2)
