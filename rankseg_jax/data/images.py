@@ -21,10 +21,15 @@ _lifting = threading.Lock()
 def find(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """Files of these suffixes in a folder and its subfolders, sorted; links are followed.
 
-    Hidden files and folders are left out, such as those that macOS adds as `._<name>`.
+    Hidden files and folders are left out, such as those that macOS adds as `._<name>`. Folders that
+    cannot be read are named in the log.
     """
+
+    def note(error):
+        logging.error('Left out: %s', error)
+
     found, visited = [], set()
-    for path, folders, files in os.walk(folder, followlinks=True):
+    for path, folders, files in os.walk(folder, onerror=note, followlinks=True):
         visited.add(os.path.realpath(path))
         folders[:] = [
             name
