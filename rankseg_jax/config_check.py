@@ -108,7 +108,7 @@ def check_input_sizes(config) -> None:
         )
     if config.eval.resample not in ('', *FILTERS):
         raise ValueError(
-            f'config.eval.resample = {config.eval.resample!r} is no filter of Pillow; use one of '
+            f'config.eval.resample = {config.eval.resample!r} is unknown; use one of '
             f"{', '.join(FILTERS)}, or ''"
         )
     for key, size in (

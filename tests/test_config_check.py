@@ -15,7 +15,7 @@ from rankseg_jax import config_check
         ('rankseg.pool', -1, r'config.rankseg.pool = -1 must be at least 0'),
         ('eval.multiple', 0, r'config.eval.multiple = 0 must be at least 1'),
         ('eval.size', (0, 512), r'eval.size = \(0, 512\) must be at least 1 × 1, or \(0, 0\)'),
-        ('eval.resample', 'cubic', r"eval.resample = 'cubic' is no filter .* bicubic, lanczos"),
+        ('eval.resample', 'cubic', r"eval.resample = 'cubic' is unknown; .* bicubic, lanczos"),
         ('eval.mask_size', (-1, 4), r'eval.mask_size = \(-1, 4\) must be \(0, 0\), \(-1, -1\)'),
         ('optimizer.milestones', (5, 'last'), r"milestones = \(5, 'last'\) must hold whole"),
         ('optimizer.groups', (('(', 1.0, 0.0),), r"groups: '\(' is not a regular expression"),
