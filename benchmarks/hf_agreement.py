@@ -130,15 +130,16 @@ def maskformer():
 
 
 def choose_photos(folder) -> list[Path]:
-    """Six photos whose aspect ratios are spread evenly among those of the folder."""
-    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() == '.jpg')
-
-    def ratio(path):
+    """Six photos of different shapes, from the tallest of the folder to the widest."""
+    ratios = {}
+    for path in sorted(Path(folder).glob('*.jpg')):
         with Image.open(path) as image:
-            return image.width / image.height
-
-    paths = sorted(paths, key=ratio)
-    return [paths[i] for i in np.linspace(0, len(paths) - 1, 6).round().astype(int)]
+            ratios[path] = np.log(image.width / image.height)
+    chosen = []
+    for ratio in np.linspace(min(ratios.values()), max(ratios.values()), 6):
+        chosen.append(min(ratios, key=lambda path: abs(ratios[path] - ratio)))
+        del ratios[chosen[-1]]
+    return chosen
 
 
 def regions(image: Image.Image) -> np.ndarray:

@@ -167,8 +167,8 @@ def get_config() -> ConfigDict:
     # Stretch images as Hugging Face does: to `size`, or from base_size to the next `multiple`.
     evaluation.stretch = False
     evaluation.multiple = 32  # of their sides, to which images are padded if `size` is not used
-    # Resize with this filter of Pillow: nearest, box, bilinear, hamming, bicubic or lanczos; '':
-    # bilinear, as data.antialias says.
+    # Resize with this filter, as Hugging Face does: nearest, box, bilinear, hamming, bicubic or
+    # lanczos; '': bilinear, as data.antialias says.
     evaluation.resample = ''
     evaluation.window = (0, 0)  # (height, width) of sliding windows; (0, 0): the whole image
     evaluation.stride = (0, 0)  # between windows; the window's size: no overlap

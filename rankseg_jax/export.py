@@ -27,6 +27,15 @@ from rankseg_jax.postprocessing import covered
 ARTIFACT = 'model.jax_export'
 PLATFORMS = ('cpu', 'tpu', 'cuda')
 
+COPIED = (  # into example.py
+    to_rgb,
+    fitting.fitted_size,
+    fitting.resize,
+    fitting.blend,
+    fitting.filtered,
+    fitting.filter_weights,
+    fitting.fit,
+)
 EXAMPLE = '''"""Segments one image: python example.py photo.jpg
 
 Needs jax, orbax-checkpoint, numpy and pillow.
@@ -50,15 +59,7 @@ labels = np.asarray(found['labels'])[0, :content[0], :content[1]]
 for label, count in zip(*np.unique(labels, return_counts=True)):
     print(f'{about["labels"][label]}: {count / labels.size:.1%} of the pixels')
 Image.fromarray(labels.astype(np.uint16)).save('labels.png')
-'''.replace(
-    'FUNCTIONS',
-    '\n\n'.join(
-        map(
-            inspect.getsource,
-            (to_rgb, fitting.fitted_size, fitting.resize, fitting.filtered, fitting.fit),
-        )
-    ),
-)
+'''.replace('FUNCTIONS', '\n\n'.join(map(inspect.getsource, COPIED)))
 
 
 def serve(model, config, task: tasks.Task) -> Callable:

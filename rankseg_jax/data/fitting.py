@@ -1,7 +1,7 @@
 """Fits images to the sizes that models see, with NumPy and Pillow alone.
 
 Evaluation, prediction and exported models share these functions. --mode=export copies the source
-of `fitted_size`, `resize`, `filtered` and `fit` into its example.py.
+of the functions that `fit` needs into its example.py.
 """
 
 import numpy as np
@@ -89,7 +89,7 @@ def resize(
 
     Bilinear: without `antialias` like OpenCV (mmsegmentation), which looks at two pixels per axis
     however far it shrinks; with it like Pillow (detectron2), whose filter grows as it shrinks, but
-    for rounding. With `resample` through Pillow itself, see `filtered`.
+    without rounding. With `resample` exactly as Hugging Face, see `filtered`.
     """
     if resample:
         return filtered(image, size, resample)
@@ -103,36 +103,86 @@ def resize(
         taps = np.ceil(centers - reach) + np.arange(np.ceil(2 * reach))[:, None]  # [taps, new]
         weights = np.maximum(1 - np.abs(taps - centers) / reach, 0)
         weights *= (taps >= 0) & (taps < old)
-        weights = (weights / weights.sum(0)).astype(np.float32).repeat(step, 1)
-        places = np.clip(taps, 0, old - 1).astype(int)[..., None] * step + np.arange(step)
-        total = np.float32(0)
-        for place, weight in zip(places.reshape(weights.shape), weights, strict=True):
-            part = resized.take(place, axis, mode='clip')  # 'clip' avoids a copy
-            part *= weight[:, None] if axis == -2 else weight
-            part += total
-            total = part
-        resized = total
+        weights = (weights / weights.sum(0)).astype(np.float32)
+        resized = blend(resized, axis, np.clip(taps, 0, old - 1).astype(int), weights, step)
     return resized.reshape(*leading, *size, depth)
 
 
-def filtered(image: np.ndarray, size: np.ndarray | tuple[int, int], resample: str) -> np.ndarray:
-    """Resizes uint8 [..., H, W, 3] with a filter of Pillow, rounded, to float32 [..., h, w, 3].
+def blend(
+    image: np.ndarray, axis: int, taps: np.ndarray, weights: np.ndarray, step: int
+) -> np.ndarray:
+    """Weighted sums along an axis of rows (-2) or columns (-1): [..., H, W * D] -> as `image`.
 
-    The nearest pixels are those of torchvision: Pillow adds up rounding errors along an axis.
+    Args:
+      taps: [taps, new] places that are summed up, weights: [taps, new], of the image's type.
+      step: numbers that belong to a place: D for columns, 1 for rows.
     """
-    rows, columns = (int(side) for side in size)
+    places = (taps[..., None] * step + np.arange(step)).reshape(len(taps), -1)
+    weights = weights.repeat(step, 1)
+    total = image.dtype.type(0)
+    for place, weight in zip(places, weights, strict=True):
+        part = image.take(place, axis, mode='clip')  # 'clip' avoids a copy
+        part *= weight[:, None] if axis == -2 else weight
+        part += total
+        total = part
+    return total
+
+
+def filtered(image: np.ndarray, size: np.ndarray | tuple[int, int], resample: str) -> np.ndarray:
+    """Resizes uint8 [..., H, W, 3] as torchvision does, to whole float32 [..., h, w, 3].
+
+    Hugging Face's processors resize through it by default. It does as Pillow, but for weights of 16
+    bits, and for nearest pixels, of which Pillow misses some. box and hamming, which it lacks, are
+    Pillow's.
+    """
+    *leading, rows, columns, depth = image.shape
     if resample == 'nearest':
-        for axis, new in ((-3, rows), (-2, columns)):
-            step = np.float32(image.shape[axis]) / np.float32(new)
-            places = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * step
+        for axis, old, new in ((-3, rows, size[0]), (-2, columns, size[1])):
+            places = np.arange(0.5, new, dtype=np.float32) * (np.float32(old) / np.float32(new))
             image = image.take(places.astype(int), axis, mode='clip')
         return image.astype(np.float32)
-    kernel = Image.Resampling[resample.upper()]
-    resized = [
-        np.asarray(Image.fromarray(frame).resize((columns, rows), kernel))
-        for frame in image.reshape(-1, *image.shape[-3:])
-    ]
-    return np.stack(resized).reshape(*image.shape[:-3], rows, columns, 3).astype(np.float32)
+    if resample in ('box', 'hamming'):
+        kernel = Image.Resampling[resample.upper()]
+        shape = int(size[1]), int(size[0])
+        frames = image.reshape(-1, rows, columns, depth)
+        resized = [np.asarray(Image.fromarray(frame).resize(shape, kernel)) for frame in frames]
+        return np.stack(resized).reshape(*leading, *size, depth).astype(np.float32)
+    resized = image.reshape(*leading, rows, columns * depth)
+    for axis, old, new, step in ((-1, columns, size[1], depth), (-2, rows, size[0], 1)):
+        if new == old:
+            continue
+        taps, weights = filter_weights(old, new, resample)
+        bits = 22
+        while int(0.5 + weights.max() * 2**bits) >= 2**15:
+            bits -= 1
+        weights = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
+        total = blend(resized.astype(np.int32), axis, taps, weights, step) + 2 ** (bits - 1)
+        resized = np.clip(total >> bits, 0, 255).astype(np.uint8)
+    return resized.reshape(*leading, *size, depth).astype(np.float32)
+
+
+def filter_weights(old: int, new: int, resample: str) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels that make up each new one along an axis, and their weights, [taps, new] each.
+
+    Args:
+      resample: bilinear, bicubic or lanczos; the filter grows as images shrink.
+    """
+    reach = {'bilinear': 1.0, 'bicubic': 2.0, 'lanczos': 3.0}[resample]
+    scale = max(old / new, 1.0)
+    centers = np.arange(0.5, new) * (old / new)
+    first = np.maximum(centers - reach * scale + 0.5, 0).astype(int)
+    end = np.minimum(centers + reach * scale + 0.5, old).astype(int)
+    taps = first + np.arange((end - first).max())[:, None]  # [taps, new]
+    x = np.abs(taps - centers + 0.5) / scale
+    if resample == 'bilinear':
+        weights = 1 - x
+    elif resample == 'bicubic':
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+        weights = np.where(x < 1, near, far)
+    else:
+        weights = np.sinc(x) * np.sinc(x / 3)
+    weights = np.where((taps < end) & (x < reach), weights, 0.0)
+    return np.minimum(taps, old - 1), weights / weights.sum(0)
 
 
 def fit(
