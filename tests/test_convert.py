@@ -218,7 +218,9 @@ def test_weights_for_another_config_become_a_run(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(models, 'init', init)
-    config = tiny.config(tmp_path, data__name='folder', data__num_classes=0, ema=0.9)
+    config = tiny.config(
+        tmp_path, model__framework='upernet', data__name='folder', data__num_classes=0, ema=0.9
+    )
     old = init(models.build(config, 5), 5, 1, (32, 32))
     with checkpoint.open_checkpoints(tmp_path / 'old', 1) as manager:
         checkpoint.save(manager, 7, old, None, {'score': None})

@@ -1,5 +1,6 @@
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -147,10 +148,11 @@ def test_model_runs_at_odd_sizes_and_hands_every_image_its_own():
     model = models.build(config, 8)
     images = np.random.default_rng(0).normal(size=(3, 37, 21, 3)).astype(np.float32)
     variables = random_variables(model, images)
-    together = model.apply(variables, images, train=False)
+    apply = jax.jit(lambda images: model.apply(variables, images, train=False))
+    together = apply(images)
     assert together.logits.shape == (3, 5, 3, 3) and together.auxiliary_logits.shape == (3, 5, 3, 3)
     for i in range(3):
-        alone = model.apply(variables, images[i : i + 1], train=False)
+        alone = apply(images[i : i + 1])
         np.testing.assert_allclose(together.logits[i : i + 1], alone.logits, rtol=1e-4, atol=1e-4)
 
 

@@ -54,20 +54,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def tiny_config(folder, **overrides):
-    """Linear Segmenter, which compiles faster than UPerNet."""
-    model = dict(
-        model__framework='segmenter',
-        model__backbone='tiny_vit',
-        model__decoder='linear',
-        rankseg__stride=8,
-    )
-    return tiny.config(folder, **(model | dict(data__name='folder') | overrides))
-
-
 def make_run(folder, workdir, **overrides):
     """A config and a checkpoint of random parameters."""
-    config = tiny_config(folder, eval__batch_size=4)
+    config = tiny.config(folder, data__name='folder', eval__batch_size=4)
     with config.unlocked():
         if overrides.pop('baseline', False):
             config.rankseg = None
@@ -338,7 +327,7 @@ def test_other_kinds_of_runs(options, folder, tmp_path, monkeypatch, capsys):
 
 
 def test_cost_grows_with_what_is_kept(folder):
-    config = tiny_config(folder, eval__size=(96, 96))
+    config = tiny.config(folder, data__name='folder', eval__size=(96, 96))
     few, all_of_them = (cost.prediction_cost(config, 512, k) for k in (2, 512))
     assert few['num_selected'] == 2 and few['milliseconds'] > 0 and all_of_them['milliseconds'] > 0
     upsampled = 4 * 64 * 96 * (512 - 2)  # bytes of [64, 96, κ]

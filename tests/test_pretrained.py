@@ -371,7 +371,7 @@ def test_a_name_that_cannot_be_downloaded_is_named_with_the_fix(monkeypatch):
 @pytest.mark.parametrize('averaged', [False, True])
 def test_a_run_is_read_with_other_classes_and_ranks(tmp_path, averaged):
     """From 8 categories to 5, from 3 ranks to 2: all else is the run's, averaged if it has that."""
-    config = tiny.config('', rankseg__temperature='temperature')
+    config = tiny.config('', model__framework='upernet', rankseg__temperature='temperature')
     variables = fresh(config)
     saved = variables | (
         {'ema': jax.tree.map(lambda x: x + 1, variables['params'])} if averaged else {}
