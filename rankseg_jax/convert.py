@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from rankseg_jax import backbones, checkpoint, data, models, pretrained, tasks
+from rankseg_jax import backbones, checkpoint, data, models, pretrained, storage, tasks
 from rankseg_jax.backbones.swin import Swin
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former
@@ -34,12 +34,13 @@ def run(source, workdir, config, *, as_is: bool) -> Path:
     Raises:
       ValueError: `workdir` already holds checkpoints, the weights do not fit, or no config can
         describe the model.
-      FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, or the data set of
-        `config` does not exist.
+      FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, the data set of
+        `config` does not exist, or `workdir` cannot be written.
     """
     folder = Path(workdir) / 'checkpoints'
-    if folder.exists():
+    if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
         raise ValueError(f'--workdir={workdir} holds checkpoints already; choose a new folder')
+    storage.make_folder(workdir, '--workdir')
     model = published_model if as_is else configured_model
     class_names, things, variables = model(source, config)
     run = {

@@ -12,6 +12,7 @@ ALLOWED = {
     '__init__': '',
     'config_check': '',
     'sharding': '',
+    'storage': '',
     'checkpoint': '',
     'optimizers': '',
     'visualize': '',
@@ -32,15 +33,19 @@ ALLOWED = {
     'postprocessing': 'data outputs ranking',
     'tasks': 'data losses metrics multilabel outputs postprocessing ranking tasks visualize',
     'inference': 'models outputs postprocessing ranking selector',
-    'evaluate': 'checkpoint data inference models multilabel sharding tasks',
-    'export': 'checkpoint data inference models postprocessing sharding tasks',
-    'predict': 'checkpoint data export inference models multilabel sharding tasks visualize',
-    'convert': 'backbones checkpoint data frameworks models pretrained tasks',
+    'evaluate': 'checkpoint data inference models multilabel sharding storage tasks',
+    'export': 'checkpoint data inference models postprocessing sharding storage tasks',
+    'predict': (
+        'checkpoint data export inference models multilabel sharding storage tasks visualize'
+    ),
+    'convert': 'backbones checkpoint data frameworks models pretrained storage tasks',
     'train': (
         'checkpoint data evaluate inference losses models optimizers pretrained selector '
-        'sharding tasks'
+        'sharding storage tasks'
     ),
-    'analysis': 'analysis checkpoint data evaluate inference models multilabel sharding tasks',
+    'analysis': (
+        'analysis checkpoint data evaluate inference models multilabel sharding storage tasks'
+    ),
 }
 
 
