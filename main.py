@@ -11,7 +11,7 @@
         --config.data.dir=/data/ADEChallengeData2016
 
 train     trains or resumes, evaluates, and draws predictions on the evaluation split.
-evaluate  scores a checkpoint; --output also writes its predictions.
+evaluate  scores a checkpoint; with --output, also writes its predictions.
 predict   writes label maps, overlays and JSON for images.
 analyze   shows which κ to use and what the model gets wrong; before training, with --config, what
           is in the data.
@@ -63,8 +63,8 @@ _INPUT = flags.DEFINE_list(
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'Folder to write to; default: <workdir>/predictions or <workdir>/export. '
-    "evaluate: folder for predictions in the data set's own format.",
+    'Folder to write to instead of one in --workdir, which may then be read-only. '
+    "evaluate: writes the scores there, and predictions in the data set's own format.",
 )
 _TASK = flags.DEFINE_string(
     'task', None, 'convert, without --config: semantic or panoptic; default: told from the names.'
@@ -80,15 +80,31 @@ _THINGS = flags.DEFINE_list(
 def main(argv):
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.ERROR)
+        # Traces of what fails in threads of orbax: it fails again where it is waited for.
+        logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
+        sys.unraisablehook = lambda _: None
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
     try:
         run(_CONFIG.value, Path(_WORKDIR.value).expanduser())
     except KeyboardInterrupt:
         sys.exit('Interrupted. The same command goes on after the last checkpoint.')
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except Exception as error:
+        from rankseg_jax import storage
+
+        if storage.is_full(error):
+            path = getattr(error, 'filename', None) or written_folder()
+            error = OSError(f'no space left on the disk of {path}: free some and start again')
+        if not isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+            raise
         logging.debug('', exc_info=True)
         sys.exit(f'error: {error}\n(--verbosity=1 shows where this comes from)')
+
+
+def written_folder() -> str:
+    """The folder that the mode writes to."""
+    into_workdir = _MODE.value in ('train', 'convert', 'prepare')
+    return _WORKDIR.value if into_workdir else _OUTPUT.value or _WORKDIR.value
 
 
 def run(config, workdir: Path) -> None:
@@ -130,8 +146,9 @@ def keep_programs(folder: str) -> None:
 
 
 def prepare(config, workdir: Path) -> None:
-    from rankseg_jax import data
+    from rankseg_jax import data, storage
 
+    storage.make_folder(workdir, '--workdir')
     print(f'Prepared: {data.prepare(config.data, workdir)}')
     print(f'To use it: --config.data.dir={workdir}')
 
@@ -167,8 +184,10 @@ def trained_config(workdir: Path):
 def run_model(config, workdir: Path) -> None:
     """The modes that train a model or use it."""
     if _MODE.value == 'train':
-        from rankseg_jax import evaluate, tasks, train
+        from rankseg_jax import evaluate, storage, tasks, train
 
+        if _OUTPUT.value:
+            storage.make_folder(_OUTPUT.value)  # of the drawings, which come last
         scores = train.train(config, workdir)
         if not scores:
             return  # SIGTERM ended the run
@@ -181,7 +200,7 @@ def run_model(config, workdir: Path) -> None:
     elif _MODE.value == 'analyze':
         from rankseg_jax import analysis
 
-        analysis.run(config, workdir)
+        analysis.run(config, workdir, _OUTPUT.value)
     elif _MODE.value == 'export':
         from rankseg_jax import export
 

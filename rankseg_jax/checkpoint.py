@@ -127,6 +127,10 @@ class SavedRun:
     class_names: tuple[str, ...]
     things: tuple[bool, ...]
 
+    def stem(self, split: str) -> str:
+        """Names the files of results on a split."""
+        return f'{split.replace("/", "_")}_{self.step}'
+
     def check_categories(self, data, data_config) -> None:
         """As the function of this name, of this run."""
         where = f'{self.manager.directory}/{self.step}'

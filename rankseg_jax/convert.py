@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from rankseg_jax import backbones, checkpoint, data, models, pretrained, tasks
+from rankseg_jax import backbones, checkpoint, data, models, pretrained, storage, tasks
 from rankseg_jax.backbones.swin import Swin
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former
@@ -54,12 +54,13 @@ def run(
     Raises:
       ValueError: `workdir` already holds checkpoints, the weights do not fit, or no config can
         describe the model, its task or its things.
-      FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, or the data set of
-        `config` does not exist.
+      FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, the data set of
+        `config` does not exist, or `workdir` cannot be written.
     """
     folder = Path(workdir) / 'checkpoints'
-    if folder.exists():
+    if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
         raise ValueError(f'--workdir={workdir} holds checkpoints already; choose a new folder')
+    storage.make_folder(workdir, '--workdir')
     if as_is:
         class_names, is_thing, variables = published_model(source, config, task, things)
     else:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from rankseg_jax import checkpoint, data, inference, models, sharding, tasks
+from rankseg_jax import checkpoint, data, inference, models, sharding, storage, tasks
 from rankseg_jax.data import CorruptExample, batching
 
 
@@ -114,11 +113,12 @@ def sum_over_hosts(metrics):
 def run(config, workdir, output=None) -> dict[str, Any]:
     """--mode=evaluate: scores a checkpoint of `workdir` on `config.data.eval_split`.
 
-    Prints the scores and writes a JSON file. Predictions are written to the folder `output`, if
-    there is one, in the data set's own format.
+    Prints the scores and writes a JSON file into `workdir`. With a folder `output`, it lies there
+    instead, and so do predictions in the data set's own format.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
+      OSError: the folder cannot be written.
       ValueError: `output` with several hosts, or the data has other categories than the run.
     """
     if output and jax.process_count() > 1:
@@ -128,21 +128,21 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     task = tasks.from_source(config, source)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     saved.check_categories(task, config.data)
+    folder = storage.make_folder(output or workdir)
     model = models.build(config, task.num_classes)
     variables = models.restore(saved, model, config, mesh)
     mesh, variables = sharding.local(mesh, variables)
     eval_step = make_eval_step(model, config, task, mesh)
     with task.writer(output, source) if output else nullcontext() as writer:
         scores = evaluate(eval_step, variables, source, config, task, mesh, writer)
+        sharding.print_once(table(scores, task.columns))  # before writing
+    path = folder / f'scores_{saved.stem(config.data.eval_split)}.json'
     if jax.process_index() == 0:
-        path = Path(workdir) / f'scores_{config.data.eval_split}_{saved.step}.json'
         path.write_text(json.dumps(without_nan(scores), indent=1))
-        written = f'{path} and {output}' if output else path
-        print(table(scores, task.columns))
-        print(
-            f'Checkpoint after step {saved.step}, split {config.data.eval_split!r}, '
-            f'{len(source)} images. Written to {written}'
-        )
+    sharding.print_once(
+        f'Checkpoint after step {saved.step}, split {config.data.eval_split!r}, '
+        f'{len(source)} images. Written to {folder if output else path}'
+    )
     return scores
 
 

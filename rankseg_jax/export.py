@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import export
 
-from rankseg_jax import checkpoint, inference, models, sharding, tasks
+from rankseg_jax import checkpoint, inference, models, sharding, storage, tasks
 from rankseg_jax.data import fitting
 from rankseg_jax.data.images import to_rgb
 from rankseg_jax.postprocessing import covered
@@ -118,6 +118,7 @@ def run(config, workdir, output) -> Path:
     """
     output = Path(output).absolute()
     check(config, output)
+    storage.make_folder(output)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
@@ -135,7 +136,6 @@ def run(config, workdir, output) -> Path:
         jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8),
         jax.ShapeDtypeStruct((b, 2), jnp.int32),
     )
-    output.mkdir(parents=True, exist_ok=True)
     (output / ARTIFACT).write_bytes(artifact.serialize())
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(output / 'params', variables, force=True)

@@ -21,7 +21,17 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from rankseg_jax import checkpoint, data, export, inference, models, sharding, tasks, visualize
+from rankseg_jax import (
+    checkpoint,
+    data,
+    export,
+    inference,
+    models,
+    sharding,
+    storage,
+    tasks,
+    visualize,
+)
 from rankseg_jax.data import CorruptExample, batching, fitting, images
 from rankseg_jax.tasks.semantic import Result
 
@@ -283,7 +293,7 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
     written = {(output / name).parent.resolve() for _, name in found}
     if written & {path.resolve().parent for path, _ in found}:
         raise ValueError(f'--output={output} holds the images themselves; choose another folder')
-    output.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(output)
     names = output_names(found, predictor.task.suffixes)
     share = slice(jax.process_index(), None, jax.process_count())
     paths, names = [path for path, _ in found[share]], names[share]
@@ -349,10 +359,9 @@ def predict_split(predictor: Predictor, config, output) -> Path:
       CorruptExample: not one of the images could be read.
       ValueError: the data has other categories than the model.
     """
-    output = Path(output)
     source = data.get_source(config.data, config.data.eval_split)
     checkpoint.check_categories(predictor.task, source, where='the model', data_config=config.data)
-    output.mkdir(parents=True, exist_ok=True)
+    output = storage.make_folder(output)
     panels = []
     for index in range(min(config.num_pictures, len(source))):
         try:

@@ -29,6 +29,7 @@ from rankseg_jax import (
     optimizers,
     pretrained,
     sharding,
+    storage,
     tasks,
 )
 from rankseg_jax.data import reading
@@ -491,9 +492,8 @@ def train(config, workdir) -> dict[str, Any]:
       ValueError: config, data and checkpoints do not fit each other.
       FloatingPointError: the loss is not finite.
     """
-    workdir = Path(workdir)
+    workdir = storage.make_folder(workdir, '--workdir')
     setup = set_up(config)
-    workdir.mkdir(parents=True, exist_ok=True)
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
     state = first_state(setup, manager)
     mesh, task, source = setup.mesh, setup.eval_task, setup.eval_source

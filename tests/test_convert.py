@@ -299,6 +299,6 @@ def test_models_that_no_config_describes_are_refused(folder, tmp_path):
         convert.run(tmp_path, target, common.get_config(), as_is=True)
     with pytest.raises(FileNotFoundError, match='nothing holds no config.json'):
         convert.run(tmp_path / 'nothing', target, common.get_config(), as_is=True)
-    (target / 'checkpoints').mkdir(parents=True)
+    (target / 'checkpoints/0').mkdir(parents=True)
     with pytest.raises(ValueError, match='run holds checkpoints already; choose a new folder'):
         convert.run(folder, target, common.get_config(), as_is=True)

@@ -12,6 +12,7 @@ ALLOWED = {
     '__init__': '',
     'config_check': 'backbones data frameworks multilabel tasks',
     'sharding': '',
+    'storage': '',
     'checkpoint': '',
     'optimizers': '',
     'fonts': '',
@@ -33,15 +34,15 @@ ALLOWED = {
     'postprocessing': 'data outputs ranking',
     'tasks': 'data losses metrics multilabel outputs postprocessing ranking tasks visualize',
     'inference': 'models multilabel outputs postprocessing ranking selector sharding',
-    'evaluate': 'checkpoint data inference models sharding tasks',
-    'export': 'checkpoint data inference models postprocessing sharding tasks',
-    'predict': 'checkpoint data export inference models sharding tasks visualize',
-    'convert': 'backbones checkpoint data frameworks models pretrained tasks',
+    'evaluate': 'checkpoint data inference models sharding storage tasks',
+    'export': 'checkpoint data inference models postprocessing sharding storage tasks',
+    'predict': 'checkpoint data export inference models sharding storage tasks visualize',
+    'convert': 'backbones checkpoint data frameworks models pretrained storage tasks',
     'train': (
         'checkpoint data evaluate inference losses models optimizers pretrained selector '
-        'sharding tasks'
+        'sharding storage tasks'
     ),
-    'analysis': 'analysis checkpoint data evaluate fonts inference models sharding tasks',
+    'analysis': ('analysis checkpoint data evaluate fonts inference models sharding storage tasks'),
 }
 
 

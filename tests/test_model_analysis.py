@@ -397,11 +397,13 @@ def test_data_of_which_nothing_can_be_read(folder, tmp_path, capsys):
         (tmp_path / kind / 'train').mkdir()
     (tmp_path / 'classes.txt').write_text('a\nb')
     config = tiny.config(tmp_path, data__name='folder', data__num_classes=0)
-    report = analysis.run(config, tmp_path / 'run')
+    report = analysis.run(config, tmp_path / 'run', tmp_path / 'elsewhere')
+    assert json.loads((tmp_path / 'elsewhere/analysis.json').read_text()) == report
+    assert not (tmp_path / 'run').exists()
     assert (
         report['train']['problems']
         and report['validation']['problems']
         and report['validation']['categories_per_image'] is None
     )
-    assert not list((tmp_path / 'run').rglob('*.png'))
+    assert not list((tmp_path / 'elsewhere').rglob('*.png'))
     assert 'which is all of them' in capsys.readouterr().out

@@ -1,8 +1,10 @@
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -16,6 +18,7 @@ import rankseg_jax
 from rankseg_jax import (
     analysis,
     checkpoint,
+    convert,
     data,
     evaluate,
     export,
@@ -281,6 +284,50 @@ def test_data_in_another_order_are_refused(trained, predictor, tmp_path, monkeyp
         with pytest.raises(ValueError, match="category 0 is 'background' in the run, .* in the da"):
             use()
     assert set(workdir.iterdir()) == written and not any(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_be_written_are_refused_first(trained, predictor, monkeypatch):
+    config, workdir = trained
+    Image.new('RGB', (2, 2)).save(workdir / 'a.png')
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EROFS, 'Read-only file system')
+
+    monkeypatch.setattr(tempfile, 'TemporaryFile', fail)
+    monkeypatch.setattr(Path, 'mkdir', lambda *args, **kwargs: None)
+    monkeypatch.setattr(models, 'restore', lambda *args: pytest.fail('too late'))
+    output = workdir / 'there'
+    for use in (
+        lambda: train.train(config, workdir),
+        lambda: evaluate.run(config, workdir),
+        lambda: evaluate.run(config, workdir, output),
+        lambda: analysis.run(config, workdir),
+        lambda: analysis.run(config, workdir, output),
+        lambda: export.run(config, workdir, output),
+        lambda: predict.predict_files(predictor, [workdir / 'a.png'], output),
+        lambda: predict.predict_split(predictor, config, output),
+        lambda: convert.run(workdir, output, config, as_is=False),
+    ):
+        with pytest.raises(OSError, match=r'cannot write to .*\(Read-only file system\): choose'):
+            use()
+
+
+def test_scores_are_printed_before_they_are_written(trained, tmp_path, monkeypatch, capsys):
+    config, workdir = trained
+    monkeypatch.setattr(evaluate, 'evaluate', lambda *args: {'mIoU': 0.25, 'classes': []})
+    evaluate.run(config, workdir, tmp_path / 'there')
+    written = tmp_path / 'there/scores_validation_2.json'
+    assert json.loads(written.read_text())['mIoU'] == 0.25
+    assert not (workdir / written.name).exists()
+    capsys.readouterr()
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(Path, 'write_text', fail)
+    with pytest.raises(OSError, match='No space left'):
+        evaluate.run(config, workdir)
+    assert '25.0' in capsys.readouterr().out
 
 
 def test_oracle_needs_labels_and_uses_them(trained):

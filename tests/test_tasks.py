@@ -73,7 +73,7 @@ def test_a_new_task_trains_evaluates_predicts_and_exports(data_dir, monkeypatch,
     assert found['accuracy'] == scores['accuracy'] and 'accuracy' in capsys.readouterr().out
     indices, shapes = zip(*Foreground.written, strict=True)
     assert list(indices) == list(range(len(indices))) and set(shapes) == {(32, 32)}
-    rows = json.loads((tmp_path / 'run/scores_validation_2.json').read_text())
+    rows = json.loads((tmp_path / 'maps/scores_validation_2.json').read_text())
     assert rows['accuracy'] == found['accuracy']
 
     predictor = predict.load(tmp_path / 'run', 'best')

@@ -8,21 +8,25 @@ from rankseg_jax import checkpoint
 from rankseg_jax.analysis import dataset, model
 
 
-def run(config, workdir) -> dict:
+def run(config, workdir, output=None) -> dict:
     """Analyzes a checkpoint of `workdir`, or the data as long as there is none.
 
-    Prints the essentials and writes analysis.json and charts into a folder of `workdir`.
+    Prints the essentials and writes analysis.json and charts into the folder `output`; None: one in
+    `workdir`.
 
     Returns:
       The contents of analysis.json.
 
     Raises:
       ValueError: there are several hosts, or nothing to analyze.
+      OSError: the folder cannot be written.
     """
     if jax.process_count() > 1:
         raise ValueError('--mode=analyze runs on one host')
     workdir = Path(workdir)
     manager = checkpoint.open_checkpoints(workdir) if (workdir / 'checkpoints').is_dir() else None
     if manager is None or not manager.all_steps():
-        return dataset.run(config, workdir / 'analysis_data')
-    return model.run(config, workdir, checkpoint.open_run(workdir, config.eval.checkpoint))
+        return dataset.run(config, Path(output or workdir / 'analysis_data'))
+    saved = checkpoint.open_run(workdir, config.eval.checkpoint)
+    folder = workdir / f'analysis_{saved.stem(config.data.eval_split)}'
+    return model.run(config, saved, Path(output or folder))

@@ -13,7 +13,7 @@ from absl import logging
 from scipy import sparse
 from tqdm import tqdm
 
-from rankseg_jax import data
+from rankseg_jax import data, storage
 from rankseg_jax.analysis import charts, cooccurrence, dataset_charts, statistics, text
 
 ROWS = 5  # of a printed table
@@ -143,7 +143,7 @@ def run(config, output) -> dict:
     Returns:
       The contents of analysis.json: a report for each split.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(output)
     reports = {}
     for split in (config.data.train_split, config.data.eval_split):
         source = data.get_source(config.data, split)
@@ -152,12 +152,12 @@ def run(config, output) -> dict:
         report['problems'] = check.problems
         report['warnings'] += check.warnings
         reports[split] = report
+        print(f'{split}: ' + '\n'.join(summary(report)), end='\n\n')  # before writing
         path = output / f'cooccurrence_{split.replace("/", "_")}.npz'
         sparse.save_npz(path, together)
         dataset_charts.draw_cooccurrence(
             together, report['images'], source.class_names, path.with_suffix('.png')
         )
-        print(f'{split}: ' + '\n'.join(summary(report)), end='\n\n')
     (output / 'analysis.json').write_text(json.dumps(reports, indent=1))
     read = {split: report for split, report in reports.items() if report['images']}
     if read:

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from rankseg_jax import checkpoint, data, evaluate, models, sharding
+from rankseg_jax import checkpoint, data, evaluate, models, sharding, storage
 from rankseg_jax.analysis import model_charts, statistics, text
 from rankseg_jax.analysis.cost import prediction_cost
 from rankseg_jax.analysis.observations import Observations, make_segment, observe
@@ -15,13 +15,13 @@ SHARES = (0.99, 0.999)  # of the labeled pixels: for each, the smallest κ that 
 ROWS = 8  # of a printed table
 
 
-def run(config, workdir, saved: checkpoint.SavedRun) -> dict:
+def run(config, saved: checkpoint.SavedRun, output) -> dict:
     """Analyzes a checkpoint on `config.data.eval_split`.
 
     Args:
       config: of the run.
-      workdir: pathlib.Path, gets a folder with analysis.json and charts.
       saved: the checkpoint.
+      output: pathlib.Path of the folder for analysis.json and charts.
 
     Returns:
       The contents of analysis.json.
@@ -32,6 +32,7 @@ def run(config, workdir, saved: checkpoint.SavedRun) -> dict:
     mesh = sharding.make_mesh(config.mesh_data)
     source = data.get_source(config.data, config.data.eval_split)
     saved.check_categories(source, config.data)
+    storage.make_folder(output)
     model = models.build(config, len(source.class_names))
     variables = models.restore(saved, model, config, mesh)
     segment = make_segment(model, config, source.class_names, mesh)
@@ -50,11 +51,9 @@ def run(config, workdir, saved: checkpoint.SavedRun) -> dict:
         report['by_rank'] = by_rank(observed, variables)
     if config.rankseg:
         report |= recall_and_costs(observed, config)
-    output = workdir / f'analysis_{config.data.eval_split}_{saved.step}'
-    output.mkdir(exist_ok=True)
+    print('\n\n'.join(summary(report)))  # before writing
     (output / 'analysis.json').write_text(json.dumps(evaluate.without_nan(report), indent=1))
     model_charts.draw(report, observed.confusion, source.class_names, output)
-    print('\n\n'.join(summary(report)))
     print(
         f'\nCheckpoint after step {saved.step}, split {config.data.eval_split!r}, '
         f'{report["images"]} images. Written to {output}'
