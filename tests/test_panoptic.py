@@ -54,7 +54,7 @@ QUERIES = dict(
 def trained(data_dir, tmp_path_factory):
     """(config, workdir, validation source) of a run long enough to learn the background."""
     config = tiny.config(
-        data_dir, steps=40, log_every=13, eval_every=17, checkpoint_every=11, **QUERIES
+        data_dir, steps=40, log_every=13, eval_every=40, checkpoint_every=40, **QUERIES
     )
     workdir = tmp_path_factory.mktemp('run')
     scores = train.train(config, workdir)
