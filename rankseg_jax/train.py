@@ -338,11 +338,6 @@ def check(config, mesh) -> None:
             f'config.batch_size = {config.batch_size} must be a multiple of {parts}: '
             f'{mesh.size} devices × config.accumulate = {config.accumulate}'
         )
-    if config.eval.batch_size < 1 or config.eval.batch_size % mesh.size:
-        raise ValueError(
-            f'config.eval.batch_size = {config.eval.batch_size} must be a multiple of '
-            f'{mesh.size}: {mesh.size} devices'
-        )
 
 
 @dataclasses.dataclass(frozen=True)

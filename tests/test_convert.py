@@ -203,7 +203,7 @@ def test_flags_and_what_was_assumed(folder, tmp_path, capsys, monkeypatch):
     with flagsaver.flagsaver(mode='convert', input=[str(folder)], things=['tree', '2']):
         main.run(None, tmp_path)
     saved = checkpoint.open_run(tmp_path)
-    assert saved.things == [False, True, True] and saved.config.task == 'panoptic'
+    assert saved.things == (False, True, True) and saved.config.task == 'panoptic'
     assert 'Task: panoptic, 2 of 3 categories are things, as --things says. To change it: ' in (
         capsys.readouterr().out
     )

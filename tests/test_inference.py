@@ -405,5 +405,5 @@ def test_no_tensor_of_all_pixels_and_ranks_is_built():
 
 def test_masks_are_asked_of_per_query_frameworks_alone():
     config = tiny.config('', eval__mask_size=(384, 384))
-    with pytest.raises(ValueError, match=r'mask_size = \(384, 384\): upernet has no masks'):
+    with pytest.raises(ValueError, match=r'mask_size = \(384, 384\): segmenter has no masks'):
         inference.check(config, PixelOutput(jnp.zeros((1, 4, 4, 3))))

@@ -184,7 +184,7 @@ def test_pictures_can_be_drawn_from_data_without_segments(trained, tmp_path, mon
     config, workdir, source = trained
 
     class LabelMaps(Source):
-        ids, load = source.ids[:1], staticmethod(source.load)
+        class_names, ids, load = source.class_names, source.ids[:1], staticmethod(source.load)
 
     monkeypatch.setattr(data, 'get_source', lambda *_: LabelMaps())
     assert predict.predict_split(predict.load(workdir), config, tmp_path).is_file()

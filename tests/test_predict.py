@@ -459,7 +459,6 @@ def test_example_runs_without_this_package(exported, predictor, tmp_path):
     assert '% of the pixels' in run_example(exported, tmp_path)
     assert 'rankseg' not in (exported / 'example.py').read_text()
     expected = predictor(np.repeat(image[..., None] // 256, 3, -1).astype(np.uint8)).labels
-    assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
 
 

@@ -163,7 +163,7 @@ def test_other_networks_weights_are_refused_by_name():
 def test_unknown_name_lists_the_valid_ones():
     with pytest.raises(ValueError, match="'resnet19'.* resnet18, .*resnet101, .*narrow"):
         backbones.build('resnet19')
-    assert all(isinstance(backbones.build(name), ResNet) for name in VARIANTS)
+    assert all(isinstance(backbones.build(name), ResNet) for name in VARIANTS if 'resnet' in name)
     with pytest.raises(ValueError, match="'wide'"):
         ResNet((1,), stem='wide').init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
 

@@ -28,7 +28,7 @@ def test_loss_in_rank_space_equals_the_loss_over_selected_categories():
                 if labels[b, i, j] in chosen:
                     x = logits[b, i, j].astype(np.float64)
                     terms.append(np.log(np.exp(x).sum()) - x[chosen.index(labels[b, i, j])])
-    np.testing.assert_allclose(parts['loss_pixel'], np.mean(terms), rtol=1e-5)
+    np.testing.assert_allclose(parts['loss_pixel'].value, np.mean(terms), rtol=1e-5)
     assert list(parts) == ['loss_pixel']
     ranks = to_ranks(batch['label'], selection, num_classes=12, ignore_label=-1)
     assert (np.asarray(ranks) >= 0).sum() == len(terms)

@@ -60,20 +60,13 @@ def batch_size(config, num_devices: int) -> int:
     """The number of images in a batch of this host, in evaluation or prediction.
 
     Where images keep their own sizes, one for each device: padding them to a common size would make
-    the result of each depend on the others.
-
-    Raises:
-      ValueError: the devices cannot share a batch.
+    the result of each depend on the others. Otherwise `eval.batch_size`, over all devices and
+    hosts, and what it takes to give each device the same number.
     """
     if any(config.eval.base_size) or not any(config.eval.size):
         return num_devices
-    batch_size, hosts = config.eval.batch_size, jax.process_count()
-    if batch_size < 1 or batch_size % (hosts * num_devices):
-        raise ValueError(
-            f'config.eval.batch_size = {batch_size} must be a multiple of {hosts * num_devices}: '
-            f'{hosts * num_devices} devices'
-        )
-    return batch_size // hosts
+    per_device = -(-config.eval.batch_size // (jax.process_count() * num_devices))
+    return per_device * num_devices
 
 
 def batches(examples: Iterable[dict[str, Any]], size: int) -> Iterator[dict[str, Any]]:
@@ -155,8 +148,8 @@ def eval_batches(source: Source, config, num_devices: int) -> Iterator[dict[str,
       num_devices: of this host, which share a batch.
 
     Raises:
-      ValueError: the source is empty, or as `batch_size`. While iterating: more than
-        `data.max_corrupt` corrupt examples; whatever else the source raises.
+      ValueError: the source is empty. While iterating: more than `data.max_corrupt` corrupt
+        examples; whatever else the source raises.
     """
     reading.check_not_empty(source, config.data.eval_split)
     size = batch_size(config, num_devices)

@@ -83,6 +83,8 @@ def box(rows: slice, columns: slice) -> list[int]:
 class Writer:
     """Writes predictions image by image; leaving its `with` block writes the JSON file.
 
+    `write` may be called from several threads; the JSON file has the order of the file names.
+
     Args:
       path: of the JSON file; the PNGs go into the folder of that name without the suffix.
       categories: as in COCO's files, dicts with 'id', 'name' and 'isthing' in the order of the
@@ -92,7 +94,7 @@ class Writer:
     def __init__(self, path: str | Path, categories: list[dict[str, Any]]):
         self.path, self.categories = Path(path), categories
         self.folder = self.path.with_suffix('')
-        self.annotations, self.images = [], []
+        self.written = []  # (annotation, image) of each image
 
     def __enter__(self) -> 'Writer':
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,17 +112,16 @@ class Writer:
         file_name = f'{name}.png'
         Image.fromarray(ids_to_rgb(ids)).save(self.folder / file_name)
         infos = segments_info(ids, labels, [category['id'] for category in self.categories])
-        self.annotations.append(
-            {'image_id': image_id, 'file_name': file_name, 'segments_info': infos}
-        )
-        self.images.append(
-            {'id': image_id, 'file_name': file_name, 'height': ids.shape[0], 'width': ids.shape[1]}
-        )
+        annotation = {'image_id': image_id, 'file_name': file_name, 'segments_info': infos}
+        height, width = ids.shape
+        image = {'id': image_id, 'file_name': file_name, 'height': height, 'width': width}
+        self.written.append((annotation, image))
 
     def __exit__(self, *_) -> None:
+        written = sorted(self.written, key=lambda pair: pair[0]['file_name'])
         content = {
-            'images': self.images,
-            'annotations': self.annotations,
+            'images': [image for _, image in written],
+            'annotations': [annotation for annotation, _ in written],
             'categories': self.categories,
         }
         self.path.write_text(json.dumps(content))
