@@ -169,8 +169,10 @@ def check_categories(run, data, *, where: str, data_config) -> None:
     """Refuses data whose categories are not those of a run, in the same order.
 
     Args:
-      run, data: as for `first_difference`.
-      where: the run, `data_config`: `config.data`; both for the message.
+      run: as for `first_difference`.
+      data: likewise.
+      where: the run, for the message.
+      data_config: `config.data`, for the message.
 
     Raises:
       ValueError: they differ; it names the first difference.

@@ -46,7 +46,8 @@ def run(
       as_is: True takes the model from `source`, a Hugging Face folder or a name on the hub, and
         changes `config` to describe it. False takes the model from `config`, and weights from
         `source` replace its initial ones.
-      task, things: of a model as it is, see `published_task`.
+      task: of a model as it is, see `published_task`.
+      things: likewise.
 
     Returns:
       The folder of the new checkpoint.

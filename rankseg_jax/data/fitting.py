@@ -197,7 +197,8 @@ def fit(
     Args:
       image: uint8 [H, W, 3].
       size: (h, w).
-      antialias, resample: as of `resize`.
+      antialias: as of `resize`.
+      resample: likewise.
       stretch: resize to `size` itself.
 
     Returns:
