@@ -114,11 +114,11 @@ def test_a_clip_reads_its_frames_and_nothing_else(folder, monkeypatch):
     monkeypatch.setattr(vspw.Vspw, 'read', lambda entry: seen.append(entry[0]) or read(entry))
     clip = source.clip(0, np.array([3, 7, 7]))
     assert seen == [f'30_d/{frame_names(23)[t]}' for t in (3, 7, 7)]
-    assert clip['frames'].shape == (3, 20, 26, 3) and clip['frames'].dtype == np.uint8
-    assert clip['labels'].shape == (3, 20, 26) and clip['labels'].dtype == np.int32
+    assert clip['image'].shape == (3, 20, 26, 3) and clip['image'].dtype == np.uint8
+    assert clip['label'].shape == (3, 20, 26) and clip['label'].dtype == np.int32
     for place, t in enumerate((3, 7, 7)):
-        np.testing.assert_array_equal(clip['frames'][place], source.load(t)['image'])
-        np.testing.assert_array_equal(clip['labels'][place], source.load(t)['label'])
+        np.testing.assert_array_equal(clip['image'][place], source.load(t)['image'])
+        np.testing.assert_array_equal(clip['label'][place], source.load(t)['label'])
 
 
 def test_chunks_and_samples_of_every_video(folder):
@@ -126,12 +126,12 @@ def test_chunks_and_samples_of_every_video(folder):
     for split in ('train', 'validation', 'test'):
         source = open_split(folder, split)
         for video, (_, frames) in enumerate(source.videos):
-            labels = [source.clip(video, chunk)['labels'] for chunk in chunks(len(frames))]
+            labels = [source.clip(video, chunk)['label'] for chunk in chunks(len(frames))]
             np.testing.assert_array_equal(
                 np.concatenate(labels), [source.load(index)['label'] for index in frames]
             )
             clip = source.clip(video, sample(len(frames), 2, 20, rng))
-            assert len(clip['labels']) == 2  # even from a video of one frame
+            assert len(clip['label']) == 2  # even from a video of one frame
 
 
 def test_frames_of_another_size_are_no_clip(folder):
@@ -151,7 +151,7 @@ def test_a_frame_that_cannot_be_read_is_named(folder):
     for attempt in (lambda: source.load(7), lambda: source.clip(2, [0, 1])):
         with pytest.raises(CorruptExample, match=f'12_c/{path.stem}'):
             attempt()
-    assert len(source.clip(2, [0, 2])['frames']) == 2
+    assert len(source.clip(2, [0, 2])['image']) == 2
 
 
 def test_models_of_images_take_frames(folder):

@@ -177,7 +177,7 @@ def test_tracks_are_those_of_the_file(folder):
         assert [(t['id'], t['category_id'] + 1, t['iscrowd']) for t in tracks] == [
             (i, c, crowd) for i, _, c, crowd, _ in wanted
         ]
-        decoded = youtube_vis_2019.masks(tracks, (length, *SIZE))
+        decoded = rle.decode_tracks(tracks, (length, *SIZE))
         assert decoded.shape == (len(wanted), length, *SIZE) and decoded.dtype == bool
         for n, (*_, masks) in enumerate(wanted):
             for t, mask in enumerate(masks):
@@ -225,8 +225,8 @@ def test_splits_without_annotations_count_no_pixel(folder):
             assert all(
                 (source.load(index)['label'] == IGNORE_LABEL).all() for index in range(len(source))
             )
-            assert source.tracks(0) == [] and source.clip(0, [1, 0])['tracks'] == []
-            assert youtube_vis_2019.masks([], (2, *SIZE)).shape == (0, 2, *SIZE)
+            assert source.tracks(0) == source.tracks(0, [1, 0]) == []
+            assert rle.decode_tracks([], (2, *SIZE)).shape == (0, 2, *SIZE)
 
 
 def test_validation_may_have_annotations(folder):
@@ -248,17 +248,18 @@ def test_a_clip_reads_its_frames_and_nothing_else(folder, monkeypatch):
     clip = source.clip(2, [0, 4, 21])
     assert seen == ['cc/00000', 'cc/00020', 'cc/00105']
     assert (
-        clip['frames'].shape == (3, *SIZE, 3)
-        and clip['frames'].dtype == np.uint8
-        and clip['labels'].dtype == np.int32
+        clip['image'].shape == (3, *SIZE, 3)
+        and clip['image'].dtype == np.uint8
+        and clip['label'].dtype == np.int32
     )
-    assert clip['tracks'] == [
+    chosen = source.tracks(2, [0, 4, 21])
+    assert chosen == [
         track | {'segmentations': [track['segmentations'][t] for t in (0, 4, 21)]}
         for track in tracks
     ]
-    assert clip['tracks'][1]['segmentations'][0] is None
+    assert chosen[1]['segmentations'][0] is None
     for place, t in enumerate((0, 4, 21)):
-        np.testing.assert_array_equal(clip['labels'][place], source.load(7 + t)['label'])
+        np.testing.assert_array_equal(clip['label'][place], source.load(7 + t)['label'])
 
 
 def test_clips_of_every_video(folder):
@@ -267,9 +268,9 @@ def test_clips_of_every_video(folder):
     for video, (_, frames) in enumerate(source.videos):
         for chosen in (sample(len(frames), 2, 20, rng), *chunks(len(frames))):
             clip = source.clip(video, chosen)
-            masks = youtube_vis_2019.masks(clip['tracks'], clip['labels'].shape)
+            masks = rle.decode_tracks(source.tracks(video, chosen), clip['label'].shape)
             assert masks.shape == (len(source.tracks(video)), len(chosen), *SIZE)
-            np.testing.assert_array_equal(masks.any(0), clip['labels'] >= 0)
+            np.testing.assert_array_equal(masks.any(0), clip['label'] >= 0)
 
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
@@ -358,10 +359,8 @@ def test_written_truth_is_perfect_to_pycocotools(folder, tmp_path):
             for n, track in enumerate(source.tracks(video))
         ]
         for frame in range(len(frames)):
-            clip = source.clip(video, [frame])
-            for track, mask in zip(
-                tracks, youtube_vis_2019.masks(clip['tracks'], clip['labels'].shape), strict=True
-            ):
+            masks = rle.decode_tracks(source.tracks(video, [frame]), (1, *SIZE))
+            for track, mask in zip(tracks, masks, strict=True):
                 track['segmentations'].append(rle.encode(mask[0]))
         return source.video_id(video), tracks
 

@@ -53,6 +53,7 @@ class Source(abc.ABC):
       things: K bools of a `PanopticSource`, the other categories are stuff; otherwise empty.
       videos: (name, range of frame indices) of each video of a `VideoSource`; otherwise empty.
       published_videos: number of videos that the split should have; None: not stated.
+      annotated: whether there is ground truth; without, all pixels are ignored.
     """
 
     class_names: tuple[str, ...]
@@ -61,6 +62,7 @@ class Source(abc.ABC):
     things: Sequence[bool] = ()
     videos: Sequence[tuple[str, range]] = ()
     published_videos: int | None = None
+    annotated: bool = True
 
     @cached_property
     def image_ids(self) -> Sequence[int | str]:
@@ -112,6 +114,22 @@ class PanopticSource(Source):
         """
 
 
+class InstanceSource(Source):
+    """A source whose examples also have objects, which may overlap."""
+
+    @abc.abstractmethod
+    def instances(self, index: int) -> list[dict[str, Any]]:
+        """Reads the objects of an example.
+
+        Returns:
+          A dict for each: 'id' int, 'category_id' in 0..K-1, 'iscrowd' 0 or 1, 'area' in pixels
+          and 'segmentation', run lengths as `rle` has them.
+
+        Raises:
+          CorruptExample: the example cannot be read.
+        """
+
+
 class VideoSource(Source):
     """A source of video frames, all frames of a video in order; it sets `videos`.
 
@@ -129,12 +147,37 @@ class VideoSource(Source):
             choose some.
 
         Returns:
-          {'frames': uint8 [t, H, W, 3], 'labels': int32 [t, H, W] in 0..K-1 or IGNORE_LABEL}.
+          {'image': uint8 [t, H, W, 3], 'label': int32 [t, H, W] in 0..K-1 or IGNORE_LABEL}.
 
         Raises:
           CorruptExample: the frames differ in size; or as `load`.
           ValueError: as `load`.
         """
+
+
+class TrackSource(VideoSource):
+    """A source whose videos also have tracks: objects that are followed from frame to frame."""
+
+    @abc.abstractmethod
+    def tracks(self, video: int, frames: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Reads the tracks of a video; their masks may overlap.
+
+        Args:
+          video: place in `videos`.
+          frames: as for `clip`; None: all.
+
+        Returns:
+          A dict for each track, also for those that none of the frames shows: 'id' int,
+          'category_id' in 0..K-1, 'iscrowd' 0 or 1, and 'segmentations': for each frame run
+          lengths as `rle` has them, or None.
+
+        Raises:
+          CorruptExample: the tracks cannot be read.
+        """
+
+    def video_id(self, video: int) -> int:
+        """The id of a video in the data set's own files; by default its place from 1 on."""
+        return video + 1
 
 
 def get_source(data_config, split: str) -> Source:

@@ -21,6 +21,16 @@ def decode(rle: dict) -> np.ndarray:
     return coco_mask.decode(rle).astype(bool)
 
 
+def decode_tracks(tracks: list[dict], shape: tuple[int, int, int]) -> np.ndarray:
+    """The masks of tracks, see `TrackSource.tracks` -> bool [N, *shape], where shape is (t, H, W)."""
+    decoded = np.zeros((len(tracks), *shape), bool)
+    for n, track in enumerate(tracks):
+        for t, mask in enumerate(track['segmentations']):
+            if mask:
+                decoded[n, t] = decode(mask)
+    return decoded
+
+
 def compress(rle: dict) -> dict:
     """Run lengths of either kind, from a file -> compressed ones that are known to be valid.
 

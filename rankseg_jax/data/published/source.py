@@ -94,10 +94,7 @@ class PublishedVideoSource(PublishedSource, VideoSource):
     def clip(self, video: int, frames: Sequence[int]) -> dict[str, Any]:
         """See `VideoSource.clip`."""
         indices = [self.videos[video][1][frame] for frame in frames]
-        return self._stack(indices, [self.example(index) for index in indices])
-
-    def _stack(self, indices, examples):
-        loaded = [self._decode(example) for example in examples]
+        loaded = [self.load(index) for index in indices]
         size = loaded[0]['label'].shape
         for index, frame in zip(indices, loaded, strict=True):
             if frame['label'].shape != size:
@@ -106,6 +103,6 @@ class PublishedVideoSource(PublishedSource, VideoSource):
                     f'{self.ids[indices[0]]} {size}; the frames of a clip must have the same size'
                 )
         return {
-            'frames': np.stack([frame['image'] for frame in loaded]),  # [t, H, W, 3]
-            'labels': np.stack([frame['label'] for frame in loaded]),  # [t, H, W]
+            'image': np.stack([frame['image'] for frame in loaded]),  # [t, H, W, 3]
+            'label': np.stack([frame['label'] for frame in loaded]),  # [t, H, W]
         }

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rankseg_jax.data import rle
+from rankseg_jax.data import TrackSource, rle
 from rankseg_jax.data.published import IGNORED, LISTED, codecs, files
 from rankseg_jax.data.published.builder import VideoBuilder
 from rankseg_jax.data.published.label_maps import read_classes
@@ -45,24 +45,18 @@ class Video(NamedTuple):
     tracks: list[dict]
 
 
-class YoutubeVis2019Source(PublishedVideoSource):
-    """Frames and tracks; a clip has all tracks of its video, with the masks of its t frames."""
+class YoutubeVis2019Source(PublishedVideoSource, TrackSource):
+    """Frames and tracks."""
 
     def video_id(self, video: int) -> int:
         """The id in the data set's own files of the video at this place in `videos`."""
         return int(self.example(self.videos[video][1][0])['video_id'])
 
-    def tracks(self, video: int) -> list[dict[str, Any]]:
-        """The tracks of a video as in the JSON file, except that 'category_id' is in 0..39.
-
-        Returns:
-          Dicts with 'id', 'category_id', 'iscrowd' and 'segmentations': for each frame run
-          lengths as `rle` has them, or None.
-        """
-        return join(map(self.example, self.videos[video][1]))
-
-    def _stack(self, indices, examples):
-        return super()._stack(indices, examples) | {'tracks': join(examples)}
+    def tracks(self, video, frames=None):
+        """See `TrackSource.tracks`; as in the JSON file, but for 'category_id'."""
+        indices = self.videos[video][1]
+        chosen = indices if frames is None else [indices[frame] for frame in frames]
+        return join(map(self.example, chosen))
 
 
 class YoutubeVis2019(VideoBuilder):
@@ -267,20 +261,6 @@ def join(examples: Iterable[dict]) -> list[dict[str, Any]]:
         }
         for track in zip(*frames, strict=True)
     ]
-
-
-def masks(tracks: list[dict], shape: tuple[int, int, int]) -> np.ndarray:
-    """Decodes tracks, as a clip has them, to bool [N, t, H, W].
-
-    Args:
-      shape: (t, H, W), that of the clip's labels.
-    """
-    decoded = np.zeros((len(tracks), *shape), bool)
-    for n, track in enumerate(tracks):
-        for t, mask in enumerate(track['segmentations']):
-            if mask:
-                decoded[n, t] = rle.decode(mask)
-    return decoded
 
 
 def write_results(path: str | Path, predictions: Iterable[tuple[int, list[dict]]]) -> None:
