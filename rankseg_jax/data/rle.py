@@ -22,7 +22,7 @@ def decode(rle: dict) -> np.ndarray:
 
 
 def decode_tracks(tracks: list[dict], shape: tuple[int, int, int]) -> np.ndarray:
-    """The masks of tracks, see `TrackSource.tracks` -> bool [N, *shape], where shape is (t, H, W)."""
+    """The masks of `TrackSource.tracks` -> bool [N, *shape], where shape is (t, H, W)."""
     decoded = np.zeros((len(tracks), *shape), bool)
     for n, track in enumerate(tracks):
         for t, mask in enumerate(track['segmentations']):
