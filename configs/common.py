@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initialization, data order, augmentation and dropout
     config.batch_size = 16  # images per step, over all devices and hosts
     config.steps = 40_000  # optimizer steps
-    # 'semantic', or 'panoptic' for per-query frameworks on data with segments.
+    # 'semantic'; 'video_semantic' on videos; for per-query frameworks also 'panoptic' on data with
+    # segments, 'instance' on data with objects, 'video_instance' on videos with tracks.
     config.task = 'semantic'
     config.accumulate = 1  # micro-batches that a step is computed in, one after another
     config.mesh_data = -1  # devices along the mesh's `data` axis; -1: all
@@ -48,6 +49,8 @@ def get_config() -> ConfigDict:
     # Resize with a filter that grows as images shrink, like Pillow's and unlike OpenCV's.
     data.antialias = False
     data.max_targets = 100  # per-query frameworks: masks per training image, the largest ones
+    data.clip_frames = 2  # video tasks: frames of a training clip, …
+    data.clip_reach = 20  # … at most so far from one of them, drawn at random
     data.num_workers = 0  # images loaded and transformed at once; 0: tf.data decides
 
     config.augment = augment = ConfigDict()
@@ -174,11 +177,18 @@ def get_config() -> ConfigDict:
     evaluation.stride = (0, 0)  # between windows; the window's size: no overlap
     evaluation.scales = (1.0,)  # probabilities are averaged over these multiples of the size, …
     evaluation.flip = False  # … and over the mirror images
-    evaluation.threshold = 0.8  # panoptic: the least class probability of a segment
+    # Panoptic: the least class probability of a segment; instance, video_instance: the least score
+    # of an object that is drawn.
+    evaluation.threshold = 0.8
     evaluation.overlap = 0.8  # panoptic: the least share of its mask that a segment keeps
     # Per-query frameworks: masks become probabilities at this (height, width), (-1, -1): their own,
     # and panoptic segments keep unsure pixels, as in Hugging Face; (0, 0): at the image's size.
     evaluation.mask_size = (0, 0)
+    evaluation.max_objects = 100  # instance, video_instance: objects of an image, tracks of a video
+    # Video tasks: frames that the model sees at once, and how many of them it has seen before. What
+    # it finds is linked from one such clip to the next.
+    evaluation.clip_length = 20
+    evaluation.clip_overlap = 0
     evaluation.batch_size = 16
     evaluation.recall_at = ()  # further values of κ for recall@κ and precision@κ
     # Loaded by every mode but train: 'last', 'best' (by the task's score, such as mIoU) or a step

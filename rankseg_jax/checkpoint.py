@@ -25,6 +25,11 @@ LATER_KEYS = {
     'eval.multiple': 32,
     'eval.resample': '',
     'eval.mask_size': (0, 0),
+    'data.clip_frames': 2,
+    'data.clip_reach': 20,
+    'eval.max_objects': 100,
+    'eval.clip_length': 20,
+    'eval.clip_overlap': 0,
 }
 
 

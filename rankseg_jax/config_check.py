@@ -47,6 +47,8 @@ RANGES = {
     'data.mean': COLOR,
     'data.std': ABOVE_0,
     'data.max_targets': at_least(1),
+    'data.clip_frames': at_least(1),
+    'data.clip_reach': at_least(0),
     'data.num_workers': at_least(0),
     'augment.base_size': at_least(0),
     'augment.scale_range': ABOVE_0,
@@ -100,6 +102,9 @@ RANGES = {
     'eval.scales': ABOVE_0,
     'eval.threshold': SHARE,
     'eval.overlap': SHARE,
+    'eval.max_objects': at_least(1),
+    'eval.clip_length': at_least(1),
+    'eval.clip_overlap': at_least(0),
     'eval.batch_size': at_least(1),
     'eval.recall_at': at_least(1),
     'log_every': at_least(1),
@@ -125,6 +130,7 @@ def check(config, defaults) -> None:
     check_input_sizes(config)
     check_short_sides(config.augment)
     check_windows(config.eval)
+    check_clips(config.eval)
     check_groups(config.optimizer)
     if config.model.frozen_norm:
         check_frozen_norm_decay(config.optimizer)
@@ -274,6 +280,16 @@ def check_short_sides(augment) -> None:
         raise ValueError(
             f'{name} must be () with config.augment.large_scale_jitter, which draws from '
             'config.augment.scale_range'
+        )
+
+
+def check_clips(evaluation) -> None:
+    """Refuses clips that overlap as far as they are long."""
+    length, overlap = evaluation.clip_length, evaluation.clip_overlap
+    if overlap >= length:
+        raise ValueError(
+            f'config.eval.clip_overlap = {overlap} must be less than config.eval.clip_length = '
+            f'{length}'
         )
 
 

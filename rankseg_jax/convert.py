@@ -84,7 +84,7 @@ def configured_model(source, config):
     Returns:
       Class names, things or None, and variables.
     """
-    data_source = data.get_source(config.data, config.data.train_split)
+    data_source = tasks.open_source(config, config.data.train_split)
     task = tasks.from_source(config, data_source)
     model = models.build(config, task.num_classes)
     variables = jax.jit(

@@ -1,5 +1,6 @@
 """Evaluation at the original size: a task's scores, each image once, over all devices and hosts."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -8,14 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
-from rankseg_jax import checkpoint, data, inference, models, sharding, storage, tasks
+from rankseg_jax import checkpoint, inference, models, sharding, storage, tasks
 from rankseg_jax.data import CorruptExample, batching
 
 
 def make_eval_step(model, config, task, mesh) -> Callable:
-    """Compiled (model variables, batch) → (metrics by name, maps by name).
+    """Compiled (model variables, batch) → (metrics by name, maps by name), for each frame of clips.
 
     The metrics are sums over the batch; maps are those of its images, split over the mesh, see
     `tasks.Task.statistics` and `postprocess`.
@@ -30,15 +30,15 @@ def make_eval_step(model, config, task, mesh) -> Callable:
     segment = inference.compiled(model, config, task, mesh, then)
 
     def eval_step(variables, batch):
-        return segment(variables, sharding.shard_batch(batch, mesh), batch['label'].shape[1:])
+        return segment(variables, sharding.shard_batch(batch, mesh), batch['label'].shape[-2:])
 
     return eval_step
 
 
 def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> dict[str, Any]:
-    """Scores of the model on every image of a source, each counted once, over all hosts.
+    """Scores of the model on every image or video of a source, each counted once, over all hosts.
 
-    While the device works on a batch, threads read the next ones and score the images before.
+    While the device works on a batch, threads read the next ones and score those before.
 
     Args:
       eval_step: see `make_eval_step`.
@@ -47,24 +47,32 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
       writer: see `tasks.Task.writer`, for the predictions of this host's images; None: they are
         only scored.
     """
-    total, num_read = task.empty_statistics(), 0  # of this host's images
+    total, num_read = task.empty_statistics(), 0  # of this host's images or clips
+    examples = task.examples(source)
 
-    def step(batch):
-        return batch, *eval_step(variables, batch)
+    def steps():
+        for batch in batching.eval_batches(examples, config, mesh.size):
+            for number, found in enumerate(eval_step(variables, batch)):
+                yield batch, number, *found
 
     def images():
         nonlocal total, num_read
-        batches = map(step, batching.eval_batches(source, config, mesh.size))
-        for batch, statistics, maps in batching.behind(batches):
+        for batch, number, statistics, maps in batching.behind(steps()):
             total = merge(total, jax.device_get(statistics))
-            num_read += int(batch['mask'].sum())
-            progress.update(num_read - progress.n)
+            if number == 0:
+                num_read += int(batch['mask'].sum())
+                progress.update(num_read - progress.n)
             if writer is None and not task.scores_images:
                 continue
             maps = {name: sharding.local_part(x) for name, x in maps.items()}
-            for i in np.flatnonzero(batch['mask']):
+            shown = batch['mask'] & batch['shown'][:, number] if 'shown' in batch else batch['mask']
+            for i in np.flatnonzero(shown):
                 found = {name: x[i] for name, x in maps.items()}
-                yield int(batch['index'][i]), task.cut(found, batch['size'][i])
+                yield int(batch['index'][i]), number, task.cut(found, batch['size'][i])
+
+    def encode(image):
+        index, number, found = image
+        return index, number, task.encode(examples, index, number, found)
 
     def score(image):
         index, found = image
@@ -76,38 +84,29 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
             task.write(writer, source, index, found)
         return metrics
 
-    with batching.progress('Evaluating', len(source)) as progress:
-        for metrics in batching.read_ahead(score, images(), ahead=config.eval.batch_size):
+    ahead = config.eval.batch_size
+    with batching.progress('Evaluating', len(examples), examples.unit) as progress:
+        encoded = batching.read_ahead(encode, images(), ahead=ahead)
+        for metrics in batching.read_ahead(score, task.join(examples, encoded), ahead=ahead):
             if isinstance(metrics, CorruptExample):
                 logging.error('Excluded from the scores: %s', metrics)
             else:
                 total = merge(total, metrics)
-    num_read, total = sum_over_hosts((np.array(num_read), total))
-    if num_read < len(source):
+    counts, totals = zip(*sharding.gather((num_read, total)), strict=True)
+    missing = len(examples) - sum(counts)
+    if missing:
         logging.error(
-            '%d of %d images could not be read and are not scored',
-            len(source) - num_read,
-            len(source),
+            '%d of %d %s could not be read and are not scored',
+            missing,
+            len(examples),
+            examples.unit,
         )
-    return task.scores(total)
+    return task.scores(functools.reduce(merge, totals))
 
 
 def merge(total: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
     """Adds metrics to a total, by name."""
     return total | {name: total[name].merge(metric) for name, metric in metrics.items()}
-
-
-def sum_over_hosts(metrics):
-    """Adds up the hosts' additive metrics, trees of NumPy arrays."""
-    if jax.process_count() == 1:
-        return metrics
-
-    def total(x):
-        # As bytes: JAX would halve the precision of 64-bit numbers.
-        parts = multihost_utils.process_allgather(np.frombuffer(x.tobytes(), np.uint8))
-        return np.asarray(parts).view(x.dtype).reshape(-1, *x.shape).sum(0)
-
-    return jax.tree.map(lambda x: total(np.asarray(x)), metrics)
 
 
 def run(config, workdir, output=None) -> dict[str, Any]:
@@ -124,7 +123,7 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     if output and jax.process_count() > 1:
         raise ValueError('--output is for evaluation on one host')
     mesh = sharding.make_mesh(config.mesh_data)
-    source = data.get_source(config.data, config.data.eval_split)
+    source = tasks.open_source(config, config.data.eval_split)
     task = tasks.from_source(config, source)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     saved.check_categories(task, config.data)

@@ -1,12 +1,13 @@
 """From images of any size to a task's maps: cut into windows, select, forward, assemble.
 
 Images are seen whole or by sliding windows, at several scales, mirrored too. The categories of an
-image are selected once, from all its views, so that a rank means the same in each of them.
+image are selected once, from all its views, so that a rank means the same in each of them. Clips
+pass the network as a whole; from then on each of their frames is treated like an image.
 """
 
 import collections
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from flax import struct
 from jax import lax
 
 from rankseg_jax import models, selector, sharding
+from rankseg_jax.data import IGNORE_LABEL
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.postprocessing import View
@@ -46,7 +48,8 @@ def segment(
     """Segments a batch at the images' own sizes; made for `jit`. `compiled` is `segment` in parts.
 
     Args:
-      views: for each scale {'image': [B, H, W, 3], 'content': [B, 2]}, see `fitting.eval_views`.
+      views: for each scale {'image': [B, (t,) H, W, 3], 'content': [B, 2]}, see
+        `fitting.eval_views`.
       size: [B, 2] int32, rows and columns of the original images.
       config: reads `eval` and `rankseg`.
       task: a `tasks.Task`.
@@ -58,7 +61,16 @@ def segment(
         task cannot give.
     """
     seen = see(model, variables, views, config, task, presence=presence)
-    maps = task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)
+
+    def postprocess(seen):
+        return task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)
+
+    length = views[0]['image'].shape[1:-3]  # (t,) of clips
+    if length:
+        frames = lax.map(lambda number: postprocess(seen.frame(number)), jnp.arange(*length))
+        maps = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), frames)  # [B, t, …] each
+    else:
+        maps = postprocess(seen)
     return Prediction(maps, seen.selection, seen.presence_logits)
 
 
@@ -69,19 +81,25 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
     what follows is one for each canvas. So a new image size costs at most a small program.
 
     Args:
-      then: made for `jit`.
+      then: made for `jit`. The batch has no 'views', but with RankSeg and labels 'pixels' [B, K]
+        int32, those of each category. That of a frame has the pixels of its clip, its own labels,
+        and 'first' [B] bool, clips that it is the first frame of.
 
     Returns:
       A function of variables, copied to the mesh; a batch of `batching.stack`, split over it; and
-      the canvas, (rows, columns). The oracle selects by the batch's labels.
+      the canvas, (rows, columns). It yields one result for images, and for clips one for each
+      frame. The oracle selects by the batch's labels.
     """
     networks = collections.OrderedDict()  # shapes of the views → program
 
-    def network(variables, views, presence):
-        return see(model, variables, views, config, task, presence=presence)
+    def network(variables, views, presence, shown):
+        return see(model, variables, views, config, task, presence=presence, shown=shown)
 
     @functools.partial(jax.jit, static_argnames='canvas')
-    def finish(seen, batch, canvas):
+    def finish(seen, batch, canvas, number=None):
+        if number is not None:
+            seen, batch = seen.frame(number), frame_of(batch, number)
+
         def postprocess(seen, size):
             return task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)
 
@@ -94,23 +112,40 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
         return then(Prediction(maps, seen.selection, seen.presence_logits), batch)
 
     @jax.jit
-    def truth(labels):
-        return pixel_counts(labels, task.num_classes) > 0
+    def count(labels):
+        return pixel_counts(labels, task.num_classes)  # [B, K]
 
-    def run(variables, batch, canvas: tuple[int, int]):
-        views, presence = batch['views'], None
-        if config.rankseg and config.rankseg.oracle and 'label' in batch:
-            presence = truth(batch['label'])
+    def run(variables, batch, canvas: tuple[int, int]) -> Iterator:
+        views, presence, shown = batch['views'], None, batch.get('shown')
+        batch = {name: x for name, x in batch.items() if name != 'views'}
+        if 'label' in batch and config.rankseg:
+            batch['pixels'] = count(batch['label'])
+            if config.rankseg.oracle:
+                presence = batch['pixels'] > 0
         shapes = tuple(view['image'].shape for view in views)
         if shapes not in networks:
             networks[shapes] = jax.jit(functools.partial(network))
         networks.move_to_end(shapes)
         if len(networks) > PROGRAMS:
             networks.popitem(last=False)[1].clear_cache()
-        seen = networks[shapes](variables, views, presence)
-        return finish(seen, {name: x for name, x in batch.items() if name != 'views'}, canvas)
+        seen = networks[shapes](variables, views, presence, shown)
+        if shown is None:
+            yield finish(seen, batch, canvas)
+        else:
+            for number in range(shown.shape[1]):
+                yield finish(seen, batch, canvas, number)
 
     return run
+
+
+def frame_of(batch, number):
+    """A batch of clips, as one of their frames; see `compiled`."""
+    batch = dict(batch)
+    counted = batch.pop('counted')[:, number]  # [B]
+    if 'label' in batch:
+        label = batch['label'][:, number]  # [B, R, C]
+        batch['label'] = jnp.where(counted[:, None, None], label, IGNORE_LABEL)
+    return batch | {'mask': batch['mask'] & counted, 'first': batch['mask'] & (number == 0)}
 
 
 def served(prediction: Prediction, config) -> dict[str, jax.Array]:
@@ -158,17 +193,23 @@ class Seen:
     selection: Selection | None
     presence_logits: jax.Array | None
 
+    def frame(self, number) -> 'Seen':
+        """The same for a frame of each clip, as for an image; `number`: [] int32."""
+        return self.replace(outputs=[output.frame(number) for output in self.outputs])
 
-def see(model, variables, views, config, task, *, presence=None) -> Seen:
-    """Selects the categories of each image once, and predicts all its windows over them.
 
-    Args: as `segment`, which this is the first part of.
+def see(model, variables, views, config, task, *, presence=None, shown=None) -> Seen:
+    """Selects the categories of each image or clip once, and predicts all its windows over them.
+
+    Args: as `segment`, which this is the first part of; `shown` as of `batching.stack`.
     """
     cuts, windows = zip(*[cut_windows(view, config.eval) for view in views], strict=True)
 
     def run(cut, images, **choice):
-        images = images.reshape(-1, *images.shape[2:])  # [B · views, H, W, 3]
-        return models.forward(model, variables, images, Choice(views=cut.views, **choice))
+        frames = None if shown is None else jnp.repeat(shown, images.shape[1], axis=0)
+        images = images.reshape(-1, *images.shape[2:])  # [B · views, (t,) H, W, 3]
+        choice = Choice(shown=frames, views=cut.views, **choice)
+        return models.forward(model, variables, images, choice)
 
     selection = presence_logits = None
     if len(cuts) > 1 and config.rankseg:
@@ -262,20 +303,20 @@ class Cut:
 
 
 def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
-    """Cuts {'image': [B, H, W, 3], 'content': [B, 2]} as `config.eval` says.
+    """Cuts {'image': [B, (t,) H, W, 3], 'content': [B, 2]} as `config.eval` says.
 
     Returns:
-      The cut, and its windows [B, mirrors · windows, h, w, 3].
+      The cut, and its windows [B, mirrors · windows, (t,) h, w, 3].
     """
     image, content = view['image'], view['content']
-    whole = image.shape[1:3]
+    leading, whole = image.shape[1:-3], image.shape[-3:-1]
     window, stride = whole, whole
     if any(evaluation.window):
         window, stride = evaluation.window, evaluation.stride
     counts = [-(-max(whole[axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)]
     ends = [window[axis] + stride[axis] * (counts[axis] - 1) for axis in (0, 1)]
     missing = [(0, max(ends[axis] - whole[axis], 0)) for axis in (0, 1)]
-    image = jnp.pad(image, ((0, 0), *missing, (0, 0)))
+    image = jnp.pad(image, ((0, 0), *((0, 0) for _ in leading), *missing, (0, 0)))
     # The last window ends where the image does.
     starts = [
         jnp.minimum(
@@ -287,12 +328,13 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
     mirrored = (False, True) if evaluation.flip else (False,)
 
     def windows(image, content, rows, columns):  # of one image
-        x = jnp.arange(image.shape[1])
+        x = jnp.arange(image.shape[-2])
         flipped = jnp.where(x < content[1], content[1] - 1 - x, x)
+        first = (0,) * len(leading)
         return jnp.stack(
             [
-                lax.dynamic_slice(source, (row, column, 0), (*window, 3))
-                for source in (image[:, flipped] if mirror else image for mirror in mirrored)
+                lax.dynamic_slice(source, (*first, row, column, 0), (*leading, *window, 3))
+                for source in (image[..., flipped, :] if mirror else image for mirror in mirrored)
                 for row in rows
                 for column in columns
             ]

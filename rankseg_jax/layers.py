@@ -200,13 +200,21 @@ def sine_positions(height: int, width: int, dim: int):
     """
     if dim % 4:
         raise ValueError(f'position codes need a width that is a multiple of 4, got {dim}')
-    frequencies = 10_000.0 ** (-4 * np.arange(dim // 4) / dim)  # [dim / 4]
-
-    def code(size):
-        position = 2 * np.pi * np.arange(1, size + 1) / (size + 1e-6)  # [size]
-        angles = position[:, None] * frequencies  # [size, dim / 4]
-        return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(size, dim // 2)  # interleaved
-
-    rows = np.broadcast_to(code(height)[:, None], (height, width, dim // 2))
-    columns = np.broadcast_to(code(width)[None], (height, width, dim // 2))
+    rows, columns = (
+        sine_code(np.arange(1, size + 1) / (size + 1e-6), dim // 2, np) for size in (height, width)
+    )  # [height, dim / 2], [width, dim / 2]
+    rows = np.broadcast_to(rows[:, None], (height, width, dim // 2))
+    columns = np.broadcast_to(columns[None], (height, width, dim // 2))
     return jnp.asarray(np.concatenate([rows, columns], -1), jnp.float32)
+
+
+def sine_code(share, dim: int, np=jnp):
+    """Sine and cosine codes of shares of a length, in (0, 1]: [...] → [..., dim].
+
+    Args:
+      np: NumPy's or JAX's functions.
+    """
+    frequencies = 10_000.0 ** (-2 * np.arange(dim // 2) / dim)  # [dim / 2]
+    angles = 2 * np.pi * share[..., None] * frequencies  # [..., dim / 2]
+    codes = np.stack([np.sin(angles), np.cos(angles)], -1)  # interleaved
+    return codes.reshape(*share.shape, dim)

@@ -1,5 +1,7 @@
 """Losses. Every one computes in float32 and returns a scalar or a `Mean`, or these by name."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,6 +14,7 @@ from rankseg_jax.layers import resize
 # Points where masks are compared (PointRend): candidates per point, and the share of the points
 # that are the least certain candidates.
 OVERSAMPLE, IMPORTANCE = 3, 0.75
+BITS = 31  # targets that an int32 holds, its sign left out
 
 
 @struct.dataclass
@@ -145,7 +148,7 @@ def query_losses(
     key,
     outputs,
     labels,
-    segments,
+    sample_masks: Callable,
     *,
     weights=(2.0, 5.0, 5.0),
     num_points: int = 12_544,
@@ -154,10 +157,14 @@ def query_losses(
 ) -> dict[str, Mean]:
     """Losses of a per-query output, each summed over its layers (Cheng et al., CVPR 2022).
 
-    Each layer's queries are matched to the targets of their image. Masks are compared at
-    `num_points` points: three quarters are those of three times as many uniform candidates whose
-    logit is nearest to 0, the rest are uniform. All masks and layers of a step share the
-    candidates, so that one gather of rows reads them.
+    Each layer's queries are matched to the targets of their image or clip. Masks are compared at
+    `num_points` points of each frame: three quarters are those of three times as many uniform
+    candidates whose logit is nearest to 0, the rest are uniform. All masks and layers of a step
+    share the candidates, so that one gather of rows reads them.
+
+    The frames of a clip are one mask in the matching. In the losses they are masks of their own,
+    which add up, as in Mask2Former for videos (Cheng et al., arXiv 2112.10764): a clip weighs as
+    much as its frames.
 
     Args:
       key: random key for the points.
@@ -165,7 +172,8 @@ def query_losses(
         [B, Q, *space]).
       labels: [B, N] int32 ranks (classes for the baseline) of the targets; negative: padding, or a
         category that was not selected.
-      segments: [B, *t, H, W] int32, the place of each pixel's target in `labels`; negative: none.
+      sample_masks: points [P, 2], (x, y) in 0..1 → bilinear samples of the targets' masks there,
+        [B, N, *t, P], such as `sample_segments`.
       weights: of the class, mask and dice parts, in the matching and in the result.
       num_points: P, static.
       no_object_weight: weight of queries without a target in the class part.
@@ -184,7 +192,7 @@ def query_losses(
     def flat(x):  # [B, …, *t, points] → [B, …, *t · points]: a clip's frames are one mask
         return x.reshape(*x.shape[:2], -1)
 
-    truth = sample_segments(segments, labels.shape[1], points)  # [B, N, *t, points]
+    truth = sample_masks(points)  # [B, N, *t, points]
     costs = lax.map(
         lambda layer: matching.costs(
             class_logits=layer[0],
@@ -205,7 +213,8 @@ def query_losses(
         logits = sample(jnp.take_along_axis(mask_logits, index, axis=1), points)
         certain = least_certain(logits[..., :num_candidates], num_certain)
         compared = jnp.concatenate([certain, jnp.ones_like(logits[..., num_candidates:])], -1)
-        parts = mask_losses(flat(logits), flat(truth), flat(compared))  # [B, N] twice
+        parts = mask_losses(logits, truth, compared)  # [B, N, *t] twice
+        parts = [flat(part[..., None]).sum(-1) for part in parts]  # [B, N] each
         pixels, dice = (jnp.where(chosen >= 0, part, 0).sum() / num_targets for part in parts)
         classes = query_cross_entropy(
             class_logits, labels, chosen, no_object_weight=no_object_weight, mask=mask
@@ -312,6 +321,26 @@ def sample_segments(segments, num_targets: int, points):
     places = segments.reshape(*segments.shape[:-2], -1)[..., index]  # [B, *t, 4, P]
     targets = jnp.expand_dims(jnp.arange(num_targets), range(1, places.ndim))  # [N, 1, …]
     return jnp.where(places[:, None] == targets, weight, 0).sum(-2)
+
+
+def sample_bits(bits, num_targets: int, points):
+    """As `sample_segments`, of masks that may overlap: [B, words, *t, H, W] → [B, N, *t, P].
+
+    Args:
+      bits: int32, bit n of word w is 1 in the pixels of target BITS · w + n; see `unpack`.
+      num_targets: N.
+      points: [P, 2].
+    """
+    index, weight = corners(points, *bits.shape[-2:])  # [4, P] each
+    words = bits.reshape(*bits.shape[:-2], -1)[..., index]  # [B, words, *t, 4, P]
+    return (unpack(words, num_targets) * weight).sum(-2)
+
+
+def unpack(words, num_targets: int):
+    """The bits of words [B, words, …] of BITS each: [B, N, …] int32."""
+    shifts = jnp.expand_dims(jnp.arange(BITS), range(1, words.ndim - 1))  # [BITS, 1, …]
+    bits = (words[:, :, None] >> shifts) & 1  # [B, words, BITS, …]
+    return bits.reshape(len(words), -1, *words.shape[2:])[:, :num_targets]
 
 
 def corners(points, height: int, width: int):

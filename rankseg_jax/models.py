@@ -1,5 +1,6 @@
 """From a config to a model and its variables, for training, evaluation and prediction alike."""
 
+import dataclasses
 import importlib
 
 import flax
@@ -44,15 +45,35 @@ def init(model, num_classes: int, seed: int, image_shape) -> dict:
     return {'batch_stats': {}} | flax.core.unfreeze(variables)
 
 
+def apply(model, variables, images, choice: Choice, *, train: bool, rngs=None):
+    """Applies a model to images, or to clips frame by frame.
+
+    Args:
+      images: normalized [B · views, H, W, 3], or clips [B · views, t, H, W, 3].
+
+    Returns:
+      A PixelOutput or QueryOutput, and the variables that training updates.
+    """
+    length = images.shape[1:-3]  # (t,) of clips
+    if length:
+        choice = dataclasses.replace(choice, frames=length[0])
+        images = images.reshape(-1, *images.shape[2:])  # [B · views · t, H, W, 3]
+    mutable = ['batch_stats'] if train else []
+    output, updates = model.apply(
+        variables, images, train=train, choice=choice, rngs=rngs, mutable=mutable
+    )
+    return output.by_clip(*length) if length else output, updates
+
+
 def forward(model, variables, images, choice: Choice) -> PixelOutput | QueryOutput:
     """The model's output for prediction, from averaged parameters where there are some.
 
     Args:
-      images: [B · views, H, W, 3], normalized.
+      images: as of `apply`.
     """
     params = variables.get('ema', variables['params'])
     variables = {'params': params, 'batch_stats': variables['batch_stats']}
-    return model.apply(variables, images, train=False, choice=choice)
+    return apply(model, variables, images, choice, train=False)[0]
 
 
 def restore(run: checkpoint.SavedRun, model, config, mesh) -> dict:

@@ -4,10 +4,12 @@
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 
 from rankseg_jax.ranking import Selection
 
@@ -45,11 +47,25 @@ class PixelOutput:
           windows: (n, m), windows below and beside each other.
         """
         height, width, num_ranks = self.logits.shape[-3:]
-        n, m = windows
-        logits = self.logits.reshape(-1, mirrors, n, m, height, width, num_ranks)
-        logits = logits.swapaxes(3, 4)  # [B, mirrors, n, h, m, w, κ]
-        logits = logits.reshape(-1, mirrors, n * height, m * width, num_ranks)
+        (n, m), time = windows, self.logits.shape[1:-3]  # (t,) of a clip
+        logits = self.logits.reshape(
+            -1, mirrors, n, m, math.prod(time), height, width, num_ranks
+        )
+        logits = logits.transpose(0, 1, 4, 2, 5, 3, 6, 7)  # [B, mirrors, t, n, h, m, w, κ]
+        logits = logits.reshape(-1, mirrors, *time, n * height, m * width, num_ranks)
         return [PixelOutput(logits[:, i]) for i in range(mirrors)]
+
+    def by_clip(self, length: int) -> 'PixelOutput':
+        """The output for clips of `length` frames, from that for their frames."""
+        auxiliary = self.auxiliary_logits
+        if auxiliary is not None:
+            auxiliary = auxiliary.reshape(-1, length, *auxiliary.shape[1:])
+        logits = self.logits.reshape(-1, length, *self.logits.shape[1:])
+        return dataclasses.replace(self, logits=logits, auxiliary_logits=auxiliary)
+
+    def frame(self, number) -> 'PixelOutput':
+        """The output for a frame of each clip, as for an image; `number`: [] int32."""
+        return PixelOutput(lax.dynamic_index_in_dim(self.logits, number, 1, keepdims=False))
 
     def rank_scores(self, rows, columns, *, probabilities: bool):
         """Scores of the ranks at some rows of the result, [B, *t, R, C, κ] float32.
@@ -72,6 +88,7 @@ class QueryOutput:
       mask_logits: [B, Q, *space] at stride 4.
       selection: the categories that the ranks stand for; None for the baseline.
       presence_logits: [B, K] of the multi-label head; None for the baseline.
+      queries: [B, Q, D], the embeddings that are classified.
       auxiliary: (class_logits, mask_logits) of the earlier predictions, first to last, used in
         training only.
       direct: `mask_logits` hold probabilities, to be resized directly to the image, see `settle`;
@@ -82,6 +99,7 @@ class QueryOutput:
     mask_logits: jax.Array
     selection: Selection | None = None
     presence_logits: jax.Array | None = None
+    queries: jax.Array | None = None
     auxiliary: tuple = ()
     direct: bool = struct.field(pytree_node=False, default=False)
 
@@ -96,10 +114,22 @@ class QueryOutput:
         """An output for each mirror image; see `PixelOutput.split_views`. `windows` is (1, 1)."""
         return [
             QueryOutput(
-                self.class_logits[i::mirrors], self.mask_logits[i::mirrors], direct=self.direct
+                class_logits=self.class_logits[i::mirrors],
+                mask_logits=self.mask_logits[i::mirrors],
+                queries=None if self.queries is None else self.queries[i::mirrors],
+                direct=self.direct,
             )
             for i in range(mirrors)
         ]
+
+    def by_clip(self, length: int) -> 'QueryOutput':
+        """The same: its masks have an axis of time already."""
+        return self
+
+    def frame(self, number) -> 'QueryOutput':
+        """The output for a frame of each clip, as for an image; `number`: [] int32."""
+        masks = lax.dynamic_index_in_dim(self.mask_logits, number, 2, keepdims=False)
+        return dataclasses.replace(self, mask_logits=masks, auxiliary=())
 
     def settle(self, size: tuple[int, int]) -> 'QueryOutput':
         """The same with masks that are probabilities before they are resized to the image.

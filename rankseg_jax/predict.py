@@ -1,8 +1,10 @@
-"""Prediction on any image: label map, segments, ranked categories, drawings.
+"""Prediction on any image or video: label map, segments, ranked categories, drawings.
 
     predictor = rankseg_jax.predict.load(workdir)
     result = predictor('street.jpg')
     result.labels, result.categories, result.overlay()
+    for result in predictor.video('street.mp4'):
+        result.labels, result.frame_overlay()
 
 The result is the task's, such as `tasks.semantic.Result`.
 """
@@ -32,7 +34,7 @@ from rankseg_jax import (
     tasks,
     visualize,
 )
-from rankseg_jax.data import CorruptExample, batching, fitting, images
+from rankseg_jax.data import CorruptExample, batching, fitting, images, video_files, videos
 from rankseg_jax.tasks.semantic import Result
 
 LONGEST_NAME = 255  # bytes, on most file systems
@@ -42,8 +44,9 @@ class Predictor:
     """A trained model, ready for images: calls take uint8 arrays [H, W, 3], PIL images or paths.
 
     Attributes:
-      fit: image uint8 [H, W, 3] → {'views', 'size'}, see `batching.stack`.
-      segment: batch → the arrays that `inference.served` returns, on the device.
+      fit: image uint8 [H, W, 3], or clip [t, H, W, 3] → {'views', 'size'}, see `batching.stack`.
+      segment: batch → the arrays that `inference.served` returns, on the device; of a clip, those
+        of one frame after another.
       task: a `tasks.Task`.
       num_devices: a batch is a multiple of it.
       batch_size: of many images.
@@ -76,6 +79,9 @@ class Predictor:
           CorruptExample: the file cannot be read.
           ValueError: an array of another shape or type; the oracle without `label`.
         """
+        if self.task.takes_clips:
+            (result,) = self.video([self.read(image)])
+            return result
         example = self.example(image)
         if label is not None:
             example['label'] = np.asarray(label)
@@ -89,6 +95,14 @@ class Predictor:
           The place of a path in `paths` and its result, or the reason why it cannot be read; each
           place once, in the order in which they are done.
         """
+
+        if self.task.takes_clips:
+            for place, path in enumerate(paths):
+                try:
+                    yield place, self(path)
+                except CorruptExample as error:
+                    yield place, error
+            return
 
         def read(place):
             try:
@@ -110,17 +124,45 @@ class Predictor:
         yield from self.results(examples(), size)
         yield from corrupt
 
-    def example(self, image) -> dict[str, Any]:
-        """What `results` needs of an image; arguments and errors as `__call__`."""
+    def video(self, frames: str | Path | Iterable[np.ndarray]) -> 'Video':
+        """Predicts a video frame by frame, with a clip of it in memory.
+
+        A model of images sees each frame alone.
+
+        Args:
+          frames: a video file, an animated image, a folder of frames, or uint8 arrays [H, W, 3].
+
+        Returns:
+          An iterator of the frames' results.
+
+        Raises:
+          CorruptExample: while iterating, the video cannot be read.
+          ValueError: while iterating, an array of another shape or type.
+        """
+        if isinstance(frames, str | Path):
+            frames = video_files.read_frames(frames, self.max_pixels)
+        return Video(self, frames)
+
+    @property
+    def max_pixels(self) -> int:
+        """Of an image or frame that is read."""
+        config = self.task.config
+        return config.data.max_pixels if 'data' in config else images.MAX_PIXELS
+
+    def read(self, image) -> np.ndarray:
+        """An image as uint8 [H, W, 3]; arguments and errors as `__call__`."""
         if isinstance(image, str | Path | Image.Image):
-            config = self.task.config
-            max_pixels = config.data.max_pixels if 'data' in config else images.MAX_PIXELS
-            image = images.read_image(image, max_pixels)
+            image = images.read_image(image, self.max_pixels)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(
                 f'an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}'
             )
+        return image
+
+    def example(self, image) -> dict[str, Any]:
+        """What `results` needs of an image; arguments and errors as `__call__`."""
+        image = self.read(image)
         return self.fit(image) | {'image': image, 'index': 0}
 
     def results(self, examples: Iterable[dict[str, Any]], batch_size: int = 0):
@@ -133,7 +175,7 @@ class Predictor:
                 yield example
 
         def run(batch):
-            return batch, self.segment(batch)
+            return batch, next(self.segment(batch))
 
         batches = batching.batches(keep(), batch_size or self.num_devices)
         for batch, found in batching.behind(map(run, batches)):
@@ -151,13 +193,76 @@ class Predictor:
                     image.shape[1::-1], Image.Resampling.NEAREST
                 )
                 found[name] = np.array(resized)
+        return self.task.result(image, found, self.categories(found))
+
+    def categories(self, found: dict[str, np.ndarray]) -> list[tuple[str, float]]:
+        """(name, confidence) of the ranked categories, best first."""
         ranked = zip(
             found.get('categories', np.array([])).tolist(),
             found.get('confidences', np.array([])).tolist(),
             strict=True,
         )
-        categories = [(self.class_names[c], confidence) for c, confidence in ranked]
-        return self.task.result(image, found, categories)
+        return [(self.class_names[c], confidence) for c, confidence in ranked]
+
+
+class Video:
+    """The results of a video's frames, one after another; see `Predictor.video`.
+
+    Attributes:
+      length: number of frames done.
+    """
+
+    def __init__(self, predictor: Predictor, frames: Iterable[np.ndarray]):
+        self.predictor, self.length = predictor, 0
+        self.follower = predictor.task.follower() if predictor.task.takes_clips else None
+        results = self.by_clip(frames) if self.follower else self.by_frame(frames)
+        self.results = results
+
+    def __iter__(self) -> Iterator[Result]:
+        for result in self.results:
+            self.length += 1
+            yield result
+
+    def by_frame(self, frames: Iterable[np.ndarray]) -> Iterator[Result]:
+        """Results of a model that sees each frame alone."""
+        predictor = self.predictor
+        examples = (predictor.example(frame) | {'index': i} for i, frame in enumerate(frames))
+        for _, result in predictor.results(examples, predictor.batch_size):
+            yield result
+
+    def by_clip(self, frames: Iterable[np.ndarray]) -> Iterator[Result]:
+        """Results of a model that sees clips."""
+        options, predictor = self.predictor.task.config.eval, self.predictor
+        read = map(predictor.read, frames)
+        for window, images in videos.stream_windows(
+            read, options.clip_length, options.clip_overlap
+        ):
+            found = self.predict_clip(images)
+            new = images[window.first_new - window.frames[0] :]
+            for image, arrays in zip(new, self.follower.add(window, found), strict=True):
+                yield predictor.task.result(image, arrays, predictor.categories(arrays))
+
+    def predict_clip(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
+        """What is found in each frame of a clip, encoded."""
+        predictor, length = self.predictor, len(images)
+        most = predictor.task.config.eval.clip_length
+        clip = videos.pad({'image': np.stack(images)}, videos.padded_length(length, most))
+        example = predictor.fit(clip['image']) | {'shown': clip['shown'], 'index': 0}
+        example['counted'] = clip['shown']
+        batch = batching.stack([example], predictor.num_devices)
+        frames = itertools.islice(predictor.segment(batch), length)
+        return [
+            self.follower.encode(
+                predictor.task.cut(
+                    {name: x[0] for name, x in jax.device_get(found).items()}, example['size']
+                )
+            )
+            for found in batching.behind(frames)
+        ]
+
+    def content(self) -> dict[str, Any]:
+        """What the JSON file says of the video; complete once all frames are done."""
+        return self.follower.content(self.length) if self.follower else {}
 
 
 def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predictor:
@@ -172,7 +277,7 @@ def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predict
     )
 
     def fit(image):
-        return {'views': fitting.eval_views(image, config), 'size': image.shape[:2]}
+        return {'views': fitting.eval_views(image, config), 'size': image.shape[-3:-1]}
 
     def run(batch):
         canvas = batching.canvas_of(batch['size'])
@@ -213,7 +318,7 @@ def from_artifact(folder: Path) -> Predictor:
 
     def run(batch):
         (view,) = batch['views']
-        return call(variables, view['image'], view['content'])
+        yield call(variables, view['image'], view['content'])
 
     return Predictor(fit, run, task)
 
@@ -278,10 +383,10 @@ def find_images(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, 
 
 
 def predict_files(predictor: Predictor, inputs, output) -> Path:
-    """Predicts images from disk into the folder `output`, in the subfolders that they lie in.
+    """Predicts images and videos from disk into the folder `output`, in subfolders as they lie in.
 
-    See `Result.save`. Each host predicts its share. Images that cannot be read are skipped, and
-    named at the end.
+    See `Result.save` and `predict_video`. Each host predicts its share. What cannot be read is
+    skipped, and named at the end.
 
     Raises:
       FileNotFoundError: as `find_images`.
@@ -289,14 +394,23 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
       ValueError: `output` is a folder that images come from, which label maps might overwrite.
     """
     output = Path(output)
-    found = find_images(inputs, output)
+    films, rest = find_videos(inputs, output, as_clips=predictor.task.takes_clips)
+    found = find_images(rest, output) if rest else []
+    found = [pair for pair in found if pair not in films]  # animated images
     written = {(output / name).parent.resolve() for _, name in found}
     if written & {path.resolve().parent for path, _ in found}:
         raise ValueError(f'--output={output} holds the images themselves; choose another folder')
     storage.make_folder(output)
-    names = output_names(found, predictor.task.suffixes)
+    names = output_names(films + found, predictor.task.suffixes)
     share = slice(jax.process_index(), None, jax.process_count())
-    paths, names = [path for path, _ in found[share]], names[share]
+    failed = []
+    for (film, _), name in list(zip(films, names, strict=False))[share]:
+        try:
+            predict_video(predictor, film, output / name)
+        except CorruptExample as error:
+            logging.error('Skipped: %s', error)
+            failed.append(str(error))
+    paths, names = [path for path, _ in found[share]], names[len(films) :][share]
 
     def save(item):
         place, result = item
@@ -304,7 +418,6 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
             result.save(output / names[place], paths[place])
         return item
 
-    failed = []
     with batching.progress('Predicting', len(paths)) as progress:
         results = predictor.many(paths)
         for place, result in batching.read_ahead(save, results, ahead=predictor.batch_size):
@@ -315,12 +428,75 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
                 continue
             line = f'{paths[place]} -> {output / names[place]}.png  {result.summary()}'
             progress.write(line)
-    if len(failed) == len(paths):
-        raise CorruptExample('no image could be read: ' + '; '.join(failed))
+    total, kinds = len(films[share]) + len(paths), 'images and videos' if films else 'images'
+    if total and len(failed) == total:
+        raise CorruptExample(f'no {kinds} could be read: ' + '; '.join(failed))
     if failed:
         lines = '\n  '.join(failed)
-        print(f'{len(paths) - len(failed)} of {len(paths)} images predicted. Skipped:\n  {lines}')
+        print(f'{total - len(failed)} of {total} {kinds} predicted. Skipped:\n  {lines}')
     return output
+
+
+def predict_video(predictor: Predictor, path: Path, output: Path) -> None:
+    """Predicts a video into <output>.mp4, its frames drawn; <output>/00000.png, the label map or
+    the ids of each frame; and <output>.json, its tracks. What is done is written at once.
+
+    Raises:
+      CorruptExample: the video cannot be read, possibly after some frames.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    video, categories = predictor.video(path), {}
+    rate, count = video_files.frame_rate(path), video_files.number_of_frames(path)
+    writer = video_files.Writer(output.with_name(f'{output.name}.mp4'), rate)
+    with batching.progress(f'Predicting {path.name}', count, 'frames') as progress, writer:
+        for number, result in enumerate(video):
+            result.map_image().save(output / f'{number:05}.png')
+            writer.write(np.asarray(result.frame_overlay()))
+            for name, confidence in result.categories:
+                categories[name] = max(confidence, categories.get(name, 0.0))
+            progress.update()
+        progress.write(f'{path} -> {output}.mp4  {video.length} frames')
+    ranked = sorted(categories.items(), key=lambda item: -item[1])
+    content = {
+        'video': str(path),
+        'frames': video.length,
+        'frames_per_second': rate,
+        'categories': [
+            {'category': name, 'confidence': round(confidence, 6)} for name, confidence in ranked
+        ],
+    }
+    content |= video.content()
+    output.with_name(f'{output.name}.json').write_text(json.dumps(content, indent=1))
+
+
+def find_videos(
+    inputs: Iterable[str | Path], output: Path, *, as_clips: bool
+) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """Videos among inputs and in folders, and the inputs that may hold images.
+
+    Args:
+      output: a folder to leave out.
+      as_clips: a folder with images is a video, not a collection.
+
+    Returns:
+      Each video's path and its path below the folder that was searched, or its name alone; and the
+      other inputs.
+    """
+    films, rest, output = [], [], Path(output).resolve()
+    for path in map(Path, inputs):
+        found = []
+        if path.is_dir():
+            below = [path, *sorted(path.rglob('*'))]
+            below = [x for x in below if output not in (x.resolve(), *x.resolve().parents)]
+            found = [x for x in below if x.is_file() and video_files.is_video(x)]
+            if as_clips:
+                found += [x for x in below if x.is_dir() and images.find_frames(x)]
+        elif path.is_file() and video_files.is_video(path):
+            found = [path]
+        films += [(x, Path(x.name) if x == path else x.relative_to(path)) for x in found]
+        if not found or path.is_dir() and not as_clips and images.find(path):
+            rest.append(path)
+    return films, rest
 
 
 def output_names(found: Sequence[tuple[Path, Path]], suffixes: Sequence[str]) -> list[str]:
@@ -359,7 +535,7 @@ def predict_split(predictor: Predictor, config, output) -> Path:
       CorruptExample: not one of the images could be read.
       ValueError: the data has other categories than the model.
     """
-    source = data.get_source(config.data, config.data.eval_split)
+    source = tasks.open_source(config, config.data.eval_split)
     checkpoint.check_categories(predictor.task, source, where='the model', data_config=config.data)
     output = storage.make_folder(output)
     panels = []

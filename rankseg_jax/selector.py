@@ -6,6 +6,7 @@ Windows and mirror images of an image and frames of a clip are the same kind of 
 that shares one selection, so that a rank means the same in all of them.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -26,16 +27,30 @@ class Choice:
       presence: [B, K] bool, the categories in the ground truth. Training forces them into the
         selection (`rankseg.missed='force'`), and the oracle selects them.
       selection: classify over these categories, chosen elsewhere, instead of choosing.
+      shown: [B · views, t] bool, the frames of clips that are not padding; None: all.
+      frames: t, static: the batch holds the t frames of a clip where that of images holds an image;
+        None: images.
       views: (mirrors, windows), static. The batch holds mirrors · windows images for each of the B
         selections, one group after another; within a group all windows of one mirror image come
-        first. The frames of a clip count as windows.
+        first.
       all_classes: classify over all K this time (the warm-up); static.
     """
 
     presence: jax.Array | None = None
     selection: Selection | None = None
+    shown: jax.Array | None = None
+    frames: int | None = struct.field(pytree_node=False, default=None)
     views: tuple[int, int] = struct.field(pytree_node=False, default=(1, 1))
     all_classes: bool = struct.field(pytree_node=False, default=False)
+
+    def by_frame(self) -> 'Choice':
+        """The same for what sees frames one by one: those of a clip are windows like others."""
+        if self.frames is None:
+            return self
+        mirrors, windows = self.views
+        shown = None if self.shown is None else self.shown.reshape(-1, 1)
+        views = mirrors, windows * self.frames
+        return dataclasses.replace(self, views=views, frames=None, shown=shown)
 
     def spread(self, selection: Selection | None) -> Selection | None:
         """Repeats a selection of B groups for every image of each group."""
@@ -63,6 +78,7 @@ class CategorySelector(nn.Module):
 
         Args:
           features: [B · views, h, w, D] or tokens [B · views, L, D].
+          choice: that of `Choice.by_frame` if these are features of single frames.
           class_embedding: [K, D] of the classifier; the head uses it with `share_embedding`.
 
         Raises:
@@ -91,7 +107,7 @@ def choose(
     Raises:
       ValueError: the oracle without `choice.presence`, or an unknown option.
     """
-    presence_logits = pool(presence_logits, choice.views)  # [B, K]
+    presence_logits = pool(presence_logits, choice)  # [B, K]
     if not options.select or choice.all_classes or choice.selection is not None:
         return presence_logits, choice.selection
     if options.oracle:
@@ -110,11 +126,14 @@ def choose(
     return presence_logits, select(presence_logits, options.num_selected, must_include=forced)
 
 
-def pool(presence_logits, views: tuple[int, int]):
+def pool(presence_logits, choice: Choice):
     """[B · mirrors · windows, K] → [B, K]: the best over windows, the mean over mirror images."""
-    if views == (1, 1):
+    if choice.views == (1, 1):
         return presence_logits
-    grouped = presence_logits.reshape(-1, *views, presence_logits.shape[-1])
+    grouped = presence_logits.reshape(-1, *choice.views, presence_logits.shape[-1])
+    if choice.shown is not None and choice.frames is None:
+        shown = choice.shown.reshape(-1, *choice.views, 1)
+        grouped = jnp.where(shown, grouped, -jnp.inf)
     return grouped.max(2).mean(1)
 
 

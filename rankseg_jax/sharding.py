@@ -1,10 +1,12 @@
 """One code path from a laptop to a pod: a mesh, and where each array lies on it."""
 
+import pickle
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
@@ -70,6 +72,18 @@ def shard_batch(batch, mesh: Mesh):
     """
     sharding = split(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def gather(value) -> list:
+    """The values of all hosts, of this one alone if there are no others; any that pickles."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(data))).tolist()
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(data)] = data
+    parts = np.asarray(multihost_utils.process_allgather(padded))  # [hosts, bytes]
+    return [pickle.loads(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
 def local_part(x) -> np.ndarray:

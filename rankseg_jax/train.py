@@ -96,13 +96,13 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
     def forward(params, batch_stats, batch, rng):
         """The parts of the loss, further figures, and the new batch statistics."""
         presence = task.presence(batch)  # [B, K]
-        output, updates = model.apply(
+        output, updates = models.apply(
+            model,
             {'params': params, 'batch_stats': batch_stats},
             batch['image'],
+            Choice(presence=presence, all_classes=all_classes),
             train=True,
-            choice=Choice(presence=presence, all_classes=all_classes),
             rngs={'dropout': rng},
-            mutable=['batch_stats'],
         )
         key = jax.random.fold_in(rng, 0)
         parts, figures = loss_parts(key, output, batch, presence, config, task)
@@ -316,7 +316,7 @@ def open_sources(config) -> list[data.Source]:
     """
     sources = []
     for split in (config.data.train_split, config.data.eval_split):
-        source = data.get_source(config.data, split)
+        source = tasks.open_source(config, split)
         report = source.check(config.data.max_corrupt)
         if text := str(report):
             sharding.print_once(f'{split}: {text}')
@@ -387,7 +387,7 @@ def set_up(config) -> Setup:
     return Setup(
         config=config,
         mesh=mesh,
-        source=source,
+        source=task.samples(source),
         eval_source=eval_source,
         task=task,
         eval_task=tasks.from_source(config, eval_source),
@@ -504,7 +504,7 @@ def train(config, workdir) -> dict[str, Any]:
         return evaluated(state)
     count = sum(x.size for x in jax.tree.leaves(setup.shapes.model['params']))
     sharding.print_once(
-        f'{len(setup.source)} images, {task.num_classes} categories, {count / 1e6:.2f} M '
+        f'{len(setup.source)} {setup.source.unit}, {task.num_classes} categories, {count / 1e6:.2f} M '
         f'parameters, {mesh.size} {jax.devices()[0].device_kind} device(s); compiling …'
     )
     return run_steps(setup, state, manager, workdir, evaluated)

@@ -33,7 +33,7 @@ ALLOWED = {
     'models': 'checkpoint frameworks outputs selector sharding',
     'postprocessing': 'data outputs ranking',
     'tasks': 'data losses metrics multilabel outputs postprocessing ranking tasks visualize',
-    'inference': 'models multilabel outputs postprocessing ranking selector sharding',
+    'inference': 'data models multilabel outputs postprocessing ranking selector sharding',
     'evaluate': 'checkpoint data inference models sharding storage tasks',
     'export': 'checkpoint data inference models postprocessing sharding storage tasks',
     'predict': 'checkpoint data export inference models sharding storage tasks visualize',

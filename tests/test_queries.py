@@ -116,7 +116,7 @@ def test_the_loss_in_rank_space(selected):
         jax.random.key(0),
         outputs,
         labels,
-        targets.segments,
+        targets.sample,
         weights=(1.5, 3.0, 4.0),
         num_points=40,
         no_object_weight=0.3,

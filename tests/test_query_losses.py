@@ -14,9 +14,12 @@ POINTS = 100
 
 
 @jax.jit
-def query_losses(*args, **kwargs):
+def query_losses(key, outputs, labels, segments, **kwargs):
     """The values of the parts, by name."""
-    parts = losses.query_losses(*args, num_points=POINTS, **kwargs)
+    def sample(points):
+        return losses.sample_segments(segments, labels.shape[1], points)
+
+    parts = losses.query_losses(key, outputs, labels, sample, num_points=POINTS, **kwargs)
     return {name: part.value for name, part in parts.items()}
 
 

@@ -55,7 +55,8 @@ def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
     segment = inference.compiled(model, config, Semantic(config, class_names), mesh, then)
 
     def run(variables, batch):
-        return segment(variables, sharding.shard_batch(batch, mesh), batch['label'].shape[1:])
+        batch = sharding.shard_batch(batch, mesh)
+        return next(segment(variables, batch, batch['label'].shape[1:]))
 
     return run
 

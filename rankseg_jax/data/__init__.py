@@ -63,6 +63,7 @@ class Source(abc.ABC):
     videos: Sequence[tuple[str, range]] = ()
     published_videos: int | None = None
     annotated: bool = True
+    unit = 'images'  # what the examples are
 
     @cached_property
     def image_ids(self) -> Sequence[int | str]:
@@ -78,6 +79,10 @@ class Source(abc.ABC):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def share(self, place: int, count: int) -> Sequence[int]:
+        """The examples that the host `place` of `count` hosts evaluates."""
+        return range(place, len(self), count)
 
     @abc.abstractmethod
     def load(self, index: int) -> dict[str, np.ndarray]:

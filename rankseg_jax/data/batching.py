@@ -44,12 +44,12 @@ def behind(items: Iterable) -> Iterator:
         yield item
 
 
-def progress(title: str, count: int) -> tqdm:
+def progress(title: str, count: int | None, unit: str = 'images') -> tqdm:
     """A progress bar with images/s and the time left, on the first host."""
     return tqdm(
         desc=title,
         total=count,
-        unit=' images',
+        unit=f' {unit}',
         delay=3,
         mininterval=1,
         disable=jax.process_index() > 0,
@@ -92,14 +92,16 @@ def stack(examples: list[dict[str, Any]], size: int) -> dict[str, Any]:
 
     Args:
       examples: dicts of 'views', see `fitting.eval_views`, 'size' int32 [2], rows and columns of
-        the image, 'index' int and perhaps 'label' int32 [H, W].
+        the image, 'index' int and perhaps 'label' int32 [(t,) H, W]. Those of clips also have what
+        `videos.Windows.load` says.
 
     Returns:
-      'views': for each scale {'image': float32 [B, h, w, 3], 'content': int32 [B, 2]}.
+      'views': for each scale {'image': float32 [B, (t,) h, w, 3], 'content': int32 [B, 2]}.
       'size': int32 [B, 2].
       'index': int32 [B]; -1 fills up the batch.
       'mask': bool [B], False for what fills up the batch.
-      'label': int32 [B, *canvas], padded with IGNORE_LABEL, if the examples have it.
+      'label': int32 [B, (t,) *canvas], padded with IGNORE_LABEL, if the examples have it.
+      'shown', 'counted': bool [B, t] of clips.
     """
     missing = size - len(examples)
 
@@ -120,10 +122,14 @@ def stack(examples: list[dict[str, Any]], size: int) -> dict[str, Any]:
         'mask': np.arange(size) < len(examples),
     }
     if 'label' in examples[0]:
-        batch['label'] = np.full((size, *canvas_of(batch['size'])), IGNORE_LABEL, np.int32)
+        shape = *examples[0]['label'].shape[:-2], *canvas_of(batch['size'])
+        batch['label'] = np.full((size, *shape), IGNORE_LABEL, np.int32)
         for place, example in zip(batch['label'], examples, strict=False):
-            rows, columns = example['label'].shape
-            place[:rows, :columns] = example['label']
+            rows, columns = example['label'].shape[-2:]
+            place[..., :rows, :columns] = example['label']
+    for name in ('shown', 'counted'):
+        if name in examples[0]:
+            batch[name] = fill([example[name] for example in examples], True)
     return batch
 
 
@@ -160,9 +166,8 @@ def eval_batches(source: Source, config, num_devices: int) -> Iterator[dict[str,
         except CorruptExample as error:
             return index, str(error)
         reading.check_size(example, source.ids[index])
-        image, label = example['image'], example['label']
-        views = fitting.eval_views(image, config)
-        return {'views': views, 'label': label, 'size': label.shape, 'index': index}
+        views = fitting.eval_views(example.pop('image'), config)
+        return example | {'views': views, 'size': example['label'].shape[-2:], 'index': index}
 
     def readable():
         corrupt = reading.Corrupt(config.data.max_corrupt)
@@ -173,5 +178,5 @@ def eval_batches(source: Source, config, num_devices: int) -> Iterator[dict[str,
             elif error := corrupt.add(*example):
                 raise error
 
-    share = range(jax.process_index(), len(source), jax.process_count())
+    share = source.share(jax.process_index(), jax.process_count())
     return batches(readable(), size)

@@ -30,9 +30,9 @@ class _Loader:
 
     def __init__(self, read, stand_in, max_corrupt: int):
         """Args:
-        read: index → example, a dict of arrays.
-        stand_in: an example in the place of one that cannot be read; its arrays of two axes and
-          more may have any number of rows and columns.
+        read: (index, number of the sample) → example, a dict of arrays.
+        stand_in: an example in the place of one that cannot be read; 'image' and 'label' may have
+          any number of rows and columns.
         max_corrupt: more corrupt examples are a failure.
         """
         self.read, self.stand_in = read, stand_in
@@ -40,12 +40,12 @@ class _Loader:
         self.failure = None
         self.closed = False
 
-    def __call__(self, index) -> list:
+    def __call__(self, index, sample) -> list:
         """The arrays of example `index`, in the order of `stand_in`'s, and whether it is valid."""
         example = self.stand_in
         if not self.closed:
             try:
-                example = self.read(int(index))
+                example = self.read(int(index), int(sample))
             except CorruptExample as error:
                 self.failure = self.corrupt.add(int(index), str(error)) or self.failure
             except Exception as error:  # an exception must not cross tf.data, which buries it
@@ -53,14 +53,14 @@ class _Loader:
         valid = example is not self.stand_in
         return [*(np.asarray(example[k], v.dtype) for k, v in self.stand_in.items()), valid]
 
-    def tensors(self, index) -> dict[str, tf.Tensor]:
+    def tensors(self, index, sample) -> dict[str, tf.Tensor]:
         """The example as tensors, and 'mask', whether it is valid."""
         types = [x.dtype for x in self.stand_in.values()]
-        *arrays, valid = tf.numpy_function(self, [index], [*types, tf.bool])
-        shapes = [
-            x.shape if x.ndim < 2 else [None, None, *x.shape[2:]] for x in self.stand_in.values()
-        ]
-        tensors = map(tf.ensure_shape, arrays, shapes)
+        *arrays, valid = tf.numpy_function(self, [index, sample], [*types, tf.bool])
+        shapes = {name: x.shape for name, x in self.stand_in.items()}
+        shapes['image'] = (*shapes['image'][:-3], None, None, 3)
+        shapes['label'] = (*shapes['label'][:-2], None, None)
+        tensors = map(tf.ensure_shape, arrays, shapes.values())
         return dict(zip(self.stand_in, tensors, strict=True)) | {'mask': tf.ensure_shape(valid, [])}
 
     def indices(self, rows):
@@ -112,13 +112,13 @@ def train_batches(source, config, task, *, start_step: int):
     batch_size)`; a source smaller than a batch is repeated in it.
 
     Args:
-      source: a `rankseg_jax.data.Source`.
+      source: as `task.samples` returns it.
       config: the run's config; reads `seed`, `batch_size`, `data` and `augment`.
       task: a `rankseg_jax.tasks.Task`, which reads the examples.
 
     Returns:
-      An iterator of {'image': float32 [B, h, w, 3] normalized, 'label': int32 [B, h, w], 'mask':
-      bool [B]} and the further arrays of `task.example`. A corrupt example is named in the log; in
+      An iterator of {'image': float32 [B, (t,) h, w, 3] normalized, 'label': int32 [B, (…,) h, w],
+      'mask': bool [B]} and the further arrays of `task.example`. A corrupt example is named in the log; in
       its place are zeros, all ignored, with mask False.
 
     Raises:
@@ -129,8 +129,9 @@ def train_batches(source, config, task, *, start_step: int):
     start, stop = _host_slice(config.batch_size)
     local = stop - start
 
-    def read(index):
-        example = task.example(source, index)
+    def read(index, sample):
+        rng = np.random.default_rng([config.seed, sample])
+        example = task.example(source, index, rng)
         reading.check_size(example, source.ids[index])
         return example
 
@@ -143,7 +144,7 @@ def train_batches(source, config, task, *, start_step: int):
     def transform(count, index):
         sample = count // local * config.batch_size + start + count % local
         seed = tf.stack([tf.constant(config.seed, tf.int64), sample])
-        example = loader.tensors(index)
+        example = loader.tensors(index, sample)
         image, label = transforms.train_transform(example['image'], example['label'], seed, config)
         return example | {'image': tf.where(example['mask'], image, 0.0), 'label': label}
 

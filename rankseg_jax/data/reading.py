@@ -31,7 +31,7 @@ def check_not_empty(source: Source, split: str) -> None:
 def check_size(example: dict[str, np.ndarray], name: str) -> None:
     """Raises a ValueError if the image and the label of an example differ in size."""
     image, label = example['image'], example['label']
-    if image.shape != (*label.shape, 3):
+    if image.shape[-3:-1] != label.shape[-2:]:
         raise ValueError(f'{name}: image {image.shape} and label {label.shape} differ in size')
 
 

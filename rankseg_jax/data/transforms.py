@@ -2,8 +2,8 @@
 
 Sizes, ranges and probabilities are those of mmsegmentation's training pipeline and, where the
 config says so, of detectron2's. Everything random comes from a `seed` [2] key through stateless
-ops, so a key always gives the same crop. Every function also takes a clip [t, H, W, 3] with labels
-[t, H, W] instead of an image [H, W, 3] with a label map [H, W]: all frames are transformed alike.
+ops, so a key always gives the same crop. Every function also takes a clip [t, H, W, 3] instead of an
+image [H, W, 3], and any number of label maps [n, H, W]: all are transformed alike.
 """
 
 from collections.abc import Callable
@@ -205,11 +205,10 @@ def normalize(image: tf.Tensor, mean, std) -> tf.Tensor:
 def pad(image: tf.Tensor, label: tf.Tensor, size: tuple[int, int], value: float) -> Pair:
     """Pads below and right up to `size`: the image with `value`, the label with IGNORE_LABEL."""
     bottom, right = tf.unstack(size - tf.shape(label)[-2:])
-    widths = [[0, 0]] * (len(label.shape) - 2) + [[0, bottom], [0, right]]
-    image = tf.pad(image, [*widths, [0, 0]], constant_values=value)
-    label = tf.pad(label, widths, constant_values=IGNORE_LABEL)
-    leading = label.shape[:-2]
-    return tf.ensure_shape(image, [*leading, *size, 3]), tf.ensure_shape(label, [*leading, *size])
+    widths, frames, maps = [[0, bottom], [0, right]], image.shape[:-3], label.shape[:-2]
+    image = tf.pad(image, [*[[0, 0]] * len(frames), *widths, [0, 0]], constant_values=value)
+    label = tf.pad(label, [*[[0, 0]] * len(maps), *widths], constant_values=IGNORE_LABEL)
+    return tf.ensure_shape(image, [*frames, *size, 3]), tf.ensure_shape(label, [*maps, *size])
 
 
 def train_transform(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, config) -> Pair:
@@ -217,12 +216,12 @@ def train_transform(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, config)
 
     Args:
       image: uint8 [H, W, 3], or of a clip [t, H, W, 3].
-      label: int32 [H, W] or [t, H, W].
+      label: int32 [H, W] or [n, H, W].
       seed: int64 [2], the key of everything random.
       config: the run's config; reads `augment`, `data.mean`, `data.std` and `data.antialias`.
 
     Returns:
-      Normalized float32 [(t,) h, w, 3] and int32 [(t,) h, w], where (h, w) is `augment.crop_size`.
+      Normalized float32 [(t,) h, w, 3] and int32 [(n,) h, w], where (h, w) is `augment.crop_size`.
     """
     augment, data = config.augment, config.data
     seeds = tf.unstack(tf.random.split(seed, 4))

@@ -1,6 +1,11 @@
 """Which frames of a video make a clip; `VideoSource.clip` reads them."""
 
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
 import numpy as np
+
+from rankseg_jax.data import IGNORE_LABEL, Source, VideoSource
 
 
 def sample(length: int, num_frames: int, reach: int, rng: np.random.Generator) -> np.ndarray:
@@ -22,9 +27,128 @@ def sample(length: int, num_frames: int, reach: int, rng: np.random.Generator) -
     return np.sort(np.resize([reference, *others], num_frames))
 
 
-def chunks(length: int, size: int = 20) -> list[range]:
-    """All frames in pieces of `size`, the last perhaps shorter.
+def padded_length(length: int, most: int) -> int:
+    """The number of frames that a clip is padded to: powers of two, so that few are compiled."""
+    return min(1 << (length - 1).bit_length(), most)
 
-    The published models process VSPW in pieces of 20.
+
+def pad(clip: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """Pads a clip in time: its last frame is repeated, without labels.
+
+    Args:
+      clip: {'image': [t, H, W, 3]} and perhaps 'label' [t, H, W].
+      length: in frames, at least t.
+
+    Returns:
+      The same, and 'shown', bool [length], the frames that are not padding.
     """
-    return [range(start, min(start + size, length)) for start in range(0, length, size)]
+    missing = length - len(clip['image'])
+    modes = {'image': {'mode': 'edge'}, 'label': {'constant_values': IGNORE_LABEL}}
+    padded = {
+        name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), **modes[name])
+        for name, x in clip.items()
+    }
+    return padded | {'shown': np.arange(length) < len(clip['image'])}
+
+
+class Samples(Source):
+    """The videos of a source as examples to train on, each a few frames of it."""
+
+    unit = 'videos'
+
+    def __init__(self, source: VideoSource):
+        self.source, self.class_names, self.things = source, source.class_names, source.things
+        self.ids = [name for name, _ in source.videos]
+
+    def load(self, index: int):
+        """All frames of a video; training asks `source` for some."""
+        return self.source.clip(index, range(len(self.source.videos[index][1])))
+
+
+class Window(NamedTuple):
+    """Some frames of a video that a model sees at once.
+
+    Attributes:
+      video: place in `VideoSource.videos`.
+      frames: of the video.
+      first_new: the first of them that no earlier window holds.
+    """
+
+    video: int
+    frames: range
+    first_new: int
+
+
+class Windows(Source):
+    """The videos of a source in clips of a fixed length, in order.
+
+    Attributes:
+      windows: N windows.
+    """
+
+    unit = 'clips'
+
+    def __init__(self, source: VideoSource, length: int, overlap: int):
+        """Cuts the videos.
+
+        Args:
+          length: of a clip, in frames.
+          overlap: frames that a clip shares with the one before.
+        """
+        self.source, self.class_names, self.things = source, source.class_names, source.things
+        self.length = length
+        self.windows = [
+            Window(video, frames, first_new)
+            for video, (_, found) in enumerate(source.videos)
+            for frames, first_new in windows(len(found), length, overlap)
+        ]
+        self.ids = [
+            f'{source.videos[video][0]}, frames {frames[0]} to {frames[-1]}'
+            for video, frames, _ in self.windows
+        ]
+
+    def share(self, place: int, count: int) -> list[int]:
+        """The windows of every count-th video."""
+        return [i for i, window in enumerate(self.windows) if window.video % count == place]
+
+    def load(self, index: int):
+        """A clip, padded to a power of two of frames; see `pad` and `counted`."""
+        video, frames, first_new = self.windows[index]
+        clip = pad(self.source.clip(video, frames), padded_length(len(frames), self.length))
+        new = np.arange(len(clip['shown'])) >= first_new - frames[0]
+        return clip | {'counted': clip['shown'] & new}
+
+
+def windows(length: int, size: int, overlap: int) -> Iterator[tuple[range, int]]:
+    """Cuts a video into windows, and says which frame of each is the first new one.
+
+    Args:
+      length: of the video, in frames.
+      size: of a window; the last may be shorter.
+      overlap: frames that a window shares with the one before, less than `size`.
+    """
+    start = 0
+    while True:
+        yield range(start, min(start + size, length)), start + overlap if start else 0
+        if start + size >= length:
+            return
+        start += size - overlap
+
+
+def stream_windows(
+    frames: Iterable[np.ndarray], size: int, overlap: int
+) -> Iterator[tuple[Window, list[np.ndarray]]]:
+    """As `windows`, of a video whose length is not known; at most `size` frames are kept."""
+    held, start = [], 0
+
+    def window():
+        first_new = start + overlap if start else 0
+        return Window(0, range(start, start + len(held)), first_new), held
+
+    for frame in frames:
+        if len(held) == size:
+            yield window()
+            held, start = held[size - overlap :], start + size - overlap
+        held = [*held, frame]
+    if held:
+        yield window()

@@ -57,6 +57,7 @@ class MaskTransformer(nn.Module):
             Block(self.num_heads, self.mlp_dim, self.dropout, dtype=self.dtype, name=f'block{i}')
             for i in range(self.num_layers)
         ]
+        choice = choice.by_frame()
         project = nn.Dense(self.channels, kernel_init=class_init, dtype=self.dtype, name='project')
         patches = project(as_tokens(features))  # [B, L, D]
         embedding = None

@@ -62,6 +62,7 @@ class PixelClassifier(nn.Module):
         Raises:
           ValueError: as `head_feature` and `selector.choose`.
         """
+        choice = choice.by_frame()
         classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
         presence_logits = selection = None
         if self.rankseg is not None:

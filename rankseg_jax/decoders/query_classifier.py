@@ -42,7 +42,8 @@ class QueryClassifier(nn.Module):
             see one of them.
           queries: [B, Q, D] of each prediction, to be classified.
           embeddings: [B, Q, D] of each prediction; masks are their products with `pixels`.
-          maps: {stride: [B, *space, D]}; the multi-label head may see one of them instead.
+          maps: {stride: [B · t, h, w, D]}; the multi-label head may see one of them instead, frame
+            by frame.
           pixels: [B, *space, D].
 
         Raises:
@@ -55,7 +56,10 @@ class QueryClassifier(nn.Module):
         if options is not None:
             selector = CategorySelector(self.num_classes, options, self.dtype, name='head')
             presence_logits, selection = selector(
-                head_input(options, states, maps), choice, classes.embedding[:-1], train=train
+                head_input(options, states, maps),
+                choice if options.layer else choice.by_frame(),
+                classes.embedding[:-1],
+                train=train,
             )
         ranks = choice.spread(selection)
         class_logits = classes(jnp.stack(queries, 1), ranks)  # [B, predictions, Q, κ + 1 or K + 1]
@@ -69,7 +73,9 @@ class QueryClassifier(nn.Module):
             for x in embeddings
         ]  # [B, Q, *space] each
         *auxiliary, last = zip(class_logits.swapaxes(0, 1), mask_logits, strict=True)
-        return QueryOutput(*last, selection, presence_logits, tuple(auxiliary))
+        return QueryOutput(
+            *last, selection, presence_logits, queries=queries[-1], auxiliary=tuple(auxiliary)
+        )
 
 
 def head_input(options, states, maps):

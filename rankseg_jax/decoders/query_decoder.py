@@ -7,7 +7,7 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax.decoders.query_classifier import QueryClassifier
-from rankseg_jax.layers import Mlp, attend, resize, sine_positions
+from rankseg_jax.layers import Mlp, attend, resize, sine_code, sine_positions
 from rankseg_jax.multilabel import as_tokens
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.selector import Choice
@@ -38,6 +38,23 @@ class TransformerDecoder(nn.Module):
     rankseg: FrozenConfigDict | None = None
     dtype: Any = jnp.float32
 
+    def position_codes(self, shape: tuple[int, int], choice: Choice):
+        """The position codes of a map's cells, [L, D] of images, [1 or B, t · L, D] of clips.
+
+        Rows and columns have half of the channels each. The time, as a share of the clip's own
+        length, is coded in all channels and added.
+        """
+        space = sine_positions(*shape, self.channels).reshape(-1, self.channels)  # [L, D]
+        if choice.frames is not None:
+            shown = choice.shown
+            if shown is None:
+                shown = jnp.ones((1, choice.frames))
+            length = shown.sum(-1, keepdims=True)  # [B, 1]
+            share = jnp.arange(1, choice.frames + 1) / (length + 1e-6)  # [B, t]
+            time = sine_code(share, self.channels)  # [B, t, D]
+            space = (space + time[:, :, None]).reshape(len(shown), -1, self.channels)
+        return space.astype(self.dtype)
+
     def classifier(self) -> QueryClassifier:
         """The query classifier, whose parameters lie beside the decoder's own."""
         classifier = QueryClassifier(
@@ -54,16 +71,17 @@ class TransformerDecoder(nn.Module):
 class QueryDecoder(TransformerDecoder):
     """Mask2Former's decoder (Cheng et al., 2022): masked attention over maps of three strides.
 
-    The layers look at the maps in turn, coarsest first.
+    The layers look at the maps in turn, coarsest first. The queries of a clip look at all its
+    frames at once (Cheng et al., arXiv 2112.10764).
     """
 
     @nn.compact
     def __call__(self, maps, pixels, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
-        """Decodes the maps of an image.
+        """Decodes the maps of images, or of the frames of clips.
 
         Args:
-          maps: {s: [B, h_s, w_s, D]} of three strides.
-          pixels: [B, h, w, D] pixel embeddings.
+          maps: {s: [B · t, h_s, w_s, D]} of three strides.
+          pixels: [B · t, h, w, D] pixel embeddings.
 
         Raises:
           ValueError: as `QueryClassifier`.
@@ -72,16 +90,15 @@ class QueryDecoder(TransformerDecoder):
         levels = self.param('level_embedding', embedding_init, (len(strides), self.channels))
         shapes = [maps[stride].shape[-3:-1] for stride in strides]
         memories = [
-            as_tokens(maps[stride]) + level
+            clip_tokens(maps[stride], choice) + level
             for stride, level in zip(strides, levels.astype(self.dtype), strict=True)
-        ]  # [B, L, D] each
-        positions = [
-            sine_positions(*shape, self.channels).reshape(-1, self.channels).astype(self.dtype)
-            for shape in shapes
-        ]  # [L, D] each
+        ]  # [B, t · L, D] each
+        positions = [self.position_codes(shape, choice) for shape in shapes]
         # A resized mask is the product with resized pixel embeddings, which all queries and layers
         # share.
-        coarse = [as_tokens(resize(pixels, shape)) for shape in shapes]  # [B, L, D] each
+        coarse = [clip_tokens(resize(pixels, shape), choice) for shape in shapes]
+        if choice.frames is not None:
+            pixels = pixels.reshape(-1, choice.frames, *pixels.shape[1:])  # [B, t, h, w, D]
 
         shape = (self.num_queries, self.channels)
         query_position = self.param('query_position', embedding_init, shape).astype(self.dtype)
@@ -96,8 +113,14 @@ class QueryDecoder(TransformerDecoder):
             inside = jnp.einsum(
                 'bqd,bld->bql', embeddings[-1], coarse[level], preferred_element_type=jnp.float32
             )
-            inside = inside >= 0  # [B, Q, L]
-            inside |= ~inside.any(-1, keepdims=True)  # a query without a mask looks everywhere
+            inside = inside >= 0  # [B, Q, t · L]
+            everywhere = True
+            if choice.shown is not None:
+                everywhere = jnp.repeat(choice.shown, inside.shape[-1] // choice.frames, axis=-1)
+                everywhere = everywhere[:, None]  # [B, 1, t · L]
+                inside &= everywhere
+            # A query without a mask looks everywhere.
+            inside |= everywhere & ~inside.any(-1, keepdims=True)
             layer = QueryLayer(self.num_heads, self.mlp_dim, self.dtype, name=f'layer{i}')
             x = layer(
                 x, query_position, memories[level], positions[level], inside, train=train
@@ -131,10 +154,11 @@ class DetrDecoder(TransformerDecoder):
           pixels: [B, h, w, D] pixel embeddings.
 
         Raises:
-          ValueError: as `QueryClassifier`.
+          ValueError: as `QueryClassifier`, or for clips.
         """
-        position = sine_positions(*memory.shape[-3:-1], self.channels)
-        position = position.reshape(-1, self.channels).astype(self.dtype)  # [L, D]
+        if choice.frames is not None:
+            raise ValueError('maskformer sees single images: use mask2former for videos')
+        position = self.position_codes(memory.shape[-3:-1], choice)  # [L, D]
         memory = as_tokens(memory)  # [B, L, C]
         if memory.shape[-1] != self.channels:
             project = nn.Dense(
@@ -163,6 +187,11 @@ class DetrDecoder(TransformerDecoder):
         )
 
 
+def clip_tokens(maps, choice: Choice):
+    """[B · t, h, w, D] → [B, t · L, D], the cells of a clip frame by frame; t is 1 for images."""
+    return as_tokens(maps).reshape(-1, (choice.frames or 1) * maps[0, ..., 0].size, maps.shape[-1])
+
+
 class QueryLayer(nn.Module):
     """Post-norm cross-attention, self-attention and MLP: [B, Q, D] → [B, Q, D].
 
@@ -183,7 +212,7 @@ class QueryLayer(nn.Module):
 
         Args:
           x: [B, Q, D] queries; query_position: [Q, D] their position codes.
-          memory: [B, L, D] cells; position: [L, D] their position codes.
+          memory: [B, L, D] cells; position: [(B,) L, D] their position codes.
           mask: [B, Q, L] bool, the cells that each query looks at; None: all.
         """
         drop = nn.Dropout(self.dropout, deterministic=not train)

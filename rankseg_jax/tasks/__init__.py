@@ -7,14 +7,14 @@ and maps into scores, files and drawings. A new task is a subclass of `Task` and
 import abc
 import difflib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import jax
 import numpy as np
 
-from rankseg_jax.data import IGNORE_LABEL, Source
+from rankseg_jax.data import IGNORE_LABEL, Source, get_source
 from rankseg_jax.losses import Mean
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput, QueryOutput
@@ -24,15 +24,18 @@ from rankseg_jax.ranking import Selection
 TASKS = {  # config.task → class
     'semantic': 'rankseg_jax.tasks.semantic:Semantic',
     'panoptic': 'rankseg_jax.tasks.panoptic:Panoptic',
+    'instance': 'rankseg_jax.tasks.instance:Instance',
+    'video_instance': 'rankseg_jax.tasks.video_instance:VideoInstance',
+    'video_semantic': 'rankseg_jax.tasks.video_semantic:VideoSemantic',
 }
 
 
 class Task(abc.ABC):
     """What training, evaluation and prediction need of a task.
 
-    Metrics are pytrees, such as a `flax.struct.dataclass`, and additive: each has `merge(other)`,
-    called on the host, and over several hosts the sum of its fields is the metric of the whole data
-    set.
+    Metrics have `merge(other)`, called on the host, whose order does not matter; they can be
+    pickled, since hosts exchange them. Those of `statistics` are pytrees, such as a
+    `flax.struct.dataclass`.
 
     Attributes:
       config: of the run.
@@ -43,6 +46,7 @@ class Task(abc.ABC):
       suffixes: of the images that `save` of a result writes; '' is one of them.
       columns: scores of a category that the printed table shows.
       best_by: name of the score whose highest value makes the best checkpoint.
+      takes_clips: whether the model sees clips of videos; such a task is a `clips.Clips`.
       scores_images: whether `image_statistics` scores images, whose maps the host then fetches.
     """
 
@@ -50,6 +54,7 @@ class Task(abc.ABC):
     suffixes: tuple[str, ...] = ('', '_overlay')
     columns: tuple[str, ...] = ()
     best_by: str
+    takes_clips: bool = False
     scores_images: bool = False
 
     def __init__(self, config, class_names: Sequence[str], things: Sequence[bool] | None = ()):
@@ -61,6 +66,11 @@ class Task(abc.ABC):
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+    @classmethod
+    def adapt(cls, source: Source) -> Source:
+        """The source as the task sees it; all other methods take such a one."""
+        return source
 
     @classmethod
     def from_source(cls, config, source: Source) -> Self:
@@ -76,13 +86,23 @@ class Task(abc.ABC):
 
     # Training
 
-    def example(self, source: Source, index: int) -> dict[str, np.ndarray]:
+    def samples(self, source: Source) -> Source:
+        """What training draws from: a source whose examples `example` reads."""
+        return source
+
+    def example(
+        self, source: Source, index: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         """Reads a training example. Evaluation reads `Source.load`, see `image_statistics`.
 
+        Args:
+          source: as `samples` returns it.
+          rng: for random choices; the same example repeats with the same state.
+
         Returns:
-          'image' uint8 [H, W, 3] and 'label' int32 [H, W], which is augmented along with the image;
-          its values are the task's business, IGNORE_LABEL apart. Further arrays, if any, have the
-          shapes and dtypes of `stand_in`.
+          'image' uint8 [(t,) H, W, 3] and 'label' int32 [(…,) H, W], which is augmented along with
+          the image; its values are the task's business, IGNORE_LABEL apart. Further arrays, if any,
+          have the shapes and dtypes of `stand_in`.
 
         Raises:
           CorruptExample: the example cannot be read.
@@ -90,7 +110,7 @@ class Task(abc.ABC):
         return source.load(index)
 
     def stand_in(self) -> dict[str, np.ndarray]:
-        """An example of one ignored pixel, in the place of one that cannot be read."""
+        """An example of one ignored pixel a frame, in the place of one that cannot be read."""
         return {
             'image': np.zeros([1, 1, 3], np.uint8),
             'label': np.full([1, 1], IGNORE_LABEL, np.int32),
@@ -158,6 +178,36 @@ class Task(abc.ABC):
 
     # Evaluation
 
+    def examples(self, source: Source) -> Source:
+        """The images or clips of a source that the model sees one by one."""
+        return source
+
+    def encode(
+        self, examples: Source, index: int, number: int, found: dict[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """What `join` takes of one image or frame; runs in several threads.
+
+        Args:
+          examples: as `examples` returns it.
+          index: in it.
+          number: of the frame in a clip.
+          found: as for `result`.
+        """
+        return found
+
+    def join(self, examples: Source, items: Iterable) -> Iterable:
+        """What the following methods take, from the predictions of `examples`.
+
+        Args:
+          examples: as `examples` returns it.
+          items: (index, number of the frame, what `encode` returned). The frames of a clip come in
+            order; between them may be others.
+
+        Returns:
+          (index in the source, what is found there), for each image, frame or video.
+        """
+        return ((index, found) for index, _, found in items)
+
     @abc.abstractmethod
     def empty_statistics(self) -> dict[str, Any]:
         """The metrics of no image, by name."""
@@ -172,7 +222,7 @@ class Task(abc.ABC):
         """
 
     def image_statistics(self, source: Source, index: int, found) -> dict[str, Any]:
-        """The metrics that one image adds to on the host; `found` as for `result`.
+        """The metrics that one image adds to on the host; `found` as of `join`.
 
         Called if `scores_images`. The place for ground truth other than `Source.load` returns.
 
@@ -201,7 +251,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def write(self, writer, source: Source, index: int, found) -> None:
-        """Writes the prediction of one image; `found` as for `result`."""
+        """Writes the prediction of one image; `found` as of `join`."""
 
 
 def task_class(name: str) -> type[Task]:
@@ -217,6 +267,11 @@ def task_class(name: str) -> type[Task]:
             f'The tasks are {", ".join(TASKS)}'
         )
     return pkgutil.resolve_name(TASKS[name])
+
+
+def open_source(config, split: str) -> Source:
+    """A split of the run's data, as `config.task` sees it; raises as `data.get_source`."""
+    return task_class(config.task).adapt(get_source(config.data, split))
 
 
 def from_source(config, source: Source) -> Task:

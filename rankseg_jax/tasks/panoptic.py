@@ -42,6 +42,10 @@ class PanopticResult(Result):
         labels = self.segment_labels()
         return visualize.overlay(self.image, labels, self.class_names, segments=self.segment_ids)
 
+    def frame_overlay(self):
+        """As `Result.frame_overlay`, of the segments' classes."""
+        return visualize.frame_overlay(self.image, self.segment_labels(), self.class_names)
+
     def panel(self, label=None, segment_ids=None):
         """As `Result.panel`; `segment_ids` [H, W] are those of the ground truth."""
         return visualize.panel(
@@ -118,7 +122,7 @@ class Panoptic(Semantic):
                 'panoptic segments come from one view, set one scale and no flip'
             )
 
-    def example(self, source, index):
+    def example(self, source, index, rng):
         """As `Task.example`; 'label' holds the place of each pixel's segment.
 
         Further arrays: 'segment_labels' [N] int32, the class of each segment, and 'left_out' int32,
@@ -145,11 +149,7 @@ class Panoptic(Semantic):
         return queries.visible_targets(batch['segment_labels'], batch['label'], batch['left_out'])
 
     def presence(self, batch):
-        labels = self.targets(batch).labels  # [B, N]
-        rows = jnp.arange(len(labels))[:, None]
-        slots = jnp.where(labels < 0, self.num_classes, labels)
-        presence = jnp.zeros((len(labels), self.num_classes), bool)
-        return presence.at[rows, slots].set(True, mode='drop')
+        return queries.presence(self.targets(batch).labels, self.num_classes)
 
     def loss(self, key, output, batch):
         return queries.loss(

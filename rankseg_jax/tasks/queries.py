@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax import lax
 
 from rankseg_jax import losses
 from rankseg_jax.data import IGNORE_LABEL
@@ -13,7 +15,7 @@ from rankseg_jax.ranking import select, to_ranks
 
 @struct.dataclass
 class Targets:
-    """At most N masks in each image; they do not overlap, so that one map holds them all.
+    """At most N masks in each image that do not overlap, so that one map holds them all.
 
     Attributes:
       labels: [B, N] int32 class ids; IGNORE_LABEL: no target.
@@ -24,6 +26,50 @@ class Targets:
     labels: jax.Array
     segments: jax.Array
     left_out: jax.Array
+
+    def sample(self, points):
+        """The masks at points [P, 2], see `losses.query_losses`: [B, N, *t, P]."""
+        return losses.sample_segments(self.segments, self.labels.shape[1], points)
+
+
+@struct.dataclass
+class OverlappingTargets:
+    """At most N masks in each image or clip, which may overlap.
+
+    Attributes:
+      labels: [B, N] int32 class ids; IGNORE_LABEL: no target.
+      bits: [B, words, *space] int32, see `pack`.
+      left_out: [B] int32, number of targets without a place.
+    """
+
+    labels: jax.Array
+    bits: jax.Array
+    left_out: jax.Array
+
+    def sample(self, points):
+        """As `Targets.sample`."""
+        return losses.sample_bits(self.bits, self.labels.shape[1], points)
+
+
+def pack(masks: np.ndarray, max_targets: int) -> np.ndarray:
+    """Masks bool [N, *space] that may overlap, as bits of int32 [words, *space].
+
+    Args:
+      masks: at most `max_targets` of them.
+      max_targets: the number of words is as for so many.
+    """
+    words = np.zeros((-(-max_targets // losses.BITS), *masks.shape[1:]), np.int32)
+    for n, mask in enumerate(masks):
+        words[n // losses.BITS] |= np.int32(1 << n % losses.BITS) * mask
+    return words
+
+
+def overlapping_targets(labels, bits, left_out) -> OverlappingTargets:
+    """The targets that a crop has left at least one pixel of; negative words hold none."""
+    bits = jnp.maximum(bits, 0)  # [B, words, *space]
+    held = lax.reduce(bits, np.int32(0), lax.bitwise_or, range(2, bits.ndim))  # [B, words]
+    visible = losses.unpack(held, labels.shape[1]) > 0  # [B, N]
+    return OverlappingTargets(jnp.where(visible, labels, IGNORE_LABEL), bits, left_out)
 
 
 def category_targets(labels, num_classes: int, max_targets: int) -> Targets:
@@ -41,8 +87,20 @@ def visible_targets(labels, segments, left_out) -> Targets:
     return Targets(jnp.where(counts > 0, labels, IGNORE_LABEL), segments, left_out)
 
 
+def presence(labels, num_classes: int):
+    """The categories among targets: [B, N] class ids or IGNORE_LABEL → [B, K] bool."""
+    rows = jnp.arange(len(labels))[:, None]
+    slots = jnp.where(labels < 0, num_classes, labels)
+    return jnp.zeros((len(labels), num_classes), bool).at[rows, slots].set(True, mode='drop')
+
+
 def loss(
-    key, output: QueryOutput, targets: Targets, mask, config, num_classes: int
+    key,
+    output: QueryOutput,
+    targets: Targets | OverlappingTargets,
+    mask,
+    config,
+    num_classes: int,
 ) -> tuple[dict[str, losses.Mean], dict[str, jax.Array]]:
     """The parts of the loss of per-query output in rank space, and figures for the log.
 
@@ -62,7 +120,7 @@ def loss(
         key,
         [*output.auxiliary, (output.class_logits, output.mask_logits)],
         labels,
-        targets.segments,
+        targets.sample,
         weights=(options.class_weight, options.mask_weight, options.dice_weight),
         num_points=options.num_points,
         no_object_weight=options.no_object,

@@ -12,7 +12,6 @@ from rankseg_jax import losses, visualize
 from rankseg_jax.data import IGNORE_LABEL, label_files
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.metrics.semantic import SemanticMetric
-from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput
 from rankseg_jax.postprocessing import label_maps
 from rankseg_jax.ranking import to_ranks
@@ -46,6 +45,10 @@ class Result:
         """The label map over the image, with a legend of names."""
         return visualize.overlay(self.image, self.labels, self.class_names)
 
+    def frame_overlay(self) -> Image.Image:
+        """The label map over the image, with names in it: of one size for all frames of a video."""
+        return visualize.frame_overlay(self.image, self.labels, self.class_names)
+
     def panel(self, label: np.ndarray | None = None) -> Image.Image:
         """Image · ground truth, if `label` [H, W] is given · prediction · ranked categories."""
         ranked = self.categories[:RANKED]
@@ -63,12 +66,16 @@ class Result:
           source: the name of the image, which the JSON file repeats.
         """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
-        Image.fromarray(self.labels.astype(dtype)).save(f'{path}.png')
+        self.map_image().save(f'{path}.png')
         # Compressing a photo well takes ten times as long as drawing on it.
         self.overlay().save(f'{path}_overlay.png', compress_level=1)
         content = {'image': str(source)} | self.content()
         Path(f'{path}.json').write_text(json.dumps(content, indent=1))
+
+    def map_image(self) -> Image.Image:
+        """The image that holds the result, pixel by pixel."""
+        dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
+        return Image.fromarray(self.labels.astype(dtype))
 
     def content(self) -> dict[str, Any]:
         """What the JSON file holds besides the name of the image."""
@@ -107,13 +114,20 @@ class Semantic(Task):
 
     def statistics(self, batch, prediction):
         labels, predicted = batch['label'], prediction.maps['labels']  # [B, H, W] each
-        found = {'pixels': SemanticMetric.from_batch(labels, predicted, self.num_classes)}
-        if self.config.rankseg:
-            counts = pixel_counts(labels, self.num_classes)  # [B, K]
-            found['categories'] = MultilabelMetric.from_batch(
-                prediction.presence_logits, counts, self.recall_at(), batch['mask']
-            )
-        return found
+        pixels = SemanticMetric.from_batch(labels, predicted, self.num_classes)
+        return {'pixels': pixels} | self.category_statistics(batch, prediction)
+
+    def category_statistics(self, batch, prediction) -> dict[str, Any]:
+        """With RankSeg, how well the categories of images or clips are found."""
+        if not self.config.rankseg:
+            return {}
+        metric = MultilabelMetric.from_batch(
+            prediction.presence_logits,
+            batch['pixels'],
+            self.recall_at(),
+            batch.get('first', batch['mask']),  # a clip counts once
+        )
+        return {'categories': metric}
 
     def recall_at(self) -> tuple[int, ...]:
         """Values of κ to report recall and precision at: the selection's own, `eval.recall_at`."""

@@ -1,0 +1,325 @@
+"""Instance segmentation: objects, whose masks may overlap, from per-query outputs."""
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from rankseg_jax import visualize
+from rankseg_jax.data import IGNORE_LABEL, InstanceSource, PanopticSource, rle
+from rankseg_jax.data.instances import Things
+from rankseg_jax.metrics.instances import InstanceMetric
+from rankseg_jax.metrics.multilabel import MultilabelMetric
+from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.postprocessing import View, covered, map_tiles
+from rankseg_jax.ranking import from_ranks
+from rankseg_jax.tasks import queries
+from rankseg_jax.tasks.semantic import RANKED, Result, Semantic
+
+
+@dataclasses.dataclass
+class InstanceResult(Result):
+    """The objects of an image, or those of a frame of a video.
+
+    `labels` holds the classes of the pixels, those of better objects over those of worse.
+
+    Attributes:
+      masks: bool [N, H, W], best first.
+      objects: (class id, score) of each object.
+      ids: of each object, from 1 on; in a video those of its track.
+    """
+
+    masks: np.ndarray
+    objects: list[tuple[int, float]]
+    ids: list[int]
+
+    @property
+    def segment_ids(self) -> np.ndarray:
+        """int32 [H, W], the id of each pixel's object; 0: none."""
+        ids = np.zeros(self.labels.shape, np.int32)
+        for mask, i in zip(self.masks[::-1], self.ids[::-1], strict=True):
+            ids[mask] = i
+        return ids
+
+    def overlay(self):
+        """The objects over the image, with a legend of names."""
+        return visualize.overlay(
+            self.image, self.labels, self.class_names, segments=self.segment_ids
+        )
+
+    def frame_overlay(self):
+        """The objects over the image, each with its name; a track keeps its color."""
+        names = [self.class_names[label] for label, _ in self.objects]
+        scores = [score for _, score in self.objects]
+        return visualize.track_overlay(self.image, self.masks, self.ids, names, scores)
+
+    def panel(self, label=None):
+        """As `Result.panel`."""
+        return visualize.panel(
+            self.image,
+            self.labels,
+            self.categories[:RANKED],
+            self.class_names,
+            label=label,
+            segments=self.segment_ids,
+        )
+
+    def summary(self):
+        """The number of objects, and a way out if there are none."""
+        found = f'{len(self.objects)} objects'
+        if not self.objects:
+            found = 'no object reaches config.eval.threshold, lower it to see more'
+        return '; '.join(filter(None, [found, super().summary()]))
+
+    def map_image(self):
+        """`segment_ids`, 16 bits each."""
+        return Image.fromarray(self.segment_ids.astype(np.uint16))
+
+    def content(self):
+        objects = [
+            {
+                'id': i,
+                'category_id': label,
+                'category': self.class_names[label],
+                'score': round(score, 6),
+                'segmentation': rle.encode(mask),
+            }
+            for i, mask, (label, score) in zip(self.ids, self.masks, self.objects, strict=True)
+        ]
+        return super().content() | {'objects': objects}
+
+
+class Instance(Semantic):
+    """Finds objects; scores average precision and, with RankSeg, how well categories are found."""
+
+    maps = ('masks',)
+    columns = ('AP',)
+    best_by = 'AP'
+    scores_images = True
+
+    @classmethod
+    def adapt(cls, source):
+        """A panoptic source's things are objects."""
+        return Things(source) if isinstance(source, PanopticSource) else source
+
+    @classmethod
+    def from_source(cls, config, source):
+        if not isinstance(source, InstanceSource):
+            raise ValueError(
+                f'config.task = {config.task!r} needs data with objects, which {config.data.name} '
+                'does not have'
+            )
+        return cls(config, source.class_names, (True,) * len(source.class_names))
+
+    def check(self, output):
+        task, options = self.config.task, self.config.eval
+        if not isinstance(output, QueryOutput):
+            raise ValueError(
+                f'config.task = {task!r} needs a per-query framework such as mask2former, not '
+                f'{self.config.model.framework}'
+            )
+        if options.flip or len(options.scales) > 1:
+            raise ValueError(
+                f'config.eval.scales = {options.scales} and config.eval.flip = {options.flip}: '
+                f'the masks of config.task = {task!r} come from one view, set one scale and no flip'
+            )
+        if self.config.augment.max_category_ratio < 1:
+            raise ValueError(
+                f'config.augment.max_category_ratio = {self.config.augment.max_category_ratio}: '
+                f'the objects of config.task = {task!r} may overlap, set it to 1'
+            )
+
+    def example(self, source, index, rng):
+        """As `Task.example`; 'label' holds the objects' masks as bits, see `queries.pack`.
+
+        Further arrays: 'object_labels' [N] int32, their classes, and 'left_out' int32, the number
+        of objects without a place.
+        """
+        image = source.load(index)['image']
+        objects = [found for found in source.instances(index) if not found['iscrowd']]
+        masks = [rle.decode(found['segmentation']) for found in objects]
+        labels = [found['category_id'] for found in objects]
+        masks = np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), bool)
+        return {'image': image} | self.packed(masks, np.array(labels, np.int32))
+
+    def packed(self, masks: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of an example for objects that may overlap, the largest of them.
+
+        Args:
+          masks: bool [N, (t,) H, W]; those without a pixel are left out.
+          labels: int32 [N].
+        """
+        max_targets = self.config.data.max_targets
+        areas = masks.sum(tuple(range(1, masks.ndim)))  # [N]
+        order = np.argsort(-areas, stable=True)[: (areas > 0).sum()]
+        chosen = order[:max_targets]
+        bits = queries.pack(masks[chosen], max_targets)  # [words, (t,) H, W]
+        places = np.full(max_targets, IGNORE_LABEL, np.int32)
+        places[: len(chosen)] = labels[chosen]
+        return {
+            'label': bits.reshape(-1, *bits.shape[-2:]),
+            'object_labels': places,
+            'left_out': np.int32(len(order) - len(chosen)),
+        }
+
+    def stand_in(self):
+        empty = self.packed(np.zeros((0, 1, 1), bool), np.zeros(0, np.int32))
+        return super().stand_in() | empty
+
+    def targets(self, batch) -> queries.OverlappingTargets:
+        """The objects of a training batch."""
+        space = batch['image'].shape[1:-1]
+        bits = batch['label'].reshape(len(batch['label']), -1, *space)  # [B, words, *space]
+        return queries.overlapping_targets(batch['object_labels'], bits, batch['left_out'])
+
+    def presence(self, batch):
+        return queries.presence(self.targets(batch).labels, self.num_classes)
+
+    def loss(self, key, output, batch):
+        return queries.loss(
+            key, output, self.targets(batch), batch['mask'], self.config, self.num_classes
+        )
+
+    def postprocess(self, views, selection, size, canvas):
+        """Masks bool [B, M, *canvas] of the M best pairs of query and category, their 'labels'
+        [B, M] and 'scores' [B, M]: p(class) · mean of σ within the mask (Cheng et al., 2022)."""
+        (view,) = views
+        classes = class_probabilities(view.output)  # [B, Q, κ]
+        flat = classes.reshape(len(classes), -1)  # [B, Q · κ]
+        count = min(self.config.eval.max_objects, flat.shape[1])
+        scores, pairs = jax.lax.top_k(flat, count)  # [B, M] each
+        ranks = pairs % classes.shape[-1]
+        labels = ranks if selection is None else from_ranks(ranks, selection)
+        masks, certainty = object_masks(view, pairs // classes.shape[-1], size, canvas)
+        return {'masks': masks, 'object_labels': labels, 'object_scores': scores * certainty}
+
+    def result(self, image, found, categories):
+        shown = (found['object_scores'] >= self.config.eval.threshold) & found['masks'].any((1, 2))
+        order = np.flatnonzero(shown)
+        order = order[np.argsort(-found['object_scores'][order], stable=True)]
+        masks, classes = found['masks'][order], found['object_labels'][order]
+        labels = np.full(image.shape[:2], IGNORE_LABEL, np.int32)
+        for mask, label in zip(masks[::-1], classes[::-1], strict=True):
+            labels[mask] = label
+        return InstanceResult(
+            image=image,
+            labels=labels,
+            categories=categories,
+            class_names=self.class_names,
+            masks=masks,
+            objects=list(
+                zip(classes.tolist(), found['object_scores'][order].tolist(), strict=True)
+            ),
+            ids=found['ids'][order].tolist() if 'ids' in found else list(range(1, len(order) + 1)),
+        )
+
+    def empty_statistics(self):
+        empty: dict[str, Any] = {'objects': InstanceMetric.empty()}
+        if self.config.rankseg:
+            empty['categories'] = MultilabelMetric.empty(self.recall_at())
+        return empty
+
+    def statistics(self, batch, prediction):
+        return self.category_statistics(batch, prediction)
+
+    def encode(self, examples, index, number, found):
+        encoded = [rle.encode(mask) for mask in found['masks']]
+        rows = zip(
+            found['object_labels'].tolist(), found['object_scores'].tolist(), encoded, strict=True
+        )
+        return {
+            'objects': [
+                {'category_id': label, 'score': score, 'segmentation': mask}
+                for label, score, mask in rows
+                if mask
+            ]
+        }
+
+    def image_statistics(self, source, index, found):
+        return {'objects': InstanceMetric.from_image(source.instances(index), found['objects'])}
+
+    def scores(self, statistics):
+        scores = statistics['objects'].compute(self.class_names)
+        if 'categories' in statistics:
+            scores |= statistics['categories'].compute()
+        return scores
+
+    def writer(self, output, source):
+        return ResultsWriter(Path(output) / 'results.json')
+
+    def write(self, writer, source, index, found):
+        writer.write(
+            {
+                'image_id': source.image_ids[index],
+                'category_id': source.category_ids[found['category_id']],
+                'segmentation': found['segmentation'],
+                'score': found['score'],
+            }
+            for found in found['objects']
+        )
+
+
+def class_probabilities(output) -> jax.Array:
+    """p(rank) of each query, no-object left out: [B, Q, κ] float32."""
+    output = cast(QueryOutput, output)  # `check` refuses the other kind
+    return jax.nn.softmax(output.class_logits.astype(jnp.float32))[..., :-1]
+
+
+def object_masks(view: View, chosen, size, canvas: tuple[int, int]):
+    """The masks of some queries at the images' own sizes, and how certain they are.
+
+    Args:
+      view: of a QueryOutput of images.
+      chosen: [B, M] int32, queries.
+      size: [B, 2] int32, rows and columns of the images.
+      canvas: (R, C) of the result.
+
+    Returns:
+      bool [B, M, R, C], where σ of the mask exceeds 1/2; and float32 [B, M], the mean of σ there.
+    """
+    output = cast(QueryOutput, view.output)
+    logits = jnp.take_along_axis(output.mask_logits, chosen[..., None, None], axis=1)
+    view = View(dataclasses.replace(output, mask_logits=logits), view.rows, view.columns)
+
+    def tile_masks(views, place, size):
+        (tile,), (row, column) = views, place
+        masks = tile.output.mask_probabilities(tile.rows, tile.columns)  # [1, M, ROWS, COLUMNS]
+        rows, columns = row + jnp.arange(masks.shape[2]), column + jnp.arange(masks.shape[3])
+        within = (rows[:, None] < size[0, 0]) & (columns < size[0, 1])  # [ROWS, COLUMNS]
+        inside = (masks > 0.5) & within
+        return inside, ((masks * inside).sum((2, 3)), inside.sum((2, 3)))
+
+    masks, (total, area) = map_tiles(tile_masks, [view], size, size)
+    masks &= covered(size, canvas)[:, None]
+    return masks, total / (area + 1e-6)
+
+
+class ResultsWriter:
+    """Collects entries; leaving its `with` block writes them to a JSON file, in the order of ids.
+
+    `write` may be called from several threads.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path, self.entries, self.lock = Path(path), [], threading.Lock()
+
+    def __enter__(self) -> 'ResultsWriter':
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write(self, entries) -> None:
+        """Adds the entries of an image or a video."""
+        with self.lock:
+            self.entries.extend(entries)
+
+    def __exit__(self, *_) -> None:
+        def place(entry):
+            return entry.get('image_id', entry.get('video_id'))
+
+        self.path.write_text(json.dumps(sorted(self.entries, key=place)))

@@ -1,0 +1,171 @@
+"""Video instance segmentation: tracks of objects, from queries that see a clip at once."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankseg_jax.data import TrackSource, rle
+from rankseg_jax.metrics.instances import InstanceMetric
+from rankseg_jax.ranking import from_ranks
+from rankseg_jax.tasks.clips import Clips, Follower, in_order
+from rankseg_jax.tasks.instance import Instance, ResultsWriter, class_probabilities, object_masks
+from rankseg_jax.tracking import Tracker
+
+
+class TrackFollower(Follower):
+    """Links what is found in the windows of a video to tracks."""
+
+    def __init__(self, task: 'VideoInstance'):
+        self.task, self.tracker = task, Tracker()
+
+    def encode(self, found):
+        return encoded(found, self.task.num_classes)
+
+    def add(self, window, frames):
+        tracks = add_window(self.tracker, window.frames, frames)
+        scores = np.stack([track.scores() for track in tracks])  # [M, K]
+        best = np.argsort(-scores.max(1), kind='stable')[: self.task.config.eval.max_objects]
+        for frame, found in zip(window.frames, frames, strict=True):
+            if frame >= window.first_new:
+                visible = [m for m in best if found['masks'][m]]
+                masks = [rle.decode(found['masks'][m]) for m in visible]
+                yield found | {
+                    'masks': np.stack(masks) if masks else np.zeros((0, *found['size']), bool),
+                    'object_labels': scores[visible].argmax(1),
+                    'object_scores': scores[visible].max(1),
+                    'ids': np.array([tracks[m].id for m in visible], int),
+                }
+
+    def content(self, length):
+        names, least = self.task.class_names, self.task.config.eval.threshold
+        tracks = self.tracker.best(self.task.config.eval.max_objects)
+        return {
+            'tracks': [
+                {
+                    'id': track['id'],
+                    'category_id': track['category_id'],
+                    'category': names[track['category_id']],
+                    'score': round(track['score'], 6),
+                    'segmentations': segmentations(track, length),
+                }
+                for track in tracks
+                if track['score'] >= least
+            ]
+        }
+
+
+class VideoInstance(Clips, Instance):
+    """Finds tracks; scores average precision as YouTubeVIS does."""
+
+    @classmethod
+    def adapt(cls, source):
+        return source
+
+    @classmethod
+    def from_source(cls, config, source):
+        if not isinstance(source, TrackSource):
+            raise ValueError(
+                f'config.task = {config.task!r} needs videos with tracks, which '
+                f'{config.data.name} does not have'
+            )
+        return cls(config, source.class_names, (True,) * len(source.class_names))
+
+    def example(self, source, index, rng):
+        """As `Instance.example`, for a clip and its tracks."""
+        frames = self.sample(source, index, rng)
+        image = source.source.clip(index, frames)['image']  # [t, H, W, 3]
+        tracks = [x for x in source.source.tracks(index, frames) if not x['iscrowd']]
+        labels = np.array([track['category_id'] for track in tracks], np.int32)
+        return {'image': image} | self.packed(rle.decode_tracks(tracks, image.shape[:3]), labels)
+
+    def stand_in(self):
+        length = self.config.data.clip_frames
+        empty = self.packed(np.zeros((0, length, 1, 1), bool), np.zeros(0, np.int32))
+        return {'image': np.zeros([length, 1, 1, 3], np.uint8)} | empty
+
+    def postprocess(self, views, selection, size, canvas):
+        """Masks bool [B, M, *canvas] of the M best queries of the clip in a frame, their
+        'probabilities' [B, M, κ] of the 'ranked' categories [B, κ], 'embeddings' [B, M, D]."""
+        (view,) = views
+        classes = class_probabilities(view.output)  # [B, Q, κ]
+        # Twice as many as are reported, so that a window does not end what its neighbours see.
+        count = min(2 * self.config.eval.max_objects, classes.shape[1])
+        _, chosen = jax.lax.top_k(classes.max(-1), count)  # [B, M]
+        masks, _ = object_masks(view, chosen, size, canvas)
+        ranks = jax.numpy.arange(classes.shape[-1])[None].repeat(len(classes), 0)
+        take = jax.numpy.take_along_axis
+        return {
+            'masks': masks,
+            'probabilities': take(classes, chosen[..., None], axis=1),
+            'ranked': ranks if selection is None else from_ranks(ranks, selection),
+            'embeddings': take(view.output.queries, chosen[..., None], axis=1),
+        }
+
+    def encode(self, examples, index, number, found):
+        return encoded(found, self.num_classes)
+
+    def follower(self):
+        return TrackFollower(self)
+
+    def join(self, examples, items):
+        trackers: dict[int, Tracker] = {}
+        for place, found, last in in_order(examples, items):
+            window = examples.windows[place]
+            tracker = trackers.setdefault(window.video, Tracker())
+            add_window(tracker, window.frames, found)
+            if last:
+                tracks = trackers.pop(window.video).best(self.config.eval.max_objects)
+                yield window.video, {'tracks': tracks, 'size': found[0]['size']}
+
+    def image_statistics(self, source, index, found):
+        length = len(source.videos[index][1])
+        predictions = [
+            track | {'segmentations': segmentations(track, length)} for track in found['tracks']
+        ]
+        return {'objects': InstanceMetric.from_video(source.tracks(index), predictions)}
+
+    def writer(self, output, source):
+        return ResultsWriter(Path(output) / 'results.json')
+
+    def write(self, writer, source, index, found):
+        length = len(source.videos[index][1])
+        writer.write(
+            {
+                'video_id': source.video_id(index),
+                'category_id': source.category_ids[track['category_id']],
+                'segmentations': segmentations(track, length, found['size']),
+                'score': track['score'],
+            }
+            for track in found['tracks']
+        )
+
+
+def add_window(tracker: Tracker, frames: range, found: list[dict[str, Any]]):
+    """Adds a window to a tracker; `found` as of `clips.in_order`. Returns its tracks."""
+    return tracker.add(
+        frames,
+        [frame['masks'] for frame in found],
+        found[0]['probabilities'],
+        found[0]['embeddings'],
+    )
+
+
+def encoded(found: dict[str, np.ndarray], num_classes: int) -> dict[str, Any]:
+    """The arrays of a frame with run lengths for masks, and 'probabilities' [M, K]."""
+    probabilities = np.zeros((len(found['masks']), num_classes))
+    probabilities[:, found['ranked']] = found['probabilities']
+    return found | {
+        'masks': [rle.encode(mask) for mask in found['masks']],
+        'size': found['masks'].shape[1:],
+        'probabilities': probabilities,
+        'embeddings': np.asarray(found['embeddings'], np.float32),
+    }
+
+
+def segmentations(track: dict[str, Any], length: int, size=None) -> list[dict | None]:
+    """The run lengths of a track in each of `length` frames; where it is not visible, those of an
+    empty mask of `size`, or None without one."""
+    empty = None if size is None else rle.encode(np.zeros(size, bool), keep_empty=True)
+    return [track['masks'].get(frame, empty) for frame in range(length)]
