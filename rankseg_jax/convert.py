@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from rankseg_jax import backbones, checkpoint, data, models, pretrained, storage, tasks
+from rankseg_jax import backbones, checkpoint, models, pretrained, storage, tasks
 from rankseg_jax.backbones.swin import Swin
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former

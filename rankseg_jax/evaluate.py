@@ -113,17 +113,24 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     """--mode=evaluate: scores a checkpoint of `workdir` on `config.data.eval_split`.
 
     Prints the scores and writes a JSON file into `workdir`. With a folder `output`, it lies there
-    instead, and so do predictions in the data set's own format.
+    instead, and so do predictions in the data set's own format. A split without annotations is
+    only predicted.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
       OSError: the folder cannot be written.
-      ValueError: `output` with several hosts, or the data has other categories than the run.
+      ValueError: `output` with several hosts; the data has other categories than the run; or it
+        has no annotations, and there is no `output`.
     """
     if output and jax.process_count() > 1:
         raise ValueError('--output is for evaluation on one host')
     mesh = sharding.make_mesh(config.mesh_data)
     source = tasks.open_source(config, config.data.eval_split)
+    if not (source.annotated or output):
+        raise ValueError(
+            f'the split {config.data.eval_split!r} has no annotations, and there is nothing to '
+            'score: with --output=<folder>, predictions are written'
+        )
     task = tasks.from_source(config, source)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     saved.check_categories(task, config.data)
@@ -134,7 +141,14 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     eval_step = make_eval_step(model, config, task, mesh)
     with task.writer(output, source) if output else nullcontext() as writer:
         scores = evaluate(eval_step, variables, source, config, task, mesh, writer)
-        sharding.print_once(table(scores, task.columns))  # before writing
+        if source.annotated:
+            sharding.print_once(table(scores, task.columns))  # before writing
+    if not source.annotated:
+        sharding.print_once(
+            f'The split {config.data.eval_split!r} has no annotations to score against. '
+            f'Predictions: {folder}'
+        )
+        return {}
     path = folder / f'scores_{saved.stem(config.data.eval_split)}.json'
     if jax.process_index() == 0:
         path.write_text(json.dumps(without_nan(scores), indent=1))

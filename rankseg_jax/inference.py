@@ -254,6 +254,8 @@ class Cut:
       window: (rows, columns) of a window; static, as are the following.
       stride: from one window to the next, (rows, columns).
       mirrored: for each mirror image, whether it is one.
+      fringe: whether the first cells beyond the image count where its border lies between cells.
+        They do in the released code, which pads images to a multiple of 32 pixels alone.
     """
 
     content: jax.Array
@@ -261,6 +263,7 @@ class Cut:
     window: tuple[int, int] = struct.field(pytree_node=False)
     stride: tuple[int, int] = struct.field(pytree_node=False)
     mirrored: tuple[bool, ...] = struct.field(pytree_node=False)
+    fringe: bool = struct.field(pytree_node=False)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -297,6 +300,7 @@ class Cut:
                 stride=stride,
                 cells=cells[axis],
                 mirror=mirror,
+                fringe=self.fringe,
             )
 
         return [(weights(0), weights(1, mirror)) for mirror in self.mirrored]
@@ -341,17 +345,27 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
         )
 
     images = jax.vmap(windows)(image, content, *starts)
-    return Cut(content, starts, tuple(window), tuple(stride), mirrored), images
+    fringe = any(evaluation.base_size) or not any(evaluation.size)
+    return Cut(content, starts, tuple(window), tuple(stride), mirrored, fringe), images
 
 
 def interpolation(
-    *, length: int, size, content, starts, window: int, stride: int, cells: int, mirror: bool
+    *,
+    length: int,
+    size,
+    content,
+    starts,
+    window: int,
+    stride: int,
+    cells: int,
+    mirror: bool,
+    fringe: bool = False,
 ):
     """Weights of all windows' logits in each row (or column) of the result: [B, length, n · cells].
 
     Two bilinear resizes with half-pixel centers in one: from a window's cells to its pixels, where
     overlapping windows are averaged, and from those to the original image. Cells beyond the image
-    have no weight.
+    have no weight, see `fringe`.
 
     Args:
       length: of the result, static.
@@ -360,6 +374,7 @@ def interpolation(
       starts: [B, n] where windows of `window` pixels and `cells` logits begin, at most `stride`
         apart.
       mirror: the image is mirrored along this axis.
+      fringe: see `Cut`.
     """
     place = jnp.arange(length)
     place = size[:, None] - 1 - place if mirror else place  # [B, length]
@@ -371,6 +386,7 @@ def interpolation(
     used = used.at[:, 0].set(True)
     # In integers: 70 * (18 / 70) is above 18 in float32, and would add a cell that does not exist.
     last = (jnp.clip(content[:, None] - starts, 1, window) * cells - 1) // window  # [B, n]
+    last = jnp.minimum(last + fringe, cells - 1)
 
     def pixel_weights(pixel):  # [B, length] → [B, length, n, cells]
         local = pixel[:, :, None] - starts[:, None]  # [B, length, n]

@@ -48,9 +48,7 @@ class PixelOutput:
         """
         height, width, num_ranks = self.logits.shape[-3:]
         (n, m), time = windows, self.logits.shape[1:-3]  # (t,) of a clip
-        logits = self.logits.reshape(
-            -1, mirrors, n, m, math.prod(time), height, width, num_ranks
-        )
+        logits = self.logits.reshape(-1, mirrors, n, m, math.prod(time), height, width, num_ranks)
         logits = logits.transpose(0, 1, 4, 2, 5, 3, 6, 7)  # [B, mirrors, t, n, h, m, w, κ]
         logits = logits.reshape(-1, mirrors, *time, n * height, m * width, num_ranks)
         return [PixelOutput(logits[:, i]) for i in range(mirrors)]

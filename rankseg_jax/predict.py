@@ -23,17 +23,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from rankseg_jax import (
-    checkpoint,
-    data,
-    export,
-    inference,
-    models,
-    sharding,
-    storage,
-    tasks,
-    visualize,
-)
+from rankseg_jax import checkpoint, export, inference, models, sharding, storage, tasks, visualize
 from rankseg_jax.data import CorruptExample, batching, fitting, images, video_files, videos
 from rankseg_jax.tasks.semantic import Result
 
@@ -234,30 +224,29 @@ class Video:
         """Results of a model that sees clips."""
         options, predictor = self.predictor.task.config.eval, self.predictor
         read = map(predictor.read, frames)
-        for window, images in videos.stream_windows(
-            read, options.clip_length, options.clip_overlap
-        ):
-            found = self.predict_clip(images)
-            new = images[window.first_new - window.frames[0] :]
+        clips = videos.stream_windows(read, options.clip_length, options.clip_overlap)
+        for window, clip in clips:
+            found = self.predict_clip(clip)
+            new = clip[window.first_new - window.frames[0] :]
             for image, arrays in zip(new, self.follower.add(window, found), strict=True):
                 yield predictor.task.result(image, arrays, predictor.categories(arrays))
 
-    def predict_clip(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
+    def predict_clip(self, frames: list[np.ndarray]) -> list[dict[str, Any]]:
         """What is found in each frame of a clip, encoded."""
-        predictor, length = self.predictor, len(images)
+        predictor, length = self.predictor, len(frames)
         most = predictor.task.config.eval.clip_length
-        clip = videos.pad({'image': np.stack(images)}, videos.padded_length(length, most))
+        clip = videos.pad({'image': np.stack(frames)}, videos.padded_length(length, most))
         example = predictor.fit(clip['image']) | {'shown': clip['shown'], 'index': 0}
         example['counted'] = clip['shown']
         batch = batching.stack([example], predictor.num_devices)
-        frames = itertools.islice(predictor.segment(batch), length)
+        segmented = itertools.islice(predictor.segment(batch), length)
         return [
             self.follower.encode(
                 predictor.task.cut(
                     {name: x[0] for name, x in jax.device_get(found).items()}, example['size']
                 )
             )
-            for found in batching.behind(frames)
+            for found in batching.behind(segmented)
         ]
 
     def content(self) -> dict[str, Any]:

@@ -504,8 +504,9 @@ def train(config, workdir) -> dict[str, Any]:
         return evaluated(state)
     count = sum(x.size for x in jax.tree.leaves(setup.shapes.model['params']))
     sharding.print_once(
-        f'{len(setup.source)} {setup.source.unit}, {task.num_classes} categories, {count / 1e6:.2f} M '
-        f'parameters, {mesh.size} {jax.devices()[0].device_kind} device(s); compiling …'
+        f'{len(setup.source)} {setup.source.unit}, {task.num_classes} categories, '
+        f'{count / 1e6:.2f} M parameters, {mesh.size} {jax.devices()[0].device_kind} device(s); '
+        'compiling …'
     )
     return run_steps(setup, state, manager, workdir, evaluated)
 

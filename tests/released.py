@@ -54,3 +54,37 @@ def deeplabv3_decoder(state, num_heads: int) -> tuple[dict, dict, dict]:
         {name: layer[1] for name, layer in layers.items()},
         classifier,
     )
+
+
+def query_decoder(state, num_heads: int) -> dict:
+    """Parameters of `decoders.query_decoder.QueryDecoder`, for images and clips alike."""
+    params = {
+        'level_embedding': state['level_embed.weight'],
+        'query_position': state['query_embed.weight'],
+        'queries': state['query_feat.weight'],
+        'norm': norm(state, 'decoder_norm'),
+        'mask': {f'Dense_{i}': dense(state, f'mask_embed.layers.{i}') for i in range(3)},
+        'classes': {'embedding': state['class_embed.weight']},
+    }
+    if 'class_embed.bias' in state:
+        params['classes']['bias'] = state['class_embed.bias']
+    for i in torch_layers.numbered(state, 'transformer_ffn_layers.'):
+        kinds = ('cross_attention', 'self_attention', 'ffn')
+        cross, own, ffn = (f'transformer_{kind}_layers.{i}' for kind in kinds)
+        cross_attention, self_attention = f'{cross}.multihead_attn', f'{own}.self_attn'
+        params[f'layer{i}'] = {
+            'cross': torch_layers.attention(
+                state, f'{cross_attention}.in_proj', f'{cross_attention}.out_proj', num_heads
+            ),
+            'self': torch_layers.attention(
+                state, f'{self_attention}.in_proj', f'{self_attention}.out_proj', num_heads
+            ),
+            'norm1': norm(state, f'{cross}.norm'),
+            'norm2': norm(state, f'{own}.norm'),
+            'norm3': norm(state, f'{ffn}.norm'),
+            'mlp': {
+                'Dense_0': dense(state, f'{ffn}.linear1'),
+                'Dense_1': dense(state, f'{ffn}.linear2'),
+            },
+        }
+    return params

@@ -32,7 +32,10 @@ ALLOWED = {
     'pretrained': 'backbones checkpoint decoders frameworks pretrained',
     'models': 'checkpoint frameworks outputs selector sharding',
     'postprocessing': 'data outputs ranking',
-    'tasks': 'data losses metrics multilabel outputs postprocessing ranking tasks visualize',
+    'tracking': '',
+    'tasks': (
+        'data losses metrics multilabel outputs postprocessing ranking tasks tracking visualize'
+    ),
     'inference': 'data models multilabel outputs postprocessing ranking selector sharding',
     'evaluate': 'checkpoint data inference models sharding storage tasks',
     'export': 'checkpoint data inference models postprocessing sharding storage tasks',

@@ -269,7 +269,7 @@ def test_windows_on_eight_devices_agree_with_one():
         mesh = sharding.make_mesh(num_devices)
         run = inference.compiled(model, config, semantic(config), mesh, lambda found, _: found)
         copies = jax.device_put(variables, sharding.copied(mesh))
-        found = run(copies, sharding.shard_batch(batch, mesh), batch['label'].shape[1:])
+        found = next(run(copies, sharding.shard_batch(batch, mesh), batch['label'].shape[1:]))
         assert found.maps['labels'].sharding.num_devices == num_devices
         results.append(jax.device_get(found))
     one, eight = results

@@ -16,6 +16,7 @@ POINTS = 100
 @jax.jit
 def query_losses(key, outputs, labels, segments, **kwargs):
     """The values of the parts, by name."""
+
     def sample(points):
         return losses.sample_segments(segments, labels.shape[1], points)
 

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, rle
 from rankseg_jax.data.published import files, youtube_vis_2019
 from rankseg_jax.data.published.label_maps import read_classes
-from rankseg_jax.data.videos import chunks, sample
+from rankseg_jax.data.videos import sample, windows
 from tests import official_cases
 
 SIZE = (20, 26)
@@ -266,7 +266,10 @@ def test_clips_of_every_video(folder):
     """Also of a single frame, without a track, with a track that is seen nowhere."""
     source, rng = open_split(folder, 'train'), np.random.default_rng(0)
     for video, (_, frames) in enumerate(source.videos):
-        for chosen in (sample(len(frames), 2, 20, rng), *chunks(len(frames))):
+        for chosen in (
+            sample(len(frames), 2, 20, rng),
+            *(x for x, _ in windows(len(frames), 20, 0)),
+        ):
             clip = source.clip(video, chosen)
             masks = rle.decode_tracks(source.tracks(video, chosen), clip['label'].shape)
             assert masks.shape == (len(source.tracks(video)), len(chosen), *SIZE)

@@ -148,7 +148,7 @@ class VideoSource(Source):
 
         Args:
           video: place in `videos`.
-          frames: t numbers in 0..length of the video - 1; `videos.sample` and `videos.chunks`
+          frames: t numbers in 0..length of the video - 1; `videos.sample` and `videos.windows`
             choose some.
 
         Returns:

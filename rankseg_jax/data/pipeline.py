@@ -118,8 +118,8 @@ def train_batches(source, config, task, *, start_step: int):
 
     Returns:
       An iterator of {'image': float32 [B, (t,) h, w, 3] normalized, 'label': int32 [B, (…,) h, w],
-      'mask': bool [B]} and the further arrays of `task.example`. A corrupt example is named in the log; in
-      its place are zeros, all ignored, with mask False.
+      'mask': bool [B]} and the further arrays of `task.example`. A corrupt example is named in the
+      log; in its place are zeros, all ignored, with mask False.
 
     Raises:
       ValueError: the source is empty, or the hosts cannot share a batch. While iterating: more than

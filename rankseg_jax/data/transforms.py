@@ -2,8 +2,8 @@
 
 Sizes, ranges and probabilities are those of mmsegmentation's training pipeline and, where the
 config says so, of detectron2's. Everything random comes from a `seed` [2] key through stateless
-ops, so a key always gives the same crop. Every function also takes a clip [t, H, W, 3] instead of an
-image [H, W, 3], and any number of label maps [n, H, W]: all are transformed alike.
+ops, so a key always gives the same crop. Every function also takes a clip [t, H, W, 3] instead of
+an image [H, W, 3], and any number of label maps [n, H, W]: all are transformed alike.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rankseg_jax import visualize
 from rankseg_jax.data import IGNORE_LABEL, InstanceSource, PanopticSource, rle
-from rankseg_jax.data.instances import Things
+from rankseg_jax.data.instances import ThingSource
 from rankseg_jax.metrics.instances import InstanceMetric
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.outputs import QueryOutput
@@ -106,7 +106,7 @@ class Instance(Semantic):
     @classmethod
     def adapt(cls, source):
         """A panoptic source's things are objects."""
-        return Things(source) if isinstance(source, PanopticSource) else source
+        return ThingSource(source) if isinstance(source, PanopticSource) else source
 
     @classmethod
     def from_source(cls, config, source):

@@ -95,12 +95,7 @@ def presence(labels, num_classes: int):
 
 
 def loss(
-    key,
-    output: QueryOutput,
-    targets: Targets | OverlappingTargets,
-    mask,
-    config,
-    num_classes: int,
+    key, output: QueryOutput, targets: Targets | OverlappingTargets, mask, config, num_classes: int
 ) -> tuple[dict[str, losses.Mean], dict[str, jax.Array]]:
     """The parts of the loss of per-query output in rank space, and figures for the log.
 
