@@ -124,23 +124,21 @@ class InstanceMetric:
                     'categories by their place in class_names'
                 )
             by_category[match.category_id].append(match)
-        evaluation = COCOeval(iouType='segm')
-        params = evaluation.params
-        params.catIds = range(num_classes)
-        params.imgIds = range(max(map(len, by_category), default=0))
-        params.maxDets = sorted({*recall_at, MOST})
-        evaluation._paramsEval = params
-        # Categories × ranges × images; an image without the category takes part in nothing.
-        evaluation.evalImgs = [
-            found[place].by_area[area] if place < len(found) else None
-            for found in by_category
-            for area in range(len(params.areaRng))
-            for place in params.imgIds
-        ]
-        with contextlib.redirect_stdout(None):
-            evaluation.accumulate()
-        places = [params.maxDets.index(most) for most in recall_at]
-        return evaluation.eval['precision'][..., -1], evaluation.eval['recall'][..., places]
+        most = sorted({*recall_at, MOST})
+        precision, recall = [], []
+        for found in by_category:  # together, every category would take as long as the longest
+            evaluation = COCOeval(iouType='segm')
+            params = evaluation._paramsEval = evaluation.params
+            params.catIds, params.imgIds, params.maxDets = [0], range(len(found)), most
+            evaluation.evalImgs = [
+                match.by_area[area] for area in range(len(params.areaRng)) for match in found
+            ]
+            with contextlib.redirect_stdout(None):
+                evaluation.accumulate()
+            precision.append(evaluation.eval['precision'][..., -1])  # [10, 101, 1, 4]
+            recall.append(evaluation.eval['recall'])  # [10, 1, 4, maxDets]
+        places = [most.index(number) for number in recall_at]
+        return np.concatenate(precision, 2), np.concatenate(recall, 1)[..., places]
 
     def compute(
         self, class_names: Sequence[str], recall_at: Sequence[int] = (1, 10, 100)
