@@ -49,6 +49,8 @@ class Source(abc.ABC):
       image_ids: N ids of the images in the data set's own files; default 0..N-1.
       category_ids: K ids of the classes in the data set's own files; default 0..K-1.
       label_values: K values of the classes in the data set's label maps; default 0..K-1.
+      prediction_values: K values of the classes in label maps that its benchmark takes; default
+        `label_values`.
       published: number of examples that the split should have; None: not stated.
       things: K bools of a `PanopticSource`, the other categories are stuff; otherwise empty.
       videos: (name, range of frame indices) of each video of a `VideoSource`; otherwise empty.
@@ -75,6 +77,10 @@ class Source(abc.ABC):
     @cached_property
     def label_values(self) -> Sequence[int]:
         return range(len(self.class_names))
+
+    @cached_property
+    def prediction_values(self) -> Sequence[int]:
+        return self.label_values
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -153,6 +159,14 @@ class VideoSource(Source):
           CorruptExample: the frames differ in size; or as `load`.
           ValueError: as `load`.
         """
+
+    def codes(self, index: int) -> np.ndarray:
+        """Reads the values of a frame's label map, integers [H, W], for `metrics.video`.
+
+        Unlike in `load`, ignored values that mean different things differ; by default, there is
+        only one. Raises as `load`.
+        """
+        return self.load(index)['label']
 
 
 class TrackSource(VideoSource):
