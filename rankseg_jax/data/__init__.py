@@ -20,6 +20,7 @@ DATA_SETS = {
     'ade20k_full': 'published.ade20k_full:Ade20kFull',
     'ade20k_panoptic': 'published.ade20k_panoptic:Ade20kPanoptic',
     'camvid': 'camvid',
+    'coco_instance': 'published.coco_instance:CocoInstance',
     'coco_lvis': 'published.coco_lvis:CocoLvis',
     'coco_panoptic': 'published.coco_panoptic:CocoPanoptic',
     'coco_stuff10k': 'published.coco_stuff10k:CocoStuff10k',
