@@ -28,15 +28,10 @@ class ThingSource(InstanceSource):
         # A label's place among the things; index -1 is IGNORE_LABEL.
         self._labels = np.full(len(source.class_names) + 1, IGNORE_LABEL, np.int32)
         self._labels[chosen] = np.arange(len(chosen))
-        self.class_names, self.category_ids, self.label_values, self.prediction_values = (
-            tuple(values[label] for label in chosen)
-            for values in (
-                source.class_names,
-                source.category_ids,
-                source.label_values,
-                source.prediction_values,
-            )
-        )
+        self.class_names = tuple(source.class_names[label] for label in chosen)
+        self.category_ids = tuple(source.category_ids[label] for label in chosen)
+        self.label_values = tuple(source.label_values[label] for label in chosen)
+        self.prediction_values = tuple(source.prediction_values[label] for label in chosen)
         self.ids, self.image_ids = source.ids, source.image_ids
         self.published, self.annotated = source.published, source.annotated
 

@@ -129,14 +129,15 @@ class InstanceMetric:
         for found in by_category:  # together, every category would take as long as the longest
             evaluation = COCOeval(iouType='segm')
             params = evaluation._paramsEval = evaluation.params
-            params.catIds, params.imgIds, params.maxDets = [0], range(len(found)), most
+            params.catIds, params.imgIds, params.maxDets = [0], list(range(len(found))), most
             evaluation.evalImgs = [
                 match.by_area[area] for area in range(len(params.areaRng)) for match in found
             ]
             with contextlib.redirect_stdout(None):
                 evaluation.accumulate()
-            precision.append(evaluation.eval['precision'][..., -1])  # [10, 101, 1, 4]
-            recall.append(evaluation.eval['recall'])  # [10, 1, 4, maxDets]
+            curves: dict[str, Any] = evaluation.eval
+            precision.append(curves['precision'][..., -1])  # [10, 101, 1, 4]
+            recall.append(curves['recall'])  # [10, 1, 4, maxDets]
         places = [most.index(number) for number in recall_at]
         return np.concatenate(precision, 2), np.concatenate(recall, 1)[..., places]
 
@@ -179,7 +180,9 @@ class InstanceMetric:
         return scores | {'classes': rows}
 
 
-def overlaps(predictions: Sequence[dict], truth: Sequence[dict], inside_crowds=False) -> np.ndarray:
+def overlaps(
+    predictions: Sequence[dict], truth: Sequence[dict], inside_crowds: bool = False
+) -> np.ndarray:
     """The overlap of each prediction with each object: intersection over union in all frames.
 
     Args:

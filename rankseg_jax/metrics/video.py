@@ -66,8 +66,9 @@ class ConsistencyStream:
 
     def __init__(self, lengths: tuple[int, ...] = LENGTHS):
         self.lengths = tuple(lengths)
-        self._frame = None  # (codes, labels) of the last frame
-        self._ages = None  # for how many frames each pixel has had its true, its predicted value
+        self._frame: tuple[np.ndarray, ...] = ()  # codes and labels of the last frame
+        # For how many frames each pixel has had its true value, and its predicted one.
+        self._ages: tuple[np.ndarray, ...] = ()
 
     def add(self, codes: np.ndarray, labels: np.ndarray) -> ConsistencyMetric:
         """Takes the next frame; returns the metric of the windows that end at the frame before.
@@ -87,18 +88,17 @@ class ConsistencyStream:
                 f'the truth is {codes.shape}, but the prediction is {labels.shape}; '
                 'resize the prediction to the size of the truth'
             )
-        frame = (codes, labels)
-        if self._frame is None:
-            metric = ConsistencyMetric.empty(self.lengths)
-            self._ages = [np.ones(codes.shape, np.int32) for _ in frame]  # [H, W] each
+        if self._frame and (before := self._frame[0].shape) != codes.shape:
+            raise ValueError(f'a frame of {codes.shape} follows one of {before} in one video')
+        frame, metric = (codes, labels), ConsistencyMetric.empty(self.lengths)
+        if not self._frame:
+            self._ages = tuple(np.ones(codes.shape, np.int32) for _ in frame)  # [H, W] each
         else:
-            if (before := self._frame[0].shape) != codes.shape:
-                raise ValueError(f'a frame of {codes.shape} follows one of {before} in one video')
             metric = self._windows()
-            self._ages = [
+            self._ages = tuple(
                 np.where(values == last, age + 1, 1)
                 for values, last, age in zip(frame, self._frame, self._ages, strict=True)
-            ]
+            )
         self._frame = frame
         return metric
 
