@@ -50,6 +50,17 @@ def blank_image(path, rows, columns):
     Image.new('RGB', (columns, rows), (128, 128, 128)).save(path)
 
 
+def real_panoptic(folder):
+    """The real annotations of two images as the validation split of COCO panoptic."""
+    root, sample = folder / 'coco', SAMPLES / 'coco_panoptic'
+    (root / 'annotations').mkdir(parents=True)
+    for image in json.loads((sample / 'panoptic_examples.json').read_text())['images']:
+        blank_image(root / 'val2017' / image['file_name'], image['height'], image['width'])
+    (root / 'panoptic_val2017').symlink_to(sample / 'panoptic_examples')
+    (root / 'annotations/panoptic_val2017.json').symlink_to(sample / 'panoptic_examples.json')
+    return root
+
+
 def values(path, values):
     """Writes a map as PNG and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +101,8 @@ def assert_same(get_source, folder, records, split):
             )
             np.testing.assert_array_equal(ids, other_ids)
             assert segments == other_segments
+        if hasattr(straight, 'instances'):
+            assert json.dumps(straight.instances(index)) == json.dumps(prepared.instances(index))
     if hasattr(straight, 'videos'):
         assert straight.videos == prepared.videos
         for video, (_, frames) in enumerate(straight.videos):

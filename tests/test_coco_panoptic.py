@@ -525,16 +525,7 @@ def test_evaluation_writes_the_official_ids(folder, tmp_path):
 
 @pytest.fixture
 def real(tmp_path):
-    """The real annotations of two images as a folder of COCO's validation split."""
-    root = tmp_path / 'coco'
-    (root / 'annotations').mkdir(parents=True)
-    for image in json.loads((SAMPLE / 'panoptic_examples.json').read_text())['images']:
-        official_cases.blank_image(
-            root / 'val2017' / image['file_name'], image['height'], image['width']
-        )
-    (root / 'panoptic_val2017').symlink_to(SAMPLE / 'panoptic_examples')
-    (root / 'annotations/panoptic_val2017.json').symlink_to(SAMPLE / 'panoptic_examples.json')
-    return root
+    return official_cases.real_panoptic(tmp_path)
 
 
 def test_real_annotations(real, tmp_path):

@@ -22,7 +22,7 @@ ALLOWED = {
     'matching': '',
     'multilabel': 'layers',
     'data': 'data',
-    'metrics': 'ranking',
+    'metrics': 'data ranking',
     'losses': 'layers matching',
     'outputs': 'ranking',
     'selector': 'multilabel ranking',

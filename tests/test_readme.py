@@ -113,7 +113,7 @@ def test_table_of_data_sets():
             config = importlib.import_module(f'configs.{module}').get_config(recipe)
             assert first == (other or config.data.name)
     published = {name for name, place in data.DATA_SETS.items() if place.startswith('published.')}
-    assert sorted(named) == sorted(published) and len(named) == 11
+    assert sorted(named) == sorted(published) and len(named) == 12
 
 
 def test_files_in_docs_are_small():

@@ -191,7 +191,31 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
         official_cases.assert_same(vspw.Vspw.get_source, folder, tmp_path / 'records', split)
     record = builder.as_data_source('train')[5]
     assert record['file_name'] == b'7_b/00000004' and record['original_size'].tolist() == [22, 26]
-    assert set(np.unique(record['labels'])) == {0, 1, 76, 123, 65535}
+    assert set(np.unique(record['labels'])) == {0, 1, 76, 123, 65280, 65535}
+    for prepared in (False, True):
+        source = open_split(tmp_path / 'records' if prepared else folder, 'train')
+        for video, frames in source.videos:
+            codes = [source.codes(index) for index in frames]
+            np.testing.assert_array_equal(codes, raw_masks(folder, video))
+    assert (open_split(folder, 'test').codes(0) == 255).all()
+
+
+def test_records_of_version_0_1_are_read(folder, tmp_path, monkeypatch):
+    """In which others and void look alike."""
+    to_labels = vspw.to_labels
+
+    def alike(*arguments):
+        labels = to_labels(*arguments)
+        return np.where(labels < 124, labels, 65535).astype(np.uint16)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vspw, 'to_labels', alike)
+        official_cases.prepare(vspw.Vspw, folder, tmp_path / 'records')
+    official_cases.assert_same(vspw.Vspw.get_source, folder, tmp_path / 'records', 'train')
+    old, new = (open_split(path, 'train') for path in (tmp_path / 'records', folder))
+    for index in range(len(new)):
+        codes = new.codes(index)
+        np.testing.assert_array_equal(old.codes(index), np.where(codes == 0, 255, codes))
 
 
 def test_without_test_videos_the_rest_is_prepared(folder, tmp_path):
@@ -269,13 +293,35 @@ def test_a_missing_list_is_named(folder):
         open_split(folder, 'validation')
 
 
-@pytest.mark.parametrize('value', [125, 254])
-def test_other_values_are_refused(folder, value):
-    official_cases.values(
-        folder / 'VSPW_480p/data/7_b/mask/00000004.png', np.full((22, 26), value, np.uint8)
-    )
-    with pytest.raises(ValueError, match=rf'7_b/mask/00000004.png: label values \[{value}\]'):
-        open_split(folder, 'train').load(5)
+def test_other_values_are_ignored_and_counted(folder, tmp_path, caplog):
+    """As in the download, where a few masks have 252."""
+    mask = np.full((22, 26), 9, np.uint8)
+    mask[:2, 0], mask[3, :5] = 125, 252
+    official_cases.values(folder / 'VSPW_480p/data/7_b/mask/00000004.png', mask)
+    with caplog.at_level('WARNING', logger='absl'):
+        source = open_split(folder, 'train')
+        label, codes = source.load(5)['label'], source.codes(5)
+    assert '7_b/mask/00000004.png: 7 pixels with the values [125, 252] are ignored' in caplog.text
+    np.testing.assert_array_equal(label, np.where(mask == 9, 8, IGNORE_LABEL))
+    np.testing.assert_array_equal(codes, mask)
+    official_cases.prepare(vspw.Vspw, folder, tmp_path / 'records')
+    source = open_split(tmp_path / 'records', 'train')
+    np.testing.assert_array_equal(source.load(5)['label'], label)
+    np.testing.assert_array_equal(source.codes(5), mask)
+
+
+def test_masks_of_colors_and_empty_files_are_named(folder):
+    root = folder / 'VSPW_480p/data/7_b'
+    source = open_split(folder, 'train')
+    official_cases.values(root / 'mask/00000004.png', np.zeros((22, 26, 3), np.uint8))
+    with pytest.raises(ValueError, match='7_b/mask/00000004.png: .* its mode is RGB'):
+        source.load(5)
+    (root / 'mask/00000004.png').write_bytes(b'')
+    with pytest.raises(CorruptExample, match='7_b/mask/00000004.png'):
+        source.load(5)
+    (root / 'origin/00000004.jpg').write_bytes(b'')
+    with pytest.raises(CorruptExample, match='7_b/origin/00000004.jpg: the file has 0 bytes'):
+        source.load(5)
 
 
 def consistency(truth, predicted, n):
@@ -310,8 +356,11 @@ def test_what_is_written_is_what_the_benchmark_reads(folder, tmp_path):
         assert [path.stem for path in paths] == frame_names(len(truth))
         predicted = np.stack([np.array(Image.open(path)) for path in paths])
         assert predicted.dtype == np.uint8
+        # As the data set's README remaps the truth for its script.
         counted = (truth > 0) & (truth < 255)
-        confusion += confusion_matrix(truth[counted], predicted[counted], labels=range(1, 125))
+        remapped = np.where(counted, truth, 0).astype(int) - 1
+        assert (predicted[~counted] == 255).all()
+        confusion += confusion_matrix(remapped[counted], predicted[counted], labels=range(124))
         if len(truth) > 8:
             assert consistency(truth, predicted, 8) == 1
             predicted[10] += 1  # the check can fail

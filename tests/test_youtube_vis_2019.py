@@ -372,11 +372,16 @@ def test_written_truth_is_perfect_to_pycocotools(folder, tmp_path):
         for video in range(4)
     ]
     for predictions in (as_read, map(encode_again, range(4))):
-        youtube_vis_2019.write_results(tmp_path / 'results.json', predictions)
+        youtube_vis_2019.write_results(tmp_path / 'results.json', source, predictions)
         results = json.loads((tmp_path / 'results.json').read_text())
         assert all(
             result.keys() == {'video_id', 'category_id', 'segmentations', 'score'}
             for result in results
+        )
+        assert all(
+            mask['size'] == list(SIZE) and isinstance(mask['counts'], str)
+            for result in results
+            for mask in result['segmentations']
         )
         assert sorted(
             (r['video_id'], r['category_id']) for r in results if r['video_id'] != 5
@@ -386,6 +391,51 @@ def test_written_truth_is_perfect_to_pycocotools(folder, tmp_path):
     assert 0 < average_precision(truth, results[1:])[0] < 1
     moved = [result | {'segmentations': result['segmentations'][::-1]} for result in results]
     assert average_precision(truth, moved)[0] < 0.5
+
+
+def test_frames_without_a_mask_are_empty_ones(folder, tmp_path):
+    """The server refuses null."""
+    source = open_split(folder, 'train')
+    everywhere = rle.encode(np.ones(SIZE, bool))
+    track = {'category_id': 39, 'score': np.float32(0.25), 'segmentations': [None, everywhere]}
+    youtube_vis_2019.write_results(tmp_path / 'results.json', source, [(5, [track]), (2, [])])
+    (result,) = json.loads((tmp_path / 'results.json').read_text())
+    empty, full = result.pop('segmentations')
+    assert result == {'video_id': 5, 'category_id': 40, 'score': 0.25}
+    assert empty['size'] == [*SIZE] and not coco_mask.decode(empty).any() and full == everywhere
+
+
+@pytest.mark.parametrize(
+    'video_id, changes, message',
+    [
+        (
+            9,
+            {},
+            r'the video 9, which is not in this split: its 4 videos have ids such as \[7, 2, 3',
+        ),
+        (
+            5,
+            {'category_id': 40},
+            r'prediction 1 for the video 5: its category 40 is not in 0\.\.39',
+        ),
+        (5, {'category_id': -1}, r'its category -1 is not in 0\.\.39'),
+        (5, {'score': float('nan')}, 'its score nan is not a number'),
+        (5, {'segmentations': [None]}, 'has 1 segmentations, but the video has 2 frames'),
+        (
+            5,
+            {'segmentations': [None, {'size': [26, 20], 'counts': '0'}]},
+            r'masks of \[\(26, 20\)\] pixels .*, but the video has \(20, 26\)',
+        ),
+    ],
+)
+def test_results_that_the_benchmark_would_refuse(folder, tmp_path, video_id, changes, message):
+    source = open_split(folder, 'train')
+    track = {'category_id': 0, 'score': 0.5, 'segmentations': [None, None]}
+    with pytest.raises(ValueError, match=message):
+        youtube_vis_2019.write_results(
+            tmp_path / 'results.json', source, [(video_id, [track, track | changes])]
+        )
+    assert not (tmp_path / 'results.json').exists()
 
 
 def test_missing_files_are_named(folder, tmp_path):

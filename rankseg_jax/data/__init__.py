@@ -20,6 +20,7 @@ DATA_SETS = {
     'ade20k_full': 'published.ade20k_full:Ade20kFull',
     'ade20k_panoptic': 'published.ade20k_panoptic:Ade20kPanoptic',
     'camvid': 'camvid',
+    'coco_instance': 'published.coco_instance:CocoInstance',
     'coco_lvis': 'published.coco_lvis:CocoLvis',
     'coco_panoptic': 'published.coco_panoptic:CocoPanoptic',
     'coco_stuff10k': 'published.coco_stuff10k:CocoStuff10k',
@@ -49,6 +50,8 @@ class Source(abc.ABC):
       image_ids: N ids of the images in the data set's own files; default 0..N-1.
       category_ids: K ids of the classes in the data set's own files; default 0..K-1.
       label_values: K values of the classes in the data set's label maps; default 0..K-1.
+      prediction_values: K values of the classes in label maps that its benchmark takes; default
+        `label_values`.
       published: number of examples that the split should have; None: not stated.
       things: K bools of a `PanopticSource`, the other categories are stuff; otherwise empty.
       videos: (name, range of frame indices) of each video of a `VideoSource`; otherwise empty.
@@ -76,6 +79,10 @@ class Source(abc.ABC):
     @cached_property
     def label_values(self) -> Sequence[int]:
         return range(len(self.class_names))
+
+    @cached_property
+    def prediction_values(self) -> Sequence[int]:
+        return self.label_values
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -158,6 +165,14 @@ class VideoSource(Source):
           CorruptExample: the frames differ in size; or as `load`.
           ValueError: as `load`.
         """
+
+    def codes(self, index: int) -> np.ndarray:
+        """Reads the values of a frame's label map, integers [H, W], for `metrics.video`.
+
+        Unlike in `load`, ignored values that mean different things differ; by default, there is
+        only one. Raises as `load`.
+        """
+        return self.load(index)['label']
 
 
 class TrackSource(VideoSource):

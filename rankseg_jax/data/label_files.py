@@ -10,14 +10,14 @@ from rankseg_jax.data.images import IMAGE_SUFFIXES
 
 
 class LabelWriter:
-    """Writes <folder>/<name of the image>.png with the source's `label_values`, 8 or 16 bit.
+    """Writes <folder>/<name of the image>.png with the source's `prediction_values`, 8 or 16 bit.
 
     IGNORE_LABEL becomes 0 if no class has that value, otherwise 255 or 65535.
     """
 
     def __init__(self, folder: str | Path, source: Source):
         self.folder = Path(folder)
-        values = list(source.label_values)
+        values = list(source.prediction_values)
         dtype = np.uint8 if max(values) < 255 else np.uint16
         ignored = np.iinfo(dtype).max if 0 in values else 0
         self.values = np.array([*values, ignored], dtype)  # [K + 1]; index -1 is IGNORE_LABEL

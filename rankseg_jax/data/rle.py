@@ -4,6 +4,8 @@ The counts are the lengths of runs of 0, 1, 0, … down the columns, as a list o
 string.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -14,6 +16,23 @@ def encode(mask: np.ndarray, keep_empty: bool = False) -> dict | None:
         return None
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {'size': list(mask.shape), 'counts': encoded['counts'].decode()}
+
+
+def empty(size: Sequence[int]) -> dict:
+    """The compressed run lengths of a mask without pixels, of (rows, columns)."""
+    return compress({'size': list(size), 'counts': [size[0] * size[1]]})
+
+
+def from_polygons(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> dict:
+    """Polygons, each x, y, x, y, … -> the compressed run lengths of all of them together.
+
+    Args:
+      size: (rows, columns) of the mask.
+    """
+    if not polygons:
+        return empty(size)
+    merged = coco_mask.merge(coco_mask.frPyObjects([list(polygon) for polygon in polygons], *size))
+    return {'size': list(size), 'counts': merged['counts'].decode()}
 
 
 def decode(rle: dict) -> np.ndarray:

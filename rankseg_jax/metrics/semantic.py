@@ -68,17 +68,19 @@ class SemanticMetric:
         )
 
     def compute(self, class_names=None) -> dict:
-        """The scores, as fractions, as mmsegmentation defines them.
+        """The scores, as fractions; mIoU, mAcc and aAcc as mmsegmentation defines them.
 
         Args:
           class_names: K names for the table; without them, the class numbers.
 
         Returns:
           mIoU: mean over the classes that are labeled or predicted anywhere; a class that is
-            predicted but never labeled counts 0. mAcc: mean over the labeled classes of the
-            share of their pixels that is right. aAcc: the share of all labeled pixels that is
-            right. classes: K rows of name, IoU, Acc and pixels (the labeled ones). A share of no
-            pixels is nan.
+            predicted but never labeled counts 0. mIoU_labeled: mean over the labeled classes
+            alone, as in VSPW's script and in detectron2 since July 2022; never lower than mIoU.
+            fwIoU: mean IoU weighted by the labeled pixels of each class. mAcc: mean over the
+            labeled classes of the share of their pixels that is right. aAcc: the share of all
+            labeled pixels that is right. classes: K rows of name, IoU, Acc and pixels (the
+            labeled ones). A share of no pixels is nan.
 
         Raises:
           ValueError: the number of names is not K.
@@ -94,6 +96,8 @@ class SemanticMetric:
         accuracy = _divide(right, labeled)  # [K]
         return {
             'mIoU': _mean(iou),
+            'mIoU_labeled': _mean(iou[labeled > 0]),
+            'fwIoU': float(_divide((labeled * np.nan_to_num(iou)).sum(), labeled.sum())),
             'mAcc': _mean(accuracy),
             'aAcc': float(_divide(right.sum(), labeled.sum())),
             'classes': [

@@ -31,6 +31,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
       HOMEPAGE, LICENSE: of the data.
       SOURCE: class of the sources that `get_source` returns.
       LABEL_VALUES: K values of the classes in label files; None: the ids of CLASSES.
+      PREDICTION_VALUES: those in label files that the benchmark takes; None: LABEL_VALUES.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -46,6 +47,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     LICENSE: str
     SOURCE = PublishedSource
     LABEL_VALUES = None
+    PREDICTION_VALUES = None
 
     # array_record can be read in any order.
     def __init__(self, *, file_format='array_record', **kwargs):

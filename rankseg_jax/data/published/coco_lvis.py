@@ -22,7 +22,6 @@ from array import array
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from rankseg_jax.data import coco, images, rle
 from rankseg_jax.data.published import IGNORED, LISTED, codecs, files
@@ -185,8 +184,7 @@ def paint(labels: np.ndarray, annotations: list, path) -> None:
     height, width = labels.shape
     for label, segmentation in reversed(annotations):
         if isinstance(segmentation, list):
-            polygons = [polygon.tolist() for polygon in segmentation]
-            segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+            segmentation = rle.from_polygons(segmentation, labels.shape)
         if (size := tuple(segmentation['size'])) != labels.shape:
             raise ValueError(
                 f'{path} has {height} x {width} pixels (rows x columns), a mask of LVIS for it '

@@ -11,11 +11,14 @@ from rankseg_jax.data.images import to_rgb
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file; CorruptExample if it cannot be read."""
+    """The content of a file; CorruptExample if it cannot be read or is empty."""
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise CorruptExample(f'{path}: {error}') from error
+    if not content:
+        raise CorruptExample(f'{path}: the file has 0 bytes; download it again')
+    return content
 
 
 def decode_image(content: bytes, path) -> np.ndarray:

@@ -34,6 +34,7 @@ class PublishedSource(Source):
         classes = read_classes(builder.CLASSES)
         self.class_names, self.category_ids = tuple(classes['names']), tuple(classes['ids'])
         self.label_values = tuple(builder.LABEL_VALUES or classes['ids'])
+        self.prediction_values = tuple(builder.PREDICTION_VALUES or self.label_values)
         self.ids, self.image_ids = ids, [builder.image_id(name) for name in ids]
         self.published = builder.PUBLISHED[split]
         self._builder, self._examples = builder, examples

@@ -4,21 +4,44 @@
       train.txt  val.txt  test.txt      names of videos, one per line
       data/<video>/origin/00000123.jpg  mask/00000123.png
 
-A label value v is class v - 1; 0 (others) and 255 (void) are ignored. The videos of the test split
-have no masks: all their pixels are ignored.
+A label value v is class v - 1; 0 (others) and 255 (void) are ignored, and so are other values, such
+as 252 in a few masks of the download. The videos of the test split have no masks: all their pixels
+are ignored. In 'labels' an ignored value v is 65280 + v, since video consistency tells others from
+void; records of version 0.1 have 65535 for both.
+
+VSPW's script takes predictions whose value k is class k, and so they are written.
 """
 
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
-from rankseg_jax.data import images
-from rankseg_jax.data.published import IGNORED, codecs, files
+from rankseg_jax.data import IGNORE_LABEL, images
+from rankseg_jax.data.published import IGNORED, LISTED, codecs, files
 from rankseg_jax.data.published.builder import VideoBuilder
-from rankseg_jax.data.published.label_maps import read_classes, to_labels
+from rankseg_jax.data.published.source import PublishedVideoSource
 
 LISTS = {'train': 'train.txt', 'validation': 'val.txt', 'test': 'test.txt'}
+NUM_CLASSES = 124
 OTHERS, VOID = 0, 255
+FIRST_IGNORED = IGNORED - VOID  # in labels: what stands for the value 0
+NAMED = 10  # masks with values that mean nothing
+
+
+class VspwSource(PublishedVideoSource):
+    """Frames, and the values of their masks."""
+
+    def codes(self, index: int) -> np.ndarray:
+        """See `VideoSource.codes`: uint8 [H, W], the values of the official mask."""
+        labels = codecs.decode_map(self.example(index)['labels']).astype(int)  # [H, W]
+        ignored = labels >= FIRST_IGNORED
+        return np.where(ignored, labels - FIRST_IGNORED, labels + 1).astype(np.uint8)
+
+    def _decode(self, example):
+        loaded = super()._decode(example)
+        loaded['label'][loaded['label'] >= NUM_CLASSES] = IGNORE_LABEL
+        return loaded
 
 
 class Vspw(VideoBuilder):
@@ -35,6 +58,8 @@ class Vspw(VideoBuilder):
     PUBLISHED_VIDEOS = {'train': 2_806, 'validation': 343, 'test': 387}
     HOMEPAGE = 'https://www.vspwdataset.com'
     LICENSE = 'See the homepage'
+    SOURCE = VspwSource
+    PREDICTION_VALUES = range(NUM_CLASSES)
 
     @classmethod
     def splits(cls, root):
@@ -83,12 +108,35 @@ class Vspw(VideoBuilder):
         image = codecs.read_bytes(image_path)
         if labeled:
             path = video_dir / 'mask' / f'{frame}.png'
-            ids = read_classes(cls.CLASSES)['ids']
-            labels = to_labels(images.read_values(path), ids, ignored=(OTHERS, VOID), path=path)
+            labels = to_labels(images.read_values(path), path)  # [H, W]
         else:
             size = codecs.decode_image(image, image_path).shape[:2]
             labels = np.full(size, IGNORED, np.uint16)
         return {'image': image, 'labels': labels, 'original_size': labels.shape}
+
+
+def to_labels(values: np.ndarray, path) -> np.ndarray:
+    """Maps the values of a mask [H, W] to uint16 [H, W]: classes, or from FIRST_IGNORED on.
+
+    Args:
+      path: named in the log if a value means nothing.
+    """
+    known = (values > OTHERS) & (values <= NUM_CLASSES)  # [H, W]
+    unknown = values[~known & (values != OTHERS) & (values != VOID)]  # [pixels]
+    if unknown.size:
+        logging.log_first_n(
+            logging.WARNING,
+            '%s: %d pixels with the values %s are ignored; VSPW has 0..%d and %d (the first %d '
+            'masks like this are named)',
+            NAMED,
+            path,
+            unknown.size,
+            np.unique(unknown)[:LISTED].tolist(),
+            NUM_CLASSES,
+            VOID,
+            NAMED,
+        )
+    return np.where(known, values - 1, FIRST_IGNORED + np.minimum(values, VOID)).astype(np.uint16)
 
 
 def read_list(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ record per video with decoded masks, which can exceed memory for a long video wi
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +21,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rankseg_jax.data import TrackSource, rle
-from rankseg_jax.data.published import IGNORED, LISTED, codecs, files
+from rankseg_jax.data.published import LISTED, codecs, files
 from rankseg_jax.data.published.builder import VideoBuilder
-from rankseg_jax.data.published.label_maps import read_classes
+from rankseg_jax.data.published.label_maps import paint_masks, read_classes
 from rankseg_jax.data.published.source import PublishedVideoSource
 
 FOLDERS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
@@ -51,6 +52,11 @@ class YoutubeVis2019Source(PublishedVideoSource, TrackSource):
     def video_id(self, video: int) -> int:
         """The id in the data set's own files of the video at this place in `videos`."""
         return int(self.example(self.videos[video][1][0])['video_id'])
+
+    def size(self, video: int) -> tuple[int, int]:
+        """The (rows, columns) of a video, as the JSON file has them."""
+        rows, columns = self.example(self.videos[video][1][0])['original_size']
+        return int(rows), int(columns)
 
     def tracks(self, video, frames=None):
         """See `TrackSource.tracks`; as in the JSON file, but for 'category_id'."""
@@ -109,7 +115,7 @@ class YoutubeVis2019(VideoBuilder):
         tracks = [track | {'counts': track['counts'][frame].encode()} for track in video.tracks]
         return {
             'image': codecs.read_bytes(image_dir / video.file_names[frame]),
-            'labels': paint(tracks, video.size),
+            'labels': paint_masks(tracks, video.size),
             'original_size': video.size,
             'video_id': video.id,
             'tracks': tracks,
@@ -223,23 +229,6 @@ def compress(track: dict, video: Video) -> list[str]:
         raise ValueError(f'the track {track["id"]}: {error}') from error
 
 
-def paint(tracks: list[dict], size: tuple[int, int]) -> np.ndarray:
-    """Labels uint16 [H, W] of the tracks in a frame, the smaller over the larger, else IGNORED.
-
-    Of two with the same number of pixels the later lies on top. Crowds are painted like the
-    others.
-    """
-    labels = np.full(size, IGNORED, np.uint16)
-    visible = [
-        (rle.decode({'size': size, 'counts': track['counts']}), track['category_id'])
-        for track in tracks
-        if track['counts']
-    ]
-    for mask, label in sorted(visible, key=lambda pair: -pair[0].sum()):
-        labels[mask] = label
-    return labels
-
-
 def join(examples: Iterable[dict]) -> list[dict[str, Any]]:
     """The tracks of a video, from its frames in order; see `YoutubeVis2019Source.tracks`."""
     frames = [
@@ -263,23 +252,68 @@ def join(examples: Iterable[dict]) -> list[dict[str, Any]]:
     ]
 
 
-def write_results(path: str | Path, predictions: Iterable[tuple[int, list[dict]]]) -> None:
+def write_results(
+    path: str | Path, source: YoutubeVis2019Source, predictions: Iterable[tuple[int, list[dict]]]
+) -> None:
     """Writes predictions as the benchmark takes them, in a file results.json.
 
     Args:
+      source: the split that they are for.
       predictions: (video_id, tracks) of each video, see `YoutubeVis2019Source.video_id`. The tracks
         are dicts with 'category_id' in 0..39, 'score' and 'segmentations': for each frame of the
         video the result of `rle.encode`.
+
+    Raises:
+      ValueError: the benchmark would refuse them, and the file is not written.
     """
     ids = read_classes(YoutubeVis2019.CLASSES)['ids']
-    results = [
-        {
-            'video_id': video_id,
-            'category_id': ids[track['category_id']],
-            'segmentations': track['segmentations'],
-            'score': float(track['score']),
-        }
-        for video_id, tracks in predictions
-        for track in tracks
-    ]
+    videos = {source.video_id(video): video for video in range(len(source.videos))}
+    results = []
+    for video_id, tracks in predictions:
+        if video_id not in videos:
+            raise ValueError(
+                f'predictions for the video {video_id}, which is not in this split: its '
+                f'{len(videos)} videos have ids such as {list(videos)[:LISTED]}, see '
+                'YoutubeVis2019Source.video_id'
+            )
+        video = videos[video_id]
+        size, length = source.size(video), len(source.videos[video][1])
+        for number, track in enumerate(tracks):
+            try:
+                check_prediction(track, size, length)
+            except ValueError as error:
+                raise ValueError(f'prediction {number} for the video {video_id}: {error}') from None
+            results.append(
+                {
+                    'video_id': video_id,
+                    'category_id': ids[track['category_id']],
+                    'segmentations': [mask or rle.empty(size) for mask in track['segmentations']],
+                    'score': float(track['score']),
+                }
+            )
     Path(path).write_text(json.dumps(results))
+
+
+def check_prediction(track: dict, size: tuple[int, int], length: int) -> None:
+    """Raises a ValueError unless the benchmark takes a track of a video.
+
+    Args:
+      size: (H, W) of the video.
+      length: its number of frames.
+    """
+    label, masks = track['category_id'], track['segmentations']
+    num_classes = len(read_classes(YoutubeVis2019.CLASSES)['ids'])
+    if label not in range(num_classes):
+        raise ValueError(f'its category {label} is not in 0..{num_classes - 1}')
+    if not math.isfinite(track['score']):
+        raise ValueError(f'its score {track["score"]} is not a number')
+    if len(masks) != length:
+        raise ValueError(
+            f'it has {len(masks)} segmentations, but the video has {length} frames; each needs a '
+            'mask or None'
+        )
+    if wrong := {tuple(mask['size']) for mask in masks if mask} - {size}:
+        raise ValueError(
+            f'it has masks of {sorted(wrong)} pixels (rows, columns), but the video has {size}; '
+            'resize them'
+        )
