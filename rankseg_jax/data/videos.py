@@ -1,4 +1,7 @@
-"""Which frames of a video make a clip; `VideoSource.clip` reads them."""
+"""Which frames make a video or a clip; `VideoSource.clip` reads them."""
+
+from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -28,3 +31,13 @@ def chunks(length: int, size: int = 20) -> list[range]:
     The published models process VSPW in pieces of 20.
     """
     return [range(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def group(ids: Sequence[str]) -> list[tuple[str, range]]:
+    """The videos of frames named '<video>/<frame>', in order: (name, range of places in `ids`)."""
+    found, start = [], 0
+    for name, frames in groupby(frame.rpartition('/')[0] for frame in ids):
+        stop = start + len(list(frames))
+        found.append((name, range(start, stop)))
+        start = stop
+    return found
