@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     config.compilation_cache = '~/.cache/rankseg_jax'
 
     config.data = data = ConfigDict()
-    # A data set of rankseg_jax/data: emoji_scenes, camvid, folder, or one of docs/datasets.md.
+    # A data set of rankseg_jax/data: emoji_scenes, camvid, folder, video_folder, or one of
+    # docs/datasets.md.
     data.name = 'emoji_scenes'
     data.dir = ''  # folder of the data or their records; '': TFDS's, ~/tensorflow_datasets
     # K; 0: as many as the data set names. emoji_scenes needs it: 60, 150, 847, 1284, …
@@ -38,8 +39,8 @@ def get_config() -> ConfigDict:
     data.num_train = 0  # emoji_scenes: training images to generate; 0: its default
     data.train_split = 'train'
     data.eval_split = 'validation'  # scored and predicted on; others are `test`, `unseen`, …
-    data.ignore_label = 255  # folder: label value of pixels that are not labeled
-    # folder: label value 0 is such a pixel too, and value v means class v - 1.
+    data.ignore_label = 255  # folder, video_folder: label value of pixels that are not labeled
+    # folder, video_folder: label value 0 is such a pixel too, and value v means class v - 1.
     data.reduce_zero_label = False
     # Unreadable images that are skipped, and named in the log, before the run stops.
     data.max_corrupt = 10

@@ -561,11 +561,11 @@ def test_a_file_that_is_broken_or_of_another_kind(folder, text):
         (lambda c: c.pop('annotations'), 'train.json has no annotations'),
         (
             lambda c: c['annotations'][0].update(video_id=99),
-            'the track 11 has the video 99 and the category 40, one of which it does not list',
+            'the track 11 has the video_id 99, which the file does not list',
         ),
         (
             lambda c: c['annotations'][0].update(category_id=0),
-            'the track 11 has the video 7 and the category 0, one of which it does not list',
+            'the track 11 has the category_id 0, which the file does not list',
         ),
         (
             lambda c: c['annotations'][0]['segmentations'].pop(),

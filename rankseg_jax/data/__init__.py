@@ -29,6 +29,7 @@ DATA_SETS = {
     'folder': 'folder',
     'pascal_context59': 'published.pascal_context59:PascalContext59',
     'pascal_context60': 'published.pascal_context60:PascalContext60',
+    'video_folder': 'video_folder',
     'vspw': 'published.vspw:Vspw',
     'youtube_vis_2019': 'published.youtube_vis_2019:YoutubeVis2019',
 }
@@ -149,7 +150,6 @@ class VideoSource(Source):
     goes through a video of any length with one frame in memory at a time.
     """
 
-    @abc.abstractmethod
     def clip(self, video: int, frames: Sequence[int]) -> dict[str, Any]:
         """Reads some frames of a video, and nothing else of it.
 
@@ -165,6 +165,19 @@ class VideoSource(Source):
           CorruptExample: the frames differ in size; or as `load`.
           ValueError: as `load`.
         """
+        indices = [self.videos[video][1][frame] for frame in frames]
+        loaded = [self.load(index) for index in indices]
+        size = loaded[0]['label'].shape
+        for index, frame in zip(indices, loaded, strict=True):
+            if frame['label'].shape != size:
+                raise CorruptExample(
+                    f'{self.ids[index]} has {frame["label"].shape} pixels, '
+                    f'{self.ids[indices[0]]} {size}; the frames of a clip must have the same size'
+                )
+        return {
+            'image': np.stack([frame['image'] for frame in loaded]),  # [t, H, W, 3]
+            'label': np.stack([frame['label'] for frame in loaded]),  # [t, H, W]
+        }
 
     def codes(self, index: int) -> np.ndarray:
         """Reads the values of a frame's label map, integers [H, W], for `metrics.video`.

@@ -139,6 +139,33 @@ def match_files(image_dir: Path, label_dir: Path, layout: str) -> Matched:
     )
 
 
+def read_class_names(path: Path, layout: str) -> tuple[str, ...]:
+    """Reads a file of class names, one per line.
+
+    Args:
+      layout: how the folder should look; ends the message of a missing file.
+
+    Raises:
+      FileNotFoundError: it is missing.
+      ValueError: it is not text, or a class has no name or another's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'no file {path}. {layout}')
+    try:
+        names = tuple(line.strip() for line in path.read_text('utf-8-sig').rstrip().split('\n'))
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is not UTF-8 text ({error}); save it as UTF-8') from error
+    if '' in names:
+        raise ValueError(f'{path}: line {names.index("") + 1} has no name')
+    for line, name in enumerate(names, 1):
+        if (first := names.index(name) + 1) < line:
+            raise ValueError(
+                f'{path}: lines {first} and {line} have the same name {name!r}; give each class '
+                'a name of its own'
+            )
+    return names
+
+
 def check_num_classes(num_classes: int, class_names, origin: str | Path) -> None:
     """Raises a ValueError if the config asks for another number of classes than the data have."""
     if num_classes not in (0, len(class_names)):
@@ -161,22 +188,8 @@ def get_source(data_config, split: str) -> PairedFiles:
         'and classes.txt'
     )
     files = match_files(root / 'images' / split, root / 'labels' / split, layout)
-    classes = root / 'classes.txt'
-    if not classes.is_file():
-        raise FileNotFoundError(f'no file {classes}. {layout}')
-    try:
-        names = tuple(line.strip() for line in classes.read_text('utf-8-sig').rstrip().split('\n'))
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{classes} is not UTF-8 text ({error}); save it as UTF-8') from error
-    if '' in names:
-        raise ValueError(f'{classes}: line {names.index("") + 1} has no name')
-    for line, name in enumerate(names, 1):
-        if (first := names.index(name) + 1) < line:
-            raise ValueError(
-                f'{classes}: lines {first} and {line} have the same name {name!r}; give each class '
-                'a name of its own'
-            )
-    check_num_classes(data_config.num_classes, names, classes)
+    names = read_class_names(root / 'classes.txt', layout)
+    check_num_classes(data_config.num_classes, names, root / 'classes.txt')
     return PairedFiles(
         class_names=names,
         files=files,

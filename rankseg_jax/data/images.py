@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -45,6 +46,25 @@ def find(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list
     return sorted(found)
 
 
+def find_frames(folder: str | Path) -> list[Path]:
+    """The images directly in a folder, in natural order of their names; none if it is missing.
+
+    Hidden files are left out.
+    """
+    found = [
+        path
+        for path in Path(folder).glob('*')
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
+    ]
+    return sorted(found, key=lambda path: natural_order(path.name))
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """A key for sorting, by which frame2 comes before frame10."""
+    parts = re.split(r'(\d+)', name)  # text and numbers in turn
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
 def read_image(image: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads an image of any kind, from a path or opened, as uint8 RGB [H, W, 3]; see `to_rgb`.
 
@@ -56,11 +76,11 @@ def read_image(image: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) ->
       CorruptExample: the file cannot be read, has more pixels than `max_pixels`, or values whose
         range nothing tells.
     """
-    with _opened(image, max_pixels) as opened:
+    with opened(image, max_pixels) as file:
         # What the pixels are in memory and in the file, such as RGB and RGB;16B.
-        modes = [opened.mode, *(str(tile[3]) for tile in getattr(opened, 'tile', ()))]
-        _load(opened)
-        rgb = to_rgb(opened)
+        modes = [file.mode, *(str(tile[3]) for tile in getattr(file, 'tile', ()))]
+        load(file)
+        rgb = to_rgb(file)
     deep = modes[0] == 'I' or any(';16' in mode for mode in modes)
     if deep and (brightest := int(rgb.max(initial=0))) < 64:
         logging.log_first_n(
@@ -109,8 +129,8 @@ def read_values(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
       CorruptExample: the file cannot be read, or has more pixels than `max_pixels`.
       ValueError: its pixels are colors, not values.
     """
-    with _opened(path, max_pixels) as image:
-        _load(image)
+    with opened(path, max_pixels) as image:
+        load(image)
         mode, values = image.mode, np.asarray(ImageOps.exif_transpose(image))
     if values.ndim != 2 or values.dtype.kind not in 'bui':
         raise ValueError(
@@ -126,7 +146,7 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     Raises:
       CorruptExample: the header cannot be read, or names more pixels than `max_pixels`.
     """
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         width, height = image.size
         # Pillow applies the orientation of TIFF files to the size, and to the pixels, by itself.
         turned = image.format != 'TIFF' and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
@@ -142,31 +162,36 @@ def size_mismatch(image_path, image_size, label_size) -> str:
 
 
 @contextlib.contextmanager
-def _opened(image: str | Path | Image.Image, max_pixels: int) -> Generator[Image.Image]:
+def opened(image: str | Path | Image.Image, max_pixels: int) -> Generator[Image.Image]:
     """An image as Pillow opens it; whatever goes wrong in the block becomes CorruptExample."""
     try:
         if isinstance(image, Image.Image):
             yield image
             return
         with _lifted_limit():
-            opened = Image.open(image)
-        with opened:
-            if opened.width * opened.height > max_pixels:
-                raise ValueError(
-                    f'{opened.width} x {opened.height} pixels are more than config.data.max_pixels '
-                    f'= {max_pixels}; set it higher if there is memory for them'
-                )
-            yield opened
+            file = Image.open(image)
+        with file:
+            check_pixels(file.width, file.height, max_pixels)
+            yield file
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
         raise CorruptExample(f'{_name(image)}: {kind}{error}') from error
 
 
-def _load(image: Image.Image) -> None:
+def load(image: Image.Image) -> None:
     """Decodes the pixels; Pillow checks its limit here again for some formats."""
     within = image.width * image.height <= (Image.MAX_IMAGE_PIXELS or math.inf)
     with contextlib.nullcontext() if within else _lifted_limit():
         image.load()
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raises a ValueError that names config.data.max_pixels if there are more than it allows."""
+    if width * height > max_pixels:
+        raise ValueError(
+            f'{width} x {height} pixels are more than config.data.max_pixels = {max_pixels}; set '
+            'it higher if there is memory for them'
+        )
 
 
 @contextlib.contextmanager

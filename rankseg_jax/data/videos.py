@@ -1,6 +1,7 @@
-"""Which frames of a video make a clip; `VideoSource.clip` reads them."""
+"""Which frames make a video or a clip; `VideoSource.clip` reads them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -152,3 +153,13 @@ def stream_windows(
         held = [*held, frame]
     if held:
         yield window()
+
+
+def group(ids: Sequence[str]) -> list[tuple[str, range]]:
+    """The videos of frames named '<video>/<frame>', in order: (name, range of places in `ids`)."""
+    found, start = [], 0
+    for name, frames in groupby(frame.rpartition('/')[0] for frame in ids):
+        stop = start + len(list(frames))
+        found.append((name, range(start, stop)))
+        start = stop
+    return found

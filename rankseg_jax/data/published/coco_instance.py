@@ -23,8 +23,9 @@ from rankseg_jax.data.published import LISTED, codecs, files
 from rankseg_jax.data.published.builder import Builder
 from rankseg_jax.data.published.coco_lvis import compact
 from rankseg_jax.data.published.coco_stuff164k import FOLDERS
-from rankseg_jax.data.published.label_maps import paint_masks, read_classes
+from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.data.published.source import PublishedSource
+from rankseg_jax.data.tracks import paint
 
 
 class CocoInstanceSource(PublishedSource, InstanceSource):
@@ -97,7 +98,7 @@ class CocoInstance(Builder):
             )
         return {
             'image': codecs.read_bytes(image),
-            'labels': paint_masks(instances, size),
+            'labels': paint(instances, size).astype(np.uint16),  # IGNORE_LABEL becomes IGNORED
             'original_size': size,
             'instances': instances,
         }

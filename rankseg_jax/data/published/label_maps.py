@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rankseg_jax.data import rle
 from rankseg_jax.data.published import IGNORED, LISTED
 
 
@@ -78,25 +77,3 @@ def segment_labels(ids: np.ndarray, segments: Sequence[dict], path) -> np.ndarra
             f'{path}: ids {wrong} are in the image but not among its segments in the JSON file'
         )
     return np.array([label[i] for i in known.tolist()], np.uint16)[places]
-
-
-def paint_masks(objects: Iterable[dict], size: tuple[int, int]) -> np.ndarray:
-    """The label map uint16 [H, W] of masks that may overlap, the smaller over the larger.
-
-    Pixels without a mask are IGNORED. Of two masks with the same number of pixels the later lies on
-    top. Crowds are painted like the others.
-
-    Args:
-      objects: dicts with 'category_id' in 0..K-1 and 'counts', compressed run lengths, or b'' where
-        the object is not visible.
-      size: (H, W).
-    """
-    labels = np.full(size, IGNORED, np.uint16)
-    visible = [
-        (rle.decode({'size': size, 'counts': found['counts']}), found['category_id'])
-        for found in objects
-        if found['counts']
-    ]
-    for mask, label in sorted(visible, key=lambda pair: -pair[0].sum()):
-        labels[mask] = label
-    return labels

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from rankseg_jax.data import (
     VideoSource,
     coco,
     images,
+    videos,
 )
 from rankseg_jax.data.published import IGNORED, codecs
 from rankseg_jax.data.published.label_maps import read_classes
@@ -85,25 +85,4 @@ class PublishedVideoSource(PublishedSource, VideoSource):
     def __init__(self, builder, split: str, examples: Sequence, ids: Sequence[str]):
         super().__init__(builder, split, examples, ids)
         self.published_videos = builder.PUBLISHED_VIDEOS[split]
-        videos, start = [], 0
-        for name, frames in groupby(frame.rpartition('/')[0] for frame in ids):
-            stop = start + len(list(frames))
-            videos.append((name, range(start, stop)))
-            start = stop
-        self.videos = videos
-
-    def clip(self, video: int, frames: Sequence[int]) -> dict[str, Any]:
-        """See `VideoSource.clip`."""
-        indices = [self.videos[video][1][frame] for frame in frames]
-        loaded = [self.load(index) for index in indices]
-        size = loaded[0]['label'].shape
-        for index, frame in zip(indices, loaded, strict=True):
-            if frame['label'].shape != size:
-                raise CorruptExample(
-                    f'{self.ids[index]} has {frame["label"].shape} pixels, '
-                    f'{self.ids[indices[0]]} {size}; the frames of a clip must have the same size'
-                )
-        return {
-            'image': np.stack([frame['image'] for frame in loaded]),  # [t, H, W, 3]
-            'label': np.stack([frame['label'] for frame in loaded]),  # [t, H, W]
-        }
+        self.videos = videos.group(ids)

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,27 +23,11 @@ import tensorflow_datasets as tfds
 from rankseg_jax.data import TrackSource, rle
 from rankseg_jax.data.published import LISTED, codecs, files
 from rankseg_jax.data.published.builder import VideoBuilder
-from rankseg_jax.data.published.label_maps import paint_masks, read_classes
+from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.data.published.source import PublishedVideoSource
+from rankseg_jax.data.tracks import Video, paint, parse, read_json
 
 FOLDERS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
-
-
-class Video(NamedTuple):
-    """A video of a JSON file.
-
-    Attributes:
-      id: in the file.
-      file_names: '<video>/<frame>.jpg' of each of t frames.
-      size: (H, W).
-      tracks: dicts with 'id', 'category_id' in 0..39, 'iscrowd', and 'counts': compressed run
-        lengths of each of t frames, '' where the object is not visible.
-    """
-
-    id: int
-    file_names: list[str]
-    size: tuple[int, int]
-    tracks: list[dict]
 
 
 class YoutubeVis2019Source(PublishedVideoSource, TrackSource):
@@ -115,7 +99,7 @@ class YoutubeVis2019(VideoBuilder):
         tracks = [track | {'counts': track['counts'][frame].encode()} for track in video.tracks]
         return {
             'image': codecs.read_bytes(image_dir / video.file_names[frame]),
-            'labels': paint_masks(tracks, video.size),
+            'labels': paint(tracks, video.size).astype(np.uint16),  # IGNORE_LABEL becomes IGNORED
             'original_size': video.size,
             'video_id': video.id,
             'tracks': tracks,
@@ -140,9 +124,8 @@ def read_videos(path: Path) -> list[Video]:
       ValueError: it is broken, or belongs to another data set.
     """
     classes = read_classes(YoutubeVis2019.CLASSES)
-    labels = {category: label for label, category in enumerate(classes['ids'])}
     with files.parsing(path, 'JSON file of YouTubeVIS-2019'):
-        content = json.loads(path.read_text('utf-8'), object_hook=pack)
+        content = read_json(path)
         check_categories(
             {
                 category['id']: category['name'].lower().replace(' ', '_')
@@ -150,39 +133,7 @@ def read_videos(path: Path) -> list[Video]:
             },
             dict(zip(classes['ids'], classes['names'], strict=True)),
         )
-        check_videos(content['videos'])
-        videos = {
-            video['id']: Video(
-                id=video['id'],
-                file_names=video['file_names'],
-                size=(video['height'], video['width']),
-                tracks=[],
-            )
-            for video in content['videos']
-        }
-        for track in content.get('annotations') or ():
-            if track['video_id'] not in videos or track['category_id'] not in labels:
-                raise ValueError(
-                    f'the track {track["id"]} has the video {track["video_id"]} and the category '
-                    f'{track["category_id"]}, one of which it does not list'
-                )
-            video = videos[track['video_id']]
-            video.tracks.append(
-                {
-                    'id': track['id'],
-                    'category_id': labels[track['category_id']],
-                    'iscrowd': track['iscrowd'],
-                    'counts': compress(track, video),
-                }
-            )
-        return list(videos.values())
-
-
-def pack(value: dict) -> dict:
-    """Keeps run lengths as an array: as Python numbers, the training split would need gigabytes."""
-    if isinstance(value.get('counts'), list):
-        return value | {'counts': np.array(value['counts'])}
-    return value
+        return parse(content, {number: label for label, number in enumerate(classes['ids'])})
 
 
 def check_categories(found: dict[int, str], wanted: dict[int, str]) -> None:
@@ -197,36 +148,6 @@ def check_categories(found: dict[int, str], wanted: dict[int, str]) -> None:
             f'{len(differ)} categories differ: {", ".join(differ[:LISTED])} (YouTubeVIS 2021 has '
             'as many, but others)'
         )
-
-
-def check_videos(videos: list[dict]) -> None:
-    """Raises a ValueError unless each video has a unique id, and frames in a unique folder."""
-    folders = [{name.rpartition('/')[0] for name in video['file_names']} for video in videos]
-    ids = {video['id'] for video in videos}
-    if (
-        not videos
-        or any(len(found) != 1 for found in folders)
-        or min(len(ids), len(set.union(*folders))) < len(videos)
-    ):
-        raise ValueError(
-            'each of its videos must have a unique id and frames, all of them in a unique folder'
-        )
-
-
-def compress(track: dict, video: Video) -> list[str]:
-    """The compressed run lengths of a track in t frames, '' where it is not visible."""
-    (height, width), segmentations = video.size, track['segmentations']
-    if len(segmentations) != len(video.file_names) or any(
-        mask and mask['size'] != [height, width] for mask in segmentations
-    ):
-        raise ValueError(
-            f'the track {track["id"]} needs for each of {len(video.file_names)} frames null or a '
-            f'mask of {height} x {width} pixels'
-        )
-    try:
-        return [rle.compress(mask)['counts'] if mask else '' for mask in segmentations]
-    except ValueError as error:
-        raise ValueError(f'the track {track["id"]}: {error}') from error
 
 
 def join(examples: Iterable[dict]) -> list[dict[str, Any]]:
