@@ -137,7 +137,6 @@ class VideoSource(Source):
     goes through a video of any length with one frame in memory at a time.
     """
 
-    @abc.abstractmethod
     def clip(self, video: int, frames: Sequence[int]) -> dict[str, Any]:
         """Reads some frames of a video, and nothing else of it.
 
@@ -153,6 +152,19 @@ class VideoSource(Source):
           CorruptExample: the frames differ in size; or as `load`.
           ValueError: as `load`.
         """
+        indices = [self.videos[video][1][frame] for frame in frames]
+        loaded = [self.load(index) for index in indices]
+        size = loaded[0]['label'].shape
+        for index, frame in zip(indices, loaded, strict=True):
+            if frame['label'].shape != size:
+                raise CorruptExample(
+                    f'{self.ids[index]} has {frame["label"].shape} pixels, '
+                    f'{self.ids[indices[0]]} {size}; the frames of a clip must have the same size'
+                )
+        return {
+            'image': np.stack([frame['image'] for frame in loaded]),  # [t, H, W, 3]
+            'label': np.stack([frame['label'] for frame in loaded]),  # [t, H, W]
+        }
 
 
 class TrackSource(VideoSource):

@@ -90,19 +90,3 @@ class PublishedVideoSource(PublishedSource, VideoSource):
             videos.append((name, range(start, stop)))
             start = stop
         self.videos = videos
-
-    def clip(self, video: int, frames: Sequence[int]) -> dict[str, Any]:
-        """See `VideoSource.clip`."""
-        indices = [self.videos[video][1][frame] for frame in frames]
-        loaded = [self.load(index) for index in indices]
-        size = loaded[0]['label'].shape
-        for index, frame in zip(indices, loaded, strict=True):
-            if frame['label'].shape != size:
-                raise CorruptExample(
-                    f'{self.ids[index]} has {frame["label"].shape} pixels, '
-                    f'{self.ids[indices[0]]} {size}; the frames of a clip must have the same size'
-                )
-        return {
-            'image': np.stack([frame['image'] for frame in loaded]),  # [t, H, W, 3]
-            'label': np.stack([frame['label'] for frame in loaded]),  # [t, H, W]
-        }
