@@ -29,14 +29,13 @@ def get_config() -> ConfigDict:
     config.compilation_cache = '~/.cache/rankseg_jax'
 
     config.data = data = ConfigDict()
-    # A data set of rankseg_jax/data: emoji_scenes, camvid, folder, video_folder, or one of
-    # docs/datasets.md.
+    # A data set of rankseg_jax/data: camvid, folder, video_folder, or one of docs/datasets.md.
     data.name = 'emoji_scenes'
     data.dir = ''  # folder of the data or their records; '': TFDS's, ~/tensorflow_datasets
-    # K; 0: as many as the data set names. emoji_scenes needs it: 60, 150, 847, 1284, …
+    # K; 0: as many as the data set names. Generated data need it: 60, 150, 847, 1284, …
     data.num_classes = 0
-    data.image_size = 128  # emoji_scenes: side in pixels
-    data.num_train = 0  # emoji_scenes: training images to generate; 0: its default
+    data.image_size = 128  # generated data: side in pixels
+    data.num_train = 0  # generated data: training images or videos; 0: its default
     data.train_split = 'train'
     data.eval_split = 'validation'  # scored and predicted on; others are `test`, `unseen`, …
     data.ignore_label = 255  # folder, video_folder: label value of pixels that are not labeled

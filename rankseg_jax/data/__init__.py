@@ -26,6 +26,7 @@ DATA_SETS = {
     'coco_stuff10k': 'published.coco_stuff10k:CocoStuff10k',
     'coco_stuff164k': 'published.coco_stuff164k:CocoStuff164k',
     'emoji_scenes': 'emoji_scenes',
+    'emoji_videos': 'emoji_videos',
     'folder': 'folder',
     'pascal_context59': 'published.pascal_context59:PascalContext59',
     'pascal_context60': 'published.pascal_context60:PascalContext60',

@@ -4,14 +4,13 @@ Drawings: Twemoji (CC-BY 4.0) and, for the split `unseen`, OpenMoji (CC-BY-SA 4.
 """
 
 import dataclasses
-import io
 import time
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from rankseg_jax.data import CorruptExample, PanopticSource, scenes
+from rankseg_jax.data.published import codecs
 
 tfds.disable_progress_bar()  # the lines printed here suffice
 
@@ -29,15 +28,20 @@ class EmojiScenesConfig(tfds.core.BuilderConfig):
     name: str = ''
     num_classes: int
     image_size: int
-    examples: dict[str, int] = dataclasses.field(default_factory=lambda: dict(EXAMPLES))
+    examples: dict[str, int] = dataclasses.field(default_factory=dict)  # empty: the default
+
+    @staticmethod
+    def default_examples() -> tuple[dict[str, int], dict[str, int]]:
+        """Numbers for the splits generated together, and for the split generated on demand."""
+        return EXAMPLES, UNSEEN
 
     def __post_init__(self):
         scenes.class_names(self.num_classes)  # raises if there are not that many
         if not 16 <= self.image_size <= 2048:
-            raise ValueError(
-                f'emoji_scenes: data.image_size is {self.image_size}; choose 16..2048 pixels.'
-            )
-        default = EXAMPLES if 'train' in self.examples else {}
+            raise ValueError(f'config.data.image_size is {self.image_size}; choose 16..2048 pixels')
+        together, _ = self.default_examples()
+        self.examples = self.examples or dict(together)
+        default = together if 'train' in self.examples else {}
         changed = {k: v for k, v in self.examples.items() if default.get(k) != v}
         suffix = ''.join(f'_{split}{count}' for split, count in changed.items())
         self.name = f'k{self.num_classes}_{self.image_size}{suffix}'
@@ -56,28 +60,33 @@ class EmojiScenes(tfds.core.GeneratorBasedBuilder):
         for size in (96, 128)
         for examples in (EXAMPLES, UNSEEN)
     ]
+    CONFIG = EmojiScenesConfig
+    UNIT = 'images'  # what the config counts
+    DESCRIPTION = 'Composed scenes of Twemoji or OpenMoji drawings.'
+    LICENSE = 'Drawings: Twemoji CC-BY 4.0; OpenMoji (split unseen) CC-BY-SA 4.0'
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def _features(self) -> dict:
         config = self.builder_config
         side = config.image_size
         names = list(scenes.class_names(config.num_classes))
+        return {
+            'image': tfds.features.Image(shape=(side, side, 3), encoding_format='png'),
+            'label': tfds.features.Image(
+                shape=(side, side, 1), dtype=np.uint16, encoding_format='png'
+            ),
+            'panoptic': tfds.features.Image(
+                shape=(side, side, 1), dtype=np.uint16, encoding_format='png'
+            ),
+            'categories': tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
+        }
+
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description='Composed scenes of Twemoji or OpenMoji drawings. ' + config.description,
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Image(shape=(side, side, 3), encoding_format='png'),
-                    'label': tfds.features.Image(
-                        shape=(side, side, 1), dtype=np.uint16, encoding_format='png'
-                    ),
-                    'panoptic': tfds.features.Image(
-                        shape=(side, side, 1), dtype=np.uint16, encoding_format='png'
-                    ),
-                    'categories': tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
-                }
-            ),
+            description=f'{self.DESCRIPTION} {self.builder_config.description}',
+            features=tfds.features.FeaturesDict(self._features()),
             homepage='https://github.com/jdecked/twemoji',
-            license='Drawings: Twemoji CC-BY 4.0; OpenMoji (split unseen) CC-BY-SA 4.0',
+            license=self.LICENSE,
             disable_shuffling=True,
         )
 
@@ -107,7 +116,7 @@ class EmojiScenesSource(PanopticSource):
     def _read(self, index: int, *keys: str) -> list[np.ndarray]:
         try:
             record = self._records[index]
-            return [np.array(Image.open(io.BytesIO(record[key]))) for key in keys]
+            return [codecs.decode_map(record[key]) for key in keys]
         except IndexError:
             raise
         except Exception as error:  # array_record, protobuf and Pillow raise their own
@@ -133,10 +142,46 @@ class EmojiScenesSource(PanopticSource):
         ]
 
 
+def prepared(builder_class: type[EmojiScenes], data_config, split: str) -> EmojiScenes:
+    """The builder that holds a split, which is generated first if need be.
+
+    Args:
+      builder_class: of the data set.
+      data_config: as for `get_source`.
+      split: as for `get_source`.
+
+    Raises:
+      ValueError, ImportError: as `get_source`.
+    """
+    together, on_demand = builder_class.CONFIG.default_examples()
+    examples = together | {'train': data_config.num_train or together['train']}
+    if split in on_demand:
+        examples = on_demand
+    if split not in examples:
+        known = ', '.join([*together, *on_demand])
+        raise ValueError(f'{builder_class.name} has no split {split!r}; the splits are {known}.')
+    config = builder_class.CONFIG(
+        num_classes=data_config.num_classes, image_size=data_config.image_size, examples=examples
+    )
+    config = builder_class.builder_configs.get(config.name, config)  # TFDS refuses an equal twin
+    arguments = {
+        'config': config,
+        'data_dir': data_config.dir or None,
+        'file_format': 'array_record',
+    }
+    builder = builder_class(**arguments)
+    if not builder.data_path.exists():
+        _prepare(builder)
+        builder = builder_class(**arguments)
+    return builder
+
+
 def _prepare(builder: EmojiScenes) -> None:
     examples = builder.builder_config.examples
     wanted = ', '.join(f'{count} {split}' for split, count in examples.items())
-    print(f'emoji_scenes: generating {wanted} images into {builder.data_path}', flush=True)
+    print(
+        f'{builder.name}: generating {wanted} {builder.UNIT} into {builder.data_path}', flush=True
+    )
     start = time.perf_counter()
     try:
         builder.download_and_prepare()
@@ -146,7 +191,7 @@ def _prepare(builder: EmojiScenes) -> None:
             raise
     seconds = time.perf_counter() - start
     rate = sum(examples.values()) / seconds
-    print(f'emoji_scenes: done in {seconds:.1f} s, {rate:.0f} images/s', flush=True)
+    print(f'{builder.name}: done in {seconds:.1f} s, {rate:.0f} {builder.UNIT}/s', flush=True)
 
 
 def get_source(data_config, split: str) -> EmojiScenesSource:
@@ -158,23 +203,4 @@ def get_source(data_config, split: str) -> EmojiScenesSource:
       ValueError: the split does not exist, or a size is out of range.
       ImportError: the packages of the drawings are missing; the message names them.
     """
-    examples = {**EXAMPLES, 'train': data_config.num_train or EXAMPLES['train']}
-    if split in UNSEEN:
-        examples = UNSEEN
-    if split not in examples:
-        known = ', '.join([*EXAMPLES, *UNSEEN])
-        raise ValueError(f'emoji_scenes has no split {split!r}; the splits are {known}.')
-    config = EmojiScenesConfig(
-        num_classes=data_config.num_classes, image_size=data_config.image_size, examples=examples
-    )
-    config = EmojiScenes.builder_configs.get(config.name, config)  # TFDS refuses an equal twin
-    arguments = {
-        'config': config,
-        'data_dir': data_config.dir or None,
-        'file_format': 'array_record',
-    }
-    builder = EmojiScenes(**arguments)
-    if not builder.data_path.exists():
-        _prepare(builder)
-        builder = EmojiScenes(**arguments)
-    return EmojiScenesSource(builder, split)
+    return EmojiScenesSource(prepared(EmojiScenes, data_config, split), split)

@@ -1,24 +1,22 @@
 """Composed scenes: emoji cut-outs over generated backgrounds, with exact label and panoptic maps.
 
 Only NumPy and Pillow are imported, so that worker processes start quickly. Objects, poses and
-backgrounds are sampled separately from rendering: to make a video, only the poses need to move.
+backgrounds are sampled separately from rendering: `moving_scenes` makes videos of moving poses.
 """
 
 import dataclasses
 import functools
 import importlib
 import io
-import os
-import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from rankseg_jax.data import workers
 
 SEED = 2023
 ZIPF_EXPONENT = 0.7
@@ -85,8 +83,7 @@ def class_names(num_classes: int) -> tuple[str, ...]:
     limit = len(categories()) + 1
     if not 2 <= num_classes <= limit:
         raise ValueError(
-            f'emoji_scenes: data.num_classes is {num_classes}; choose 2..{limit} '
-            '(background included).'
+            f'config.data.num_classes is {num_classes}; choose 2..{limit} (background included)'
         )
     return ('background', *(name for _, name in categories()[: num_classes - 1]))
 
@@ -178,7 +175,7 @@ def artwork_folder(artwork: str) -> Path:
     except ImportError as error:
         needed = ' '.join(name.replace('_', '-') for name in packages)
         raise ImportError(
-            f'emoji_scenes: the {artwork} drawings cannot be read ({error}). '
+            f'the {artwork} drawings cannot be read ({error}). '
             f'Install them with: pip install {needed}'
         ) from error
     inner = {'twemoji': 'assets/72x72', 'openmoji': 'openmoji/svg'}[artwork]
@@ -219,8 +216,11 @@ def place(item: SceneObject, size: int, artwork: str) -> tuple[np.ndarray, tuple
     radians = np.deg2rad(pose.angle)
     cos, sin = np.cos(radians), np.sin(radians)
     reach = side / 2 * (abs(cos) + abs(sin)) + 1
-    left, top = (max(0, int(center * size - reach)) for center in (pose.x, pose.y))
-    right, bottom = (min(size, int(center * size + reach) + 1) for center in (pose.x, pose.y))
+    # Both ends are within the image, so that the patch of an object outside is empty.
+    left, top = (min(size, max(0, int(center * size - reach))) for center in (pose.x, pose.y))
+    right, bottom = (
+        max(0, min(size, int(center * size + reach) + 1)) for center in (pose.x, pose.y)
+    )
     scale = CUTOUT_SIDE / 2**level / side  # cut-out pixels per image pixel
     mirror = -scale if pose.flip else scale
     a, b, d, e = mirror * cos, -mirror * sin, scale * sin, scale * cos
@@ -262,13 +262,18 @@ def render(
     return {'image': image, 'label': labels[panoptic], 'panoptic': panoptic}
 
 
+def generator(num_classes: int, size: int, split_seed: int, index: int) -> np.random.Generator:
+    """The random numbers that example `index` of a split is made of."""
+    seed = np.random.SeedSequence((SEED, num_classes, size, split_seed, index))
+    return np.random.Generator(np.random.PCG64(seed))
+
+
 def make_example(num_classes: int, size: int, split: str, index: int) -> dict[str, np.ndarray]:
     """Makes example `index` of a split, as `render` returns it; the same on every call.
 
     A scene with fewer than two visible objects is drawn again.
     """
-    seed = np.random.SeedSequence((SEED, num_classes, size, SPLIT_SEEDS[split], index))
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = generator(num_classes, size, SPLIT_SEEDS[split], index)
     while True:
         objects = sample_scene(rng, num_classes)
         example = render(objects, sample_background(rng, size), ARTWORK[split])
@@ -276,9 +281,8 @@ def make_example(num_classes: int, size: int, split: str, index: int) -> dict[st
             return example
 
 
-def encode_example(num_classes: int, size: int, split: str, index: int) -> dict:
-    """`make_example` with PNG bytes, and 'categories': the visible labels, sorted."""
-    example = make_example(num_classes, size, split, index)
+def encode(example: dict[str, np.ndarray]) -> dict[str, Any]:
+    """PNG bytes of what `render` returns, and 'categories': the visible labels, sorted."""
     encoded = {'categories': np.unique(example['label'][example['panoptic'] > 0]).tolist()}
     for key, value in example.items():
         stream = io.BytesIO()
@@ -287,51 +291,18 @@ def encode_example(num_classes: int, size: int, split: str, index: int) -> dict:
     return encoded
 
 
-def generate(num_classes: int, size: int, split: str, count: int) -> Iterator[dict]:
-    """Yields `encode_example` of 0..count-1 in order, made on all cores.
+def encode_example(num_classes: int, size: int, split: str, index: int) -> dict[str, Any]:
+    """`make_example`, encoded."""
+    return encode(make_example(num_classes, size, split, index))
 
-    The workers are fresh interpreters: forking is unsafe with TensorFlow and JAX loaded, and
-    multiprocessing's spawn would import the caller's main module, and both of them, again.
-    """
+
+def generate(num_classes: int, size: int, split: str, count: int) -> Iterator[dict[str, Any]]:
+    """Yields `encode_example` of 0..count-1 in order, made on all cores."""
     artwork_folder(ARTWORK[split])  # report a missing package here, not in a worker
-    workers = min(os.cpu_count() or 1, count // EXAMPLES_PER_WORKER)
-    if workers < 2:
-        for index in range(count):
-            yield encode_example(num_classes, size, split, index)
-        return
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
-    command = [sys.executable, '-m', 'rankseg_jax.data.scenes']
-    processes = [
-        subprocess.Popen(
-            [*command, *map(str, (num_classes, size, split, first, count, workers))],
-            stdout=subprocess.PIPE,
-            env={**os.environ, 'PYTHONPATH': path},
-        )
-        for first in range(workers)
-    ]
-    streams = [cast(IO[bytes], process.stdout) for process in processes]
-    try:
-        for index in range(count):
-            try:
-                yield pickle.load(streams[index % workers])
-            except (EOFError, pickle.UnpicklingError) as error:
-                raise RuntimeError(
-                    f'emoji_scenes: the worker that makes {split} example {index} ended early; '
-                    'its message is above.'
-                ) from error
-    finally:
-        for process, stream in zip(processes, streams, strict=True):
-            process.terminate()
-            stream.close()
-            process.wait()
-
-
-def _work(num_classes: str, size: str, split: str, first: str, count: str, step: str) -> None:
-    for index in range(int(first), int(count), int(step)):
-        pickle.dump(encode_example(int(num_classes), int(size), split, index), sys.stdout.buffer)
-        sys.stdout.flush()
-
-
-if __name__ == '__main__':
-    _work(*sys.argv[1:])
+    yield from workers.generate(
+        encode_example,
+        *(num_classes, size, split),
+        count=count,
+        per_worker=EXAMPLES_PER_WORKER,
+        what=f'{split} example',
+    )
