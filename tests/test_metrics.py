@@ -61,6 +61,8 @@ def test_absent_classes():
     predictions = np.array([[[0, 2, 1, 3]]])  # 2 is predicted only, 3 where ignored, 4 nowhere
     scores = semantic(labels, predictions, 5).compute(['a', 'b', 'c', 'd', 'e'])
     assert scores['mIoU'] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert scores['mIoU_labeled'] == pytest.approx((0.5 + 1) / 2)
+    assert scores['fwIoU'] == pytest.approx((2 * 0.5 + 1 * 1) / 3)
     assert scores['mAcc'] == pytest.approx(0.75)
     assert scores['aAcc'] == pytest.approx(2 / 3)
     assert [row['name'] for row in scores['classes']] == ['a', 'b', 'c', 'd', 'e']
@@ -73,7 +75,7 @@ def test_nothing_labeled_gives_nan():
     labels = np.full((1, 2, 2), -1)
     for metric in (semantic(labels, labels * 0, 3), SemanticMetric.empty(3)):
         scores = metric.compute()
-        assert all(np.isnan(scores[key]) for key in ('mIoU', 'mAcc', 'aAcc'))
+        assert np.isnan([value for key, value in scores.items() if key != 'classes']).all()
 
 
 @settings(max_examples=40, deadline=None)
