@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, rle
+from rankseg_jax.data import tracks as data_tracks
 from rankseg_jax.data.published import files, youtube_vis_2019
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.data.videos import sample, windows
@@ -372,7 +373,7 @@ def test_written_truth_is_perfect_to_pycocotools(folder, tmp_path):
         for video in range(4)
     ]
     for predictions in (as_read, map(encode_again, range(4))):
-        youtube_vis_2019.write_results(tmp_path / 'results.json', source, predictions)
+        data_tracks.write_results(tmp_path / 'results.json', source, predictions)
         results = json.loads((tmp_path / 'results.json').read_text())
         assert all(
             result.keys() == {'video_id', 'category_id', 'segmentations', 'score'}
@@ -398,7 +399,7 @@ def test_frames_without_a_mask_are_empty_ones(folder, tmp_path):
     source = open_split(folder, 'train')
     everywhere = rle.encode(np.ones(SIZE, bool))
     track = {'category_id': 39, 'score': np.float32(0.25), 'segmentations': [None, everywhere]}
-    youtube_vis_2019.write_results(tmp_path / 'results.json', source, [(5, [track]), (2, [])])
+    data_tracks.write_results(tmp_path / 'results.json', source, [(5, [track]), (2, [])])
     (result,) = json.loads((tmp_path / 'results.json').read_text())
     empty, full = result.pop('segmentations')
     assert result == {'video_id': 5, 'category_id': 40, 'score': 0.25}
@@ -432,7 +433,7 @@ def test_results_that_the_benchmark_would_refuse(folder, tmp_path, video_id, cha
     source = open_split(folder, 'train')
     track = {'category_id': 0, 'score': 0.5, 'segmentations': [None, None]}
     with pytest.raises(ValueError, match=message):
-        youtube_vis_2019.write_results(
+        data_tracks.write_results(
             tmp_path / 'results.json', source, [(video_id, [track, track | changes])]
         )
     assert not (tmp_path / 'results.json').exists()

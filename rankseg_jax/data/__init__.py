@@ -209,6 +209,10 @@ class TrackSource(VideoSource):
           CorruptExample: the tracks cannot be read.
         """
 
+    def size(self, video: int) -> tuple[int, int]:
+        """(H, W) of a video's frames; raises as `load`."""
+        return self.load(self.videos[video][1][0])['label'].shape
+
     def video_id(self, video: int) -> int:
         """The id of a video in the data set's own files; by default its place from 1 on."""
         return video + 1

@@ -10,9 +10,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 
-def encode(mask: np.ndarray, keep_empty: bool = False) -> dict | None:
-    """bool [H, W] -> its compressed run lengths; None if it is empty, unless `keep_empty`."""
-    if not (keep_empty or mask.any()):
+def encode(mask: np.ndarray) -> dict | None:
+    """bool [H, W] -> its compressed run lengths; None if it is empty."""
+    if not mask.any():
         return None
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {'size': list(mask.shape), 'counts': encoded['counts'].decode()}

@@ -9,12 +9,16 @@ A track has a mask, or null, for each frame of its video.
 """
 
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rankseg_jax.data import IGNORE_LABEL, rle
+from rankseg_jax.data import IGNORE_LABEL, TrackSource, rle
+
+LISTED = 3  # examples that a message names
 
 
 class Video(NamedTuple):
@@ -145,3 +149,69 @@ def paint(tracks: list[dict], size: tuple[int, int]) -> np.ndarray:
     for mask, label in sorted(visible, key=lambda pair: -pair[0].sum()):
         labels[mask] = label
     return labels
+
+
+def write_results(
+    path: str | Path, source: TrackSource, predictions: Iterable[tuple[int, list[dict]]]
+) -> None:
+    """Writes predictions as YouTubeVIS's server takes them, in a file results.json.
+
+    Args:
+      source: the split that they are for.
+      predictions: (video_id, tracks) of each video, see `TrackSource.video_id`. The tracks are
+        dicts with 'category_id' in 0..K-1, 'score' and 'segmentations': for each frame of the
+        video the result of `rle.encode`.
+
+    Raises:
+      ValueError: the server would refuse them, and the file is not written.
+    """
+    videos = {source.video_id(video): video for video in range(len(source.videos))}
+    results = []
+    for video_id, tracks in predictions:
+        if video_id not in videos:
+            raise ValueError(
+                f'predictions for the video {video_id}, which is not in this split: its '
+                f'{len(videos)} videos have ids such as {list(videos)[:LISTED]}, see '
+                'TrackSource.video_id'
+            )
+        video = videos[video_id]
+        size, length = source.size(video), len(source.videos[video][1])
+        for number, track in enumerate(tracks):
+            try:
+                check_prediction(track, len(source.class_names), size, length)
+            except ValueError as error:
+                raise ValueError(f'prediction {number} for the video {video_id}: {error}') from None
+            results.append(
+                {
+                    'video_id': video_id,
+                    'category_id': source.category_ids[track['category_id']],
+                    'segmentations': [mask or rle.empty(size) for mask in track['segmentations']],
+                    'score': float(track['score']),
+                }
+            )
+    Path(path).write_text(json.dumps(results))
+
+
+def check_prediction(track: dict, num_classes: int, size: tuple[int, int], length: int) -> None:
+    """Raises a ValueError unless the server takes a track of a video.
+
+    Args:
+      num_classes: K.
+      size: (H, W) of the video.
+      length: its number of frames.
+    """
+    label, masks = track['category_id'], track['segmentations']
+    if label not in range(num_classes):
+        raise ValueError(f'its category {label} is not in 0..{num_classes - 1}')
+    if not math.isfinite(track['score']):
+        raise ValueError(f'its score {track["score"]} is not a number')
+    if len(masks) != length:
+        raise ValueError(
+            f'it has {len(masks)} segmentations, but the video has {length} frames; each needs a '
+            'mask or None'
+        )
+    if wrong := {tuple(mask['size']) for mask in masks if mask} - {size}:
+        raise ValueError(
+            f'it has masks of {sorted(wrong)} pixels (rows, columns), but the video has {size}; '
+            'resize them'
+        )

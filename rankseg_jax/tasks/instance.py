@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rankseg_jax import visualize
-from rankseg_jax.data import IGNORE_LABEL, InstanceSource, PanopticSource, rle
+from rankseg_jax.data import IGNORE_LABEL, InstanceSource, PanopticSource, Source, rle
 from rankseg_jax.data.instances import ThingSource
 from rankseg_jax.metrics.instances import InstanceMetric
 from rankseg_jax.metrics.multilabel import MultilabelMetric
@@ -102,6 +102,7 @@ class Instance(Semantic):
     columns = ('AP',)
     best_by = 'AP'
     scores_images = True
+    recall_at_objects = (1, 10, 100)
 
     @classmethod
     def adapt(cls, source):
@@ -245,24 +246,19 @@ class Instance(Semantic):
         return {'objects': InstanceMetric.from_image(source.instances(index), found['objects'])}
 
     def scores(self, statistics):
-        scores = statistics['objects'].compute(self.class_names)
+        scores = statistics['objects'].compute(self.class_names, self.recall_at_objects)
         if 'categories' in statistics:
             scores |= statistics['categories'].compute()
         return scores
 
     def writer(self, output, source):
-        return ResultsWriter(Path(output) / 'results.json')
+        def save(path, entries):
+            write_coco(path, source, entries)
+
+        return ResultsWriter(Path(output) / 'results.json', save)
 
     def write(self, writer, source, index, found):
-        writer.write(
-            {
-                'image_id': source.image_ids[index],
-                'category_id': source.category_ids[found['category_id']],
-                'segmentation': found['segmentation'],
-                'score': found['score'],
-            }
-            for found in found['objects']
-        )
+        writer.entries.append((source.image_ids[index], found['objects']))
 
 
 def class_probabilities(output) -> jax.Array:
@@ -301,25 +297,38 @@ def object_masks(view: View, chosen, size, canvas: tuple[int, int]):
 
 
 class ResultsWriter:
-    """Collects entries; leaving its `with` block writes them to a JSON file, in the order of ids.
+    """Collects what is found; leaving its `with` block writes it all. Threads may share it.
 
-    `write` may be called from several threads.
+    Attributes:
+      entries: (image or video id, what is found there).
     """
 
-    def __init__(self, path: str | Path):
-        self.path, self.entries, self.lock = Path(path), [], threading.Lock()
+    def __init__(self, path: str | Path, save: Callable[[Path, list], None]):
+        """`save` writes the entries in the order of their ids to the file `path`."""
+        self.path, self.save, self.entries = Path(path), save, []
 
     def __enter__(self) -> 'ResultsWriter':
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
-    def write(self, entries) -> None:
-        """Adds the entries of an image or a video."""
-        with self.lock:
-            self.entries.extend(entries)
-
     def __exit__(self, *_) -> None:
-        def place(entry):
-            return entry.get('image_id', entry.get('video_id'))
+        self.save(self.path, sorted(self.entries, key=lambda entry: entry[0]))
 
-        self.path.write_text(json.dumps(sorted(self.entries, key=place)))
+
+def write_coco(path: Path, source: Source, entries: list) -> None:
+    """Writes predictions as COCO's server takes them.
+
+    Args:
+      entries: (image id, objects) of each image.
+    """
+    results = [
+        {
+            'image_id': image_id,
+            'category_id': source.category_ids[found['category_id']],
+            'segmentation': found['segmentation'],
+            'score': found['score'],
+        }
+        for image_id, objects in entries
+        for found in objects
+    ]
+    path.write_text(json.dumps(results))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rankseg_jax.data import TrackSource, rle
+from rankseg_jax.data import TrackSource, rle, tracks
 from rankseg_jax.metrics.instances import InstanceMetric
 from rankseg_jax.ranking import from_ranks
 from rankseg_jax.tasks.clips import Clips, Follower, in_order
@@ -24,8 +24,8 @@ class TrackFollower(Follower):
         return encoded(found, self.task.num_classes)
 
     def add(self, window, frames):
-        tracks = add_window(self.tracker, window.frames, frames)
-        scores = np.stack([track.scores() for track in tracks])  # [M, K]
+        linked = add_window(self.tracker, window.frames, frames)
+        scores = np.stack([track.scores() for track in linked])  # [M, K]
         best = np.argsort(-scores.max(1), kind='stable')[: self.task.config.eval.max_objects]
         for frame, found in zip(window.frames, frames, strict=True):
             if frame >= window.first_new:
@@ -35,12 +35,12 @@ class TrackFollower(Follower):
                     'masks': np.stack(masks) if masks else np.zeros((0, *found['size']), bool),
                     'object_labels': scores[visible].argmax(1),
                     'object_scores': scores[visible].max(1),
-                    'ids': np.array([tracks[m].id for m in visible], int),
+                    'ids': np.array([linked[m].id for m in visible], int),
                 }
 
     def content(self, length):
         names, least = self.task.class_names, self.task.config.eval.threshold
-        tracks = self.tracker.best(self.task.config.eval.max_objects)
+        best = self.tracker.best(self.task.config.eval.max_objects)
         return {
             'tracks': [
                 {
@@ -50,7 +50,7 @@ class TrackFollower(Follower):
                     'score': round(track['score'], 6),
                     'segmentations': segmentations(track, length),
                 }
-                for track in tracks
+                for track in best
                 if track['score'] >= least
             ]
         }
@@ -58,6 +58,8 @@ class TrackFollower(Follower):
 
 class VideoInstance(Clips, Instance):
     """Finds tracks; scores average precision as YouTubeVIS does."""
+
+    recall_at_objects = (1, 10)
 
     @classmethod
     def adapt(cls, source):
@@ -76,9 +78,9 @@ class VideoInstance(Clips, Instance):
         """As `Instance.example`, for a clip and its tracks."""
         frames = self.sample(source, index, rng)
         image = source.source.clip(index, frames)['image']  # [t, H, W, 3]
-        tracks = [x for x in source.source.tracks(index, frames) if not x['iscrowd']]
-        labels = np.array([track['category_id'] for track in tracks], np.int32)
-        return {'image': image} | self.packed(rle.decode_tracks(tracks, image.shape[:3]), labels)
+        found = [x for x in source.source.tracks(index, frames) if not x['iscrowd']]
+        labels = np.array([track['category_id'] for track in found], np.int32)
+        return {'image': image} | self.packed(rle.decode_tracks(found, image.shape[:3]), labels)
 
     def stand_in(self):
         length = self.config.data.clip_frames
@@ -116,8 +118,8 @@ class VideoInstance(Clips, Instance):
             tracker = trackers.setdefault(window.video, Tracker())
             add_window(tracker, window.frames, found)
             if last:
-                tracks = trackers.pop(window.video).best(self.config.eval.max_objects)
-                yield window.video, {'tracks': tracks, 'size': found[0]['size']}
+                best = trackers.pop(window.video).best(self.config.eval.max_objects)
+                yield window.video, {'tracks': best}
 
     def image_statistics(self, source, index, found):
         length = len(source.videos[index][1])
@@ -127,19 +129,15 @@ class VideoInstance(Clips, Instance):
         return {'objects': InstanceMetric.from_video(source.tracks(index), predictions)}
 
     def writer(self, output, source):
-        return ResultsWriter(Path(output) / 'results.json')
+        def save(path, entries):
+            tracks.write_results(path, source, entries)
+
+        return ResultsWriter(Path(output) / 'results.json', save)
 
     def write(self, writer, source, index, found):
         length = len(source.videos[index][1])
-        writer.write(
-            {
-                'video_id': source.video_id(index),
-                'category_id': source.category_ids[track['category_id']],
-                'segmentations': segmentations(track, length, found['size']),
-                'score': track['score'],
-            }
-            for track in found['tracks']
-        )
+        found = [x | {'segmentations': segmentations(x, length)} for x in found['tracks']]
+        writer.entries.append((source.video_id(index), found))
 
 
 def add_window(tracker: Tracker, frames: range, found: list[dict[str, Any]]):
@@ -164,8 +162,6 @@ def encoded(found: dict[str, np.ndarray], num_classes: int) -> dict[str, Any]:
     }
 
 
-def segmentations(track: dict[str, Any], length: int, size=None) -> list[dict | None]:
-    """The run lengths of a track in each of `length` frames; where it is not visible, those of an
-    empty mask of `size`, or None without one."""
-    empty = None if size is None else rle.encode(np.zeros(size, bool), keep_empty=True)
-    return [track['masks'].get(frame, empty) for frame in range(length)]
+def segmentations(track: dict[str, Any], length: int) -> list[dict | None]:
+    """The run lengths of a track in each of `length` frames, None where it is not visible."""
+    return [track['masks'].get(frame) for frame in range(length)]

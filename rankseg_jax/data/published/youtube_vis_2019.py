@@ -11,8 +11,6 @@ A record is a frame with the run lengths of each track in it. (TFDS's own `youtu
 record per video with decoded masks, which can exceed memory for a long video with many tracks.)
 """
 
-import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rankseg_jax.data import TrackSource, rle
+from rankseg_jax.data import TrackSource
 from rankseg_jax.data.published import LISTED, codecs, files
 from rankseg_jax.data.published.builder import VideoBuilder
 from rankseg_jax.data.published.label_maps import read_classes
@@ -171,70 +169,3 @@ def join(examples: Iterable[dict]) -> list[dict[str, Any]]:
         }
         for track in zip(*frames, strict=True)
     ]
-
-
-def write_results(
-    path: str | Path, source: YoutubeVis2019Source, predictions: Iterable[tuple[int, list[dict]]]
-) -> None:
-    """Writes predictions as the benchmark takes them, in a file results.json.
-
-    Args:
-      source: the split that they are for.
-      predictions: (video_id, tracks) of each video, see `YoutubeVis2019Source.video_id`. The tracks
-        are dicts with 'category_id' in 0..39, 'score' and 'segmentations': for each frame of the
-        video the result of `rle.encode`.
-
-    Raises:
-      ValueError: the benchmark would refuse them, and the file is not written.
-    """
-    ids = read_classes(YoutubeVis2019.CLASSES)['ids']
-    videos = {source.video_id(video): video for video in range(len(source.videos))}
-    results = []
-    for video_id, tracks in predictions:
-        if video_id not in videos:
-            raise ValueError(
-                f'predictions for the video {video_id}, which is not in this split: its '
-                f'{len(videos)} videos have ids such as {list(videos)[:LISTED]}, see '
-                'YoutubeVis2019Source.video_id'
-            )
-        video = videos[video_id]
-        size, length = source.size(video), len(source.videos[video][1])
-        for number, track in enumerate(tracks):
-            try:
-                check_prediction(track, size, length)
-            except ValueError as error:
-                raise ValueError(f'prediction {number} for the video {video_id}: {error}') from None
-            results.append(
-                {
-                    'video_id': video_id,
-                    'category_id': ids[track['category_id']],
-                    'segmentations': [mask or rle.empty(size) for mask in track['segmentations']],
-                    'score': float(track['score']),
-                }
-            )
-    Path(path).write_text(json.dumps(results))
-
-
-def check_prediction(track: dict, size: tuple[int, int], length: int) -> None:
-    """Raises a ValueError unless the benchmark takes a track of a video.
-
-    Args:
-      size: (H, W) of the video.
-      length: its number of frames.
-    """
-    label, masks = track['category_id'], track['segmentations']
-    num_classes = len(read_classes(YoutubeVis2019.CLASSES)['ids'])
-    if label not in range(num_classes):
-        raise ValueError(f'its category {label} is not in 0..{num_classes - 1}')
-    if not math.isfinite(track['score']):
-        raise ValueError(f'its score {track["score"]} is not a number')
-    if len(masks) != length:
-        raise ValueError(
-            f'it has {len(masks)} segmentations, but the video has {length} frames; each needs a '
-            'mask or None'
-        )
-    if wrong := {tuple(mask['size']) for mask in masks if mask} - {size}:
-        raise ValueError(
-            f'it has masks of {sorted(wrong)} pixels (rows, columns), but the video has {size}; '
-            'resize them'
-        )
