@@ -1,10 +1,12 @@
-"""Pictures of label maps and segments: overlays with a legend, panels of a whole prediction."""
+"""Pictures of label maps, segments and tracks: overlays with names, panels of a prediction."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from scipy import ndimage
 
 from rankseg_jax import fonts
 
@@ -24,10 +26,15 @@ def palette(num_classes: int) -> np.ndarray:
     A class has the same color whatever K is. The colors follow an additive sequence in
     hue, saturation and value, whose steps were searched for far-apart colors at 12 to 847 classes.
     """
-    steps = np.arange(num_classes)[:, None] * [0.61803399, 0.4846, 0.4455]  # [K, 3]
-    hue, saturation, value = ((steps + [0.58, 0.4, 0.8]) % 1).T  # [K] each
+    return _colors(np.arange(num_classes))
+
+
+def _colors(numbers) -> np.ndarray:
+    """The colors of the palette with these numbers [n], uint8 [n, 3]."""
+    steps = np.asarray(numbers)[:, None] * [0.61803399, 0.4846, 0.4455]  # [n, 3]
+    hue, saturation, value = ((steps + [0.58, 0.4, 0.8]) % 1).T  # [n] each
     saturation, value = 0.35 + 0.45 * saturation, 0.5 + 0.45 * value
-    sector = (hue[:, None] * 6 + [5, 3, 1]) % 6  # [K, 3]
+    sector = (hue[:, None] * 6 + [5, 3, 1]) % 6  # [n, 3]
     dip = np.clip(np.minimum(sector, 4 - sector), 0, 1)
     return np.round(255 * value[:, None] * (1 - saturation[:, None] * dip)).astype(np.uint8)
 
@@ -63,8 +70,7 @@ def overlay(
       ValueError: image is not uint8 [H, W, 3], or labels or segments have another size.
     """
     image, regions = _checked(image, labels, segments)
-    factor = -(-CELL // max(image.shape[:2]))
-    width, height = size = (image.shape[1] * factor, image.shape[0] * factor)
+    width, height = size = _picture_size(image)
     board = Image.new('RGB', size, PAPER)
     if legend:
         text = max(TEXT, max(size) // 40)
@@ -75,6 +81,86 @@ def overlay(
         board.paste(names, (0, height))
     bold = segments is not None
     _paint(board, image, regions, class_names, alpha=alpha, size=size, bold=bold)
+    return board
+
+
+def track_overlay(image, masks, ids, names, scores=None, alpha: float = 0.5) -> Image.Image:
+    """Paints tracks over a frame of their video, each with an outline and a tag: name, id, score.
+
+    A track has the color of its id in all frames.
+
+    Args:
+      image: uint8 [H, W, 3].
+      masks: bool [N, H, W]; they may overlap, the smaller lies on top. Empty ones are not drawn.
+      ids: N integers.
+      names: N names of classes.
+      scores: N numbers, if the tags should have them.
+      alpha: weight of the colors, 0 to 1.
+
+    Returns:
+      The picture, RGB. Its size depends on that of the image alone: one smaller than 384 pixels is
+      enlarged by a whole factor.
+
+    Raises:
+      ValueError: an argument has another shape or type.
+    """
+    image, masks = _checked_image(image), np.asarray(masks)
+    if masks.dtype != bool or masks.shape[1:] != image.shape[:2]:
+        raise ValueError(
+            f'masks are {masks.dtype} {masks.shape}, not bool [N, H, W] with the size of the '
+            f'image, {image.shape[:2]}'
+        )
+    lengths = [len(x) for x in (masks, ids, names, ids if scores is None else scores)]
+    if len(set(lengths)) > 1:
+        raise ValueError('{} masks, {} ids, {} names and {} scores'.format(*lengths))
+    board = Image.fromarray(_resized(image, _picture_size(image)))
+    areas, colors = np.array([np.count_nonzero(mask) for mask in masks]), _colors(ids)
+    tags, shown = [], [n for n in np.argsort(-areas, kind='stable') if areas[n]]
+    for n in shown:
+        color = tuple(colors[n].tolist())
+        ends = _paint_mask(board, masks[n], color, alpha, factor=board.width // image.shape[1])
+        note = f' {ids[n]}' + ('' if scores is None else f' {scores[n]:.2f}')
+        tags.append((_Tag(board, names[n], note, color), ends))
+    taken = []
+    for tag, ((top_x, top), (bottom_x, bottom)) in tags:  # over all masks
+        above, below = top_x - tag.width // 2, bottom_x - tag.width // 2  # lefts
+        spots = [(above, top - tag.height), (below, bottom), (above, top)]
+        tag.draw(spots, taken, always=True)
+    return board
+
+
+def frame_overlay(image, labels, class_names, alpha: float = 0.5) -> Image.Image:
+    """Paints a label map over a frame of a video, with names on its larger regions.
+
+    As `overlay`, but without a legend, whose height would differ from frame to frame.
+
+    Args:
+      image: uint8 [H, W, 3].
+      labels: [H, W] integers; where they are outside 0..K-1 the image shows through.
+      class_names: K names in label order.
+      alpha: weight of the colors, 0 to 1.
+
+    Returns:
+      The picture, RGB, of the size of `track_overlay`'s.
+
+    Raises:
+      ValueError: image is not uint8 [H, W, 3], or labels have another size.
+    """
+    image, regions = _checked(image, labels, None)
+    board = Image.new('RGB', _picture_size(image))
+    _paint(board, image, regions, class_names, alpha=alpha, size=board.size, bold=False)
+    step = -(-max(regions.shape) // 160)  # a coarse map is enough to find the middle of a region
+    coarse = np.asarray(labels)[::step, ::step]  # [h, w]
+    known = (regions.classes >= 0) & (regions.classes < len(class_names))
+    largest = np.argsort(-regions.areas * known, kind='stable')[: min(known.sum(), LEGEND_NAMES)]
+    colors, taken = palette(len(class_names)), []
+    for c in regions.classes[largest]:
+        row, column, reach = _middle(coarse == c)
+        tag = _Tag(board, class_names[c], '', tuple(colors[c].tolist()))
+        scale = step * board.width / image.shape[1]
+        if 2 * reach * scale > tag.height:
+            spot = column * scale - tag.width / 2, row * scale - tag.height / 2
+            tag.draw([spot], taken)
     return board
 
 
@@ -149,11 +235,17 @@ def grid(panels) -> Image.Image:
     return board
 
 
-def _checked(image, labels, segments):
-    """The image as an array, and its regions."""
-    image, labels = np.asarray(image), np.asarray(labels)
+def _checked_image(image):
+    """The image as an array."""
+    image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f'image is {image.dtype} {image.shape}, not uint8 [H, W, 3]')
+    return image
+
+
+def _checked(image, labels, segments):
+    """The image as an array, and its regions."""
+    image, labels = _checked_image(image), np.asarray(labels)
     segments = None if segments is None else np.asarray(segments)
     for name, array in (('label map', labels), ('map of segments', segments)):
         if array is not None and array.shape != image.shape[:2]:
@@ -250,6 +342,100 @@ def _paint(board, image, regions, class_names, *, alpha, size, bold):
         edge = edge[inside]
         picture[edge] = light[picture[edge]]
         board.paste(Image.fromarray(picture), (0, top))
+
+
+def _picture_size(image) -> tuple[int, int]:
+    """(width, height) of an overlay: a whole multiple of the image's, at least CELL or the same."""
+    factor = -(-CELL // max(image.shape[:2]))
+    return image.shape[1] * factor, image.shape[0] * factor
+
+
+def _paint_mask(board, mask, color, alpha, factor):
+    """Blends a color with the pixels of a mask, enlarged by a factor, and outlines it.
+
+    Returns:
+      (x, y) of the middle of the mask's first row and of its last one, on the board.
+    """
+    line = max(1, max(board.size) // 640)  # pixels
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    first, last, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    for top, bottom in _bands(last - first, (right - left) * factor**2):
+        top, bottom = first + top, first + bottom
+        above, below = max(top - line, 0), min(bottom + line, len(mask))  # outlines reach as far
+        padding = ((line - top + above, line + bottom - below), (line, line))
+        part = np.pad(mask[above:below, left:right], padding)
+        part = part.repeat(factor, 0).repeat(factor, 1)
+        outside = ~part
+        for _ in range(line):
+            outside = _grown(outside)
+        weights = np.where(outside, np.uint8(255), np.uint8(round(255 * alpha))) * part
+        weights = weights[line * factor : -line * factor, line * factor : -line * factor]
+        board.paste(color, (int(left * factor), int(top * factor)), Image.fromarray(weights))
+    ends = [
+        (np.flatnonzero(mask[row]).mean() + 0.5, y) for row, y in ((first, first), (last - 1, last))
+    ]
+    return [(int(x * factor), int(y * factor)) for x, y in ends]
+
+
+def _middle(mask):
+    """The middle of the largest circle in a mask [H, W]: row, column, radius, 0 if it is empty."""
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    reach = distance.max()
+    spots = np.argwhere(distance > reach - 1)  # [n, 2]; long regions have many such circles
+    row, column = spots[((spots - spots.mean(0)) ** 2).sum(1).argmin()]
+    return row, column, reach
+
+
+class _Tag:
+    """A name and a note on a colored ground.
+
+    Attributes:
+      width, height: in pixels.
+    """
+
+    def __init__(self, board, name, note, color):
+        self._board, self._note, self._color = board, note, color
+        text = max(14, max(board.size) // 56)
+        self._plain, self._margin = ImageFont.load_default(text), text // 4
+        room = min(board.width, max(board.width // 2, 12 * text)) - 2 * self._margin
+        note_width = self._plain.getlength(note)
+        self._name, self._font, self._name_width = _fit(name, text, room - note_width)
+        self.width = math.ceil(self._name_width + note_width) + 2 * self._margin
+        self.height = round(1.4 * text)
+
+    def draw(self, spots, taken, always=False):
+        """Draws the tag at the first (left, top) of `spots` that is free, moved into the picture.
+
+        Args:
+          taken: boxes of the tags that are there; gets that of this one.
+          always: draw it at the first spot if none is free.
+        """
+        spots = [
+            tuple(
+                max(0, min(round(start), whole - own))
+                for start, own, whole in zip(
+                    spot, (self.width, self.height), self._board.size, strict=True
+                )
+            )
+            for spot in spots
+        ]
+        boxes = [(x, y, x + self.width, y + self.height) for x, y in spots]
+        free = [box for box in boxes if not any(_overlap(box, other) for other in taken)]
+        if not free and not always:
+            return
+        box = (free or boxes)[0]
+        taken.append(box)
+        draw, (left, top, right, bottom) = ImageDraw.Draw(self._board), box
+        draw.rectangle([left, top, right - 1, bottom - 1], self._color)
+        brightness = np.dot(self._color, [0.299, 0.587, 0.114])
+        ink = INK if brightness > 128 else PAPER
+        left, middle = left + self._margin, (top + bottom) // 2
+        draw.text((left, middle), self._name, ink, self._font, anchor='lm')
+        draw.text((left + self._name_width, middle), self._note, ink, self._plain, anchor='lm')
+
+
+def _overlap(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _shades(colors, places):

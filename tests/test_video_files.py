@@ -240,6 +240,8 @@ def test_names_are_ordered_by_their_numbers():
 
 
 def test_folders_that_are_no_video(tmp_path):
+    (tmp_path / 'a.mp4').mkdir()
+    assert not is_video(tmp_path / 'a.mp4')
     with pytest.raises(CorruptExample, match='there are no images in it'):
         read(tmp_path)
     for value, size in enumerate([(6, 4), (6, 4), (4, 6)]):

@@ -5,7 +5,15 @@ import pytest
 from PIL import Image
 
 from rankseg_jax import visualize
-from rankseg_jax.visualize import colorize, grid, overlay, palette, panel
+from rankseg_jax.visualize import (
+    colorize,
+    frame_overlay,
+    grid,
+    overlay,
+    palette,
+    panel,
+    track_overlay,
+)
 
 NAMES = ['sky', 'road', 'person, individual, someone, somebody, mortal, soul', 'Café']
 
@@ -297,3 +305,214 @@ def test_pictures_are_ordinary_images(tmp_path):
     image, labels = example(30, 40)
     overlay(image, labels, NAMES).save(tmp_path / 'a.png')
     assert Image.open(tmp_path / 'a.png').mode == 'RGB'
+
+
+def box(top, left, bottom, right, size=(400, 500)):
+    mask = np.zeros(size, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def tracks_on(image, *masks, ids=None, names=None, **options):
+    masks = np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), bool)
+    ids = list(range(1, len(masks) + 1)) if ids is None else ids
+    names = ['dog'] * len(masks) if names is None else names
+    return np.asarray(track_overlay(image, masks, ids, names, **options))
+
+
+GRAY = np.full((400, 500, 3), 100, np.uint8)
+
+
+@pytest.mark.parametrize('track_id', [0, 3, 41, 10**6])
+def test_a_track_has_the_color_of_its_id(track_id):
+    """Whatever else there is, and wherever it is."""
+    color = palette(42)[track_id].astype(int) if track_id < 42 else None
+    alone = tracks_on(GRAY, box(100, 100, 200, 200), ids=[track_id])
+    others = tracks_on(
+        GRAY, box(0, 0, 60, 60), box(250, 300, 350, 400), box(5, 5, 50, 50), ids=[5, track_id, 7]
+    )
+    np.testing.assert_array_equal(alone[150, 150], others[300, 350])
+    if color is not None:
+        assert np.abs(alone[150, 150] - (0.5 * 100 + 0.5 * color)).max() <= 1
+        assert (alone[100, 150] == color).all() and (alone[150, 199] == color).all()  # outline
+    assert (alone[300] == 100).all() and (alone[:, 300:] == 100).all()
+    for alpha in (0, 1):
+        picture = tracks_on(GRAY, box(100, 100, 200, 200), ids=[track_id], alpha=alpha)
+        assert (picture[150, 150] == (alone[100, 150] if alpha else 100)).all()
+
+
+def test_neighboring_ids_differ():
+    masks = [box(10 * i, 0, 10 * i + 10, 400) for i in range(40)]
+    picture = tracks_on(GRAY, *masks, alpha=1).astype(int)
+    colors = picture[5::10, 390]
+    assert np.abs(colors[1:] - colors[:-1]).max(1).min() > 60
+
+
+def test_smaller_masks_lie_on_larger_ones():
+    large, small = box(50, 50, 350, 350), box(150, 150, 200, 200)
+    both = tracks_on(GRAY, small, large, alpha=1)
+    np.testing.assert_array_equal(both, tracks_on(GRAY, large, small, ids=[2, 1], alpha=1))
+    assert (both[175, 175] == palette(3)[1]).all() and (both[300, 300] == palette(3)[2]).all()
+
+
+@pytest.mark.parametrize(
+    'size', [(96, 96), (96, 54), (1, 1), (1, 300), (300, 1), (480, 854), (1080, 1920)]
+)
+def test_frames_of_a_video_have_one_size(size):
+    image = example(*size)[0]
+    full, empty = np.ones(size, bool), np.zeros(size, bool)
+    pictures = [
+        tracks_on(image),
+        tracks_on(image, empty),
+        tracks_on(image, full, names=['a name that is much too long for any picture' * 3]),
+        tracks_on(image, full, empty, full, ids=[1, 2, 10**9], scores=[1, 0.5, 0.25]),
+        np.asarray(frame_overlay(image, np.zeros(size, int), NAMES)),
+        np.asarray(frame_overlay(image, np.full(size, -1), NAMES)),
+        np.asarray(overlay(image, np.full(size, -1), NAMES, legend=False)),
+    ]
+    assert len({picture.shape for picture in pictures}) == 1
+    for nothing in (pictures[0], pictures[1], pictures[5]):
+        np.testing.assert_array_equal(nothing, pictures[6])
+    assert (pictures[2] != pictures[0]).any() and (pictures[3] != pictures[2]).any()
+
+
+def tag_of(picture, without):
+    """(top, left, bottom, right) of what differs from a picture."""
+    rows, columns = np.nonzero((picture != without).any(-1))
+    return rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+
+
+@pytest.mark.parametrize(
+    'top, left', [(0, 0), (0, 499), (399, 0), (399, 499), (200, 250), (5, 490)]
+)
+def test_tags_are_near_their_mask_and_in_the_picture(monkeypatch, top, left):
+    mask = box(top, left, top + 1, left + 1)
+    color = palette(2)[1]
+    picture = tracks_on(GRAY, mask)
+    ground = (picture == color).all(-1)
+    assert ground.sum() > 300  # the tag's ground; the mask has one pixel
+    rows, columns = np.nonzero(ground)
+    assert rows.min() >= top - 25 and rows.max() <= top + 25
+    assert columns.min() <= left <= columns.max() + 1
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert 15 <= height <= 25 and 40 <= width <= 80  # all of it, none is cut off
+
+
+def test_tags_do_not_cover_each_other():
+    mask = box(200, 100, 240, 140)
+    picture = tracks_on(GRAY, mask, mask, mask, alpha=0)
+    boxes = []
+    for color in palette(4)[1:]:
+        rows, columns = np.nonzero((picture == color).all(-1))
+        boxes.append((rows.min(), rows.max()))
+        assert len(rows) > 300
+    assert len(set(boxes)) == 3
+
+
+def test_tags_say_name_id_and_score():
+    mask = box(200, 100, 300, 300)
+
+    def tag(**options):
+        return tracks_on(GRAY, mask, **options).tobytes()
+
+    plain = tag()
+    assert plain == tag() == tag(names=['dog'])
+    variants = [
+        plain,
+        tag(names=['cat']),
+        tag(ids=[2]),
+        tag(ids=[11]),
+        tag(scores=[0.5]),
+        tag(scores=[0.51]),
+        tag(scores=[1]),
+    ]
+    assert len(set(variants)) == len(variants)
+    assert tag(scores=[0.5]) == tag(scores=np.array([0.501]))
+
+
+@pytest.mark.parametrize('name, other', [('道路', '树木'), ('дом', 'сад'), ('طريق', 'شارع')])
+def test_tags_in_other_scripts(name, other):
+    mask = box(100, 100, 300, 400)
+    assert (tracks_on(GRAY, mask, names=[name]) != tracks_on(GRAY, mask, names=[other])).any()
+    labels = np.zeros((400, 500), int)
+    assert frame_overlay(GRAY, labels, [name]) != frame_overlay(GRAY, labels, [other])
+
+
+def test_outlines_of_tracks_are_thin_when_enlarged_and_wider_in_large_frames():
+    small = np.zeros((48, 48, 3), np.uint8)
+    picture = tracks_on(small, box(10, 10, 40, 40, (48, 48)), alpha=0)
+    assert (picture[200, 80:320] == 0).all(-1).mean() > 0.98
+    assert (picture[200, 80] == palette(2)[1]).all() and (picture[200, 319] == palette(2)[1]).all()
+    large = np.zeros((1080, 1920, 3), np.uint8)
+    picture = tracks_on(large, box(300, 300, 900, 900, (1080, 1920)), alpha=0)
+    assert (picture[600, 300:303] == palette(2)[1]).all() and (picture[600, 303:897] == 0).all()
+
+
+@pytest.mark.parametrize('size', [(390, 50), (30, 40)])
+def test_bands_of_tracks_join_without_a_seam(monkeypatch, size):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    masks = [np.kron(rng.random((size[0] // 5, 5)) < 0.5, np.ones((5, size[1] // 5))) > 0] * 2
+    whole = tracks_on(image, *masks)
+    for band in (1, 60, 999):
+        monkeypatch.setattr(visualize, 'BAND', band)
+        np.testing.assert_array_equal(tracks_on(image, *masks), whole)
+
+
+def test_memory_of_tracks_does_not_grow_with_the_frame(monkeypatch):
+    monkeypatch.setattr(visualize, 'BAND', 2**15)
+    image, masks = np.zeros((2000, 2000, 3), np.uint8), np.ones((2, 2000, 2000), bool)
+    tracks_on(image[:400, :400], masks[0, :400, :400])  # fonts are loaded once
+    tracemalloc.start()
+    try:
+        track_overlay(image, masks, [1, 2], ['dog', 'cat'])
+        frame_overlay(image, masks[0], NAMES)
+        assert tracemalloc.get_traced_memory()[1] < 10e6  # bytes, 2.5 a pixel
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_lie_on_the_larger_regions():
+    labels = np.zeros((400, 500), int)
+    labels[:, 250:] = 1
+    labels[:3] = 3  # too flat for a name
+    labels[300:, 250:] = -1
+    plain = np.asarray(overlay(GRAY, labels, NAMES, legend=False))
+    picture = np.asarray(frame_overlay(GRAY, labels, NAMES))
+    changed = (plain != picture).any(-1)
+    for left, right, middle, name in ((0, 250, 200, 0), (250, 500, 150, 1)):
+        rows, columns = np.nonzero(changed[:, left:right])
+        assert abs(rows.mean() - middle) < 30 and abs(columns.mean() - 125) < 40
+        assert has_color(picture[:, left:right], palette(4)[name])
+    assert not changed[:5].any() and not changed[305:, 250:].any()
+    assert not has_color(picture, palette(4)[3])
+
+
+def test_a_name_lies_in_a_region_not_in_its_hole():
+    labels = np.full((400, 500), 2)
+    labels[20:380, 20:380] = -1
+    plain = np.asarray(overlay(GRAY, labels, ['a', 'b', 'c'], legend=False))
+    rows, columns = np.nonzero((plain != np.asarray(frame_overlay(GRAY, labels, 'abc'))).any(-1))
+    assert columns.min() >= 380 and abs(rows.mean() - 200) < 30
+
+
+def test_errors_of_frames_name_the_problem():
+    mask = box(0, 0, 9, 9)
+    for masks in (mask, mask[None].astype(int), mask[None, 1:], mask[None, None]):
+        with pytest.raises(ValueError, match='masks are .*not bool'):
+            track_overlay(GRAY, masks, [1], ['dog'])
+    with pytest.raises(ValueError, match='1 masks, 2 ids, 1 names and 2 scores'):
+        track_overlay(GRAY, mask[None], [1, 2], ['dog'])
+    with pytest.raises(ValueError, match='1 masks, 1 ids, 1 names and 0 scores'):
+        track_overlay(GRAY, mask[None], [1], ['dog'], scores=[])
+    with pytest.raises(ValueError, match='float64'):
+        track_overlay(GRAY / 255, mask[None], [1], ['dog'])
+    with pytest.raises(ValueError, match=r'\(399, 500\).*\(400, 500\)'):
+        frame_overlay(GRAY, np.zeros((399, 500), int), NAMES)
+
+
+def test_a_tag_is_above_the_top_of_its_mask_not_in_the_corner_of_its_box():
+    mask = box(300, 50, 380, 450) | box(100, 400, 300, 420)
+    picture = tracks_on(GRAY, mask, alpha=0)
+    rows, columns = np.nonzero((picture == palette(2)[1]).all(-1)[:99])
+    assert rows.min() > 70 and abs(columns.mean() - 410) < 10

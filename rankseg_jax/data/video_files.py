@@ -28,7 +28,10 @@ def is_video(path: str | Path) -> bool:
 
     Folders are not, nor images that cannot be read.
     """
-    suffix = Path(path).suffix.lower()
+    path = Path(path)
+    if path.is_dir():
+        return False
+    suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return True
     try:
@@ -131,7 +134,7 @@ class Writer:
         self.path = Path(path)
         self._rate = Fraction(rate).limit_denominator(1001)  # that of 29.97 is 30000 / 1001
         self._temporary = self.path.with_name(f'{self.path.name}.tmp')
-        self._container = self._stream = self._size = None
+        self._size = self._output = None
         self._count = 0
 
     def __enter__(self) -> 'Writer':
@@ -158,45 +161,47 @@ class Writer:
             )
         self._size = frame.shape[:2]
         frame = np.pad(frame, [*((0, side % 2) for side in self._size), (0, 0)], 'edge')
-        if self._container is None:
-            self._open(*frame.shape[:2])
+        if self._output is None:
+            self._output = self._open(*frame.shape[:2])
+        container, stream = self._output
         picture = av.VideoFrame.from_ndarray(frame, 'rgb24').reformat(
             format='yuv420p', dst_colorspace='ITU709', dst_color_range='MPEG'
         )
         picture.pts, picture.time_base = self._count, 1 / self._rate
-        self._container.mux(self._stream.encode(picture))
+        container.mux(stream.encode(picture))
         self._count += 1
 
     def _open(self, height, width):
-        self._container = av.open(f'file:{self._temporary}', 'w', format='mp4')
+        container = av.open(f'file:{self._temporary}', 'w', format='mp4')
         # The first is what a build of FFmpeg without x264 has.
         codec, options = 'mpeg4', {'qmin': '2', 'qmax': '4'}
         if 'libx264' in av.codecs_available:
             codec, options = 'libx264', {'preset': 'veryfast', 'crf': '18'}
-        self._stream = self._container.add_stream(codec, self._rate, options)
-        self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = 'yuv420p'
-        context = self._stream.codec_context
+        stream = container.add_stream(codec, self._rate, options)
+        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+        context = stream.codec_context
         context.time_base = 1 / self._rate
         # Without these, players guess the colors by the size.
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = 1  # limited
+        return container, stream
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
             if kind is None:
                 self._finish()
         finally:
-            if self._container is not None:
+            if self._output is not None:
                 with contextlib.suppress(Exception):  # of a file that is given up
-                    self._container.close()
+                    self._output[0].close()
             self._temporary.unlink(missing_ok=True)
 
     def _finish(self):
-        if self._container is None:
+        if self._output is None:
             raise ValueError(f'{self.path}: a video needs at least one frame')
-        self._container.mux(self._stream.encode())  # what the encoder still holds
-        self._container.close()
+        container, stream = self._output
+        container.mux(stream.encode())  # what the encoder still holds
+        container.close()
         self._temporary.replace(self.path)
 
 
@@ -234,7 +239,7 @@ def _video_frames(path: Path, max_pixels: int) -> Iterator[np.ndarray]:
                 continue
             if packet.is_corrupt:
                 raise ValueError('the file ends within a frame')
-            for frame in packet.decode():
+            for frame in stream.decode(packet):
                 pixels = frame.to_ndarray(format='rgb24')  # [H, W, 3]
                 yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
         # Only these formats state their duration, and it is not always exact.
@@ -251,7 +256,7 @@ def _opened(path: Path) -> Generator[tuple[av.container.InputContainer, av.Video
         # With `file:`, a name with a colon is no network address.
         with av.open(f'file:{path}', metadata_errors='ignore') as container:
             stream = container.streams.best('video')
-            if stream is None:
+            if not isinstance(stream, av.VideoStream):
                 raise ValueError('there is no video in it')
             yield container, stream
     except Exception as error:  # FFmpeg's and PyAV's own, and MemoryError
