@@ -178,11 +178,8 @@ class Predictor:
         """The result of one image from its arrays, of which maps take the image's size."""
         image, found = example['image'], self.task.cut(found, example['size'])
         for name in self.task.maps:
-            if found[name].shape != image.shape[:2]:
-                resized = Image.fromarray(found[name]).resize(
-                    image.shape[1::-1], Image.Resampling.NEAREST
-                )
-                found[name] = np.array(resized)
+            if found[name].shape[-2:] != image.shape[:2]:
+                found[name] = nearest(found[name], image.shape[:2])
         return self.task.result(image, found, self.categories(found))
 
     def categories(self, found: dict[str, np.ndarray]) -> list[tuple[str, float]]:
@@ -193,6 +190,15 @@ class Predictor:
             strict=True,
         )
         return [(self.class_names[c], confidence) for c, confidence in ranked]
+
+
+def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes maps: each pixel takes its nearest one's value, [..., h, w] -> [..., *size]."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(size, maps.shape[-2:], strict=True)
+    )
+    return maps[..., rows[:, None], columns]
 
 
 class Video:
@@ -386,8 +392,8 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
     films, rest = find_videos(inputs, output, as_clips=predictor.task.takes_clips)
     found = find_images(rest, output) if rest else []
     found = [pair for pair in found if pair not in films]  # animated images
-    written = {(output / name).parent.resolve() for _, name in found}
-    if written & {path.resolve().parent for path, _ in found}:
+    written = {(output / name).parent.resolve() for _, name in films + found}
+    if written & {path.resolve().parent for path, _ in films + found}:
         raise ValueError(f'--output={output} holds the images themselves; choose another folder')
     storage.make_folder(output)
     names = output_names(films + found, predictor.task.suffixes)
@@ -427,27 +433,39 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
 
 
 def predict_video(predictor: Predictor, path: Path, output: Path) -> None:
-    """Predicts a video into <output>.mp4, its frames drawn; <output>/00000.png, the label map or
-    the ids of each frame; and <output>.json, its tracks. What is done is written at once.
+    """Predicts the video `path`, see `write_video`.
 
     Raises:
-      CorruptExample: the video cannot be read, possibly after some frames.
+      CorruptExample: it cannot be read, possibly after some frames.
+    """
+    rate, count = video_files.frame_rate(path), video_files.number_of_frames(path)
+    with batching.progress(f'Predicting {path.name}', count, 'frames') as progress:
+        for _ in write_video(predictor.video(path), output, rate=rate, source=path):
+            progress.update()
+        progress.write(f'{path} -> {output}.mp4  {progress.n} frames')
+
+
+def write_video(video: Video, output: Path, *, rate: float, source: str | Path) -> Iterator[Result]:
+    """Writes the results of a video as they come, and yields them.
+
+    Args:
+      output: <output>.mp4 shows the drawn frames, <output>/00000.png, … are the label maps or the
+        ids of tracks, <output>.json holds the tracks.
+      rate: frames a second.
+      source: the name of the video, which the JSON file repeats.
     """
     output.mkdir(parents=True, exist_ok=True)
-    video, categories = predictor.video(path), {}
-    rate, count = video_files.frame_rate(path), video_files.number_of_frames(path)
-    writer = video_files.Writer(output.with_name(f'{output.name}.mp4'), rate)
-    with batching.progress(f'Predicting {path.name}', count, 'frames') as progress, writer:
+    categories = {}
+    with video_files.Writer(output.with_name(f'{output.name}.mp4'), rate) as writer:
         for number, result in enumerate(video):
             result.map_image().save(output / f'{number:05}.png')
             writer.write(np.asarray(result.frame_overlay()))
             for name, confidence in result.categories:
                 categories[name] = max(confidence, categories.get(name, 0.0))
-            progress.update()
-        progress.write(f'{path} -> {output}.mp4  {video.length} frames')
+            yield result
     ranked = sorted(categories.items(), key=lambda item: -item[1])
     content = {
-        'video': str(path),
+        'video': str(source),
         'frames': video.length,
         'frames_per_second': rate,
         'categories': [
@@ -514,36 +532,60 @@ def output_names(found: Sequence[tuple[Path, Path]], suffixes: Sequence[str]) ->
 
 
 def predict_split(predictor: Predictor, config, output) -> Path:
-    """Predicts the first `config.num_pictures` images of the evaluation split, with the truth.
+    """Predicts the first `config.num_pictures` examples of the evaluation split, with the truth.
 
     Returns:
-      `grid.png` in `output`, which shows them all. Each one's panel, label map, overlay and JSON
-      are beside it.
+      `grid.png` in `output`, which shows them all, videos by their frame in the middle. Each one's
+      panel is beside it, and what `Result.save` or `write_video` writes.
 
     Raises:
-      CorruptExample: not one of the images could be read.
+      CorruptExample: not one of the examples could be read.
       ValueError: the data has other categories than the model.
     """
     source = tasks.open_source(config, config.data.eval_split)
     checkpoint.check_categories(predictor.task, source, where='the model', data_config=config.data)
     output = storage.make_folder(output)
     panels = []
-    for index in range(min(config.num_pictures, len(source))):
+    count = len(source.videos if predictor.task.takes_clips else source)
+    for place in range(min(config.num_pictures, count)):
         try:
-            example = source.load(index)
+            if predictor.task.takes_clips:
+                name, index, result = predict_video_of(predictor, source, place, output)
+            else:
+                index, example = place, source.load(place)
+                result = predictor(example['image'], example['label'])
+                # With the folder's name, since videos have frames of the same name.
+                name = Path(source.ids[index]).with_suffix('')
+                result.save(output / name, source.ids[index])
+            label = source.load(index)['label']
         except CorruptExample as error:
             logging.error('Skipped: %s', error)
             continue
-        result = predictor(example['image'], example['label'])
-        # With the folder's name, since videos have frames of the same name.
-        name = Path(source.ids[index]).with_suffix('')
-        result.save(output / name, source.ids[index])
-        panels.append(result.panel(**predictor.task.truth(source, index, example['label'])))
+        panels.append(result.panel(**predictor.task.truth(source, index, label)))
         panels[-1].save(output / f'{name}_panel.png')
     if not panels:
         raise CorruptExample(
-            f'not one of the first {config.num_pictures} images of '
+            f'not one of the first {config.num_pictures} examples of '
             f'{config.data.eval_split!r} could be read'
         )
     visualize.grid(panels).save(output / 'grid.png')
     return output / 'grid.png'
+
+
+def predict_video_of(
+    predictor: Predictor, source, video: int, output: Path
+) -> tuple[Path, int, Result]:
+    """Predicts a video of a source, see `write_video`.
+
+    Returns:
+      Its name, and of the frame in the middle the index in the source and the result.
+    """
+    title, indices = source.videos[video]
+    name, middle = Path(title), len(indices) // 2
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
+    frames = (source.load(index)['image'] for index in indices)
+    results = write_video(
+        predictor.video(frames), output / name, rate=video_files.FRAME_RATE, source=title
+    )
+    kept = [result for number, result in enumerate(results) if number == middle]
+    return name, indices[middle], kept[0]

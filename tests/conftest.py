@@ -28,7 +28,7 @@ if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision')
 
 
 # Each trains a run, or prepares one, that all its tests share.
-TOGETHER = ('test_model_analysis.py', 'test_panoptic.py', 'test_predict.py')
+TOGETHER = ('test_model_analysis.py', 'test_panoptic.py', 'test_predict.py', 'test_video_tasks.py')
 
 
 class Scheduler(LoadScopeScheduling):

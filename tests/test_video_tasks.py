@@ -1,0 +1,332 @@
+"""The tasks on videos, from data to files: perfect predictions score 1, and a short run goes on."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from rankseg_jax import evaluate, models, predict, sharding, tasks, train
+from rankseg_jax.data import (
+    IGNORE_LABEL,
+    CorruptExample,
+    batching,
+    emoji_videos,
+    pipeline,
+    rle,
+    video_files,
+    videos,
+)
+from rankseg_jax.tasks import queries
+from tests import tiny
+from tests.test_panoptic import QUERIES
+
+SHARED = QUERIES | dict(
+    data__name='emoji_videos',
+    data__num_train=4,
+    data__max_targets=8,
+    data__clip_reach=3,
+    augment__max_category_ratio=1.0,
+    batch_size=2,
+    eval__batch_size=2,
+    eval__clip_length=8,
+    eval__max_objects=3,
+)
+KINDS = {
+    'video_instance': SHARED | dict(task='video_instance', eval__clip_overlap=2),
+    'video_semantic': SHARED | dict(task='video_semantic'),
+    'per_pixel': {
+        name: value
+        for name, value in SHARED.items()
+        if not name.startswith(('model', 'rankseg', 'loss'))
+    }
+    | dict(task='video_semantic', rankseg__num_selected=3),
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_videos():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emoji_videos, 'VIDEOS', {'train': 4, 'validation': 2, 'test': 1})
+        yield
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('videos')
+
+
+def opened(config, split='validation'):
+    source = tasks.open_source(config, split)
+    return source, tasks.from_source(config, source)
+
+
+@pytest.mark.parametrize('overlap', [0, 3])
+@pytest.mark.parametrize('batch', [1, 3])
+def test_perfect_tracks_score_1_in_any_windows_and_batches(folder, overlap, batch):
+    """Each window lists the tracks in another order; linking must find them again."""
+    config = tiny.config(folder, **KINDS['video_instance'])
+    config.rankseg = None
+    config.eval.clip_overlap, config.eval.batch_size, config.eval.max_objects = overlap, batch, 12
+    source, task = opened(config)
+    examples = task.examples(source)
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(20, 8)).astype(np.float32)
+
+    def perfect(variables, batch):
+        for number in range(batch['shown'].shape[1]):
+            found = []
+            for index in batch['index']:
+                window = examples.windows[max(int(index), 0)]
+                order = np.random.default_rng(max(int(index), 0)).permutation(20)
+                masks = np.zeros((20, *batch['label'].shape[-2:]), bool)
+                probabilities = np.full((20, 8), 0.01, np.float32)
+                tracks = source.tracks(window.video)
+                for track in tracks:
+                    place = order[track['id']]
+                    probabilities[place, track['category_id']] = 0.9 - 0.01 * track['id']
+                    frame = window.frames[min(number, len(window.frames) - 1)]
+                    if mask := track['segmentations'][frame]:
+                        rows, columns = mask['size']
+                        masks[place, :rows, :columns] = rle.decode(mask)
+                arrays = {
+                    'masks': masks,
+                    'probabilities': probabilities,
+                    'ranked': np.arange(8),
+                    'embeddings': embeddings[np.argsort(order)],
+                }
+                found.append(arrays)
+            yield {}, {name: np.stack([x[name] for x in found]) for name in found[0]}
+
+    mesh = sharding.make_mesh(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, 'local_part', np.asarray)
+        scores = evaluate.evaluate(perfect, None, source, config, task, mesh)
+    assert scores['AP'] == scores['AP50'] == scores['AR10'] == 1
+    assert {row['name'] for row in scores['classes']} == set(source.class_names)
+
+
+def test_perfect_labels_score_1_and_windows_join(folder):
+    config = tiny.config(folder, **KINDS['per_pixel'])
+    config.rankseg = None
+    source, task = opened(config)
+
+    def perfect(variables, batch):
+        for number in range(batch['shown'].shape[1]):
+            labels = np.where(
+                batch['counted'][:, number, None, None], batch['label'][:, number], -1
+            )
+            prediction = type('Prediction', (), {'maps': {'labels': jnp.asarray(labels)}})
+            statistics = task.statistics({'label': jnp.asarray(labels)}, prediction)
+            yield statistics, prediction.maps
+
+    scores = evaluate.evaluate(perfect, None, source, config, task, sharding.make_mesh(1))
+    assert scores['mIoU'] == scores['VC8'] == scores['VC16'] == 1
+    pixels = sum(row['pixels'] for row in scores['classes'])
+    assert pixels == sum((source.load(i)['label'] >= 0).sum() for i in range(len(source)))
+
+
+@pytest.fixture(scope='module', params=KINDS)
+def run(request, folder, tmp_path_factory):
+    """(kind, config, workdir) of a run of a few steps, stopped and resumed on the way."""
+    config = tiny.config(folder, steps=4, checkpoint_every=2, eval_every=4, **KINDS[request.param])
+    config.num_pictures = 1
+    workdir = tmp_path_factory.mktemp(request.param)
+    scores = train.train(config, workdir)
+    expected = {'AP', 'AR10'} if 'instance' in request.param else {'mIoU', 'VC8', 'VC16'}
+    assert expected <= set(scores) and np.isfinite(scores['category_recall@3'])
+    return request.param, config, workdir
+
+
+def test_a_run_scores_the_same_again_whatever_the_batch_and_the_devices(run, tmp_path):
+    kind, config, workdir = run
+    again = evaluate.run(config, workdir, tmp_path / 'a')
+    config = config.copy_and_resolve_references()
+    config.eval.batch_size, config.mesh_data = 3, 2
+    others = evaluate.run(config, workdir, tmp_path / 'b')
+    for name, value in evaluate.totals(again).items():
+        np.testing.assert_allclose(value, others[name], rtol=1e-6, err_msg=name)
+    source, task = opened(config)
+    if kind == 'video_instance':
+        results = json.loads((tmp_path / 'a/results.json').read_text())
+        assert {x['video_id'] for x in results} == {1, 2}
+        for entry in results:
+            assert len(entry['segmentations']) == 24 and entry['category_id'] in range(8)
+            assert all(x['size'] == [32, 32] for x in entry['segmentations'])
+            coco_mask.decode(entry['segmentations'])
+    else:
+        written = sorted(x.relative_to(tmp_path / 'a') for x in (tmp_path / 'a').rglob('*.png'))
+        assert len(written) == len(source)
+
+
+@pytest.fixture(scope='module')
+def film(folder):
+    source, _ = opened(tiny.config(folder, **KINDS['video_semantic']))
+    frames = [source.load(index)['image'] for index in source.videos[0][1]][:11]
+    (folder / 'frames').mkdir(exist_ok=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f'frames/{number:03}.png')
+    return folder / 'frames'
+
+
+def test_prediction_of_videos_photos_and_what_cannot_be_read(run, film, tmp_path, capsys):
+    kind, config, workdir = run
+    predictor = predict.load(workdir)
+    predictor.task.config.eval.threshold = 0.0
+    (tmp_path / 'broken.mp4').write_text('no video')
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / 'photo.png')
+    with video_files.Writer(tmp_path / 'film.mp4', 5) as writer:
+        for frame in video_files.read_frames(film):
+            writer.write(frame)
+    inputs = [film, tmp_path / 'film.mp4', tmp_path / 'photo.png', tmp_path / 'broken.mp4']
+    output = predict.predict_files(predictor, inputs, tmp_path / 'out')
+    assert 'broken.mp4' in capsys.readouterr().out
+    for name in ('frames', 'film'):
+        assert len(list((output / name).glob('*.png'))) == 11
+        content = json.loads((output / f'{name}.json').read_text())
+        assert content['frames'] == 11
+        drawn = list(video_files.read_frames(output / f'{name}.mp4'))
+        assert len(drawn) == 11 and drawn[0].shape[0] >= 32
+        ids = np.array(Image.open(output / name / '00000.png'))
+        assert ids.shape == (32, 32)
+        if kind == 'video_instance':
+            assert len(content['tracks']) == 3
+            for track in content['tracks']:
+                assert len(track['segmentations']) == 11
+        else:
+            assert ids.max() < 8
+    assert Image.open(output / 'photo.png').size == (30, 40)
+    assert not (output / 'broken').exists() and not (output / 'broken.mp4').exists()
+
+
+def test_streamed_results_are_those_of_evaluation(run, film, tmp_path):
+    """Frame by frame, `Predictor.video` finds what the batched evaluation finds."""
+    kind, config, workdir = run
+    predictor = predict.load(workdir)
+    source, task = opened(config)
+    frames = [source.load(index)['image'] for index in source.videos[0][1]]
+    streamed = predictor.video(iter(frames))
+    results = list(streamed)
+    assert len(results) == 24
+    evaluate.run(config, workdir, tmp_path)
+    if kind == 'video_instance':
+        written = json.loads((tmp_path / 'results.json').read_text())
+        written = [x for x in written if x['video_id'] == 1]
+        predictor.task.config.eval.threshold = 0.0
+        tracks = streamed.content()['tracks']
+        assert len(tracks) == len(written) == 3
+        for track, entry in zip(tracks, written, strict=True):
+            assert track['category_id'] == entry['category_id']
+            assert track['score'] == pytest.approx(entry['score'], abs=1e-5)
+            for ours, theirs in zip(track['segmentations'], entry['segmentations'], strict=True):
+                assert ours == theirs or not ours and not coco_mask.area(theirs)
+    else:
+        for index, result in zip(source.videos[0][1], results, strict=True):
+            path = (tmp_path / source.ids[index]).with_suffix('.png')
+            np.testing.assert_array_equal(result.labels, np.array(Image.open(path)))
+
+
+def test_empty_videos_and_frames_of_two_sizes_are_named(run, tmp_path):
+    _, _, workdir = run
+    predictor = predict.load(workdir)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / '0.png')
+    Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(tmp_path / '1.png')
+    with pytest.raises(CorruptExample, match='1.png'):
+        list(predictor.video(tmp_path))
+    assert list(predictor.video([])) == []
+
+
+def test_training_clips_repeat_and_hold_what_the_source_says(folder):
+    config = tiny.config(folder, **KINDS['video_instance'])
+    source, task = opened(config, 'train')
+    samples = task.samples(source)
+    first, again = (
+        next(pipeline.train_batches(samples, config, task, start_step=3)) for _ in range(2)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert first['image'].shape == (2, 2, 32, 32, 3) and first['label'].shape == (2, 2, 32, 32)
+    targets = task.targets(first)
+    assert targets.bits.shape == (2, 1, 2, 32, 32)
+    presence = np.asarray(task.presence(first))
+    for row, labels in zip(presence, np.asarray(targets.labels), strict=True):
+        assert set(np.flatnonzero(row)) == set(labels[labels >= 0])
+
+
+def test_tracks_of_any_frame_of_a_clip_are_targets_and_others_are_not(folder):
+    """V1: a track that is gone in the last frame keeps its class. V2: one never seen is none."""
+    config = tiny.config(folder, **KINDS['video_instance'])
+    _, task = opened(config)
+    masks = np.zeros((4, 2, 6, 6), bool)
+    masks[0, :, :2], masks[1, 0, 2:4], masks[2, 1, 1:5] = True, True, True  # both, first, last
+    example = task.packed(masks, np.array([3, 7, 5, 6], np.int32))
+    assert sorted(example['object_labels'][:3]) == [3, 5, 7]
+    assert (example['object_labels'][3:] == IGNORE_LABEL).all() and example['left_out'] == 0
+    batch = {name: jnp.asarray(x)[None] for name, x in example.items()}
+    batch['image'] = jnp.zeros((1, 2, 6, 6, 3))
+    points = (np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(-1, 2) + 0.5) / 6
+    sampled = np.asarray(task.targets(batch).sample(points)).reshape(8, 2, 6, 6)
+    order = [int(np.flatnonzero(example['object_labels'] == label)[0]) for label in (3, 7, 5)]
+    np.testing.assert_allclose(sampled[order], masks[:3], atol=1e-5)
+    np.testing.assert_array_equal(sampled[3:], 0)
+
+
+def test_bits_hold_more_targets_than_a_word(folder):
+    rng = np.random.default_rng(0)
+    masks = rng.random((70, 2, 5, 4)) < 0.5
+    bits = queries.pack(masks, 70)
+    assert bits.shape == (3, 2, 5, 4) and bits.dtype == np.int32 and bits.min() >= 0
+    labels = jnp.asarray(rng.integers(0, 9, (1, 70)), jnp.int32)
+    targets = queries.overlapping_targets(labels, jnp.asarray(bits)[None], jnp.zeros(1, int))
+    points = (np.stack(np.meshgrid(np.arange(4), np.arange(5)), -1).reshape(-1, 2) + 0.5) / [4, 5]
+    sampled = np.asarray(targets.sample(points)).reshape(70, 2, 5, 4)
+    np.testing.assert_allclose(sampled, masks, atol=1e-5)
+
+
+def test_what_a_video_task_cannot_use_is_named(folder, data_dir):
+    config = tiny.config(data_dir, task='video_semantic')
+    with pytest.raises(ValueError, match="'video_semantic' needs videos, which emoji_scenes"):
+        opened(config)
+    config.task = 'video_instance'
+    with pytest.raises(ValueError, match='needs videos with tracks, which emoji_scenes'):
+        opened(config)
+    config = tiny.config(folder, **KINDS['video_instance'])
+    config.augment.max_category_ratio = 0.5
+    _, task = opened(config)
+    model = models.build(config, 8)
+    images = jnp.zeros((1, 32, 32, 3))
+    output = jax.eval_shape(
+        lambda: model.apply(model.init(jax.random.key(0), images, train=False), images, train=False)
+    )
+    with pytest.raises(ValueError, match='max_category_ratio = 0.5'):
+        task.check(output)
+
+
+def test_clips_are_padded_to_few_lengths():
+    assert [videos.padded_length(n, 20) for n in (1, 2, 3, 5, 9, 17, 20)] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        20,
+        20,
+    ]
+    clip = videos.pad(
+        {'image': np.ones((3, 4, 5, 3), np.uint8), 'label': np.ones((3, 4, 5), int)}, 4
+    )
+    assert clip['shown'].tolist() == [True, True, True, False]
+    assert (clip['label'][3] == IGNORE_LABEL).all() and (clip['image'] == 1).all()
+
+
+def test_hosts_share_videos_not_windows(folder):
+    config = tiny.config(folder, **KINDS['video_semantic'])
+    source, task = opened(config)
+    examples = task.examples(source)
+    shares = [examples.share(place, 2) for place in range(2)]
+    assert sorted(sum(shares, [])) == list(range(len(examples)))
+    of_video = [{examples.windows[i].video for i in share} for share in shares]
+    assert not of_video[0] & of_video[1]
+    assert batching.batch_size(config, 1) == 2
