@@ -1,0 +1,113 @@
+"""Does RankSeg help on videos? AP, mIoU and VC of baseline, RankSeg and oracle, over several seeds.
+
+    python benchmarks/video_quality.py --workdir=runs/video_quality
+
+First trains configs/mask2former_tiny.py without RankSeg on objects of emoji_scenes, K = 40. From
+that image run starts configs/mask2former_video_tiny.py on emoji_videos, once per task, variant and
+seed, for --steps steps, and is scored on validation. κ is 12. A finished run is a line of JSON in
+--out and is not repeated. `--table` prints the finished runs and trains nothing.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from configs import mask2former_tiny, mask2former_video_tiny
+from rankseg_jax import train
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the image run.', required=True)
+_RUNS = flags.DEFINE_string(
+    'out', 'benchmarks/results/video_quality.jsonl', 'Finished runs, one per line.'
+)
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per variant.')
+_STEPS = flags.DEFINE_integer('steps', 1000, 'Of a run on videos, 4 clips of 2 frames each.')
+_IMAGE_STEPS = flags.DEFINE_integer('image_steps', 4000, 'Of the image run, 8 images each.')
+_TABLE = flags.DEFINE_bool('table', False, 'Print the tables of the finished runs and stop.')
+
+VARIANTS = ('baseline', 'rankseg', 'oracle')
+COLUMNS = {
+    'video_instance': ('AP', 'AP50', 'AP75', 'AR10', 'category_recall@12'),
+    'video_semantic': ('mIoU', 'VC8', 'VC16', 'category_recall@12'),
+}
+
+
+def image_run() -> Path:
+    """The folder of the image run, trained if need be."""
+    config = mask2former_tiny.get_config('baseline')
+    config.task, config.data.num_classes = 'instance', 40
+    config.augment.max_category_ratio = 1.0
+    config.steps = config.eval_every = _IMAGE_STEPS.value
+    config.num_pictures = 0
+    folder = Path(_WORKDIR.value) / f'image_{config.steps}'
+    train.train(config, folder)
+    return folder
+
+
+def run(task: str, variant: str, seed: int, start: Path) -> dict:
+    prefix = 'semantic_' if task == 'video_semantic' else ''
+    config = mask2former_video_tiny.get_config(prefix + variant)
+    config.model.pretrained, config.seed = str(start), seed
+    config.steps = config.eval_every = _STEPS.value
+    config.num_pictures = 0
+    clock = time.time()
+    with tempfile.TemporaryDirectory() as workdir:
+        scores = train.train(config, workdir)
+    if not scores:
+        sys.exit('Stopped; the same command starts this run again.')
+    return {
+        'task': task,
+        'variant': variant,
+        'seed': seed,
+        'steps': config.steps,
+        'image_steps': _IMAGE_STEPS.value,
+        'seconds': round(time.time() - clock, 1),
+        'scores': {name: value for name, value in scores.items() if np.isscalar(value)},
+    }
+
+
+def table(rows, task: str) -> str:
+    columns = COLUMNS[task]
+    lines = ['| variant | seeds | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 2) + '|']
+    for variant in VARIANTS:
+        seeds = [row['scores'] for row in rows if (row['task'], row['variant']) == (task, variant)]
+        cells = []
+        for name in columns:
+            values = 100 * np.array([scores[name] for scores in seeds if name in scores])
+            spread = f' ± {values.std(ddof=1):.1f}' if len(values) > 1 else ''
+            cells.append(f'{values.mean():.1f}{spread}' if len(values) else '')
+        lines.append(f'| {variant} | {len(seeds)} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    out = Path(_RUNS.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.touch()
+
+    def finished():
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    if not _TABLE.value:
+        start = image_run()
+        for seed in map(int, _SEEDS.value):
+            for task in COLUMNS:
+                for variant in VARIANTS:
+                    done = {(row['task'], row['variant'], row['seed']) for row in finished()}
+                    if (task, variant, seed) not in done:
+                        print(f'== {task} / {variant} / {seed}', flush=True)
+                        with out.open('a') as file:
+                            file.write(json.dumps(run(task, variant, seed, start)) + '\n')
+    for task in COLUMNS:
+        print(f'\n{task}\n\n{table(finished(), task)}')
+
+
+if __name__ == '__main__':
+    app.run(main)
