@@ -19,7 +19,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from configs import common, deeplabv3, mask2former, segmenter
+from configs import common, deeplabv3, mask2former, mask2former_video, segmenter
 from rankseg_jax import config_check, inference, models, optimizers, tasks, train
 from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
 from tests.helpers import random_state
@@ -98,6 +98,33 @@ CONFIGS = [
             ('coco_panoptic_swin_l_oracle', 133, 215_569_791),
         ]
     ],
+    ('mask2former_video_tiny', 'rankseg', 40, 736_886),
+    ('mask2former_video_tiny', 'baseline', 40, 734_273),
+    ('mask2former_video_tiny', 'oracle', 40, 736_886),
+    ('mask2former_video_tiny', 'semantic_rankseg', 40, 736_886),
+    ('mask2former_video_tiny', 'semantic_baseline', 40, 734_273),
+    ('mask2former_video_tiny', 'semantic_oracle', 40, 736_886),
+    *[
+        ('mask2former_video', recipe, num_classes, num_parameters)
+        for recipe, num_classes, num_parameters in [
+            ('youtubevis_2019_r50', 40, 44_013_097),
+            ('youtubevis_2019_r101', 40, 63_005_225),
+            ('youtubevis_2019_r101_rankseg', 40, 66_331_258),
+            ('youtubevis_2019_swin_t', 40, 47_411_363),
+            ('youtubevis_2019_swin_s', 40, 68_729_267),
+            ('youtubevis_2019_swin_b', 40, 106_893_921),
+            ('youtubevis_2019_swin_b_rankseg', 40, 110_219_954),
+            ('youtubevis_2019_swin_l', 40, 215_511_709),
+            ('youtubevis_2019_swin_l_rankseg', 40, 218_837_742),
+            ('vspw_r50', 124, 44_034_685),
+            ('vspw_r101', 124, 63_026_813),
+            ('vspw_r101_rankseg', 124, 66_439_030),
+            ('vspw_r101_oracle', 124, 66_439_030),
+            ('vspw_swin_b', 124, 106_915_509),
+            ('vspw_swin_b_rankseg', 124, 110_327_726),
+            ('vspw_swin_b_oracle', 124, 110_327_726),
+        ]
+    ],
 ]
 
 
@@ -109,7 +136,7 @@ def load(name, argument):
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
-    for module in (segmenter, deeplabv3, mask2former):
+    for module in (segmenter, deeplabv3, mask2former, mask2former_video):
         assert sorted(module.RECIPES) == sorted(
             recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1]
         )
@@ -120,7 +147,8 @@ SIBLINGS = re.compile(
     'emoji_scenes|camvid:None|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
     '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
     '|swin_[tsl]|panoptic_r50|ade20k_swin_b'
-    '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)'
+    '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)|video_tiny'
+    '|youtubevis_2019_(?!swin_b_rankseg)|vspw_(?!r101$)'
 )
 
 
@@ -169,7 +197,8 @@ class Given(nn.Module):
         return {name: jnp.zeros(shape) for name, shape in self.shapes}
 
 
-SMALL_BACKBONES = {'resnet50': 'tinier', 'slim': 'tiny_pyramid'}  # of Mask2Former; others: Swins
+# Of Mask2Former; others: Swins.
+SMALL_BACKBONES = {'resnet50': 'tinier', 'resnet101': 'tinier', 'slim': 'tiny_pyramid'}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +244,15 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
             'label': rng.integers(-1, 4, (2, 64, 64)).astype(np.int32),
             'left_out': np.zeros(2, np.int32),
             'segment_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32),
+        }
+    if config.task.startswith('video'):
+        batch['image'] = rng.normal(size=(2, 2, 64, 64, 3)).astype(np.float32)
+        batch['label'] = rng.integers(-1, num_classes, (2, 2, 64, 64)).astype(np.int32)
+    if config.task == 'video_instance':
+        batch |= {
+            'label': rng.integers(0, 2**4, (2, 2, 64, 64)).astype(np.int32),
+            'left_out': np.zeros(2, np.int32),
+            'object_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32),
         }
     exported = jax.export.export(step, platforms=('cpu', 'tpu', 'cuda'))(state, batch)
     after, metrics = exported.call(state, batch)
@@ -478,6 +516,26 @@ def test_inputs_of_the_released_recipes(
         for group, keys in expected.items():
             assert {key: config[group][key] for key in keys} == keys
         assert set(expected['augment']) == set(config.augment)
+
+
+@pytest.mark.parametrize(
+    'pattern, short_sides, eval_side, length, batch',
+    [
+        ('youtubevis_2019_r.*', (360, 480), 360, 36, 16),
+        ('youtubevis_2019_swin.*', (360, 480), 480, 36, 16),
+        ('vspw.*', (480,), 480, 20, 16),
+    ],
+)
+def test_the_released_recipes_of_videos(pattern, short_sides, eval_side, length, batch):
+    recipes = [name for name in mask2former_video.RECIPES if re.fullmatch(pattern, name)]
+    assert recipes
+    for config in (load('mask2former_video', name) for name in recipes):
+        assert config.augment.short_sides == short_sides
+        assert config.augment.base_size[1] == config.eval.base_size[1] == 1333
+        assert config.eval.base_size[0] == eval_side and config.eval.clip_length == length
+        assert (config.data.clip_frames, config.data.clip_reach) == (2, 20)
+        assert (config.batch_size, config.steps, config.optimizer.milestones) == (16, 6000, (4000,))
+        assert config.augment.pad_value == -1  # zeros after normalization, as released
 
 
 def test_inputs_of_every_released_recipe_are_listed():
