@@ -152,9 +152,10 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     path = folder / f'scores_{saved.stem(config.data.eval_split)}.json'
     if jax.process_index() == 0:
         path.write_text(json.dumps(without_nan(scores), indent=1))
+    about = [f'split {config.data.eval_split!r}', f'{len(source)} images', task.protocol()]
     sharding.print_once(
-        f'Checkpoint after step {saved.step}, split {config.data.eval_split!r}, '
-        f'{len(source)} images. Written to {folder if output else path}'
+        f'Checkpoint after step {saved.step}, {", ".join(filter(None, about))}. '
+        f'Written to {folder if output else path}'
     )
     return scores
 

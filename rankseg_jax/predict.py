@@ -543,7 +543,12 @@ def predict_split(predictor: Predictor, config, output) -> Path:
       ValueError: the data has other categories than the model.
     """
     source = tasks.open_source(config, config.data.eval_split)
-    checkpoint.check_categories(predictor.task, source, where='the model', data_config=config.data)
+    checkpoint.check_categories(
+        predictor.task,
+        tasks.from_source(config, source),
+        where='the model',
+        data_config=config.data,
+    )
     output = storage.make_folder(output)
     panels = []
     count = len(source.videos if predictor.task.takes_clips else source)

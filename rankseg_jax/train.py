@@ -416,6 +416,11 @@ def fresh_state(setup: Setup) -> TrainState:
     state = jax.jit(setup.new_state, out_shardings=setup.shardings)()
     pretrained_from = setup.config.model.pretrained
     if not pretrained_from:
+        if setup.task.start:
+            sharding.print_once(
+                f'config.model.pretrained is empty: published runs of config.task = '
+                f'{setup.config.task!r} start from {setup.task.start} and score far higher'
+            )
         return state
     loaded = pretrained.load(pretrained_from, sharding.host_copy(state.model, setup.mesh))
     sharding.print_once(f'Starting from {pretrained_from}')

@@ -22,6 +22,7 @@ from rankseg_jax.data import (
 )
 from rankseg_jax.tasks import queries
 from tests import tiny
+from tests.helpers import random_like
 from tests.test_panoptic import QUERIES
 
 SHARED = QUERIES | dict(
@@ -229,6 +230,15 @@ def test_streamed_results_are_those_of_evaluation(run, film, tmp_path):
             np.testing.assert_array_equal(result.labels, np.array(Image.open(path)))
 
 
+def test_videos_of_the_split_are_drawn_beside_the_truth(run, tmp_path):
+    kind, config, workdir = run
+    grid = predict.predict_split(predict.load(workdir), config, tmp_path)
+    name = opened(config)[0].videos[0][0]
+    assert Image.open(grid).size == Image.open(tmp_path / f'{name}_panel.png').size
+    assert len(list((tmp_path / name).glob('*.png'))) == 24
+    assert len(list(video_files.read_frames(tmp_path / f'{name}.mp4'))) == 24
+
+
 def test_empty_videos_and_frames_of_two_sizes_are_named(run, tmp_path):
     _, _, workdir = run
     predictor = predict.load(workdir)
@@ -330,3 +340,22 @@ def test_hosts_share_videos_not_windows(folder):
     of_video = [{examples.windows[i].video for i in share} for share in shares]
     assert not of_video[0] & of_video[1]
     assert batching.batch_size(config, 1) == 2
+
+
+def test_scales_and_mirror_images_of_clips_add_up(folder):
+    """Categories are chosen once from all views, and frames are cut from each."""
+    config = tiny.config(folder, **KINDS['per_pixel'])
+    config.eval.scales, config.eval.flip, config.eval.clip_length = (1.0, 0.5), True, 4
+    source, task = opened(config)
+    model = models.build(config, 8)
+    shapes = jax.eval_shape(lambda: models.init(model, 8, 0, (32, 32)))
+    predictor = predict.from_model(model, random_like(shapes), config, task)
+    rng = np.random.default_rng(0)
+    coarse = [rng.integers(0, 256, (4, 4, 3), np.uint8) for _ in range(6)]
+    frames = [x.repeat(8, 0).repeat(8, 1) for x in coarse]
+    results = list(predictor.video(frames))
+    assert len(results) == 6 and results[0].labels.shape == (32, 32)
+    assert max(len(np.unique(result.labels)) for result in results) > 1
+    mirrored = list(predictor.video([frame[:, ::-1] for frame in frames]))
+    same = [(a.labels == b.labels[:, ::-1]).mean() for a, b in zip(results, mirrored, strict=True)]
+    assert min(same) > 0.98

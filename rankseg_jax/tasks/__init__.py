@@ -46,6 +46,7 @@ class Task(abc.ABC):
       suffixes: of the images that `save` of a result writes; '' is one of them.
       columns: scores of a category that the printed table shows.
       best_by: name of the score whose highest value makes the best checkpoint.
+      start: what published runs start from, of which training without `model.pretrained` warns.
       takes_clips: whether the model sees clips of videos; such a task is a `clips.Clips`.
       scores_images: whether `image_statistics` scores images, whose maps the host then fetches.
     """
@@ -54,6 +55,7 @@ class Task(abc.ABC):
     suffixes: tuple[str, ...] = ('', '_overlay')
     columns: tuple[str, ...] = ()
     best_by: str
+    start: str = ''
     takes_clips: bool = False
     scores_images: bool = False
 
@@ -211,6 +213,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def empty_statistics(self) -> dict[str, Any]:
         """The metrics of no image, by name."""
+
+    def protocol(self) -> str:
+        """How images are seen, as far as scores depend on it and the split does not tell."""
+        return ''
 
     @abc.abstractmethod
     def statistics(self, batch, prediction) -> dict[str, Any]:

@@ -35,6 +35,11 @@ class Clips:
     config: Any
     takes_clips = True
 
+    def protocol(self) -> str:
+        """See `tasks.Task.protocol`."""
+        options = self.config.eval
+        return f'clips of {options.clip_length} frames, {options.clip_overlap} of them shared'
+
     def follower(self) -> Follower:
         """A new one, for one video."""
         return Follower()

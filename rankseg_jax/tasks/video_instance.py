@@ -60,6 +60,7 @@ class VideoInstance(Clips, Instance):
     """Finds tracks; scores average precision as YouTubeVIS does."""
 
     recall_at_objects = (1, 10)
+    start = "a Mask2Former for COCO's instances"
 
     @classmethod
     def adapt(cls, source):
