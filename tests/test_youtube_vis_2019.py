@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -655,3 +656,21 @@ def test_no_string_is_taken_that_is_not_a_mask(text):
     np.testing.assert_array_equal(
         rle.decode(compressed), rle.decode({'size': [3, 4], 'counts': text})
     )
+
+
+def test_minitrain_and_minival_part_the_videos_of_train(folder, monkeypatch):
+    monkeypatch.setattr(youtube_vis_2019, 'HELD_OUT', 2)
+    config = SimpleNamespace(dir=str(folder), num_classes=0)
+    whole, kept, held_out = (
+        youtube_vis_2019.YoutubeVis2019.get_source(config, split)
+        for split in ('train', 'minitrain', 'minival')
+    )
+    assert [kept.videos[0][0], kept.videos[1][0]] == [whole.videos[0][0], whole.videos[2][0]]
+    assert [name for name, _ in held_out.videos] == [whole.videos[1][0], whole.videos[3][0]]
+    assert sorted(kept.ids + held_out.ids) == sorted(whole.ids)
+    for part, videos_ in ((kept, (0, 2)), (held_out, (1, 3))):
+        for place, video in enumerate(videos_):
+            assert part.tracks(place) == whole.tracks(video)
+            assert part.video_id(place) == whole.video_id(video)
+            first, other = part.videos[place][1][0], whole.videos[video][1][0]
+            np.testing.assert_array_equal(part.load(first)['image'], whole.load(other)['image'])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankseg_jax.data import IGNORE_LABEL, Source, VideoSource
+from rankseg_jax.data import IGNORE_LABEL, Source, TrackSource, VideoSource
 
 
 def sample(length: int, num_frames: int, reach: int, rng: np.random.Generator) -> np.ndarray:
@@ -163,3 +163,33 @@ def group(ids: Sequence[str]) -> list[tuple[str, range]]:
         found.append((name, range(start, stop)))
         start = stop
     return found
+
+
+class Part(TrackSource):
+    """Some videos of a source."""
+
+    def __init__(self, source: TrackSource, chosen: Sequence[int]):
+        """`chosen` are places in `source.videos`."""
+        self.source, self.chosen = source, chosen
+        self.class_names, self.things = source.class_names, source.things
+        self.category_ids, self.label_values = source.category_ids, source.label_values
+        self.annotated = source.annotated
+        self.indices = [index for video in chosen for index in source.videos[video][1]]
+        self.ids = [source.ids[index] for index in self.indices]
+        self.videos = group(self.ids)
+
+    def load(self, index):
+        """See `Source.load`."""
+        return self.source.load(self.indices[index])
+
+    def tracks(self, video, frames=None):
+        """See `TrackSource.tracks`."""
+        return self.source.tracks(self.chosen[video], frames)
+
+    def video_id(self, video):
+        """See `TrackSource.video_id`."""
+        return self.source.video_id(self.chosen[video])
+
+    def size(self, video):
+        """See `TrackSource.size`."""
+        return self.source.size(self.chosen[video])

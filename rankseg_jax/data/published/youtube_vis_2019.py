@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rankseg_jax.data import TrackSource
+from rankseg_jax.data import TrackSource, videos
 from rankseg_jax.data.published import LISTED, codecs, files
 from rankseg_jax.data.published.builder import VideoBuilder
 from rankseg_jax.data.published.label_maps import read_classes
@@ -26,6 +26,8 @@ from rankseg_jax.data.published.source import PublishedVideoSource
 from rankseg_jax.data.tracks import Video, paint, parse, read_json
 
 FOLDERS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
+PARTS = ('minitrain', 'minival')  # of `train`, which alone has annotations
+HELD_OUT = 10  # every tenth video of `train` is in minival
 
 
 class YoutubeVis2019Source(PublishedVideoSource, TrackSource):
@@ -62,6 +64,16 @@ class YoutubeVis2019(VideoBuilder):
     HOMEPAGE = 'https://youtube-vos.org/dataset/vis/'
     LICENSE = 'See the homepage'
     SOURCE = YoutubeVis2019Source
+
+    @classmethod
+    def get_source(cls, data_config, split):
+        """As `Builder.get_source`, and the splits of PARTS."""
+        if split not in PARTS:
+            return super().get_source(data_config, split)
+        whole = super().get_source(data_config, 'train')
+        held_out = range(HELD_OUT - 1, len(whole.videos), HELD_OUT)
+        kept = [video for video in range(len(whole.videos)) if video not in held_out]
+        return videos.Part(whole, held_out if split == 'minival' else kept)
 
     @classmethod
     def splits(cls, root):
