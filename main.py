@@ -2,7 +2,7 @@
 
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
     python main.py --workdir=runs/quickstart --mode=evaluate
-    python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,folder/,list.txt
+    python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,clip.mp4,folder/
     python main.py --workdir=runs/quickstart --mode=analyze
     python main.py --workdir=runs/quickstart --mode=export
     python main.py --workdir=runs/public --mode=convert \\
@@ -12,7 +12,7 @@
 
 train     trains or resumes, evaluates, and draws predictions on the evaluation split.
 evaluate  scores a checkpoint; with --output, also writes its predictions.
-predict   writes label maps, overlays and JSON for images.
+predict   writes label maps, overlays and JSON for images and videos.
 analyze   shows which κ to use and what the model gets wrong; before training, with --config, what
           is in the data.
 export    writes files that serve the model without this package.
@@ -57,7 +57,7 @@ _MODE = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_list(
     'input',
     None,
-    'predict: images, folders, .txt lists; default: images of the evaluation split. '
+    'predict: images, videos, folders, .txt lists; default: the evaluation split. '
     'convert: a folder, a file, or a name on the Hugging Face hub.',
 )
 _OUTPUT = flags.DEFINE_string(
