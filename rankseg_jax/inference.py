@@ -6,6 +6,7 @@ pass the network as a whole; from then on each of their frames is treated like a
 """
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
@@ -195,7 +196,8 @@ class Seen:
 
     def frame(self, number) -> 'Seen':
         """The same for a frame of each clip, as for an image; `number`: [] int32."""
-        return self.replace(outputs=[output.frame(number) for output in self.outputs])
+        outputs = [output.frame(number) for output in self.outputs]
+        return dataclasses.replace(self, outputs=outputs)
 
 
 def see(model, variables, views, config, task, *, presence=None, shown=None) -> Seen:

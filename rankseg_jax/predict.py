@@ -210,9 +210,9 @@ class Video:
 
     def __init__(self, predictor: Predictor, frames: Iterable[np.ndarray]):
         self.predictor, self.length = predictor, 0
-        self.follower = predictor.task.follower() if predictor.task.takes_clips else None
-        results = self.by_clip(frames) if self.follower else self.by_frame(frames)
-        self.results = results
+        self.follower = predictor.task.follower()
+        by_clip = predictor.task.takes_clips
+        self.results = self.by_clip(frames) if by_clip else self.by_frame(frames)
 
     def __iter__(self) -> Iterator[Result]:
         for result in self.results:
@@ -257,7 +257,7 @@ class Video:
 
     def content(self) -> dict[str, Any]:
         """What the JSON file says of the video; complete once all frames are done."""
-        return self.follower.content(self.length) if self.follower else {}
+        return self.follower.content(self.length)
 
 
 def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predictor:

@@ -66,7 +66,7 @@ class Tracker:
           The track of each object.
         """
         found = [
-            {frame: row[m] for frame, row in zip(frames, masks, strict=True) if row[m]}
+            {frame: mask for frame, row in zip(frames, masks, strict=True) if (mask := row[m])}
             for m in range(len(probabilities))
         ]  # frame → run lengths, for each object
         similar = self.similarity(frames, found, embeddings)  # [tracks, M]
@@ -78,7 +78,8 @@ class Tracker:
         for m, visible in enumerate(found):
             track = chosen.get(m)
             if track is None:
-                track = Track(len(self.tracks) + 1, np.zeros(len(probabilities[m])), 0, {}, None)
+                empty = np.zeros(len(probabilities[m]))
+                track = Track(len(self.tracks) + 1, empty, 0, {}, embeddings[m])
                 self.tracks.append(track)
             track.probabilities += probabilities[m]
             track.windows += 1

@@ -43,13 +43,13 @@ def pad(clip: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     Returns:
       The same, and 'shown', bool [length], the frames that are not padding.
     """
-    missing = length - len(clip['image'])
-    modes = {'image': {'mode': 'edge'}, 'label': {'constant_values': IGNORE_LABEL}}
-    padded = {
-        name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), **modes[name])
-        for name, x in clip.items()
-    }
-    return padded | {'shown': np.arange(length) < len(clip['image'])}
+    padded = dict(clip)
+    frames = np.minimum(np.arange(length), len(clip['image']) - 1)
+    shown = np.arange(length) < len(clip['image'])
+    padded['image'] = clip['image'][frames]
+    if 'label' in clip:
+        padded['label'] = np.where(shown[:, None, None], clip['label'][frames], IGNORE_LABEL)
+    return padded | {'shown': shown}
 
 
 class Samples(Source):

@@ -116,7 +116,8 @@ class QueryDecoder(TransformerDecoder):
             inside = inside >= 0  # [B, Q, t · L]
             everywhere = True
             if choice.shown is not None:
-                everywhere = jnp.repeat(choice.shown, inside.shape[-1] // choice.frames, axis=-1)
+                cells = inside.shape[-1] // choice.shown.shape[-1]  # of a frame
+                everywhere = jnp.repeat(choice.shown, cells, axis=-1)
                 everywhere = everywhere[:, None]  # [B, 1, t · L]
                 inside &= everywhere
             # A query without a mask looks everywhere.

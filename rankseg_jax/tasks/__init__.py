@@ -7,14 +7,14 @@ and maps into scores, files and drawings. A new task is a subclass of `Task` and
 import abc
 import difflib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import jax
 import numpy as np
 
-from rankseg_jax.data import IGNORE_LABEL, Source, get_source
+from rankseg_jax.data import IGNORE_LABEL, Source, get_source, videos
 from rankseg_jax.losses import Mean
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput, QueryOutput
@@ -28,6 +28,26 @@ TASKS = {  # config.task → class
     'video_instance': 'rankseg_jax.tasks.video_instance:VideoInstance',
     'video_semantic': 'rankseg_jax.tasks.video_semantic:VideoSemantic',
 }
+
+
+class Follower:
+    """What a task makes of a video's windows, one after another."""
+
+    def encode(self, found: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The arrays of a frame, made smaller for `add`."""
+        return found
+
+    def add(
+        self, window: videos.Window, frames: list[dict[str, Any]]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Takes the frames of the next window; yields what `result` takes, for each new one."""
+        for frame, found in zip(window.frames, frames, strict=True):
+            if frame >= window.first_new:
+                yield found
+
+    def content(self, length: int) -> dict[str, Any]:
+        """What the JSON file says of the whole video of `length` frames."""
+        return {}
 
 
 class Task(abc.ABC):
@@ -177,6 +197,10 @@ class Task(abc.ABC):
     def truth(self, source: Source, index: int, label: np.ndarray) -> dict[str, np.ndarray]:
         """The ground truth of an example, as keyword arguments of the result's `panel`."""
         return {'label': label}
+
+    def follower(self) -> Follower:
+        """A new one for one video, of a task that takes clips."""
+        return Follower()
 
     # Evaluation
 

@@ -9,26 +9,6 @@ import numpy as np
 from rankseg_jax.data import Source, VideoSource, videos
 
 
-class Follower:
-    """What a task makes of a video's windows, one after another."""
-
-    def encode(self, found: dict[str, np.ndarray]) -> dict[str, Any]:
-        """The arrays of a frame, made smaller for `add`."""
-        return found
-
-    def add(
-        self, window: videos.Window, frames: list[dict[str, Any]]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Takes the frames of the next window; yields what `result` takes, for each new one."""
-        for frame, found in zip(window.frames, frames, strict=True):
-            if frame >= window.first_new:
-                yield found
-
-    def content(self, length: int) -> dict[str, Any]:
-        """What the JSON file says of the whole video of `length` frames."""
-        return {}
-
-
 class Clips:
     """Makes a task of images one of clips; to be named before it among the bases."""
 
@@ -39,10 +19,6 @@ class Clips:
         """See `tasks.Task.protocol`."""
         options = self.config.eval
         return f'clips of {options.clip_length} frames, {options.clip_overlap} of them shared'
-
-    def follower(self) -> Follower:
-        """A new one, for one video."""
-        return Follower()
 
     def samples(self, source: Source) -> videos.Samples:
         """Its videos; training draws `data.clip_frames` frames from each."""

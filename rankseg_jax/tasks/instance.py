@@ -149,7 +149,7 @@ class Instance(Semantic):
         masks = np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), bool)
         return {'image': image} | self.packed(masks, np.array(labels, np.int32))
 
-    def packed(self, masks: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    def packed(self, masks: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """The arrays of an example for objects that may overlap, the largest of them.
 
         Args:

@@ -9,7 +9,8 @@ import numpy as np
 from rankseg_jax.data import TrackSource, rle, tracks
 from rankseg_jax.metrics.instances import InstanceMetric
 from rankseg_jax.ranking import from_ranks
-from rankseg_jax.tasks.clips import Clips, Follower, in_order
+from rankseg_jax.tasks import Follower
+from rankseg_jax.tasks.clips import Clips, in_order
 from rankseg_jax.tasks.instance import Instance, ResultsWriter, class_probabilities, object_masks
 from rankseg_jax.tracking import Tracker
 

@@ -13,7 +13,7 @@ record per video with decoded masks, which can exceed memory for a long video wi
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -73,7 +73,7 @@ class YoutubeVis2019(VideoBuilder):
         whole = super().get_source(data_config, 'train')
         held_out = range(HELD_OUT - 1, len(whole.videos), HELD_OUT)
         kept = [video for video in range(len(whole.videos)) if video not in held_out]
-        return videos.Part(whole, held_out if split == 'minival' else kept)
+        return videos.Part(cast(TrackSource, whole), held_out if split == 'minival' else kept)
 
     @classmethod
     def splits(cls, root):
