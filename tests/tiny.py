@@ -8,6 +8,9 @@ from flax import linen as nn
 
 from configs import common
 from rankseg_jax.backbones import PYRAMID, resnet, swin, vit
+from rankseg_jax.data import emoji_scenes
+
+emoji_scenes.EXAMPLES.update(validation=40, test=40)
 
 
 class Pyramid(nn.Module):

@@ -14,7 +14,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from rankseg_jax.data import IGNORE_LABEL, Source, get_source, videos
+from rankseg_jax import data
+from rankseg_jax.data import IGNORE_LABEL, Source, videos
 from rankseg_jax.losses import Mean
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput, QueryOutput
@@ -301,7 +302,7 @@ def task_class(name: str) -> type[Task]:
 
 def open_source(config, split: str) -> Source:
     """A split of the run's data, as `config.task` sees it; raises as `data.get_source`."""
-    return task_class(config.task).adapt(get_source(config.data, split))
+    return task_class(config.task).adapt(data.get_source(config.data, split))
 
 
 def from_source(config, source: Source) -> Task:
