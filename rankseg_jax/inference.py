@@ -23,6 +23,7 @@ from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice
 
 PROGRAMS = 16  # of a network that are kept, one for each input shape
+OF_CLIP = ('categories', 'confidences')  # of what `served` returns, those of a clip as a whole
 
 
 @struct.dataclass
@@ -43,7 +44,16 @@ class Prediction:
 
 
 def segment(
-    model, variables, views, size, config, task, *, canvas: tuple[int, int], presence=None
+    model,
+    variables,
+    views,
+    size,
+    config,
+    task,
+    *,
+    canvas: tuple[int, int],
+    presence=None,
+    shown=None,
 ) -> Prediction:
     """Segments a batch at the images' own sizes; made for `jit`. `compiled` is `segment` in parts.
 
@@ -55,12 +65,13 @@ def segment(
       task: a `tasks.Task`.
       canvas: (rows, columns) of the result, static, at least `size`.
       presence: [B, K] bool, the categories in the ground truth, for the oracle.
+      shown: [B, t] bool, the frames of clips that are not padding; None: all.
 
     Raises:
       ValueError: the oracle without `presence`, or `config.eval` asks for what the model or the
         task cannot give.
     """
-    seen = see(model, variables, views, config, task, presence=presence)
+    seen = see(model, variables, views, config, task, presence=presence, shown=shown)
 
     def postprocess(seen):
         return task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)

@@ -176,14 +176,16 @@ class Predictor:
 
     def result(self, example: dict[str, Any], found: dict[str, np.ndarray]) -> Result:
         """The result of one image from its arrays, of which maps take the image's size."""
-        image, found = example['image'], self.task.cut(found, example['size'])
-        for name in self.task.maps:
-            if found[name].shape != image.shape[:2]:
-                resized = Image.fromarray(found[name]).resize(
-                    image.shape[1::-1], Image.Resampling.NEAREST
-                )
-                found[name] = np.array(resized)
+        image, found = example['image'], self.cut(found, example)
         return self.task.result(image, found, self.categories(found))
+
+    def cut(self, found: dict[str, np.ndarray], example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The arrays of one image or frame, of which maps take the image's size."""
+        found, size = self.task.cut(found, example['size']), example['image'].shape[-3:-1]
+        return {
+            name: nearest(x, size) if name in self.task.maps and x.shape[-2:] != size else x
+            for name, x in found.items()
+        }
 
     def categories(self, found: dict[str, np.ndarray]) -> list[tuple[str, float]]:
         """(name, confidence) of the ranked categories, best first."""
@@ -193,6 +195,15 @@ class Predictor:
             strict=True,
         )
         return [(self.class_names[c], confidence) for c, confidence in ranked]
+
+
+def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[…, h, w] → […, *size]: each pixel takes the value of the one that its center lies in."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(maps.shape[-2:], size, strict=True)
+    )
+    return maps[..., rows[:, None], columns]
 
 
 class Video:
@@ -236,15 +247,12 @@ class Video:
         predictor, length = self.predictor, len(frames)
         most = predictor.task.config.eval.clip_length
         clip = videos.pad({'image': np.stack(frames)}, videos.padded_length(length, most))
-        example = predictor.fit(clip['image']) | {'shown': clip['shown'], 'index': 0}
-        example['counted'] = clip['shown']
+        example = predictor.fit(clip['image']) | clip | {'counted': clip['shown'], 'index': 0}
         batch = batching.stack([example], predictor.num_devices)
         segmented = itertools.islice(predictor.segment(batch), length)
         return [
             self.follower.encode(
-                predictor.task.cut(
-                    {name: x[0] for name, x in jax.device_get(found).items()}, example['size']
-                )
+                predictor.cut({name: x[0] for name, x in jax.device_get(found).items()}, example)
             )
             for found in batching.behind(segmented)
         ]
@@ -290,7 +298,9 @@ def from_artifact(folder: Path) -> Predictor:
         raise ValueError(
             f'{folder} was exported by an earlier version: export it again (--mode=export)'
         )
-    config = ConfigDict({'task': about['task']})
+    options = export.OBJECT_OPTIONS + export.CLIP_OPTIONS
+    evaluation = {name: about[name] for name in options if name in about}
+    config = ConfigDict({'task': about['task'], 'eval': evaluation})
     task = tasks.build(config, about['labels'], about['things'])
     call = jax.jit(jax.export.deserialize(bytearray((folder / export.ARTIFACT).read_bytes())).call)
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
@@ -307,7 +317,15 @@ def from_artifact(folder: Path) -> Predictor:
 
     def run(batch):
         (view,) = batch['views']
-        yield call(variables, view['image'], view['content'])
+        if not task.takes_clips:
+            yield call(variables, view['image'], view['content'])
+            return
+        missing = about['clip_length'] - view['image'].shape[1]
+        clips = np.pad(view['image'], [(0, 0), (0, missing), *[(0, 0)] * 3])
+        found = call(variables, clips, view['content'], batch['shown'].sum(1, dtype=np.int32))
+        of_clip = {name: found.pop(name) for name in inference.OF_CLIP if name in found}
+        for number in range(batch['shown'].shape[1]):
+            yield {name: x[:, number] for name, x in found.items()} | of_clip
 
     return Predictor(fit, run, task)
 

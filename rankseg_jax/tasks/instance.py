@@ -188,11 +188,12 @@ class Instance(Semantic):
         )
 
     def postprocess(self, views, selection, size, canvas):
-        """Masks bool [B, M, *canvas] of the M best pairs of query and category, their 'labels'
-        [B, M] and 'scores' [B, M]: p(class) · mean of σ within the mask (Cheng et al., 2022)."""
+        """Masks bool [B, M, *canvas] of the M best pairs of query and category, 'object_labels'
+        [B, M] and 'object_scores' [B, M]: p(class) · mean of σ within the mask (Cheng et al.,
+        2022)."""
         (view,) = views
         classes = class_probabilities(view.output)  # [B, Q, κ]
-        flat = classes.reshape(len(classes), -1)  # [B, Q · κ]
+        flat = classes.reshape(classes.shape[0], -1)  # [B, Q · κ]
         count = min(self.config.eval.max_objects, flat.shape[1])
         scores, pairs = jax.lax.top_k(flat, count)  # [B, M] each
         ranks = pairs % classes.shape[-1]
