@@ -251,7 +251,8 @@ def assemble(seen: Seen, size, canvas: tuple[int, int]) -> list[View]:
     for cut, output in zip(seen.cuts, seen.outputs, strict=True):
         mirrors = output.split_views(cut.views[0], cut.counts)
         places = cut.places(output.cells, size, canvas, output.direct)
-        found += [View(x, *place) for x, place in zip(mirrors, places, strict=True)]
+        held = cut.held(output.cells)
+        found += [View(x, *place, held) for x, place in zip(mirrors, places, strict=True)]
     return found
 
 
@@ -286,6 +287,10 @@ class Cut:
         """(mirrors, windows), see `selector.Choice`."""
         return len(self.mirrored), self.counts[0] * self.counts[1]
 
+    def held(self, cells: tuple[int, int]) -> jax.Array:
+        """[B, 2] int32, rows and columns of cells that an image covers, of (h, w) of a window."""
+        return -(-self.content * jnp.array(cells) // jnp.array(self.window))
+
     def places(self, cells: tuple[int, int], size, canvas: tuple[int, int], direct: bool = False):
         """For each mirror image the weights (of rows, of columns) of its windows in the result.
 
@@ -300,7 +305,7 @@ class Cut:
             content, window = self.content[:, axis], self.window[axis]
             stride = self.stride[axis]
             if direct:
-                content = -(-content * cells[axis] // window)
+                content = self.held(cells)[:, axis]
                 window = stride = cells[axis]
             return interpolation(
                 length=canvas[axis],
