@@ -67,7 +67,9 @@ _OUTPUT = flags.DEFINE_string(
     "evaluate: writes the scores there, and predictions in the data set's own format.",
 )
 _TASK = flags.DEFINE_string(
-    'task', None, 'convert, without --config: semantic or panoptic; default: told from the names.'
+    'task',
+    None,
+    'convert, without --config: semantic, panoptic or instance; default: told from the names.',
 )
 _THINGS = flags.DEFINE_list(
     'things',

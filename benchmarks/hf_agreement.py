@@ -12,7 +12,8 @@ agrees least.
 semantic   `post_process_semantic_segmentation` and our label map
 panoptic   `post_process_panoptic_segmentation` with its defaults, and our segments: the same
            number and category
-instance   the same with the defaults of Hugging Face's pipeline, all categories being things
+instance   `post_process_instance_segmentation` with its defaults, and our objects: of each pixel's
+           best one, its place by score and its category
 
 A panoptic result of Hugging Face in which two segments have one number, as may happen after stuff
 was fused, is left out.
@@ -200,9 +201,9 @@ def theirs(model, processor, image: Image.Image) -> dict[str, np.ndarray | None]
         output = model(**processor(image, return_tensors='pt'))
     stuff = set(range(NUM_CLASSES)) - set(THINGS)
 
-    def segments(**options):
+    def segments():
         (found,) = processor.post_process_panoptic_segmentation(
-            output, target_sizes=size, **options
+            output, target_sizes=size, label_ids_to_fuse=stuff
         )
         infos = found['segments_info']
         category = {info['id']: info['label_id'] for info in infos}
@@ -214,31 +215,44 @@ def theirs(model, processor, image: Image.Image) -> dict[str, np.ndarray | None]
             return None
         return numbered(found['segmentation'].numpy(), list(category.values()))
 
+    def objects():
+        (found,) = processor.post_process_instance_segmentation(
+            output, target_sizes=size, return_binary_maps=True
+        )
+        infos = sorted(found['segments_info'], key=lambda info: -info['score'])
+        ids = np.zeros(size[0], int)
+        for number, info in reversed(list(enumerate(infos, 1))):
+            ids[found['segmentation'][info['id']].numpy() == 1] = number
+        return numbered(ids, [info['label_id'] for info in infos])
+
     return {
         'semantic': processor.post_process_semantic_segmentation(output, size)[0].numpy(),
-        'panoptic': segments(label_ids_to_fuse=stuff),
-        'instance': segments(threshold=0.9, overlap_mask_area_threshold=0.5),
+        'panoptic': segments(),
+        'instance': objects(),
     }
 
 
 def numbered(ids: np.ndarray, categories: list[int]) -> np.ndarray:
-    """Number and category of each pixel's segment in one integer; 0 is void."""
+    """Number and category of each pixel's segment or object in one integer; 0 is void."""
     table = np.array([0, *(NUM_CLASSES * i + c for i, c in enumerate(categories, 1))])
     return table[np.maximum(ids, 0).astype(int)]
 
 
 def ours(folder: Path, images: list[Image.Image]) -> list[dict[str, np.ndarray]]:
     """What the converted checkpoint says of the images."""
-    found = [{} for _ in images]
+    all_maps = [{} for _ in images]
     with tempfile.TemporaryDirectory() as workdir:
-        for task, things in (('panoptic', list(map(str, THINGS))), ('instance', ['all'])):
-            convert.run(folder, f'{workdir}/{task}', common.get_config(), as_is=True, things=things)
+        for task, things in (('panoptic', list(map(str, THINGS))), ('instance', None)):
+            options = {'as_is': True, 'task': task, 'things': things}
+            convert.run(folder, f'{workdir}/{task}', common.get_config(), **options)
             predictor = predict.load(f'{workdir}/{task}')
-            for image, maps in zip(images, found, strict=True):
+            for image, maps in zip(images, all_maps, strict=True):
                 result = predictor(np.asarray(image))
-                maps['semantic'] = result.labels
-                maps[task] = numbered(result.segment_ids, [label for label, _ in result.segments])
-    return found
+                found = result.segments if task == 'panoptic' else result.objects
+                maps[task] = numbered(result.segment_ids, [label for label, _ in found])
+                if task == 'panoptic':
+                    maps['semantic'] = result.labels
+    return all_maps
 
 
 def main(_):

@@ -23,9 +23,12 @@ KNOWN = {
     'Cityscapes': ('cityscapes',),
     'Mapillary Vistas': ('mapillary_vistas',),
 }
-# eval.threshold and eval.overlap, the defaults of Hugging Face: of its pipeline for a checkpoint of
-# things alone, of `post_process_panoptic_segmentation` for others.
-THRESHOLDS = {True: (0.9, 0.5), False: (0.5, 0.8)}
+# Keys of `config.eval` for the defaults of Hugging Face's post-processing.
+DEFAULTS = {
+    'panoptic': {'threshold': 0.5, 'overlap': 0.8},
+    'instance': {'threshold': 0.5},
+    'semantic': {},
+}
 
 
 def run(
@@ -112,8 +115,10 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     model, variables = pretrained.load_hf(folder)
     class_names = describe(folder, model, config)
     config.task, is_thing, reason = published_task(source, class_names, task, things)
-    if is_thing:
-        config.eval.threshold, config.eval.overlap = THRESHOLDS[all(is_thing)]
+    config.eval.update(DEFAULTS[config.task])
+    if config.task == 'instance':
+        config.eval.max_objects = config.model.num_queries
+        config.augment.max_category_ratio = 1.0  # objects may overlap
     print(f'Task: {config.task}, {reason}. To change it: --task, --things')
     built = models.build(config, len(class_names))
     expected = jax.eval_shape(
@@ -190,25 +195,36 @@ def published_task(
 
     Args:
       source: name or folder of the checkpoint.
-      task: 'semantic' or 'panoptic'; None: see above.
+      task: 'semantic', 'panoptic' or 'instance'; None: see above.
       things: of a panoptic task, see `parse_things`; None: as in the data set whose categories
         have these names.
 
     Returns:
-      The task, K bools for a panoptic one, and the reason in words.
+      The task, K bools for one that has things, and the reason in words.
 
     Raises:
-      ValueError: there is no such task, or it is not known which categories are things.
+      ValueError: there is no such task, or not of public weights; or it is not known which
+        categories are things.
     """
+    all_things = [True] * len(class_names)
     if task is not None:
         tasks.task_class(task)
+    if task not in (None, *DEFAULTS):
+        raise ValueError(
+            f'--task={task}: public weights are read for one of {", ".join(DEFAULTS)}; a run of '
+            'another task can start from them, with --config'
+        )
+    if things and task in ('semantic', 'instance'):
+        has = 'none' if task == 'semantic' else 'nothing else'
+        raise ValueError(f'--things belongs to --task=panoptic; --task={task} has {has}')
     if task == 'semantic':
-        if things:
-            raise ValueError('--things belongs to --task=panoptic; a semantic task has none')
         return 'semantic', [], 'as --task says'
+    if task == 'instance':
+        return 'instance', all_things, 'as --task says'
     if things:
         chosen = parse_things(things, class_names)
-        return 'panoptic', chosen, f'{count(chosen)}, as --things says'
+        kind = task or ('instance' if all(chosen) else 'panoptic')
+        return kind, chosen, f'{count(chosen)}, as --things says'
     known = known_things(class_names)
     if task:
         if not known:
@@ -227,17 +243,17 @@ def published_task(
         return 'semantic', [], 'as its name says'
     if not known:
         if kind == 'instance':
-            return 'panoptic', [True] * len(class_names), 'all categories are things, by its name'
+            return 'instance', all_things, 'as its name says'
         return 'semantic', [], 'since it is not known which categories are things'
     title, is_thing = known
     everything = read_classes(KNOWN[title][0])['isthing']
     if kind == 'panoptic' or kind == 'instance' and all(is_thing):
-        return 'panoptic', is_thing, f'{count(is_thing)}, as in {title}, and as its name says'
+        return kind, is_thing, f'{count(is_thing)}, as in {title}, and as its name says'
     # Names that only one task has: those of COCO's panoptic task, and the things of a data set.
-    if (title == 'COCO' and len(is_thing) == len(everything)) or (
-        all(is_thing) and len(is_thing) == sum(everything)
-    ):
+    if title == 'COCO' and len(is_thing) == len(everything):
         return 'panoptic', is_thing, f'{count(is_thing)}, as in {title}'
+    if all(is_thing) and len(is_thing) == sum(everything):
+        return 'instance', is_thing, f'{count(is_thing)}, as in {title}'
     return 'semantic', [], f'which is commoner than panoptic with the categories of {title}'
 
 

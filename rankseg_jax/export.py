@@ -3,13 +3,13 @@
     <output>/
       model.jax_export   compiled for CPU, TPU and GPU when loaded, any batch size, see `serve`
       params/            its parameters, an orbax checkpoint
-      labels.json        category names in label order, task, input size and filter, κ
-      example.py         loads these and segments one image
+      labels.json        category names in label order, task, input size and filter, κ; of videos,
+                         the length and overlap of clips
+      example.py         loads these and segments one image, or a video
 
 `predict.load` reads the folder, too.
 """
 
-import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,64 +19,40 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import export
 
-from rankseg_jax import checkpoint, inference, models, sharding, storage, tasks
-from rankseg_jax.data import fitting
-from rankseg_jax.data.images import to_rgb
+from rankseg_jax import checkpoint, export_example, inference, models, sharding, storage, tasks
 from rankseg_jax.postprocessing import covered
 
 ARTIFACT = 'model.jax_export'
 PLATFORMS = ('cpu', 'tpu', 'cuda')
 
-COPIED = (  # into example.py
-    to_rgb,
-    fitting.fitted_size,
-    fitting.resize,
-    fitting.blend,
-    fitting.filtered,
-    fitting.filter_weights,
-    fitting.fit,
-)
-EXAMPLE = '''"""Segments one image: python example.py photo.jpg
-
-Needs jax, orbax-checkpoint, numpy and pillow.
-"""
-import json, sys
-from pathlib import Path
-import jax, jax.export, numpy as np, orbax.checkpoint as ocp
-from PIL import Image, ImageOps
-
-FUNCTIONS
-folder = Path(__file__).absolute().parent
-about = json.loads((folder / 'labels.json').read_text())
-params = ocp.StandardCheckpointer().restore(folder / 'params')
-segment = jax.jit(jax.export.deserialize((folder / 'model.jax_export').read_bytes()).call)
-photo = to_rgb(Image.open(sys.argv[1]))
-image, content = fit(photo, about['size'], about['antialias'], about['resample'], about['stretch'])
-found = segment(params, image[None], content[None])
-if 'labels' not in found:
-    sys.exit(f'no label map to draw; the model returned {found}')
-labels = np.asarray(found['labels'])[0, :content[0], :content[1]]
-for label, count in zip(*np.unique(labels, return_counts=True)):
-    print(f'{about["labels"][label]}: {count / labels.size:.1%} of the pixels')
-Image.fromarray(labels.astype(np.uint16)).save('labels.png')
-'''.replace('FUNCTIONS', '\n\n'.join(map(inspect.getsource, COPIED)))
+# Keys of `config.eval` that matter after the model: to results of objects, and of videos.
+OBJECT_OPTIONS = ('threshold', 'max_objects')
+CLIP_OPTIONS = ('clip_length', 'clip_overlap')
 
 
 def serve(model, config, task: tasks.Task) -> Callable:
-    """The function that is exported: (variables, images, sizes) → dict.
+    """The function that is exported: (variables, images, sizes[, lengths]) → dict.
 
     It takes images uint8 [b, *eval.size, 3], RGB, each at the top left, and the rows and columns
     that they fill, int32 [b, 2]. It returns what `inference.served` says, at eval.size; labels are
     -1 beyond the image.
+
+    If the task takes clips, it takes uint8 [b, eval.clip_length, *eval.size, 3], and the number of
+    frames that each holds, int32 [b]; what follows these is padding, which changes nothing. What is
+    returned of a frame is [b, eval.clip_length, …], the categories of a clip are [b, κ].
     """
 
-    def segment(variables, images, sizes):
+    def segment(variables, images, sizes, lengths=None):
         inside = covered(sizes, config.eval.size)  # [b, H, W]
+        shown = None
+        if lengths is not None:
+            inside = inside[:, None]  # [b, 1, H, W]
+            shown = jnp.arange(config.eval.clip_length) < lengths[:, None]  # [b, t]
         mean, std = (jnp.array(x, jnp.float32) for x in (config.data.mean, config.data.std))
-        normalized = (images.astype(jnp.float32) - mean) / std  # [b, H, W, 3]
+        normalized = (images.astype(jnp.float32) - mean) / std  # [b, (t,) H, W, 3]
         views = ({'image': jnp.where(inside[..., None], normalized, 0.0), 'content': sizes},)
         prediction = inference.segment(
-            model, variables, views, sizes, config, task, canvas=config.eval.size
+            model, variables, views, sizes, config, task, canvas=config.eval.size, shown=shown
         )
         return inference.served(prediction, config)
 
@@ -130,12 +106,14 @@ def run(config, workdir, output) -> Path:
 
     size = tuple(config.eval.size)
     (b,) = export.symbolic_shape('b')
-    served = export.export(jax.jit(serve(model, config, task)), platforms=PLATFORMS)
-    artifact = served(
+    clip = (config.eval.clip_length,) if task.takes_clips else ()
+    arguments = [
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables),
-        jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((b, *clip, *size, 3), jnp.uint8),
         jax.ShapeDtypeStruct((b, 2), jnp.int32),
-    )
+        *[jax.ShapeDtypeStruct((b,), jnp.int32) for _ in clip],
+    ]
+    artifact = export.export(jax.jit(serve(model, config, task)), platforms=PLATFORMS)(*arguments)
     (output / ARTIFACT).write_bytes(artifact.serialize())
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(output / 'params', variables, force=True)
@@ -149,6 +127,11 @@ def run(config, workdir, output) -> Path:
         'stretch': config.eval.stretch and not any(config.eval.base_size),
         'num_selected': config.rankseg.num_selected if config.rankseg else None,
     }
+    finds_objects = 'masks' in task.maps
+    options = OBJECT_OPTIONS if finds_objects else ()
+    options += CLIP_OPTIONS if task.takes_clips else ()
+    about |= {name: config.eval[name] for name in options}
     (output / 'labels.json').write_text(json.dumps(about, indent=1))
-    (output / 'example.py').write_text(EXAMPLE)
+    program = export_example.program(clips=task.takes_clips, objects=finds_objects)
+    (output / 'example.py').write_text(program)
     return output

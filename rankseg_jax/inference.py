@@ -24,6 +24,7 @@ from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice
 
 PROGRAMS = 16  # of a network that are kept, one for each input shape
+OF_CLIP = ('categories', 'confidences')  # of what `served` returns, those of a clip as a whole
 
 
 @struct.dataclass
@@ -44,7 +45,16 @@ class Prediction:
 
 
 def segment(
-    model, variables, views, size, config, task, *, canvas: tuple[int, int], presence=None
+    model,
+    variables,
+    views,
+    size,
+    config,
+    task,
+    *,
+    canvas: tuple[int, int],
+    presence=None,
+    shown=None,
 ) -> Prediction:
     """Segments a batch at the images' own sizes; made for `jit`. `compiled` is `segment` in parts.
 
@@ -56,12 +66,13 @@ def segment(
       task: a `tasks.Task`.
       canvas: (rows, columns) of the result, static, at least `size`.
       presence: [B, K] bool, the categories in the ground truth, for the oracle.
+      shown: [B, t] bool, the frames of clips that are not padding; None: all.
 
     Raises:
       ValueError: the oracle without `presence`, or `config.eval` asks for what the model or the
         task cannot give.
     """
-    seen = see(model, variables, views, config, task, presence=presence)
+    seen = see(model, variables, views, config, task, presence=presence, shown=shown)
 
     def postprocess(seen):
         return task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)
@@ -242,7 +253,8 @@ def assemble(seen: Seen, size, canvas: tuple[int, int]) -> list[View]:
     for cut, output in zip(seen.cuts, seen.outputs, strict=True):
         mirrors = output.split_views(cut.views[0], cut.counts)
         places = cut.places(output.cells, size, canvas, output.direct)
-        found += [View(x, *place) for x, place in zip(mirrors, places, strict=True)]
+        held = cut.held(output.cells)
+        found += [View(x, *place, held) for x, place in zip(mirrors, places, strict=True)]
     return found
 
 
@@ -277,6 +289,10 @@ class Cut:
         """(mirrors, windows), see `selector.Choice`."""
         return len(self.mirrored), self.counts[0] * self.counts[1]
 
+    def held(self, cells: tuple[int, int]) -> jax.Array:
+        """[B, 2] int32, rows and columns of cells that an image covers, of (h, w) of a window."""
+        return -(-self.content * jnp.array(cells) // jnp.array(self.window))
+
     def places(self, cells: tuple[int, int], size, canvas: tuple[int, int], direct: bool = False):
         """For each mirror image the weights (of rows, of columns) of its windows in the result.
 
@@ -291,7 +307,7 @@ class Cut:
             content, window = self.content[:, axis], self.window[axis]
             stride = self.stride[axis]
             if direct:
-                content = -(-content * cells[axis] // window)
+                content = self.held(cells)[:, axis]
                 window = stride = cells[axis]
             return interpolation(
                 length=canvas[axis],

@@ -21,11 +21,13 @@ class View:
       output: of the model, its cells [h, w].
       rows: [B, R, h], weights of the cells' rows in each of the result's R rows.
       columns: [B, C, w], likewise for columns.
+      held: [B, 2] int32, rows and columns of the cells that the image covers; None: not known.
     """
 
     output: PixelOutput | QueryOutput
     rows: jax.Array
     columns: jax.Array
+    held: jax.Array | None = None
 
 
 def label_maps(views: list[View], selection: Selection | None, size, canvas: tuple[int, int]):

@@ -176,11 +176,16 @@ class Predictor:
 
     def result(self, example: dict[str, Any], found: dict[str, np.ndarray]) -> Result:
         """The result of one image from its arrays, of which maps take the image's size."""
-        image, found = example['image'], self.task.cut(found, example['size'])
-        for name in self.task.maps:
-            if found[name].shape[-2:] != image.shape[:2]:
-                found[name] = nearest(found[name], image.shape[:2])
+        image, found = example['image'], self.cut(found, example)
         return self.task.result(image, found, self.categories(found))
+
+    def cut(self, found: dict[str, np.ndarray], example: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The arrays of one image or frame, of which maps take the image's size."""
+        found, size = self.task.cut(found, example['size']), example['image'].shape[-3:-1]
+        return {
+            name: nearest(x, size) if name in self.task.maps and x.shape[-2:] != size else x
+            for name, x in found.items()
+        }
 
     def categories(self, found: dict[str, np.ndarray]) -> list[tuple[str, float]]:
         """(name, confidence) of the ranked categories, best first."""
@@ -193,10 +198,10 @@ class Predictor:
 
 
 def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes maps: each pixel takes its nearest one's value, [..., h, w] -> [..., *size]."""
+    """[…, h, w] → […, *size]: each pixel takes the value of the one that its center lies in."""
     rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int)
-        for new, old in zip(size, maps.shape[-2:], strict=True)
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(maps.shape[-2:], size, strict=True)
     )
     return maps[..., rows[:, None], columns]
 
@@ -242,15 +247,12 @@ class Video:
         predictor, length = self.predictor, len(frames)
         most = predictor.task.config.eval.clip_length
         clip = videos.pad({'image': np.stack(frames)}, videos.padded_length(length, most))
-        example = predictor.fit(clip['image']) | {'shown': clip['shown'], 'index': 0}
-        example['counted'] = clip['shown']
+        example = predictor.fit(clip['image']) | clip | {'counted': clip['shown'], 'index': 0}
         batch = batching.stack([example], predictor.num_devices)
         segmented = itertools.islice(predictor.segment(batch), length)
         return [
             self.follower.encode(
-                predictor.task.cut(
-                    {name: x[0] for name, x in jax.device_get(found).items()}, example['size']
-                )
+                predictor.cut({name: x[0] for name, x in jax.device_get(found).items()}, example)
             )
             for found in batching.behind(segmented)
         ]
@@ -296,7 +298,9 @@ def from_artifact(folder: Path) -> Predictor:
         raise ValueError(
             f'{folder} was exported by an earlier version: export it again (--mode=export)'
         )
-    config = ConfigDict({'task': about['task']})
+    options = export.OBJECT_OPTIONS + export.CLIP_OPTIONS
+    evaluation = {name: about[name] for name in options if name in about}
+    config = ConfigDict({'task': about['task'], 'eval': evaluation})
     task = tasks.build(config, about['labels'], about['things'])
     call = jax.jit(jax.export.deserialize(bytearray((folder / export.ARTIFACT).read_bytes())).call)
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
@@ -313,7 +317,15 @@ def from_artifact(folder: Path) -> Predictor:
 
     def run(batch):
         (view,) = batch['views']
-        yield call(variables, view['image'], view['content'])
+        if not task.takes_clips:
+            yield call(variables, view['image'], view['content'])
+            return
+        missing = about['clip_length'] - view['image'].shape[1]
+        clips = np.pad(view['image'], [(0, 0), (0, missing), *[(0, 0)] * 3])
+        found = call(variables, clips, view['content'], batch['shown'].sum(1, dtype=np.int32))
+        of_clip = {name: found.pop(name) for name in inference.OF_CLIP if name in found}
+        for number in range(batch['shown'].shape[1]):
+            yield {name: x[:, number] for name, x in found.items()} | of_clip
 
     return Predictor(fit, run, task)
 
@@ -543,12 +555,7 @@ def predict_split(predictor: Predictor, config, output) -> Path:
       ValueError: the data has other categories than the model.
     """
     source = tasks.open_source(config, config.data.eval_split)
-    checkpoint.check_categories(
-        predictor.task,
-        tasks.from_source(config, source),
-        where='the model',
-        data_config=config.data,
-    )
+    checkpoint.check_categories(predictor.task, source, where='the model', data_config=config.data)
     output = storage.make_folder(output)
     panels = []
     count = len(source.videos if predictor.task.takes_clips else source)

@@ -12,7 +12,16 @@ from safetensors.numpy import save_file
 
 import main
 from configs import common
-from rankseg_jax import checkpoint, config_check, convert, models, pretrained, sharding
+from rankseg_jax import (
+    checkpoint,
+    config_check,
+    convert,
+    models,
+    predict,
+    pretrained,
+    sharding,
+    train,
+)
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.pretrained import load_hf
 from tests import tiny
@@ -130,15 +139,17 @@ FACEBOOK = 'facebook/mask2former-swin-large'
         ('facebook/maskformer-swin-tiny-coco', COCO, {}, 'panoptic', range(80)),
         (f'{FACEBOOK}-cityscapes-panoptic', CITYSCAPES, {}, 'panoptic', range(11, 19)),
         (f'{FACEBOOK}-cityscapes-semantic', CITYSCAPES, {}, 'semantic', ()),
-        (f'{FACEBOOK}-cityscapes-instance', CITYSCAPES[11:], {}, 'panoptic', range(8)),
+        (f'{FACEBOOK}-cityscapes-instance', CITYSCAPES[11:], {}, 'instance', range(8)),
         ('checkpoint-500', CITYSCAPES, {}, 'semantic', ()),
         ('checkpoint-500', CITYSCAPES, {'task': 'panoptic'}, 'panoptic', range(11, 19)),
-        ('checkpoint-500', COCO[:80], {}, 'panoptic', range(80)),
+        ('checkpoint-500', COCO[:80], {}, 'instance', range(80)),
+        ('checkpoint-500', COCO[:80], {'task': 'panoptic'}, 'panoptic', range(80)),
+        ('checkpoint-500', UNKNOWN, {'task': 'instance'}, 'instance', range(200)),
         ('aws-instance-7', ADE, {}, 'semantic', ()),
         ('aws-instance-7', UNKNOWN, {}, 'semantic', ()),
         ('aws-instance-7', ['person', 'car'], {}, 'semantic', ()),
         ('my-panoptic', ADE, {}, 'semantic', ()),
-        ('mask2former-tiny-mine-instance', UNKNOWN, {}, 'panoptic', range(200)),
+        ('mask2former-tiny-mine-instance', UNKNOWN, {}, 'instance', range(200)),
         (
             'checkpoint-500',
             UNKNOWN,
@@ -146,7 +157,7 @@ FACEBOOK = 'facebook/mask2former-swin-large'
             'panoptic',
             [0, 1, 2, 7, 9],
         ),
-        ('checkpoint-500', UNKNOWN, {'things': ['all']}, 'panoptic', range(200)),
+        ('checkpoint-500', UNKNOWN, {'things': ['all']}, 'instance', range(200)),
         (f'{FACEBOOK}-coco-panoptic', COCO, {'task': 'semantic'}, 'semantic', ()),
     ],
 )
@@ -155,7 +166,7 @@ def test_the_task_is_told_from_the_names_of_the_categories(source, names, flags,
         source, names, flags.get('task'), flags.get('things')
     )
     assert found == task and reason
-    assert len(is_thing) == (len(names) if task == 'panoptic' else 0)
+    assert len(is_thing) == (0 if task == 'semantic' else len(names))
     assert [i for i, thing in enumerate(is_thing) if thing] == list(things)
 
 
@@ -179,7 +190,9 @@ def test_things_of_the_published_panoptic_tasks():
     [
         ('panoptic', None, r'the 200 categories \(LABEL_0, LABEL_1, .* --things=0-79,person or'),
         ('panoptik', None, "config.task = 'panoptik' is unknown"),
-        ('semantic', ['0'], '--things belongs to --task=panoptic'),
+        ('video_instance', None, 'are read for one of panoptic, instance, semantic; a run of ano'),
+        ('semantic', ['0'], '--things belongs to --task=panoptic; --task=semantic has none'),
+        ('instance', ['0'], '--things belongs to --task=panoptic; --task=instance has nothing'),
         (None, ['0-200'], "'0-200' is no category; .* numbers from 0 to 199"),
         (None, ['LABEL-3'], "'LABEL-3' is no category; give names, such as 'LABEL_3'"),
     ],
@@ -302,3 +315,33 @@ def test_models_that_no_config_describes_are_refused(folder, tmp_path):
     (target / 'checkpoints/0').mkdir(parents=True)
     with pytest.raises(ValueError, match='run holds checkpoints already; choose a new folder'):
         convert.run(folder, target, common.get_config(), as_is=True)
+
+
+def test_an_instance_run_starts_a_video_run(folder, tmp_path):
+    """By --mode=convert and by config.model.pretrained, also from Hugging Face's folder."""
+    instance = common.get_config()
+    convert.run(folder, tmp_path / 'instance', instance, as_is=True, task='instance')
+    tiny.write_videos(tmp_path / 'data')
+    config = tiny.queries_config(
+        tmp_path / 'data', task='video_instance', data__name='video_folder', data__num_classes=0
+    )
+    config.model.update(instance.model)
+    expected = load_hf(folder)[1]['params']
+
+    def check_start(params):
+        decoder, theirs = dict(params['decoder']), dict(expected['decoder'])
+        assert decoder.pop('classes')['embedding'].shape == (5, 32)
+        del theirs['classes'], decoder['head'], decoder['rank']
+        jax.tree.map(np.testing.assert_array_equal, decoder, theirs)
+        for name in params.keys() - {'decoder'}:
+            jax.tree.map(np.testing.assert_array_equal, params[name], expected[name])
+
+    convert.run(tmp_path / 'instance', tmp_path / 'video', config, as_is=False)
+    run, _, variables = read(tmp_path / 'video')
+    assert run['class_names'] == list('abcd') and run['config']['task'] == 'video_instance'
+    check_start(variables['params'])
+    predictor = predict.load(tmp_path / 'video')
+    results = list(predictor.video(tmp_path / 'data/videos/validation/video0'))
+    assert len(results) == 6 and results[0].masks.shape[1:] == (32, 32)
+    config.model.update(pretrained=str(folder), cosine=True)
+    check_start(train.fresh_state(train.set_up(config)).model['params'])

@@ -38,7 +38,10 @@ ALLOWED = {
     ),
     'inference': 'data models multilabel outputs postprocessing ranking selector sharding',
     'evaluate': 'checkpoint data inference models sharding storage tasks',
-    'export': 'checkpoint data inference models postprocessing sharding storage tasks',
+    'export_example': 'data tracking',
+    'export': (
+        'checkpoint data export_example inference models postprocessing sharding storage tasks'
+    ),
     'predict': 'checkpoint data export inference models sharding storage tasks visualize',
     'convert': 'backbones checkpoint data frameworks models pretrained storage tasks',
     'train': (

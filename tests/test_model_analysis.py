@@ -197,7 +197,7 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
         for i, index in enumerate(np.asarray(batch['index'])):
             rows, columns = np.asarray(batch['size'])[i]
             answers[int(index)] = predictions[i, :rows, :columns], chosen[i], scores[i]
-        return predictions, chosen, scores
+        return [(predictions, chosen, scores)]
 
     seen = observations.observe(segment, None, source, config, mesh)
     assert seen.unread == ['scene 3']
@@ -341,7 +341,7 @@ def test_a_split_without_a_labelled_pixel_is_refused(folder, tmp_path):
 
     with pytest.raises(ValueError, match='no labeled pixel'):
         observations.observe(
-            lambda variables, batch: (np.zeros(batch['label'].shape, int), None, None),
+            lambda variables, batch: [(np.zeros(batch['label'].shape, int), None, None)],
             None,
             Nothing(),
             tiny.config('', eval__batch_size=7),

@@ -219,27 +219,34 @@ def sharpen(torch, model, inputs):
     return model
 
 
-@pytest.mark.parametrize(
-    'framework, things, stuff', [('Mask2Former', ['tree', '2'], {0}), ('MaskFormer', ['all'], None)]
-)
-def test_a_converted_run_segments_as_hugging_face(transformers, tmp_path, framework, things, stuff):
-    """Photos of several shapes; their input and their canvas have one, so as to compile once."""
+@pytest.fixture(params=FRAMEWORKS)
+def published(request, transformers, tmp_path):
+    """A model, its processor, the folder that holds both, and images.
+
+    Photos of several shapes; their input and their canvas have one, so as to compile once.
+    """
     import torch
 
-    theirs = random_parameters(torch, small_model(transformers, framework))
-    their_processor = getattr(transformers, f'{framework}ImageProcessor')(
+    theirs = random_parameters(torch, small_model(transformers, request.param))
+    their_processor = getattr(transformers, f'{request.param}ImageProcessor')(
         size={'height': 64, 'width': 96}, resample=3
     )
     images = [photo(*size, seed) for seed, size in enumerate([(40, 60), (64, 33), (50, 50)])]
     theirs = sharpen(torch, theirs, their_processor(images, return_tensors='pt'))
     theirs.save_pretrained(tmp_path / 'hf')
     their_processor.save_pretrained(tmp_path / 'hf')
+    return theirs, their_processor, tmp_path / 'hf', images
+
+
+@pytest.mark.parametrize('things, stuff', [(['tree', '2'], {0}), (['all'], None)])
+def test_a_converted_run_segments_as_hugging_face(published, tmp_path, things, stuff):
+    import torch
+
+    theirs, their_processor, folder, images = published
     config = common.get_config()
-    convert.run(tmp_path / 'hf', tmp_path / 'run', config, as_is=True, things=things)
-    pipeline = transformers.ImageSegmentationPipeline
-    defaults = inspect.signature(
-        their_processor.post_process_panoptic_segmentation if stuff else pipeline.postprocess
-    ).parameters
+    options = {'task': 'panoptic', 'things': things}
+    convert.run(folder, tmp_path / 'run', config, as_is=True, **options)
+    defaults = inspect.signature(their_processor.post_process_panoptic_segmentation).parameters
     assert config.eval.threshold == defaults['threshold'].default
     assert config.eval.overlap == defaults['overlap_mask_area_threshold'].default
 
@@ -266,3 +273,37 @@ def test_a_converted_run_segments_as_hugging_face(transformers, tmp_path, framew
         assert [label for label, _ in found.segments] == list(infos.values())
         segments += len(infos)
     assert len(labels) > 1 and segments >= 6
+
+
+def test_a_converted_run_finds_the_objects_of_hugging_face(published, tmp_path):
+    import torch
+
+    theirs, their_processor, folder, images = published
+    config = common.get_config()
+    convert.run(folder, tmp_path / 'run', config, as_is=True, task='instance')
+    assert config.task == 'instance' and config.eval.max_objects == 12
+    defaults = inspect.signature(their_processor.post_process_instance_segmentation).parameters
+    assert config.eval.threshold == defaults['threshold'].default
+
+    config.eval.threshold = 0.2  # more objects to compare
+    predictor = predict.load(tmp_path / 'run', config=config)
+    labels, differing, pixels = set(), 0, 0
+    for image in images:
+        with torch.no_grad():
+            output = theirs(**their_processor(image, return_tensors='pt'))
+        (expected,) = their_processor.post_process_instance_segmentation(
+            output,
+            target_sizes=[(image.height, image.width)],
+            threshold=0.2,
+            return_binary_maps=True,
+        )
+        order = sorted(expected['segments_info'], key=lambda info: -info['score'])
+        found = predictor(image)
+        assert [label for label, _ in found.objects] == [info['label_id'] for info in order]
+        scores = [score for _, score in found.objects]
+        np.testing.assert_allclose(scores, [info['score'] for info in order], atol=1e-4)
+        masks = expected['segmentation'].numpy()[[info['id'] for info in order]].astype(bool)
+        differing += (found.masks != masks).sum()
+        pixels += masks.sum()
+        labels |= {info['label_id'] for info in order}
+    assert len(labels) > 1 and differing <= 0.001 * pixels

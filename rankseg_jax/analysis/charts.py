@@ -78,8 +78,8 @@ def percentages(shares, rows, columns, *, color: str, deepest: float):
     return figure, axis
 
 
-def draw_categories_per_image(distributions, path):
-    """Histograms of the number of categories per image, one for each split."""
+def draw_categories_per(unit: str, distributions, path):
+    """Histograms of the number of categories per image or clip, one for each split."""
     figure, plots = subplots(0.4 + 3 * len(distributions), 2.6, len(distributions))
     for axis, (split, numbers) in zip(plots, distributions.items(), strict=True):
         histogram = np.array(numbers['histogram'])
@@ -97,6 +97,6 @@ def draw_categories_per_image(distributions, path):
         )
         axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axis.yaxis.set_major_formatter(percent)
-        axis.set_xlabel('categories per image')
-        axis.set_ylabel('images')
+        axis.set_xlabel(f'categories per {unit}')
+        axis.set_ylabel(f'{unit}s')
     figure.savefig(path)

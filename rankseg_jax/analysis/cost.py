@@ -1,4 +1,4 @@
-"""What predicting an image costs."""
+"""What predicting an image or a clip costs."""
 
 import time
 
@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankseg_jax import inference, models
+from rankseg_jax import inference, models, tasks
 from rankseg_jax.tasks.semantic import Semantic
 
 
 def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
-    """Time and memory of predicting one image of `eval.size` at κ = `num_selected`, on one device.
+    """Time and memory of predicting an image, or a clip, of `eval.size` on one device.
+
+    Args:
+      num_classes: K.
+      num_selected: κ.
 
     Returns:
       num_selected, the median of milliseconds, and temporary_bytes.
@@ -25,7 +29,8 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
     # The time does not depend on the values.
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     size = jnp.array([config.eval.size])  # [1, 2]
-    views = ({'image': jnp.zeros((1, *config.eval.size, 3)), 'content': size},)
+    clip = (config.eval.clip_length,) if tasks.task_class(config.task).takes_clips else ()
+    views = ({'image': jnp.zeros((1, *clip, *config.eval.size, 3)), 'content': size},)
     task = Semantic(config, [str(label) for label in range(num_classes)])
 
     def segment(variables, views, size):

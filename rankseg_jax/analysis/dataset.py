@@ -1,6 +1,7 @@
 """What the data hold, before anything is trained.
 
-Sizes of images, categories per image, which classes are rare and which come together.
+Sizes of images, categories per image, which classes are rare and which come together; of videos,
+how long categories stay, and what clips hold.
 """
 
 import json
@@ -13,8 +14,10 @@ from absl import logging
 from scipy import sparse
 from tqdm import tqdm
 
-from rankseg_jax import data, storage
+from rankseg_jax import data, storage, tasks
 from rankseg_jax.analysis import charts, cooccurrence, dataset_charts, statistics, text
+from rankseg_jax.data import VideoSource, videos
+from rankseg_jax.tasks.clips import video_source
 
 ROWS = 5  # of a printed table
 LISTED = 5  # classes in a printed line
@@ -31,6 +34,7 @@ class Tally:
       sizes: number of images by (rows, columns).
       classes: those of all images, one image after another.
       ends: 0, and where the classes of each image end.
+      read: places of the images in the source.
     """
 
     def __init__(self, num_classes: int):
@@ -39,9 +43,11 @@ class Tally:
         self.sizes = Counter()
         self.classes = array('i')
         self.ends = [0]
+        self.read = []
 
-    def add(self, size, classes, pixels, ignored):
+    def add(self, place, size, classes, pixels, ignored):
         """Adds an image of `size` with `classes`, `pixels` of each, and `ignored` pixels."""
+        self.read.append(place)
         self.sizes[size] += 1
         self.pixels[classes] += pixels
         self.ignored += int(ignored)
@@ -75,17 +81,21 @@ def tally(source) -> tuple[Tally, list[str]]:
     total, unread = Tally(num_classes), []
     with ThreadPool() as pool:
         found = pool.imap(read, range(len(source)))
-        for example in tqdm(found, 'Reading', len(source), unit=' images', delay=3, mininterval=3):
+        found = tqdm(found, 'Reading', len(source), unit=' images', delay=3, mininterval=3)
+        for place, example in enumerate(found):
             if isinstance(example, str):
                 logging.error('Skipped: %s', example)
                 unread.append(example)
             else:
-                total.add(*example)
+                total.add(place, *example)
     return total, unread
 
 
-def describe(source) -> tuple[dict, sparse.csr_array]:
+def describe(source, clips: tuple[int, int] | None = None) -> tuple[dict, sparse.csr_array]:
     """What the examples of `source` hold; each is read whole, and those that cannot be are named.
+
+    Args:
+      clips: frames of a clip, and those that it shares with the one before, to describe videos by.
 
     Returns:
       A report, and sparse int32 [K, K], the images that hold both of two classes.
@@ -120,7 +130,66 @@ def describe(source) -> tuple[dict, sparse.csr_array]:
         ],
         'cooccurrence': cooccurrence.pairs(together, num_images, source.class_names),
     }
+    if clips and num_images:
+        report['over_time'] = over_time(source, presence, total.read, clips)
     return report, together
+
+
+def over_time(source: VideoSource, presence, read: list[int], clips: tuple[int, int]) -> dict:
+    """How categories, and tracks, come and go in videos.
+
+    Args:
+      presence: sparse int32 [N, K], 1 where a frame holds a class.
+      read: N places of these frames in the source.
+      clips: as of `describe`.
+
+    Returns:
+      clip_length; categories_per_clip and, of a `TrackSource`, tracks_per_clip and
+      tracks_per_video, each a `statistics.distribution`; stay, see `statistics.stay`.
+    """
+    windows = [
+        range(found[frames.start], found[frames.stop - 1] + 1)
+        for _, found in source.videos
+        for frames, _ in videos.windows(len(found), *clips)
+    ]
+    held, lengths = statistics.groups(presence, read, windows)
+    report = {
+        'clip_length': clips[0],
+        'categories_per_clip': statistics.distribution(np.diff(held.indptr)[lengths > 0]),
+    }
+    held, lengths = statistics.groups(presence, read, [found for _, found in source.videos])
+    if held.nnz:
+        report['stay'] = statistics.stay(held, lengths)
+    if isinstance(source, data.TrackSource):
+        report |= count_tracks(source, clips)
+    return report
+
+
+def count_tracks(source: data.TrackSource, clips: tuple[int, int]) -> dict:
+    """tracks_per_clip and tracks_per_video of `over_time`: those that a frame of it shows."""
+
+    def read(video):
+        try:
+            tracks = source.tracks(video)
+        except data.CorruptExample as error:
+            logging.error('Skipped: %s', error)
+            return None
+        visible = [[bool(mask) for mask in track['segmentations']] for track in tracks]
+        length = len(source.videos[video][1])
+        visible = np.array(visible, bool).reshape(len(tracks), length)
+        windows = [frames for frames, _ in videos.windows(length, *clips)]
+        per_clip = [int(visible[:, frames].any(1).sum()) for frames in windows]
+        return per_clip, int(visible.any(1).sum())
+
+    with ThreadPool() as pool:
+        found = [counts for counts in pool.imap(read, range(len(source.videos))) if counts]
+    if not found:
+        return {}
+    per_clip, per_video = zip(*found, strict=True)
+    return {
+        'tracks_per_clip': statistics.distribution(np.concatenate(per_clip)),
+        'tracks_per_video': statistics.distribution(per_video),
+    }
 
 
 def published_warnings(kind: str, number: int, published: int | None) -> list[str]:
@@ -142,12 +211,19 @@ def run(config, output) -> dict:
 
     Returns:
       The contents of analysis.json: a report for each split.
+
+    Raises:
+      ValueError: the task needs videos, which the data do not have; or as `data.get_source`.
+      OSError: the folder cannot be written.
     """
     storage.make_folder(output)
-    reports = {}
+    reports, task = {}, tasks.task_class(config.task)
+    clips = (config.eval.clip_length, config.eval.clip_overlap) if task.takes_clips else None
     for split in (config.data.train_split, config.data.eval_split):
-        source = data.get_source(config.data, split)
-        report, together = describe(source)
+        source = task.adapt(data.get_source(config.data, split))
+        if clips:
+            video_source(config, source)
+        report, together = describe(source, clips)
         check = source.check(config.data.max_corrupt)
         report['problems'] = check.problems
         report['warnings'] += check.warnings
@@ -162,11 +238,13 @@ def run(config, output) -> dict:
     read = {split: report for split, report in reports.items() if report['images']}
     if read:
         dataset_charts.draw(read, output)
-        p99, high = (
-            max(report['categories_per_image'][key] for report in read.values())
-            for key in ('p99', 'max')
-        )
-        print(f'κ: {p99} holds all categories of 99 % of the images, {high} those of every image')
+        unit = 'clip' if clips else 'image'
+        held = [
+            report['over_time']['categories_per_clip'] if clips else report['categories_per_image']
+            for report in read.values()
+        ]
+        p99, high = (max(distribution[key] for distribution in held) for key in ('p99', 'max'))
+        print(f'κ: {p99} holds all categories of 99 % of the {unit}s, {high} those of every {unit}')
     print(f'Written to {output}')
     return reports
 
@@ -182,8 +260,10 @@ def summary(report: dict) -> list[str]:
     lines += [
         f'{most["rows"]} × {most["columns"]} pixels (rows × columns) most often, '
         f'{len(report["sizes"]):,} sizes in all; {report["ignored"]:.1%} of the pixels ignored',
-        text.categories_per_image(report['categories_per_image']),
+        text.categories_per('image', report['categories_per_image']),
     ]
+    if 'over_time' in report:
+        lines += over_time_lines(report['over_time'])
     never, num_classes = report['never_seen'], len(report['categories'])
     if never:
         more = f' and {len(never) - LISTED:,} more' if len(never) > LISTED else ''
@@ -197,6 +277,26 @@ def summary(report: dict) -> list[str]:
     ):
         if pairs := report['cooccurrence'][name][:ROWS]:
             lines.append(pair_table(title, pairs))
+    return lines
+
+
+def over_time_lines(report: dict) -> list[str]:
+    """The essentials of `over_time`."""
+    lines = [
+        f'in clips of {report["clip_length"]} frames, '
+        + text.categories_per('clip', report['categories_per_clip'])
+    ]
+    if 'stay' in report:
+        stay = report['stay']
+        lines.append(
+            f'a category of a video is in {stay["mean"]:.1%} of its frames on average (median '
+            f'{stay["median"]:.1%}), in all of them {stay["always"]:.1%} of the time'
+        )
+    lines += [
+        f'tracks per {unit}: {text.numbers(report[f"tracks_per_{unit}"])}'
+        for unit in ('video', 'clip')
+        if f'tracks_per_{unit}' in report
+    ]
     return lines
 
 

@@ -11,8 +11,52 @@ def draw(reports: dict, folder):
     """Draws reports of `dataset.describe`, by split."""
     per_image = {split: report['categories_per_image'] for split, report in reports.items()}
     with charts.style(reports):
-        charts.draw_categories_per_image(per_image, folder / 'categories_per_image.png')
+        charts.draw_categories_per('image', per_image, folder / 'categories_per_image.png')
         draw_long_tail(reports, folder / 'long_tail.png')
+        over_time = {
+            split: (report['over_time'], report['categories_per_image'])
+            for split, report in reports.items()
+            if 'over_time' in report
+        }
+        if over_time:
+            draw_over_time(over_time, folder / 'over_time.png')
+
+
+def draw_over_time(reports, path):
+    """How many categories clips and frames hold, and how long categories stay in a video.
+
+    Args:
+      reports: by split, a report of `dataset.over_time` and the distribution of frames.
+      path: of the PNG file.
+    """
+    figure, plots = subplots(0.4 + 6 * len(reports), 3, 2 * len(reports))
+    for numbers, stays, (split, (report, per_frame)) in zip(
+        plots[::2], plots[1::2], reports.items(), strict=True
+    ):
+        per_clip, stay = report['categories_per_clip'], report.get('stay')
+        for distribution, color, label in (
+            (per_frame, BLUE, 'frames'),
+            (per_clip, ORANGE, f'clips of {report["clip_length"]} frames'),
+        ):
+            histogram = np.array(distribution['histogram'])
+            edges = np.arange(len(histogram) + 1) - 0.5
+            shares = histogram / histogram.sum()
+            numbers.stairs(shares, edges, color=color, fill=color == BLUE, label=label)
+        numbers.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        numbers.set_xlabel('categories')
+        numbers.set_title(
+            f'{split}\nmean {per_frame["mean"]:.1f} in a frame, {per_clip["mean"]:.1f} in a clip'
+        )
+        if stay:
+            counts = np.array(stay['histogram'])
+            stays.stairs(counts / counts.sum(), np.arange(11) / 10, color=BLUE, fill=True)
+            stays.set_title(f'{split}\nhow long categories stay, mean {stay["mean"]:.0%}')
+        stays.xaxis.set_major_formatter(percent)
+        stays.set_xlabel("share of a video's frames")
+        for axis in (numbers, stays):
+            axis.yaxis.set_major_formatter(percent)
+    figure.legend(*plots[0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
+    figure.savefig(path)
 
 
 def draw_cooccurrence(together, num_images: int, class_names, path):

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from rankseg_jax import checkpoint, data, evaluate, models, sharding, storage
+from rankseg_jax import checkpoint, data, evaluate, models, sharding, storage, tasks
 from rankseg_jax.analysis import model_charts, statistics, text
 from rankseg_jax.analysis.cost import prediction_cost
 from rankseg_jax.analysis.observations import Observations, make_segment, observe
@@ -24,22 +24,27 @@ def run(config, saved: checkpoint.SavedRun, output) -> dict:
       output: pathlib.Path of the folder for analysis.json and charts.
 
     Returns:
-      The contents of analysis.json.
+      The contents of analysis.json; its images are the clips of a video task.
 
     Raises:
       ValueError: the data or `config` do not fit the checkpoint, or no labeled pixel can be read.
     """
     mesh = sharding.make_mesh(config.mesh_data)
-    source = data.get_source(config.data, config.data.eval_split)
+    source = tasks.task_class(config.task).adapt(
+        data.get_source(config.data, config.data.eval_split)
+    )
     saved.check_categories(source, config.data)
+    task = tasks.build(config, saved.class_names, saved.things)
+    examples = task.examples(source)
     storage.make_folder(output)
     model = models.build(config, len(source.class_names))
     variables = models.restore(saved, model, config, mesh)
     segment = make_segment(model, config, source.class_names, mesh)
-    observed = observe(segment, variables, source, config, mesh)
+    observed = observe(segment, variables, examples, config, mesh)
     report = {
         'checkpoint': saved.step,
         'split': config.data.eval_split,
+        'unit': 'clip' if task.takes_clips else 'image',
         'images': observed.counts.shape[0],
         'unread': observed.unread,
         'notes': notes(config),
@@ -51,12 +56,14 @@ def run(config, saved: checkpoint.SavedRun, output) -> dict:
         report['by_rank'] = by_rank(observed, variables)
     if config.rankseg:
         report |= recall_and_costs(observed, config)
+    if observed.frames:
+        report['frames'] = of_frames(observed)
     print('\n\n'.join(summary(report)))  # before writing
     (output / 'analysis.json').write_text(json.dumps(evaluate.without_nan(report), indent=1))
     model_charts.draw(report, observed.confusion, source.class_names, output)
     print(
         f'\nCheckpoint after step {saved.step}, split {config.data.eval_split!r}, '
-        f'{report["images"]} images. Written to {output}'
+        f'{report["images"]} {report["unit"]}s. Written to {output}'
     )
     return report
 
@@ -122,31 +129,65 @@ def recall_and_costs(observed: Observations, config) -> dict:
     return {'recall': curves, 'kappa': kappa, 'device': device, 'costs': costs}
 
 
+def of_frames(observed: Observations) -> dict:
+    """What the frames of clips hold, and how much of it the best κ categories of the clip keep.
+
+    Returns:
+      number; categories_per_frame; and, with a multi-label head, recall, see `statistics.recall`.
+    """
+    assert observed.frames is not None
+    counts, clips = observed.frames.counts, observed.frames.clips
+    report = {
+        'number': counts.shape[0],
+        'categories_per_frame': statistics.distribution(np.diff(counts.indptr)),
+    }
+    if observed.presence_logits is not None:
+        report['recall'] = statistics.recall(observed.presence_logits[clips], counts)
+    return report
+
+
 def summary(report: dict) -> list[str]:
     """The essentials of a report, as blocks of text."""
-    blocks = [*report['notes'], text.categories_per_image(report['categories_per_image'])]
+    unit = report['unit']
+    blocks = [*report['notes'], text.categories_per(unit, report['categories_per_image'])]
+    if 'frames' in report:
+        blocks[-1] += '\n' + text.categories_per('frame', report['frames']['categories_per_frame'])
     if 'recall' in report:
-        blocks += kappa_blocks(report['kappa'], report['costs'])
-    blocks += category_blocks(report['categories'])
+        blocks += kappa_blocks(report)
+    blocks += category_blocks(report['categories'], unit)
     return blocks + error_blocks(report['errors'])
 
 
-def kappa_blocks(kappa: dict, costs: list[dict]) -> list[str]:
+def kappa_blocks(report: dict) -> list[str]:
+    kappa, unit, frames = report['kappa'], report['unit'], 'frames' in report
+
     def remark(k):
         names = [name for name in kappa if kappa[name] == k]
         return ', '.join(name if name == 'config' else f'keeps {name}' for name in names)
 
-    titles = ('κ', 'pixels kept', 'categories kept', 'time/image', 'memory', '')
+    def of_frame(k):
+        return f'{report["frames"]["recall"]["category_recall"][k - 1]:.3%}'
+
+    titles = (
+        'κ',
+        'pixels kept',
+        'categories kept',
+        *(('of a frame',) if frames else ()),
+        f'time/{unit}',
+        'memory',
+        '',
+    )
     rows = [
         (
             row['num_selected'],
             f'{row["pixel_recall"]:.3%}',
             f'{row["category_recall"]:.3%}',
+            *((of_frame(row['num_selected']),) if frames else ()),
             f'{row["milliseconds"]:.1f} ms',
             f'{row["temporary_bytes"] / 2**20:.1f} MiB',
             remark(row['num_selected']),
         )
-        for row in costs
+        for row in report['costs']
     ]
     low, high = list(kappa)[1:]
     recommended = (
@@ -156,7 +197,7 @@ def kappa_blocks(kappa: dict, costs: list[dict]) -> list[str]:
     return [text.table(titles, rows, num_left=0), recommended]
 
 
-def category_blocks(categories: list[dict]) -> list[str]:
+def category_blocks(categories: list[dict], unit: str) -> list[str]:
     blocks = []
     for title, rows in statistics.category_lists(categories, ROWS).items():
         scores = [name for name in rows[0] if name not in ('name', 'images', 'pixels')]
@@ -168,7 +209,7 @@ def category_blocks(categories: list[dict]) -> list[str]:
             )
             for row in rows
         ]
-        columns = (title, 'images', *(name.replace('_', ' ') for name in scores))
+        columns = (title, f'{unit}s', *(name.replace('_', ' ') for name in scores))
         blocks.append(text.table(columns, cells))
     return blocks
 

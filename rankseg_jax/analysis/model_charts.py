@@ -23,18 +23,23 @@ TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)  
 
 def draw(report: dict, confusion, class_names, folder):
     """Draws all there is in a report of `analysis.model`; `confusion` is sparse [K, K]."""
+    unit = report['unit']
     with charts.style([*class_names, report['split']]):
         if 'recall' in report:
             draw_kappa(report, folder / 'kappa.png')
             draw_costs(report, folder / 'costs.png')
-            draw_categories(report['categories'], folder / 'categories.png')
+            draw_categories(report['categories'], folder / 'categories.png', unit)
+            if 'frames' in report:
+                draw_frames(report, folder / 'frames.png')
         if 'by_rank' in report:
-            draw_ranks(report['by_rank'], folder / 'ranks.png')
+            draw_ranks(report['by_rank'], folder / 'ranks.png', unit)
         draw_confusion(confusion, class_names, folder / 'confusion.png')
         if report['errors']['pairs']:
             draw_pairs(report['errors'], folder / 'errors.png')
-        charts.draw_categories_per_image(
-            {report['split']: report['categories_per_image']}, folder / 'categories_per_image.png'
+        charts.draw_categories_per(
+            unit,
+            {report['split']: report['categories_per_image']},
+            folder / f'categories_per_{unit}.png',
         )
 
 
@@ -47,7 +52,7 @@ def draw_kappa(report, path):
         images_within(report),
         step='post',
         color=PALE,
-        label='images that hold at most κ categories',
+        label=f'{report["unit"]}s that hold at most κ categories',
     )
     kept.set_title('Kept by the best κ categories')
     kept.set_ylim(0, 1.03)
@@ -63,7 +68,7 @@ def draw_kappa(report, path):
 
 
 def images_within(report):
-    """[K] shares of the images that hold at most κ = 1 … K categories."""
+    """[K] shares of the images or clips that hold at most κ = 1 … K categories."""
     num_classes = len(report['recall']['pixel_recall'])
     within = np.cumsum(report['categories_per_image']['histogram']) / report['images']  # from κ = 0
     return np.append(within[1:], np.ones(num_classes))[:num_classes]
@@ -78,7 +83,7 @@ def draw_recall(axis, report, transform):
         number,
         transform(curves['category_recall']),
         color=ORANGE,
-        label="an image's categories, mean",
+        label=f'categories of {report["unit"]}s, mean',
     )
     axis.plot(number, transform(pixels), color=BLUE, label='labeled pixels')
     for (name, k), marker in zip(report['kappa'].items(), 'osD', strict=True):
@@ -97,6 +102,31 @@ def draw_recall(axis, report, transform):
             clip_on=False,
             zorder=3,
         )
+
+
+def draw_frames(report, path):
+    """The share of the categories of clips, and of their frames, that the best κ keep and lose."""
+    number = np.arange(1, len(report['recall']['category_recall']) + 1)  # κ
+    chosen = report['kappa']['config']
+    figure, (kept, lost) = subplots(8, 3.2, 2)
+    for found, color, label in (
+        (report['recall'], ORANGE, 'categories of clips, mean'),
+        (report['frames']['recall'], GREEN, 'categories of frames, mean'),
+    ):
+        shares = np.array(found['category_recall'])
+        kept.plot(number, shares, color=color, label=label)
+        lost.plot(number, np.maximum(1 - shares, LEAST), color=color)
+    kept.set_title("Kept by a clip's best κ categories")
+    kept.set_ylim(0, 1.03)
+    lost.set_title('Lost')
+    lost.set_yscale('log')
+    lost.set_ylim(LEAST, 1)
+    for axis in (kept, lost):
+        label = f'κ = {chosen}, of this run'
+        axis.axvline(chosen, color=BLUE, linestyle='--', label=label, zorder=1)
+        scale_kappa_axis(axis, len(number))
+    figure.legend(*kept.get_legend_handles_labels(), loc='outside lower center', ncols=3)
+    figure.savefig(path)
 
 
 def scale_kappa_axis(axis, num_classes: int):
@@ -124,7 +154,7 @@ def draw_costs(report, path):
         plots,
         ('milliseconds', 'temporary_bytes'),
         (1, 2**20),
-        ('Time of one image, ms', 'Temporary memory, MiB'),
+        (f'Time of one {report["unit"]}, ms', 'Temporary memory, MiB'),
         strict=True,
     ):
         values = [row[key] / unit for row in rows]
@@ -142,13 +172,13 @@ def draw_costs(report, path):
     figure.savefig(path)
 
 
-def draw_ranks(found, path):
+def draw_ranks(found, path, unit: str):
     """Learned values by rank, and how often the category at a rank is truly in the image."""
     titles = {
         'tau': 'Temperature τ',
         'scale': 'Scale of the normalized logits',
         'bias': 'Offset of the normalized logits',
-        'present': 'Images that hold the category',
+        'present': f'{unit.capitalize()}s that hold the category',
     }
     names = [name for name in titles if name in found]
     number = np.arange(1, len(found['present']) + 1)
@@ -175,7 +205,7 @@ def draw_ranks(found, path):
     figure.savefig(path)
 
 
-def draw_categories(rows, path):
+def draw_categories(rows, path, unit: str):
     """How well categories are found: the commonest, and those hardest to find."""
     lists = statistics.category_lists(rows, MOST)
     figure, plots = subplots(5 * len(lists), 1 + 0.19 * len(lists['commonest']), len(lists))
@@ -188,7 +218,7 @@ def draw_categories(rows, path):
         axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_xlim(-0.03, 1.03)
         axis.xaxis.set_major_formatter(percent)
-        axis.set_title(f'{title.capitalize()} (number of images)')
+        axis.set_title(f'{title.capitalize()} (number of {unit}s)')
         axis.spines['left'].set_visible(False)
         axis.tick_params(axis='y', length=0)
     figure.legend(

@@ -13,8 +13,21 @@ from rankseg_jax.tasks.semantic import Semantic
 
 
 @dataclasses.dataclass
+class Frames:
+    """The F frames of clips, each once, although clips may overlap.
+
+    Attributes:
+      counts: sparse int64 [F, K], labeled pixels of each category.
+      clips: int [F], the clip of each frame.
+    """
+
+    counts: sparse.csr_array
+    clips: np.ndarray
+
+
+@dataclasses.dataclass
 class Observations:
-    """Everything that is kept of the N images that could be read.
+    """Everything that is kept of the N images, or clips, that could be read.
 
     Attributes:
       counts: sparse int64 [N, K], labeled pixels of each category.
@@ -24,6 +37,7 @@ class Observations:
       confusion: sparse int64 [K, K], labeled pixels by true and predicted class.
       missed: sparse int64 [K, K], those of them whose true class had not been selected.
       unread: names of the examples that could not be read.
+      frames: of the clips; None for images.
     """
 
     counts: sparse.csr_array
@@ -32,6 +46,7 @@ class Observations:
     confusion: sparse.csr_array
     missed: sparse.csr_array
     unread: list[str]
+    frames: Frames | None = None
 
     def selected_present(self) -> np.ndarray:
         """bool [N, κ]: does the image hold the category selected at this rank?"""
@@ -40,9 +55,10 @@ class Observations:
 
 
 def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
-    """A compiled (variables, batch) → (labels, selected, presence_logits), whatever the task.
+    """A compiled (variables, batch) → (labels, selected, presence_logits) of each frame of clips.
 
-    `labels` are int32 [B, H, W], `selected` int32 [B, κ] or None, `presence_logits` [B, K] or None.
+    That of images is one. Whatever the task, `labels` are int32 [B, H, W]; `selected` int32 [B, κ]
+    or None and `presence_logits` [B, K] or None are those of the whole clip.
 
     Args:
       mesh: of this host's devices.
@@ -56,7 +72,7 @@ def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
 
     def run(variables, batch):
         batch = sharding.shard_batch(batch, mesh)
-        return next(segment(variables, batch, batch['label'].shape[1:]))
+        return segment(variables, batch, batch['label'].shape[-2:])
 
     return run
 
@@ -67,7 +83,7 @@ def observe(segment, variables, source, config, mesh) -> Observations:
     Args:
       segment: from `make_segment`.
       variables: its first argument.
-      source: the data, see `data.get_source`.
+      source: the data, as `tasks.Task.examples` returns it.
       config: of the run.
       mesh: the devices that batches are sharded over.
 
@@ -78,33 +94,54 @@ def observe(segment, variables, source, config, mesh) -> Observations:
     confusion, missed = (
         sparse.csr_array((num_classes, num_classes), dtype=np.int64) for _ in range(2)
     )
-    counts, all_selected, all_logits, seen = [], [], [], set()
-    batches = batching.eval_batches(source, config, mesh.size)
-    for batch, outputs in batching.behind((batch, segment(variables, batch)) for batch in batches):
+    counts, all_selected, all_logits, seen = [], [], [], []
+    frame_counts, frame_clips = [], []
+
+    def steps():
+        for batch in batching.eval_batches(source, config, mesh.size):
+            for number, outputs in enumerate(segment(variables, batch)):
+                yield batch, number, outputs
+
+    for batch, number, outputs in batching.behind(steps()):
         outputs, mask = jax.device_get(outputs), batch['mask']
         # The n images of the batch that are not padding: [n, H, W], [n, κ], [n, K].
         labels, selected, logits = jax.tree.map(lambda x, mask=mask: x[mask], outputs)
-        image, true, predicted = labeled_pixels(batch['label'][mask], labels)
-        counts.append(count(image, true, (len(labels), num_classes)))
+        true, shape = batch['label'][mask], (len(labels), num_classes)  # [n, (t,) H, W]
+        if number == 0:
+            seen += batch['index'][mask].tolist()
+            labeled = true != IGNORE_LABEL
+            counts.append(count(np.nonzero(labeled)[0], true[labeled], shape))
+            if selected is not None:
+                all_selected.append(selected)
+            if logits is not None:
+                all_logits.append(logits)
+        if 'counted' in batch:
+            counted = batch['counted'][mask, number]  # [n]
+            true = np.where(counted[:, None, None], true[:, number], IGNORE_LABEL)  # [n, H, W]
+        image, true, predicted = labeled_pixels(true, labels)
         confusion += count(true, predicted, confusion.shape)
         if selected is not None:
-            kept = np.zeros((len(labels), num_classes), bool)
+            kept = np.zeros(shape, bool)
             np.put_along_axis(kept, selected, True, 1)
             lost = ~kept[image, true]  # [pixels]
             missed += count(true[lost], predicted[lost], missed.shape)
-            all_selected.append(selected)
-        if logits is not None:
-            all_logits.append(logits)
-        seen |= set(batch['index'][mask].tolist())
+        if 'counted' in batch:
+            places = np.flatnonzero(counted)
+            frame_counts.append(count(image, true, shape)[places])
+            frame_clips.append(len(seen) - len(labels) + places)
     if not confusion.nnz:
         raise ValueError(f'split {config.data.eval_split!r} has no labeled pixel that can be read')
+    frames = None
+    if frame_counts:
+        frames = Frames(sparse.vstack(frame_counts, 'csr'), np.concatenate(frame_clips))
     return Observations(
         counts=sparse.vstack(counts, 'csr'),
         presence_logits=np.concatenate(all_logits) if all_logits else None,
         selected=np.concatenate(all_selected) if all_selected else None,
         confusion=confusion,
         missed=missed,
-        unread=[source.ids[i] for i in range(len(source)) if i not in seen],
+        unread=[source.ids[i] for i in sorted(set(range(len(source))) - set(seen))],
+        frames=frames,
     )
 
 

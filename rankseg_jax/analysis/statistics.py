@@ -1,6 +1,7 @@
 """How well categories are found and which are confused, from the observations of one pass."""
 
 import numpy as np
+from scipy import sparse
 
 from rankseg_jax.analysis.observations import Observations
 
@@ -52,7 +53,8 @@ def categories(observed: Observations, class_names) -> list[dict]:
     image, category = observed.counts.nonzero()
     num_classes = len(class_names)
     images = np.diff(presence.indptr)  # [K]
-    columns = {'images': images.tolist(), 'pixels': observed.counts.sum(0).tolist()}
+    pixels = (observed.frames or observed).counts.sum(0)  # clips may overlap
+    columns = {'images': images.tolist(), 'pixels': pixels.tolist()}
     if observed.presence_logits is not None:
         found = observed.presence_logits >= 0  # [N, K], a confidence of 0.5
         right = np.bincount(category[found[image, category]], minlength=num_classes)  # [K]
@@ -128,7 +130,7 @@ def errors(observed: Observations, class_names) -> dict:
 
 
 def distribution(numbers) -> dict:
-    """How categories per image, [N], are distributed.
+    """How numbers, [N], are distributed, such as those of categories per image.
 
     Returns:
       min, median, mean and max; p99, the smallest number that 99 % of the images do not exceed;
@@ -146,4 +148,43 @@ def distribution(numbers) -> dict:
         'max': high,
         'fewer_than_25': float(np.mean(np.asarray(numbers) < 25)),
         'histogram': np.bincount(numbers).tolist(),
+    }
+
+
+def groups(presence, read, ranges) -> tuple:
+    """What groups of images hold, such as those of videos or of clips.
+
+    Args:
+      presence: sparse int32 [N, K], 1 where an image holds a category.
+      read: [N] places of these images in the source, ascending.
+      ranges: of places, one for each of G groups.
+
+    Returns:
+      Sparse int32 [G, K], the images of a group that hold a category, and int [G], its images.
+    """
+    bounds = np.searchsorted(read, [(group.start, group.stop) for group in ranges])  # [G, 2]
+    lengths = bounds[:, 1] - bounds[:, 0]
+    members = np.concatenate([np.arange(*bound) for bound in bounds])
+    ends = np.concatenate([[0], lengths.cumsum()])
+    ones = np.ones(len(members), np.int32)
+    shape = (len(lengths), presence.shape[0])
+    return (sparse.csr_array((ones, members, ends), shape) @ presence).tocsr(), lengths
+
+
+def stay(held, lengths) -> dict:
+    """How long categories stay: the shares of a video's frames in which one of its categories is.
+
+    Args:
+      held, lengths: of videos, as `groups` returns them.
+
+    Returns:
+      mean and median of the shares; always, how many of them are 1; histogram, how many lie in
+      each tenth.
+    """
+    shares = held.data / np.repeat(lengths, np.diff(held.indptr))
+    return {
+        'mean': float(np.mean(shares)),
+        'median': float(np.median(shares)),
+        'always': float(np.mean(shares == 1)),
+        'histogram': np.histogram(shares, 10, (0, 1))[0].tolist(),
     }

@@ -16,12 +16,16 @@ def table(titles, rows, num_left: int = 1) -> str:
     return '\n'.join(map(line, cells))
 
 
-def categories_per_image(distribution: dict) -> str:
-    """One line from a `statistics.distribution`."""
-    numbers = ', '.join(
-        f'{name} {distribution[name]:.4g}' for name in ('min', 'median', 'mean', 'p99', 'max')
-    )
+def categories_per(unit: str, distribution: dict) -> str:
+    """One line from the `statistics.distribution` of images, clips or frames."""
     return (
-        f'categories per image: {numbers}; '
-        f'{distribution["fewer_than_25"]:.2%} of the images hold fewer than 25'
+        f'categories per {unit}: {numbers(distribution)}; '
+        f'{distribution["fewer_than_25"]:.2%} of the {unit}s hold fewer than 25'
+    )
+
+
+def numbers(distribution: dict) -> str:
+    """The essentials of a `statistics.distribution`."""
+    return ', '.join(
+        f'{name} {distribution[name]:.4g}' for name in ('min', 'median', 'mean', 'p99', 'max')
     )

@@ -195,19 +195,20 @@ def fit(
     """Resizes an image to the largest of its ratio that fits into `size`, and pads it with zeros.
 
     Args:
-      image: uint8 [H, W, 3].
+      image: uint8 [H, W, 3], or a clip [t, H, W, 3].
       size: (h, w).
       antialias: as of `resize`.
       resample: likewise.
       stretch: resize to `size` itself.
 
     Returns:
-      uint8 [h, w, 3] with the image at the top left, and int32 [2], its rows and columns there.
+      uint8 [(t,) h, w, 3] with the image at the top left, and int32 [2], its rows and columns
+      there.
     """
-    content = np.array(size, np.int32) if stretch else fitted_size(image.shape[:2], size)
+    content = np.array(size, np.int32) if stretch else fitted_size(image.shape[-3:-1], size)
     rows, columns = content
-    fitted = np.zeros((*size, 3), np.uint8)
-    fitted[:rows, :columns] = resize(image, content, antialias, resample).round()
+    fitted = np.zeros((*image.shape[:-3], *size, 3), np.uint8)
+    fitted[..., :rows, :columns, :] = resize(image, content, antialias, resample).round()
     return fitted, content
 
 

@@ -52,7 +52,7 @@ class TransformerDecoder(nn.Module):
             length = shown.sum(-1, keepdims=True)  # [B, 1]
             share = jnp.arange(1, choice.frames + 1) / (length + 1e-6)  # [B, t]
             time = sine_code(share, self.channels)  # [B, t, D]
-            space = (space + time[:, :, None]).reshape(len(shown), -1, self.channels)
+            space = (space + time[:, :, None]).reshape(shown.shape[0], -1, self.channels)
         return space.astype(self.dtype)
 
     def classifier(self) -> QueryClassifier:

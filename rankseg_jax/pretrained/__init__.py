@@ -31,6 +31,7 @@ CLASS_LAYER = re.compile(
     r'/(class_embedding|classify/(kernel|bias)|'
     r'(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$'
 )
+QUERY_BIAS = 'params/decoder/classes/bias'  # of classes, not there if logits are cosines
 
 
 def convert(arrays) -> dict:
@@ -90,7 +91,8 @@ def load(source, variables) -> dict:
 
     Position codes are resampled to the model's grid. Initial values are kept in class layers for
     another number of categories (each is logged), in the parts of the model that are missing from a
-    backbone's file, and in RankSeg's parts if the file has none.
+    backbone's file, and in RankSeg's parts if the file has none. Queries that are classified by
+    cosines (`config.model.cosine`) take weights for products, save their bias, and the reverse.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
@@ -104,6 +106,10 @@ def load(source, variables) -> dict:
     expected = {key: value for key, value in model.items() if key.split('/')[1] in parts}
     if not any(HEAD.search(key) for key in found):
         expected = {key: value for key, value in expected.items() if not HEAD.search(key)}
+    if QUERY_BIAS not in expected:
+        found.pop(QUERY_BIAS, None)
+    elif any(key.startswith('params/decoder/queries') for key in found):
+        found.setdefault(QUERY_BIAS, expected[QUERY_BIAS])
     for key, value in expected.items():
         if key in found and found[key].shape != value.shape:
             other_axes = sum(map(operator.ne, found[key].shape, value.shape))

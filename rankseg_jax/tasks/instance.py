@@ -188,11 +188,12 @@ class Instance(Semantic):
         )
 
     def postprocess(self, views, selection, size, canvas):
-        """Masks bool [B, M, *canvas] of the M best pairs of query and category, their 'labels'
-        [B, M] and 'scores' [B, M]: p(class) · mean of σ within the mask (Cheng et al., 2022)."""
+        """Masks bool [B, M, *canvas] of the M best pairs of query and category, 'object_labels'
+        [B, M] and 'object_scores' [B, M]: p(class) · mean of σ within the mask (Cheng et al.,
+        2022)."""
         (view,) = views
         classes = class_probabilities(view.output)  # [B, Q, κ]
-        flat = classes.reshape(len(classes), -1)  # [B, Q · κ]
+        flat = classes.reshape(classes.shape[0], -1)  # [B, Q · κ]
         count = min(self.config.eval.max_objects, flat.shape[1])
         scores, pairs = jax.lax.top_k(flat, count)  # [B, M] each
         ranks = pairs % classes.shape[-1]
@@ -281,6 +282,8 @@ def object_masks(view: View, chosen, size, canvas: tuple[int, int]):
     """
     output = cast(QueryOutput, view.output)
     logits = jnp.take_along_axis(output.mask_logits, chosen[..., None, None], axis=1)
+    if output.direct:
+        return settled_masks(logits, cast(jax.Array, view.held), size, canvas)
     view = View(dataclasses.replace(output, mask_logits=logits), view.rows, view.columns)
 
     def tile_masks(views, place, size):
@@ -294,6 +297,28 @@ def object_masks(view: View, chosen, size, canvas: tuple[int, int]):
     masks, (total, area) = map_tiles(tile_masks, [view], size, size)
     masks &= covered(size, canvas)[:, None]
     return masks, total / (area + 1e-6)
+
+
+def settled_masks(probabilities, held, size, canvas: tuple[int, int]):
+    """As `object_masks`, as Hugging Face does: masks are settled before they are resized.
+
+    Each pixel takes the value of a cell, and the mean is over cells.
+
+    Args:
+      probabilities: [B, M, h, w] float32, see `QueryOutput.settle`.
+      held: [B, 2] int32, rows and columns of the cells that the image covers.
+    """
+    inside = (probabilities > 0.5) & covered(held, probabilities.shape[2:])[:, None]
+    certainty = (probabilities * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-6)  # [B, M]
+
+    def cells(axis):  # [B, length], with the rounding of PyTorch's nearest-neighbor interpolation
+        step = held[:, axis, None].astype(jnp.float32) / size[:, axis, None]
+        place = jnp.floor(jnp.arange(canvas[axis]) * step).astype(jnp.int32)
+        return jnp.minimum(place, held[:, axis, None] - 1)
+
+    masks = jnp.take_along_axis(inside, cells(0)[:, None, :, None], axis=2)  # [B, M, R, w]
+    masks = jnp.take_along_axis(masks, cells(1)[:, None, None], axis=3)  # [B, M, R, C]
+    return masks & covered(size, canvas)[:, None], certainty
 
 
 class ResultsWriter:

@@ -159,7 +159,7 @@ class Panoptic(Semantic):
     def postprocess(self, views, selection, size, canvas):
         things = jnp.array(self.things)  # [K]
         if selection is None:
-            things = jnp.broadcast_to(things, (len(size), *things.shape))  # [B, K]
+            things = jnp.broadcast_to(things, (size.shape[0], *things.shape))  # [B, K]
         else:
             things = gather(things, selection, 0)  # [B, κ]
         options = self.config.eval

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rankseg_jax.data import TrackSource, rle, tracks
@@ -98,8 +99,8 @@ class VideoInstance(Clips, Instance):
         count = min(2 * self.config.eval.max_objects, classes.shape[1])
         _, chosen = jax.lax.top_k(classes.max(-1), count)  # [B, M]
         masks, _ = object_masks(view, chosen, size, canvas)
-        ranks = jax.numpy.arange(classes.shape[-1])[None].repeat(len(classes), 0)
-        take = jax.numpy.take_along_axis
+        ranks = jnp.broadcast_to(jnp.arange(classes.shape[-1]), classes.shape[::2])  # [B, κ]
+        take = jnp.take_along_axis
         return {
             'masks': masks,
             'probabilities': take(classes, chosen[..., None], axis=1),
