@@ -116,7 +116,7 @@ class Instance(Semantic):
                 f'config.task = {config.task!r} needs data with objects, which {config.data.name} '
                 'does not have'
             )
-        return cls(config, source.class_names, (True,) * len(source.class_names))
+        return cls(config, source.class_names)
 
     def check(self, output):
         task, options = self.config.task, self.config.eval

@@ -75,7 +75,7 @@ class VideoInstance(Clips, Instance):
                 f'config.task = {config.task!r} needs videos with tracks, which '
                 f'{config.data.name} does not have'
             )
-        return cls(config, source.class_names, (True,) * len(source.class_names))
+        return cls(config, source.class_names)
 
     def example(self, source, index, rng):
         """As `Instance.example`, for a clip and its tracks."""
