@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from rankseg_jax import checkpoint, data, evaluate, models, sharding, storage, tasks
+from rankseg_jax import checkpoint, evaluate, models, sharding, storage, tasks
 from rankseg_jax.analysis import model_charts, statistics, text
 from rankseg_jax.analysis.cost import prediction_cost
 from rankseg_jax.analysis.observations import Observations, make_segment, observe
@@ -30,9 +30,7 @@ def run(config, saved: checkpoint.SavedRun, output) -> dict:
       ValueError: the data or `config` do not fit the checkpoint, or no labeled pixel can be read.
     """
     mesh = sharding.make_mesh(config.mesh_data)
-    source = tasks.task_class(config.task).adapt(
-        data.get_source(config.data, config.data.eval_split)
-    )
+    source = tasks.open_source(config, config.data.eval_split)
     saved.check_categories(source, config.data)
     task = tasks.build(config, saved.class_names, saved.things)
     examples = task.examples(source)
