@@ -13,25 +13,37 @@ import numpy as np
 import optax
 
 from configs import common
+from rankseg_jax import models
+from rankseg_jax.decoders.query_classifier import TAU, QueryClasses
+from rankseg_jax.multilabel import build_head
 from rankseg_jax.pretrained import load_hf
+from rankseg_jax.selector import Choice, RankScale, choose
 from rankseg_jax.tasks import queries
 from tests.helpers import mend_torchvision
 
 
-def take_turns(runs, rounds: int) -> dict[str, list[float]]:
+def take_turns(runs, rounds: int, clock=time.perf_counter) -> dict[str, list[float]]:
     """Seconds per round of each function in `runs`, which take turns.
 
     The functions must block until they are done. Each runs once beforehand, to compile.
+
+    Args:
+      clock: `time.process_time` counts the CPU seconds of all threads instead.
     """
     for run in runs.values():
         run()
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
+
+
+def run(function, *arguments):
+    """A function that calls `function(*arguments)` and blocks until the result is there."""
+    return lambda: jax.block_until_ready(function(*arguments))
 
 
 def ratio(seconds, name: str, base: str) -> float:
@@ -94,6 +106,33 @@ def random_targets(batch: int, size: int, num_targets: int, num_classes: int) ->
 def predictions(output):
     """(class_logits, mask_logits) before the first decoder layer and after each layer."""
     return *output.auxiliary, (output.class_logits, output.mask_logits)
+
+
+def prediction(model, variables, images):
+    """(class_logits, mask_logits, selection) of images or clips."""
+    output = models.forward(model, variables, images, Choice())
+    return output.class_logits, output.mask_logits, output.selection
+
+
+def head_alone(decoder, params, tokens):
+    """Presence logits of the multi-label head of `QueryDecoder`."""
+    head = build_head(decoder.rankseg, decoder.num_classes, jnp.float32)
+    return head.apply({'params': params['head']}, tokens, train=False)  # [B, K]
+
+
+def class_layer_alone(decoder, params, queries, presence_logits):
+    """The class layer of `QueryDecoder`, with selection: [B, predictions, Q, κ + 1 or K + 1]."""
+    options, selection = decoder.rankseg, None
+    if options is not None:
+        _, selection = choose(options, presence_logits, Choice(), train=False)
+    classes = QueryClasses(decoder.num_classes, decoder.channels, decoder.cosine)
+    logits = classes.apply({'params': params['classes']}, queries, selection)
+    tau = TAU if decoder.cosine else 1.0
+    if selection is None:
+        return logits / tau
+    return RankScale(options, tau, no_object=True).apply(
+        {'params': params['rank']}, logits, selection
+    )
 
 
 def make_train_step(model, optimizer: optax.GradientTransformation, num_classes: int):

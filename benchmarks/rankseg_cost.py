@@ -28,24 +28,25 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.helpers import (
+    class_layer_alone,
     compile_for,
+    head_alone,
     hugging_face_swin_t,
     make_train_step,
+    prediction,
     predictions,
     random_images,
     random_targets,
     ratio,
+    run,
     save,
     take_turns,
 )
 from configs import common
 from rankseg_jax import inference, losses, matching, models, postprocessing
-from rankseg_jax.decoders.query_classifier import TAU, QueryClasses
-from rankseg_jax.multilabel import build_head
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import from_ranks
-from rankseg_jax.selector import Choice, RankScale, choose
 from tests.helpers import random_variables
 
 _OUT = flags.DEFINE_string(
@@ -90,35 +91,6 @@ def make_model(variant: str, num_classes: int):
     model = models.build(config, num_classes)
     return model, jax.device_put(
         random_variables(model, random_images(1, 64)) | {'batch_stats': {}}
-    )
-
-
-def run(function, *arguments):
-    """A function that calls `function(*arguments)` and blocks until the result is there."""
-    return lambda: jax.block_until_ready(function(*arguments))
-
-
-def prediction(model, variables, images):
-    output = models.forward(model, variables, images, Choice())
-    return output.class_logits, output.mask_logits, output.selection
-
-
-def head_alone(decoder, params, tokens):
-    head = build_head(decoder.rankseg, decoder.num_classes, jnp.float32)
-    return head.apply({'params': params['head']}, tokens, train=False)  # [B, K]
-
-
-def class_layer_alone(decoder, params, queries, presence_logits):
-    """The class layer of `QueryDecoder`, with selection: [B, predictions, Q, κ + 1 or K + 1]."""
-    options, selection = decoder.rankseg, None
-    if options is not None:
-        _, selection = choose(options, presence_logits, Choice(), train=False)
-    classes = QueryClasses(decoder.num_classes, decoder.channels, decoder.cosine)
-    logits = classes.apply({'params': params['classes']}, queries, selection)
-    if selection is None:
-        return logits / TAU
-    return RankScale(options, TAU, no_object=True).apply(
-        {'params': params['rank']}, logits, selection
     )
 
 

@@ -43,17 +43,31 @@ def predictions(output):
     return [*output.auxiliary, (output.class_logits, output.mask_logits)]
 
 
+def sizes(g):
+    """The sizes of a golden decoder, the length of its clips apart."""
+    names = {
+        'num_classes': 'classes',
+        'num_queries': 'queries',
+        'channels': 'hidden',
+        'num_layers': 'layers',
+        'num_heads': 'heads',
+        'mlp_dim': 'ffn',
+    }
+    return {name: int(g[f'hparam/{theirs}']) for name, theirs in names.items()}
+
+
 def plain_decoder(g):
-    decoder = QueryDecoder(
-        num_classes=int(g['hparam/classes']),
-        num_queries=int(g['hparam/queries']),
-        channels=int(g['hparam/hidden']),
-        num_layers=int(g['hparam/layers']),
-        num_heads=int(g['hparam/heads']),
-        mlp_dim=int(g['hparam/ffn']),
-    )
     params = released.query_decoder(golden_files.state(g), int(g['hparam/heads']))
-    return decoder, {'params': params}
+    return QueryDecoder(**sizes(g)), {'params': params}
+
+
+def check_predictions(found, g, prefix):
+    """Compares (class_logits, mask_logits) of all predictions, first to last."""
+    for i, (class_logits, mask_logits) in enumerate(found):
+        np.testing.assert_allclose(class_logits, g[f'out/{prefix}class_logits_{i}'], **close)
+        if f'out/{prefix}mask_logits_{i}' in g:
+            np.testing.assert_allclose(mask_logits, g[f'out/{prefix}mask_logits_{i}'], **close)
+    assert len(found) == int(g['hparam/layers']) + 1
 
 
 @pytest.mark.parametrize('prefix', ['', 'long_'])
@@ -63,12 +77,24 @@ def test_golden_decoder(prefix):
     decoder, variables = plain_decoder(g)
     maps, pixels = inputs(g, prefix)
     output = decoder.apply(variables, maps, pixels, train=False, choice=clip_choice(length))
-    found = predictions(output)
-    for i, (class_logits, mask_logits) in enumerate(found):
-        np.testing.assert_allclose(class_logits, g[f'out/{prefix}class_logits_{i}'], **close)
-        if f'out/{prefix}mask_logits_{i}' in g:
-            np.testing.assert_allclose(mask_logits, g[f'out/{prefix}mask_logits_{i}'], **close)
-    assert len(found) == int(g['hparam/layers']) + 1
+    check_predictions(predictions(output), g, prefix)
+
+
+@pytest.mark.parametrize('prefix', ['', 'long_'])
+def test_golden_decoder_of_the_benchmark(prefix):
+    """The PyTorch decoder that benchmarks/video_forward.py compares with is the released one."""
+    torch = pytest.importorskip('torch')
+    from benchmarks.torch_video_decoder import VideoDecoder
+
+    g = golden_files.load('video_decoder')
+    length = int(g['hparam/eval_frames' if prefix else 'hparam/frames'])
+    decoder = VideoDecoder(**sizes(g)).eval()
+    state = golden_files.state(g)
+    decoder.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
+    maps = [torch.tensor(g[f'in/{prefix}maps_{i}']) for i in range(3)]
+    with torch.inference_mode():
+        found = decoder(maps, torch.tensor(g[f'in/{prefix}mask_features']), length)
+    check_predictions(found, g, prefix)
 
 
 @pytest.mark.parametrize('level', [0, 1])
