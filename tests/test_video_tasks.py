@@ -84,7 +84,7 @@ def test_perfect_tracks_score_1_in_any_windows_and_batches(folder, overlap, batc
                 window = examples.windows[max(int(index), 0)]
                 order = np.random.default_rng(max(int(index), 0)).permutation(20)
                 masks = np.zeros((20, *batch['label'].shape[-2:]), bool)
-                probabilities = np.full((20, 8), 0.01, np.float32)
+                probabilities = np.full((20, 7), 0.01, np.float32)
                 tracks = source.tracks(window.video)
                 for track in tracks:
                     place = order[track['id']]
@@ -96,7 +96,7 @@ def test_perfect_tracks_score_1_in_any_windows_and_batches(folder, overlap, batc
                 arrays = {
                     'masks': masks,
                     'probabilities': probabilities,
-                    'ranked': np.arange(8),
+                    'ranked': np.arange(7),
                     'embeddings': embeddings[np.argsort(order)],
                 }
                 found.append(arrays)
@@ -108,6 +108,7 @@ def test_perfect_tracks_score_1_in_any_windows_and_batches(folder, overlap, batc
         scores = evaluate.evaluate(perfect, None, source, config, task, mesh)
     assert scores['AP'] == scores['AP50'] == scores['AR10'] == 1
     assert {row['name'] for row in scores['classes']} == set(source.class_names)
+    assert 'background' not in source.class_names
 
 
 def test_perfect_labels_score_1_and_windows_join(folder):
@@ -220,7 +221,7 @@ def test_streamed_results_are_those_of_evaluation(run, film, tmp_path):
         tracks = streamed.content()['tracks']
         assert len(tracks) == len(written) == 3
         for track, entry in zip(tracks, written, strict=True):
-            assert track['category_id'] == entry['category_id']
+            assert source.category_ids[track['category_id']] == entry['category_id']
             assert track['score'] == pytest.approx(entry['score'], abs=1e-5)
             for ours, theirs in zip(track['segmentations'], entry['segmentations'], strict=True):
                 assert ours == theirs or not ours and not coco_mask.area(theirs)
@@ -271,14 +272,14 @@ def test_tracks_of_any_frame_of_a_clip_are_targets_and_others_are_not(folder):
     _, task = opened(config)
     masks = np.zeros((4, 2, 6, 6), bool)
     masks[0, :, :2], masks[1, 0, 2:4], masks[2, 1, 1:5] = True, True, True  # both, first, last
-    example = task.packed(masks, np.array([3, 7, 5, 6], np.int32))
-    assert sorted(example['object_labels'][:3]) == [3, 5, 7]
+    example = task.packed(masks, np.array([3, 6, 5, 4], np.int32))
+    assert sorted(example['object_labels'][:3]) == [3, 5, 6]
     assert (example['object_labels'][3:] == IGNORE_LABEL).all() and example['left_out'] == 0
     batch = {name: jnp.asarray(x)[None] for name, x in example.items()}
     batch['image'] = jnp.zeros((1, 2, 6, 6, 3))
     points = (np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(-1, 2) + 0.5) / 6
     sampled = np.asarray(task.targets(batch).sample(points)).reshape(8, 2, 6, 6)
-    order = [int(np.flatnonzero(example['object_labels'] == label)[0]) for label in (3, 7, 5)]
+    order = [int(np.flatnonzero(example['object_labels'] == label)[0]) for label in (3, 6, 5)]
     np.testing.assert_allclose(sampled[order], masks[:3], atol=1e-5)
     np.testing.assert_array_equal(sampled[3:], 0)
 

@@ -1,10 +1,10 @@
-"""The things of a panoptic source as instances."""
+"""The things of a panoptic source as instances, and those of videos as tracks."""
 
 from typing import Any
 
 import numpy as np
 
-from rankseg_jax.data import IGNORE_LABEL, InstanceSource, PanopticSource, rle
+from rankseg_jax.data import IGNORE_LABEL, InstanceSource, PanopticSource, TrackSource, rle
 from rankseg_jax.data.report import Report
 
 
@@ -24,7 +24,7 @@ class ThingSource(InstanceSource):
         chosen = [label for label, thing in enumerate(source.things) if thing]
         if not chosen:
             raise ValueError('none of the categories of this data set is a thing: set `things`')
-        self._source = source
+        self._source: Any = source
         # A label's place among the things; index -1 is IGNORE_LABEL.
         self._labels = np.full(len(source.class_names) + 1, IGNORE_LABEL, np.int32)
         self._labels[chosen] = np.arange(len(chosen))
@@ -62,3 +62,27 @@ class ThingSource(InstanceSource):
     def check(self, max_corrupt: int | None = None) -> Report:
         """Validates the files of the panoptic source, stuff among them."""
         return self._source.check(max_corrupt)
+
+
+class ThingTracks(ThingSource, TrackSource):
+    """The videos of a source without its stuff, as `ThingSource`.
+
+    Args:
+      source: a TrackSource that is a PanopticSource, too.
+    """
+
+    def __init__(self, source):
+        super().__init__(source)
+        self.videos, self.published_videos = source.videos, source.published_videos
+
+    def tracks(self, video, frames=None):
+        """See `TrackSource.tracks`."""
+        found = [
+            track | {'category_id': int(self._labels[track['category_id']])}
+            for track in self._source.tracks(video, frames)
+        ]
+        return [track for track in found if track['category_id'] != IGNORE_LABEL]
+
+    def video_id(self, video):
+        """See `TrackSource.video_id`."""
+        return self._source.video_id(video)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankseg_jax.data import TrackSource, rle, tracks
+from rankseg_jax.data.instances import ThingTracks
 from rankseg_jax.metrics.instances import InstanceMetric
 from rankseg_jax.ranking import from_ranks
 from rankseg_jax.tasks import Follower
@@ -66,7 +67,9 @@ class VideoInstance(Clips, Instance):
 
     @classmethod
     def adapt(cls, source):
-        return source
+        """Where videos have stuff, too, their things."""
+        has_stuff = isinstance(source, TrackSource) and not all(source.things)
+        return ThingTracks(source) if has_stuff else source
 
     @classmethod
     def from_source(cls, config, source):
