@@ -501,7 +501,7 @@ def test_evaluation_writes_the_official_ids(folder, tmp_path):
                     classes[i, place] = segment['category_id']
         maps = {'labels': labels, 'segment_ids': places, 'segment_labels': classes}
         pixels = SemanticMetric.from_batch(labels, labels, 133)
-        return {'pixels': pixels}, sharding.shard_batch(maps, mesh)
+        yield {'pixels': pixels}, sharding.shard_batch(maps, mesh)
 
     task = tasks.from_source(config, source)
     with task.writer(tmp_path, source) as writer:
