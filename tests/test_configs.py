@@ -148,7 +148,7 @@ SIBLINGS = re.compile(
     '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
     '|swin_[tsl]|panoptic_r50|ade20k_swin_b'
     '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)|video_tiny'
-    '|youtubevis_2019_(?!swin_b_rankseg)|vspw_(?!r101$)'
+    '|youtubevis_2019_(?!r101_rankseg)|vspw_(?!r101$)'
 )
 
 

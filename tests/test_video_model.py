@@ -166,6 +166,7 @@ def sampled(maps, points):
     return flat.reshape(*maps.shape[:-2], -1)
 
 
+@jax.jit
 def matched_losses(class_logits, mask_logits, ranks, masks, match_points, loss_points):
     """Queries of the targets and the unweighted losses, at recorded points.
 
@@ -174,7 +175,7 @@ def matched_losses(class_logits, mask_logits, ranks, masks, match_points, loss_p
     """
 
     def at_match_points(maps):  # [B, N, T, h, w] → [B, N, T · P]
-        points = np.broadcast_to(
+        points = jnp.broadcast_to(
             match_points[:, None, None], (*maps.shape[:3], *match_points.shape[1:])
         )
         return sampled(maps, points).reshape(*maps.shape[:2], -1)
