@@ -11,6 +11,7 @@ pixels whose label equals that of PyTorch eager.
 """
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -216,7 +217,8 @@ def main(_):
                 if kind in row:
                     continue
                 files = {
-                    k: Path(folder) / f'{name}{k}.npy'.replace(' ', '') for k in (kind, ENGINES[0])
+                    k: Path(folder) / re.sub(r'[ /,]', '', f'{name}{k}.npy')
+                    for k in (kind, ENGINES[0])
                 }
                 cell = ','.join(x.replace(',', ';') for x in (name, kind, str(files[kind])))
                 done = subprocess.run(
