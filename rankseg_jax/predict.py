@@ -563,17 +563,17 @@ def predict_split(predictor: Predictor, config, output) -> Path:
         try:
             if predictor.task.takes_clips:
                 name, index, result = predict_video_of(predictor, source, place, output)
+                example = source.load(index)
             else:
                 index, example = place, source.load(place)
                 result = predictor(example['image'], example['label'])
                 # With the folder's name, since videos have frames of the same name.
                 name = Path(source.ids[index]).with_suffix('')
                 result.save(output / name, source.ids[index])
-            label = source.load(index)['label']
         except CorruptExample as error:
             logging.error('Skipped: %s', error)
             continue
-        panels.append(result.panel(**predictor.task.truth(source, index, label)))
+        panels.append(result.panel(**predictor.task.truth(source, index, example['label'])))
         panels[-1].save(output / f'{name}_panel.png')
     if not panels:
         raise CorruptExample(

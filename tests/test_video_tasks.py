@@ -360,3 +360,23 @@ def test_scales_and_mirror_images_of_clips_add_up(folder):
     mirrored = list(predictor.video([frame[:, ::-1] for frame in frames]))
     same = [(a.labels == b.labels[:, ::-1]).mean() for a, b in zip(results, mirrored, strict=True)]
     assert min(same) > 0.98
+
+
+def test_a_video_whose_last_clip_cannot_be_read_keeps_its_tracks(folder):
+    config = tiny.config(folder, **KINDS['video_instance'])
+    source, task = opened(config)
+    examples = task.examples(source)
+    places = [i for i, window in enumerate(examples.windows) if window.video == 0]
+    found = {
+        'masks': [rle.encode(np.ones((4, 4), bool))],
+        'probabilities': np.eye(7)[:1],
+        'embeddings': np.ones((1, 3)),
+    }
+    items = [
+        (place, number, found)
+        for place in places[:-1]
+        for number in range(len(examples.windows[place].frames))
+    ]
+    ((video, result),) = task.join(examples, items)
+    assert video == 0
+    assert len(result['tracks'][0]['masks']) == examples.windows[places[-2]].frames[-1] + 1

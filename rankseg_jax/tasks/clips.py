@@ -77,7 +77,5 @@ def in_order(
             waiting[place] = arriving.pop(place)
             yield from ready(window.video)
     # What follows a window that could not be read.
-    for video in following:
-        left = [place for place in sorted(waiting) if examples.windows[place].video == video]
-        for place in left:
-            yield place, waiting.pop(place), place == left[-1]
+    for place in sorted(waiting):
+        yield place, waiting.pop(place), place == last[examples.windows[place].video]

@@ -124,8 +124,13 @@ class VideoInstance(Clips, Instance):
             tracker = trackers.setdefault(window.video, Tracker())
             add_window(tracker, window.frames, found)
             if last:
-                best = trackers.pop(window.video).best(self.config.eval.max_objects)
-                yield window.video, {'tracks': best}
+                yield self.tracks(window.video, trackers.pop(window.video))
+        for video, tracker in trackers.items():  # their last clip could not be read
+            yield self.tracks(video, tracker)
+
+    def tracks(self, video: int, tracker: Tracker) -> tuple[int, dict[str, Any]]:
+        """What `join` says of a video."""
+        return video, {'tracks': tracker.best(self.config.eval.max_objects)}
 
     def image_statistics(self, source, index, found):
         length = len(source.videos[index][1])
