@@ -5,7 +5,9 @@
 First trains configs/mask2former_tiny.py without RankSeg on objects of emoji_scenes, K = 40. From
 that image run starts configs/mask2former_video_tiny.py on emoji_videos, once per task, variant and
 seed, for --steps steps, and is scored on validation. κ is 12. A finished run is a line of JSON in
---out and is not repeated. `--table` prints the finished runs and trains nothing.
+--out and is not repeated. Processes with other --seeds or --cells may run at the same time once the
+image run is done, which --image_only stops after. `--table` prints the finished runs and trains
+nothing.
 """
 
 import json
@@ -14,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import app, flags, logging
 
@@ -29,6 +32,10 @@ _RUNS = flags.DEFINE_string(
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per variant.')
 _STEPS = flags.DEFINE_integer('steps', 1000, 'Of a run on videos, 4 clips of 2 frames each.')
 _IMAGE_STEPS = flags.DEFINE_integer('image_steps', 4000, 'Of the image run, 8 images each.')
+_CELLS = flags.DEFINE_list(
+    'cells', None, 'Only these task/variant pairs, such as video_instance/rankseg.'
+)
+_IMAGE_ONLY = flags.DEFINE_bool('image_only', False, 'Stop after the image run.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of the finished runs and stop.')
 
 VARIANTS = ('baseline', 'rankseg', 'oracle')
@@ -50,6 +57,15 @@ def image_run() -> Path:
     return folder
 
 
+def cells():
+    """Yields (task, variant, seed), seed by seed, so that partial results are comparable."""
+    for seed in map(int, _SEEDS.value):
+        for task in COLUMNS:
+            for variant in VARIANTS:
+                if not _CELLS.value or f'{task}/{variant}' in _CELLS.value:
+                    yield task, variant, seed
+
+
 def run(task: str, variant: str, seed: int, start: Path) -> dict:
     prefix = 'semantic_' if task == 'video_semantic' else ''
     config = mask2former_video_tiny.get_config(prefix + variant)
@@ -67,6 +83,7 @@ def run(task: str, variant: str, seed: int, start: Path) -> dict:
         'seed': seed,
         'steps': config.steps,
         'image_steps': _IMAGE_STEPS.value,
+        'device': jax.devices()[0].device_kind,
         'seconds': round(time.time() - clock, 1),
         'scores': {name: value for name, value in scores.items() if np.isscalar(value)},
     }
@@ -97,14 +114,12 @@ def main(_):
 
     if not _TABLE.value:
         start = image_run()
-        for seed in map(int, _SEEDS.value):
-            for task in COLUMNS:
-                for variant in VARIANTS:
-                    done = {(row['task'], row['variant'], row['seed']) for row in finished()}
-                    if (task, variant, seed) not in done:
-                        print(f'== {task} / {variant} / {seed}', flush=True)
-                        with out.open('a') as file:
-                            file.write(json.dumps(run(task, variant, seed, start)) + '\n')
+        for cell in [] if _IMAGE_ONLY.value else cells():
+            if cell not in {(row['task'], row['variant'], row['seed']) for row in finished()}:
+                print(f'== {" / ".join(map(str, cell))}', flush=True)
+                row = run(*cell, start)
+                with out.open('a') as file:
+                    file.write(json.dumps(row) + '\n')
     for task in COLUMNS:
         print(f'\n{task}\n\n{table(finished(), task)}')
 
