@@ -53,7 +53,8 @@ def image_run() -> Path:
     config.steps = config.eval_every = _IMAGE_STEPS.value
     config.num_pictures = 0
     folder = Path(_WORKDIR.value) / f'image_{config.steps}'
-    train.train(config, folder)
+    if not (folder / 'checkpoints' / str(config.steps)).is_dir():
+        train.train(config, folder)
     return folder
 
 
