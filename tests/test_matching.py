@@ -87,7 +87,7 @@ def test_kernel_ends_on_any_costs():
     assert (queries < 9).all()
 
 
-@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason='lowers only where there is such a GPU')
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason='JAX lowers only where there is a GPU')
 @pytest.mark.parametrize('num_queries, num_targets', [(100, 20), (5, 12), (900, 300)])
 def test_kernel_lowers_for_cuda(num_queries, num_targets):
     costs = jnp.zeros((2, 3, num_queries, num_targets))
