@@ -9,6 +9,7 @@ import functools
 import importlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,66 +29,77 @@ CHAIN = 10  # calls of a part that one program makes, so that launching it does 
 # Recipes
 
 
-def recipe_config(recipe: str, small: bool):
-    """The config of '<file in configs/>:<recipe>' in bfloat16; `small`: of a tiny model."""
-    file, name = recipe.split(':')
-    config = importlib.import_module(f'configs.{file}').get_config(name)
-    config.model.dtype, config.batch_size = 'bfloat16', BATCH
-    if small:
-        shrink(config)
-    return config
-
-
-def shrink(config) -> None:
-    """Makes the model of a recipe tiny."""
-    config.batch_size = 2
-    config.augment.crop_size = config.eval.size = (64, 64)
-    config.model.decoder_layers = 2
-    if config.model.framework == 'segmenter':
-        config.model.update(backbone='vit_ti16', channels=192, decoder_heads=3)
-        config.eval.window = config.eval.stride = (64, 64)
-    else:
-        config.model.update(backbone='slim', pixel_layers=1, num_queries=20)
-        config.loss.num_points = 256
-        config.data.max_targets = 25
-        if config.rankseg:
-            config.rankseg.layer = min(config.rankseg.layer, 2)
-
-
 @dataclasses.dataclass
 class Recipe:
-    """A recipe's model, task and optimizer, and the shapes of its state."""
+    """A recipe's model, task and optimizer, and the shapes of its state.
 
-    config: object
-    num_classes: int = NUM_CLASSES
+    Attributes:
+      config: of the recipe.
+      num_classes: K.
+      small: whether the model is made tiny, and images with it.
+    """
+
+    config: Any
+    num_classes: int
+    small: bool
 
     def __post_init__(self):
         config = self.config
+        config.model.dtype, config.batch_size = 'bfloat16', BATCH
+        if self.small:
+            shrink(config)
         self.side = config.augment.crop_size[0]
         self.task = tasks.build(config, [str(label) for label in range(self.num_classes)])
         self.model = models.build(config, self.num_classes)
+        if self.small:
+            backbone = self.model.backbone.clone(**TINY[config.model.framework])
+            self.model = self.model.clone(backbone=backbone)
         self.optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
         self.shapes = jax.eval_shape(
             lambda: train.create_state(self.model, self.optimizer, config, self.num_classes)
         )
 
-    def network_flops(self, images, *, training: bool) -> int:
-        """FLOPs of the products in a forward pass of the network, without a loss."""
+    @functools.cached_property
+    def image_flops(self) -> int:
+        """FLOPs of the products in a forward pass of the network for one image, without a loss."""
+        image = jax.ShapeDtypeStruct((1, self.side, self.side, 3), jnp.float32)
+        forward = functools.partial(models.forward, self.model)
+        return product_flops(
+            lambda *arguments: jax.tree.leaves(forward(*arguments, Choice())),
+            self.shapes.model,
+            image,
+        )
 
-        def forward(variables, images):
-            presence = jnp.zeros((len(images), self.num_classes), bool)
-            output, _ = models.apply(
-                self.model,
-                variables,
-                images,
-                Choice(presence=presence),
-                train=training,
-                rngs={'dropout': jax.random.key(0)},
-            )
-            return jax.tree.leaves(output)
 
-        variables = {key: self.shapes.model[key] for key in ('params', 'batch_stats')}
-        return product_flops(forward, variables, images)
+TINY = {
+    'segmenter': {'num_layers': 2},
+    'mask2former': {'width': 24, 'depths': (1,) * 4, 'num_heads': (1, 2, 3, 6), 'window': 4},
+}
+
+
+def shrink(config) -> None:
+    """Makes all but the backbone of a recipe's model tiny."""
+    config.batch_size = 2
+    config.augment.crop_size = config.eval.size = (64, 64)
+    if config.model.framework == 'segmenter':
+        config.model.update(backbone='vit_ti16', channels=192, decoder_heads=3, decoder_layers=2)
+        config.eval.window = config.eval.stride = (64, 64)
+        return
+    config.model.update(backbone='swin_t7', pixel_layers=1, decoder_layers=3, num_queries=25)
+    config.loss.num_points = 256
+    config.data.max_targets = 25
+
+
+@functools.cache
+def build(recipe: str, small: bool, num_classes: int = NUM_CLASSES) -> Recipe:
+    """The recipe '<file in configs/>:<name>', or the model of benchmarks/flat_in_k.py."""
+    if recipe == 'flat_in_k':
+        from benchmarks import flat_in_k
+
+        return Recipe(flat_in_k.make_config('RankSeg'), num_classes, small)
+    file, name = recipe.split(':')
+    config = importlib.import_module(f'configs.{file}').get_config(name)
+    return Recipe(config, num_classes, small)
 
 
 def random_variables(shapes):
@@ -97,14 +109,17 @@ def random_variables(shapes):
     """
     numbers = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32)
 
+    @functools.cache
+    def normal(shape, scale):
+        return np.resize(numbers * np.float32(scale), shape)
+
     def draw(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator='/').rsplit('/', 1)[-1]
         if name in ('scale', 'var'):
             return np.ones(leaf.shape, leaf.dtype)
         if name in ('bias', 'mean') or not np.issubdtype(leaf.dtype, np.floating):
             return np.zeros(leaf.shape, leaf.dtype)
-        scale = np.prod(leaf.shape[:-1]) ** -0.5 if name == 'kernel' else 0.02
-        return np.resize(numbers * np.float32(scale), leaf.shape).astype(leaf.dtype)
+        return normal(leaf.shape, np.prod(leaf.shape[:-1]) ** -0.5 if name == 'kernel' else 0.02)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -131,7 +146,7 @@ def shapes_of(tree):
 
 def train_row(recipe: str, small: bool):
     """Steps of `train.make_train_step`, each from the state that the one before returned."""
-    own = Recipe(recipe_config(recipe, small))
+    own = build(recipe, small)
     step = train.make_train_step(own.model, own.optimizer, own.config, own.task)
     size = own.config.batch_size
     targets = random_targets(size, own.side, NUM_TARGETS, NUM_CLASSES)
@@ -142,7 +157,7 @@ def train_row(recipe: str, small: bool):
         'mask': np.ones(size, bool),
     }
     compiled, facts = compile_(step, own.shapes, shapes_of(batch), donate_argnums=0)
-    flops = 3 * own.network_flops(shapes_of(batch['image']), training=True)
+    flops = 3 * size * own.image_flops
 
     def measure():
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), own.shapes)
@@ -164,16 +179,7 @@ def train_row(recipe: str, small: bool):
 
 def predict_row(recipe: str, small: bool, batch_sizes=(1, BATCH), num_classes=NUM_CLASSES):
     """From normalized images on the device to label maps there, as prediction computes them."""
-    if recipe == 'flat_in_k':
-        from benchmarks import flat_in_k
-
-        config = flat_in_k.make_config('RankSeg')
-        config.model.dtype = 'bfloat16'
-        if small:
-            shrink(config)
-        own = Recipe(config, num_classes)
-    else:
-        own = Recipe(recipe_config(recipe, small), num_classes)
+    own = build(recipe, small, num_classes)
     side, config = own.side, own.config
 
     def labels(variables, image):
@@ -188,8 +194,7 @@ def predict_row(recipe: str, small: bool, batch_sizes=(1, BATCH), num_classes=NU
     for size in batch_sizes:
         images = random_images(size, side)
         compiled, facts = compile_(labels, own.shapes.model, shapes_of(images))
-        flops = own.network_flops(shapes_of(images), training=False)
-        made.append((images, compiled, facts | {'flops': flops}))
+        made.append((images, compiled, facts | {'flops': size * own.image_flops}))
 
     def measure():
         variables = jax.device_put(random_variables(own.shapes.model))

@@ -5,6 +5,7 @@ its own loss, whose matching is SciPy's. Parameters are float32, `autocast` comp
 """
 
 import functools
+import gc
 import time
 
 import numpy as np
@@ -25,6 +26,9 @@ VITS = {
     'vit_l16': 'vit_large_patch16_224',
     'small': 'vit_tiny_patch16_224',
 }
+
+
+torch.set_float32_matmul_precision('high')  # TF32, as JAX's default
 
 
 def wait(result):
@@ -119,6 +123,8 @@ FAMILIES = {'segmenter': segmenter, 'mask2former': mask2former}
 
 
 def build(family: str, backbone: str, side: int):
+    gc.collect()  # the row before
+    torch.cuda.empty_cache()
     torch.manual_seed(0)
     with torch.device(DEVICE):
         model, loss, optimizer = FAMILIES[family](backbone, side)

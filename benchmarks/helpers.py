@@ -47,15 +47,19 @@ def seconds_per_call(call, wait, small: bool = False) -> list[float]:
 
     Args:
       wait: blocks until the result of a call is there; it does so once a repeat.
-      small: as short as possible.
+      small: one call in one repeat.
     """
     wait(call())  # whatever happens once
+    if small:
+        start = time.perf_counter()
+        wait(call())
+        return [time.perf_counter() - start]
     start = time.perf_counter()
     wait(call())
     single, total = time.perf_counter() - start, 0.0
-    calls = 1 if small else min(200, max(2, math.ceil(0.3 / single)))
+    calls = min(200, max(2, math.ceil(0.3 / single)))
     seconds = []
-    while len(seconds) < (2 if small else 5) and (len(seconds) < 2 or total < 4):
+    while len(seconds) < 5 and (len(seconds) < 2 or total < 4):
         start = time.perf_counter()
         for _ in range(calls):
             result = call()
