@@ -233,8 +233,10 @@ def main(_):
         command = [sys.executable, __file__, f'--library={library}', f'--budget={left}']
         flag_values = (_OUT, _ROWS, _LIMIT, _TOGETHER, _SMALL)
         command += [f'--{flag.name}={flag.value}' for flag in flag_values]
-        environment = {'PYTHONUNBUFFERED': '1', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92'}
-        done = subprocess.run(command, env=environment | os.environ)
+        environment = {'PYTHONUNBUFFERED': '1'} | os.environ
+        if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in environment:  # the old name: not both
+            environment.setdefault('XLA_CLIENT_MEM_FRACTION', '0.92')
+        done = subprocess.run(command, env=environment)
         before, rows = rows, pending()
         if rows == before and time.perf_counter() - start < _BUDGET.value:
             error = f'its process could not start and returned {done.returncode}'
