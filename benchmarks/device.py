@@ -42,7 +42,7 @@ _LIMIT = flags.DEFINE_float('limit', 300, 'Seconds after which a row, or rows to
 _TOGETHER = flags.DEFINE_integer('together', 1, 'Rows that are compiled at the same time.')
 _SMALL = flags.DEFINE_bool('small', False, 'Tiny models and short runs, to test the benchmark.')
 _LIST = flags.DEFINE_bool('list', False, 'Print the names of the rows and stop.')
-_TABLE = flags.DEFINE_bool('table', False, 'Print the table of the results and stop.')
+_SHOW = flags.DEFINE_bool('show', False, 'Print the table of the results and stop.')
 _LIBRARY = flags.DEFINE_enum('library', None, ['jax', 'torch'], 'For the processes of this script.')
 
 ORDER = (
@@ -226,9 +226,9 @@ def main(_):
         work(_LIBRARY.value)
         return
     start = time.perf_counter()
-    rows = [] if _TABLE.value else pending()
+    rows = [] if _SHOW.value else pending()
     while rows and (left := _BUDGET.value - (time.perf_counter() - start)) > 0:
-        library, name = rows[0]
+        library = rows[0][0]
         # A process for each library, whose memory is free for the next; one may crash.
         command = [sys.executable, __file__, f'--library={library}', f'--budget={left}']
         flag_values = (_OUT, _ROWS, _LIMIT, _TOGETHER, _SMALL)
@@ -240,7 +240,8 @@ def main(_):
         before, rows = rows, pending()
         if rows == before and time.perf_counter() - start < _BUDGET.value:
             error = f'its process could not start and returned {done.returncode}'
-            write({'row': name, 'device': '', 'error': error})
+            for _, name in [row for row in rows if row[0] == library]:
+                write({'row': name, 'device': '', 'error': error})
             rows = pending()
     print('\n' + table(read()))
 
