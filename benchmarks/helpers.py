@@ -1,6 +1,7 @@
 """Functions shared by the benchmarks."""
 
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -38,6 +39,33 @@ def take_turns(runs, rounds: int, clock=time.perf_counter) -> dict[str, list[flo
             start = clock()
             run()
             seconds[name].append(clock() - start)
+    return seconds
+
+
+def seconds_per_call(call, wait, small: bool = False) -> list[float]:
+    """Seconds of one `call()` in each repeat, in which as many follow each other as fill a moment.
+
+    Args:
+      wait: blocks until the result of a call is there; it does so once a repeat.
+      small: one call in one repeat.
+    """
+    wait(call())  # whatever happens once
+    if small:
+        start = time.perf_counter()
+        wait(call())
+        return [time.perf_counter() - start]
+    start = time.perf_counter()
+    wait(call())
+    single, total = time.perf_counter() - start, 0.0
+    calls = min(200, max(2, math.ceil(0.3 / single)))
+    seconds = []
+    while len(seconds) < 5 and (len(seconds) < 2 or total < 4):
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = call()
+        wait(result)
+        total += time.perf_counter() - start
+        seconds.append((time.perf_counter() - start) / calls)
     return seconds
 
 

@@ -1,30 +1,34 @@
-"""The baseline Segmenter in PyTorch: timm's ViT-B/16 and a mask transformer, named as released."""
+"""The baseline Segmenter in PyTorch: timm's ViT and a mask transformer, named as released."""
 
 import timm
 import torch
 from timm.models.vision_transformer import Block
 from torch.nn.functional import interpolate, normalize
 
-WIDTH = 768
-
 
 class Segmenter(torch.nn.Module):
-    """Images [B, 3, side, side] → logits [B, K, side, side]; without dropout."""
+    """Images [B, 3, side, side] → logits [B, K, side, side]; without dropout.
 
-    def __init__(self, side: int, num_classes: int):
+    Args:
+      backbone: timm's name of a ViT with patches of 16 pixels.
+    """
+
+    def __init__(self, side: int, num_classes: int, backbone: str = 'vit_base_patch16_224'):
         super().__init__()
         self.cells = (side // 16, side // 16)
-        self.vit = timm.create_model(
-            'vit_base_patch16_224', img_size=side, num_classes=0, global_pool=''
-        )
-        self.proj_dec = torch.nn.Linear(WIDTH, WIDTH)
-        self.cls_emb = torch.nn.Parameter(torch.randn(1, num_classes, WIDTH) * 0.02)
+        self.vit = timm.create_model(backbone, img_size=side, num_classes=0, global_pool='')
+        width = self.vit.embed_dim
+        self.proj_dec = torch.nn.Linear(width, width)
+        self.cls_emb = torch.nn.Parameter(torch.randn(1, num_classes, width) * 0.02)
         self.blocks = torch.nn.Sequential(
-            *(Block(WIDTH, 12, qkv_bias=True, norm_layer=torch.nn.LayerNorm) for _ in range(2))
+            *(
+                Block(width, width // 64, qkv_bias=True, norm_layer=torch.nn.LayerNorm)
+                for _ in range(2)
+            )
         )
-        self.decoder_norm = torch.nn.LayerNorm(WIDTH)
+        self.decoder_norm = torch.nn.LayerNorm(width)
         self.proj_patch, self.proj_classes = (
-            torch.nn.Parameter(torch.randn(WIDTH, WIDTH) * WIDTH**-0.5) for _ in range(2)
+            torch.nn.Parameter(torch.randn(width, width) * width**-0.5) for _ in range(2)
         )
         self.mask_norm = torch.nn.LayerNorm(num_classes)
 
