@@ -14,10 +14,11 @@ import jax
 import numpy as np
 from absl import logging
 
-from rankseg_jax import checkpoint, storage, tasks, visualize
+from rankseg_jax import checkpoint, storage, tasks
 from rankseg_jax.data import CorruptExample, batching, images, video_files
 from rankseg_jax.predict import Predictor, Video
 from rankseg_jax.tasks.semantic import Result
+from rankseg_jax.visualize.panels import grid
 
 LONGEST_NAME = 255  # bytes, on most file systems
 
@@ -270,7 +271,7 @@ def predict_split(predictor: Predictor, config, output) -> Path:
             f'not one of the first {config.num_pictures} examples of '
             f'{config.data.eval_split!r} could be read'
         )
-    visualize.grid(panels).save(output / 'grid.png')
+    grid(panels).save(output / 'grid.png')
     return output / 'grid.png'
 
 

@@ -16,7 +16,7 @@ ALLOWED = {
     'checkpoint': '',
     'optimizers': '',
     'fonts': '',
-    'visualize': 'fonts',
+    'visualize': 'fonts visualize',
     'layers': '',
     'ranking': '',
     'matching': '',
