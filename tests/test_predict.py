@@ -32,6 +32,7 @@ from rankseg_jax.data import CorruptExample
 from rankseg_jax.prediction_files import find_images, predict_files, predict_split
 from rankseg_jax.tasks.semantic import Result
 from tests import FAST_COMPILATION, tiny
+from tests.helpers import run_example
 
 ROOT = Path(__file__).parents[1]
 
@@ -403,7 +404,7 @@ def test_photos_are_shrunk_as_in_evaluation(exported, predictor, tmp_path, antia
     # `expected` is smoothed by Pillow, so that some pixels differ by one level.
     tolerance = 0.03 if antialias else 0
     assert (loaded[2::5, 2::5] != expected).mean() <= tolerance
-    run_example(exported, tmp_path)
+    run_example(exported, 'photo.png', tmp_path)
     found = np.asarray(Image.open(tmp_path / 'labels.png'))
     # Both fit images with the same function.
     np.testing.assert_array_equal(found, loaded[2::5, 2::5])
@@ -420,7 +421,7 @@ def test_photos_are_stretched_and_filtered_as_the_files_say(exported, predictor,
     expected = predictor(photo.resize((32, 32), Image.Resampling.LANCZOS)).labels
     found = predict.load(exported)(photo).labels
     np.testing.assert_array_equal(found, expected.repeat(3, 0).repeat(2, 1))
-    run_example(exported, tmp_path)
+    run_example(exported, 'photo.png', tmp_path)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
 
 
@@ -440,25 +441,10 @@ def test_export_leaves_other_files_alone(trained, tmp_path):
         export.run(*trained, trained[1])
 
 
-def run_example(exported, folder):
-    """Runs example.py on photo.png in `folder`; returns what it prints."""
-    result = subprocess.run(
-        [sys.executable, exported / 'example.py', 'photo.png'],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-        | {'XLA_FLAGS': FAST_COMPILATION},
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_example_runs_without_this_package(exported, predictor, tmp_path):
     image = np.random.default_rng(0).integers(0, 10_000, (32, 32)).astype(np.uint16)  # dark
     Image.fromarray(image).save(tmp_path / 'photo.png')
-    assert '% of the pixels' in run_example(exported, tmp_path)
+    assert '% of the pixels' in run_example(exported, 'photo.png', tmp_path)
     assert 'rankseg' not in (exported / 'example.py').read_text()
     expected = predictor(np.repeat(image[..., None] // 256, 3, -1).astype(np.uint8)).labels
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
