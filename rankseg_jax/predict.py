@@ -194,15 +194,6 @@ class Predictor:
         return [(self.class_names[c], confidence) for c, confidence in ranked]
 
 
-def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[…, h, w] → […, *size]: each pixel takes the value of the one that its center lies in."""
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for old, new in zip(maps.shape[-2:], size, strict=True)
-    )
-    return maps[..., rows[:, None], columns]
-
-
 class Video:
     """The results of a video's frames, one after another; see `Predictor.video`.
 
@@ -257,6 +248,40 @@ class Video:
     def content(self) -> dict[str, Any]:
         """What the JSON file says of the video; complete once all frames are done."""
         return self.follower.content(self.length)
+
+
+def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[…, h, w] → […, *size]: each pixel takes the value of the one that its center lies in."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(maps.shape[-2:], size, strict=True)
+    )
+    return maps[..., rows[:, None], columns]
+
+
+def load(workdir, which: str | int = 'last', config=None) -> Predictor:
+    """The predictor of a run, or of an exported model.
+
+    Args:
+      workdir: of the run; or the folder of an exported model, which ignores the other arguments.
+      which: 'last', 'best' or the step of a checkpoint.
+      config: of the model and its input; None: the one it was trained with.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: `config` describes another model.
+    """
+    workdir = Path(workdir)
+    if (workdir / export.ARTIFACT).is_file():
+        return from_artifact(workdir)
+    saved = checkpoint.open_run(workdir, which)
+    config = config or saved.config
+    task = tasks.build(config, saved.class_names, saved.things)
+    model = models.build(config, task.num_classes)
+    available = config.mesh_data <= jax.device_count()
+    mesh = sharding.make_mesh(config.mesh_data if available else -1)
+    mesh, variables = sharding.local(mesh, models.restore(saved, model, config, mesh))
+    return from_model(model, variables, config, task, mesh)
 
 
 def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predictor:
@@ -325,28 +350,3 @@ def from_artifact(folder: Path) -> Predictor:
             yield {name: x[:, number] for name, x in found.items()} | of_clip
 
     return Predictor(fit, run, task)
-
-
-def load(workdir, which: str | int = 'last', config=None) -> Predictor:
-    """The predictor of a run, or of an exported model.
-
-    Args:
-      workdir: of the run; or the folder of an exported model, which ignores the other arguments.
-      which: 'last', 'best' or the step of a checkpoint.
-      config: of the model and its input; None: the one it was trained with.
-
-    Raises:
-      FileNotFoundError: no such checkpoint.
-      ValueError: `config` describes another model.
-    """
-    workdir = Path(workdir)
-    if (workdir / export.ARTIFACT).is_file():
-        return from_artifact(workdir)
-    saved = checkpoint.open_run(workdir, which)
-    config = config or saved.config
-    task = tasks.build(config, saved.class_names, saved.things)
-    model = models.build(config, task.num_classes)
-    available = config.mesh_data <= jax.device_count()
-    mesh = sharding.make_mesh(config.mesh_data if available else -1)
-    mesh, variables = sharding.local(mesh, models.restore(saved, model, config, mesh))
-    return from_model(model, variables, config, task, mesh)
