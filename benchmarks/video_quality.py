@@ -5,12 +5,15 @@
 First trains configs/mask2former_tiny.py without RankSeg on objects of emoji_scenes, K = 40. From
 that image run starts configs/mask2former_video_tiny.py on emoji_videos, once per task, variant and
 seed, for --steps steps, and is scored on validation. κ is 12. A finished run is a line of JSON in
---out and is not repeated. `--table` prints the finished runs and trains nothing.
+--out and is not repeated. Processes with other --seeds or --cells may run at the same time once the
+image run is done, which --image_only stops after. `--table` prints the finished runs and trains
+nothing.
 """
 
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,6 +29,10 @@ _RUNS = flags.DEFINE_string(
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per variant.')
 _STEPS = flags.DEFINE_integer('steps', 1000, 'Of a run on videos, 4 clips of 2 frames each.')
 _IMAGE_STEPS = flags.DEFINE_integer('image_steps', 4000, 'Of the image run, 8 images each.')
+_CELLS = flags.DEFINE_list(
+    'cells', None, 'Only these task/variant pairs, such as video_instance/rankseg.'
+)
+_IMAGE_ONLY = flags.DEFINE_bool('image_only', False, 'Stop after the image run.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of the finished runs and stop.')
 
 VARIANTS = ('baseline', 'rankseg', 'oracle')
@@ -43,8 +50,18 @@ def image_run() -> Path:
     config.steps = config.eval_every = _IMAGE_STEPS.value
     config.num_pictures = 0
     folder = Path(_WORKDIR.value) / f'image_{config.steps}'
-    train.train(config, folder)
+    if not (folder / 'checkpoints' / str(config.steps)).is_dir():
+        train.train(config, folder)
     return folder
+
+
+def cells():
+    """Yields (task, variant, seed), seed by seed, so that partial results are comparable."""
+    for seed in map(int, _SEEDS.value):
+        for task in COLUMNS:
+            for variant in VARIANTS:
+                if not _CELLS.value or f'{task}/{variant}' in _CELLS.value:
+                    yield task, variant, seed
 
 
 def run(task: str, variant: str, seed: int, start: Path) -> dict:
@@ -59,6 +76,7 @@ def run(task: str, variant: str, seed: int, start: Path) -> dict:
         'seed': seed,
         'steps': config.steps,
         'image_steps': _IMAGE_STEPS.value,
+        'device': jax.devices()[0].device_kind,
     }
     return found | train_and_score(config)
 
@@ -74,13 +92,10 @@ def main(_):
     runs = Runs(_RUNS.value)
     if not _TABLE.value:
         start = image_run()
-        for seed in map(int, _SEEDS.value):
-            for task in COLUMNS:
-                for variant in VARIANTS:
-                    done = {(row['task'], row['variant'], row['seed']) for row in runs.read()}
-                    if (task, variant, seed) not in done:
-                        print(f'== {task} / {variant} / {seed}', flush=True)
-                        runs.add(run(task, variant, seed, start))
+        for cell in [] if _IMAGE_ONLY.value else cells():
+            if cell not in {(row['task'], row['variant'], row['seed']) for row in runs.read()}:
+                print(f'== {" / ".join(map(str, cell))}', flush=True)
+                runs.add(run(*cell, start))
     for task in COLUMNS:
         print(f'\n{task}\n\n{table(runs.read(), task)}')
 

@@ -4,6 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+try:
+    from rankseg_jax import matching_gpu
+except ImportError:  # a JAX without Pallas' Triton backend, which is deprecated as of 0.11
+    matching_gpu = None
+
 # The cost of what is not finite, and the bound of all others: float32 potentials keep their digits,
 # and no row is infeasible.
 WORST = 1e4
@@ -42,6 +47,8 @@ def costs(class_logits, mask_logits, labels, masks, weights):
 def assign(costs, valid):
     """The query of each target, such that the sum of the valid targets' costs is least.
 
+    On CUDA one kernel solves each problem: optax's loops launch kernels of their own each time.
+
     Args:
       costs: [..., Q, N], finite.
       valid: [..., N] bool, False: padding.
@@ -50,6 +57,12 @@ def assign(costs, valid):
       [..., N] int32; -1 for targets that are not valid, and for those left over where there are
       more targets than queries.
     """
+    kernels = {} if matching_gpu is None else {'cuda': matching_gpu.assign}
+    return jax.lax.platform_dependent(costs, valid, **kernels, default=assign_anywhere)
+
+
+def assign_anywhere(costs, valid):
+    """As `assign`, on any device."""
     num_queries, num_targets = costs.shape[-2:]
     # Padding costs every query the same and more than any target: it takes what targets leave.
     padding = costs.max((-2, -1), keepdims=True) + 1
