@@ -70,15 +70,15 @@ def run(task: str, variant: str, seed: int, start: Path) -> dict:
     config.model.pretrained, config.seed = str(start), seed
     config.steps = config.eval_every = _STEPS.value
     config.num_pictures = 0
-    found = {
+    found = train_and_score(config)
+    return {
         'task': task,
         'variant': variant,
         'seed': seed,
         'steps': config.steps,
         'image_steps': _IMAGE_STEPS.value,
         'device': jax.devices()[0].device_kind,
-    }
-    return found | train_and_score(config)
+    } | found
 
 
 def table(rows, task: str) -> str:
