@@ -213,13 +213,14 @@ def run_model(config, workdir: Path) -> None:
 
 def predict(config, workdir: Path) -> None:
     from rankseg_jax import predict
+    from rankseg_jax.prediction_files import predict_files, predict_split
 
     output = Path(_OUTPUT.value or workdir / 'predictions')
     predictor = predict.load(workdir, config.eval.checkpoint, config)
     if _INPUT.value:
-        predict.predict_files(predictor, _INPUT.value, output)
+        predict_files(predictor, _INPUT.value, output)
     elif config.num_pictures:
-        print(f'Drawings:     {predict.predict_split(predictor, config, output)}')
+        print(f'Drawings:     {predict_split(predictor, config, output)}')
     print(f'Predictions:  {output}')
     print(f'Checkpoints:  {workdir}/checkpoints')
     print(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')

@@ -19,6 +19,7 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.helpers import Runs, numbers, score_table
 from configs import camvid, quickstart
 from rankseg_jax import checkpoint, evaluate, train
 
@@ -138,8 +139,7 @@ def run_cell(dataset: str, variant: str, seed: int) -> dict:
         scores = {}
         for split in splits:
             config.data.eval_split = split
-            found = evaluate.run(config, workdir)
-            scores[split] = {name: value for name, value in found.items() if np.isscalar(value)}
+            scores[split] = numbers(evaluate.run(config, workdir))
         classifier = checkpoint.read_model(workdir)['params']['classifier']
         log_tau = classifier.get('rank', {}).get('temperature', {}).get('log_tau')
     return {
@@ -165,28 +165,17 @@ def table(rows) -> str:
         {(row['dataset'], row['samples']) for row in rows}, key=lambda x: (len(x[0]), x)
     ):
         here = [row for row in rows if (row['dataset'], row['samples']) == (dataset, samples)]
-        splits = list(here[0]['scores'])
+        runs = {
+            variant: [flat(row['scores']) for row in here if row['variant'] == variant]
+            for variant in VARIANTS
+        }
+        columns = [*(f'mIoU {split}' for split in here[0]['scores']), 'category recall@κ']
         lines += [
             '',
             f'**{dataset}**, {samples} training samples',
             '',
-            '| variant | seeds | '
-            + ' | '.join(f'mIoU {split}' for split in splits)
-            + ' | category recall@κ |',
-            '|---' * (len(splits) + 3) + '|',
+            score_table({variant: seeds for variant, seeds in runs.items() if seeds}, columns),
         ]
-        for variant in VARIANTS:
-            seeds = [row['scores'] for row in here if row['variant'] == variant]
-            if seeds:
-                values = [spread([s[split]['mIoU'] for s in seeds]) for split in splits]
-                recall = [
-                    value
-                    for s in seeds
-                    for name, value in s[splits[0]].items()
-                    if name.startswith('category_recall')
-                ]
-                values.append(spread(recall) if recall else '')
-                lines.append(f'| {variant} | {len(seeds)} | ' + ' | '.join(values) + ' |')
         steps = [step for step, _ in here[0]['curve']]
         lines += [
             '',
@@ -208,20 +197,22 @@ def table(rows) -> str:
     return '\n'.join(lines)
 
 
-def spread(values) -> str:
-    mean = f'{100 * np.mean(values):.1f}'
-    return f'{mean} ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else mean
+def flat(scores: dict) -> dict:
+    """The scores of a cell by column; categories are recalled on the first split."""
+    found = {f'mIoU {split}': values['mIoU'] for split, values in scores.items()}
+    for name, value in next(iter(scores.values())).items():
+        if name.startswith('category_recall'):
+            found['category recall@κ'] = value
+    return found
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    out = Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.touch()
+    runs = Runs(_OUT.value)
 
     def finished():
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
-        return {(row['dataset'], row['variant'], row['seed'], row['steps']): row for row in rows}
+        keys = ('dataset', 'variant', 'seed', 'steps')
+        return {tuple(row[key] for key in keys): row for row in runs.read()}
 
     if not (_TABLE.value or _CAMVID.value):
         print('camvid is left out: --camvid=<folder> says where it lies')
@@ -230,9 +221,7 @@ def main(_):
             continue
         if (*cell, _STEPS.value) not in finished():
             print(f'== {" / ".join(map(str, cell))}', flush=True)
-            row = run_cell(*cell)
-            with out.open('a') as file:
-                file.write(json.dumps(row) + '\n')
+            runs.add(run_cell(*cell))
     print(table(list(finished().values())))
 
 

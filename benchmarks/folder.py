@@ -28,6 +28,7 @@ from benchmarks.helpers import machine, save
 from configs import mask2former
 from rankseg_jax import checkpoint, evaluate, models, predict, sharding, tasks
 from rankseg_jax.data import PanopticSource, batching, images
+from rankseg_jax.prediction_files import predict_files
 from rankseg_jax.selector import Choice
 from tests.helpers import random_like
 
@@ -91,12 +92,10 @@ def predictions(config, model, variables, folder: Path) -> dict:
     many = [(384 + 4 * i, int(rng.integers(384, 640))) for i in range(_PHOTOS.value)]
     one = write_photos(folder / 'one', [(512, 512)] * _PHOTOS.value)
     many = write_photos(folder / 'many', many)
-    predict.predict_files(predictor, sorted(one.iterdir())[: _BATCH.value], folder / 'first')
+    predict_files(predictor, sorted(one.iterdir())[: _BATCH.value], folder / 'first')
     found = {
         name: seconds_of(
-            lambda photos=photos: predict.predict_files(
-                predictor, [photos], folder / f'{photos.name}_out'
-            )
+            lambda photos=photos: predict_files(predictor, [photos], folder / f'{photos.name}_out')
         )
         for name, photos in (('one size', one), ('many sizes', many))
     }

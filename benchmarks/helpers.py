@@ -4,8 +4,10 @@ import json
 import math
 import os
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 import optax
 
 from configs import common
-from rankseg_jax import models
+from rankseg_jax import models, train
 from rankseg_jax.decoders.query_classifier import TAU, QueryClasses
 from rankseg_jax.multilabel import build_head
 from rankseg_jax.pretrained import load_hf
@@ -91,6 +93,58 @@ def save(results, out: str):
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=1))
+
+
+class Runs:
+    """The finished runs of a benchmark that trains: a file with a line of JSON for each."""
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()  # fails now rather than after hours
+
+    def read(self) -> list[dict]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def add(self, row: dict):
+        with self.path.open('a') as file:
+            file.write(json.dumps(row) + '\n')
+
+
+def train_and_score(config) -> dict:
+    """Trains a run in a temporary folder; its seconds, and its scores that are numbers."""
+    start = time.time()
+    with tempfile.TemporaryDirectory() as workdir:
+        scores = train.train(config, workdir)
+    if not scores:
+        sys.exit('Stopped; the same command starts this run again.')
+    return {'seconds': round(time.time() - start, 1), 'scores': numbers(scores)}
+
+
+def numbers(scores: dict) -> dict:
+    """The scores that are numbers."""
+    return {name: value for name, value in scores.items() if np.isscalar(value)}
+
+
+def score_table(runs: dict[str, list[dict]], columns: Sequence[str]) -> str:
+    """A Markdown table: mean ± sample standard deviation over seeds, in percent.
+
+    Args:
+      runs: the scores of each seed, by variant.
+      columns: names of scores, which variants may lack.
+    """
+    lines = ['| variant | seeds | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 2) + '|']
+    for variant, seeds in runs.items():
+        cells = [spread([scores[name] for scores in seeds if name in scores]) for name in columns]
+        lines.append(f'| {variant} | {len(seeds)} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    if not values:
+        return ''
+    mean = f'{100 * np.mean(values):.1f}'
+    return f'{mean} ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else mean
 
 
 def hugging_face_swin_t(num_classes: int = 150):

@@ -84,18 +84,18 @@ def resident(kind: str) -> int:
 
 
 def cell(model: str, frames: int) -> dict:
-    from rankseg_jax import predict
+    from rankseg_jax.prediction_files import predict_video
 
     config = make_config(model)
     predictor, size = make_predictor(config), SIZES[model]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         first = write_video(folder / 'first.mp4', config.eval.clip_length, size)
-        predict.predict_video(predictor, first, folder / 'first')
+        predict_video(predictor, first, folder / 'first')
         video = write_video(folder / 'video.mp4', frames, size)
         Path('/proc/self/clear_refs').write_text('5')  # the peak from here on
         before, start = resident('VmRSS'), time.perf_counter()
-        predict.predict_video(predictor, video, folder / 'video')
+        predict_video(predictor, video, folder / 'video')
         seconds = time.perf_counter() - start
         written = folder / 'video.json'
         return {

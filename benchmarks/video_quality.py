@@ -10,18 +10,15 @@ image run is done, which --image_only stops after. `--table` prints the finished
 nothing.
 """
 
-import json
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.helpers import Runs, score_table, train_and_score
 from configs import mask2former_tiny, mask2former_video_tiny
 from rankseg_jax import train
 
@@ -73,11 +70,7 @@ def run(task: str, variant: str, seed: int, start: Path) -> dict:
     config.model.pretrained, config.seed = str(start), seed
     config.steps = config.eval_every = _STEPS.value
     config.num_pictures = 0
-    clock = time.time()
-    with tempfile.TemporaryDirectory() as workdir:
-        scores = train.train(config, workdir)
-    if not scores:
-        sys.exit('Stopped; the same command starts this run again.')
+    found = train_and_score(config)
     return {
         'task': task,
         'variant': variant,
@@ -85,44 +78,26 @@ def run(task: str, variant: str, seed: int, start: Path) -> dict:
         'steps': config.steps,
         'image_steps': _IMAGE_STEPS.value,
         'device': jax.devices()[0].device_kind,
-        'seconds': round(time.time() - clock, 1),
-        'scores': {name: value for name, value in scores.items() if np.isscalar(value)},
-    }
+    } | found
 
 
 def table(rows, task: str) -> str:
-    columns = COLUMNS[task]
-    lines = ['| variant | seeds | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 2) + '|']
-    for variant in VARIANTS:
-        seeds = [row['scores'] for row in rows if (row['task'], row['variant']) == (task, variant)]
-        cells = []
-        for name in columns:
-            values = 100 * np.array([scores[name] for scores in seeds if name in scores])
-            spread = f' ± {values.std(ddof=1):.1f}' if len(values) > 1 else ''
-            cells.append(f'{values.mean():.1f}{spread}' if len(values) else '')
-        lines.append(f'| {variant} | {len(seeds)} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+    rows = [row for row in rows if row['task'] == task]
+    scores = {name: [row['scores'] for row in rows if row['variant'] == name] for name in VARIANTS}
+    return score_table(scores, COLUMNS[task])
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    out = Path(_RUNS.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.touch()
-
-    def finished():
-        return [json.loads(line) for line in out.read_text().splitlines()]
-
+    runs = Runs(_RUNS.value)
     if not _TABLE.value:
         start = image_run()
         for cell in [] if _IMAGE_ONLY.value else cells():
-            if cell not in {(row['task'], row['variant'], row['seed']) for row in finished()}:
+            if cell not in {(row['task'], row['variant'], row['seed']) for row in runs.read()}:
                 print(f'== {" / ".join(map(str, cell))}', flush=True)
-                row = run(*cell, start)
-                with out.open('a') as file:
-                    file.write(json.dumps(row) + '\n')
+                runs.add(run(*cell, start))
     for task in COLUMNS:
-        print(f'\n{task}\n\n{table(finished(), task)}')
+        print(f'\n{task}\n\n{table(runs.read(), task)}')
 
 
 if __name__ == '__main__':

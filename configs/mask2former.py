@@ -45,18 +45,26 @@ PQ = {
 RECIPES = MIOU | PQ
 
 
+BACKBONES = {
+    'r50': 'resnet50',
+    'r101': 'resnet101',
+    'swin_t': 'swin_t7',
+    'swin_s': 'swin_s7',
+    'swin_b': 'swin_b12',
+    'swin_l': 'swin_l12',
+}
+
+
 def get_config(recipe='ade20k_swin_b_rankseg'):
     check_argument('mask2former', recipe, RECIPES)
-    backbone = re.search('r50|swin_.', recipe)[0]
+    backbone = re.search('|'.join(BACKBONES), recipe)[0]
     coco, panoptic, large = 'coco' in recipe, 'panoptic' in recipe, backbone == 'swin_l'
-    config = common.get_config()
+    config = shared_config(backbone, rates={'(backbone|decoder/head)': 0.1})
     config.task = 'panoptic' if panoptic else 'semantic'
-    config.batch_size = 16
     config.steps = 160_000 if not coco else 737_500 if large else 368_750
     config.eval_every = config.steps // 10
 
     config.data.name = 'coco_panoptic' if coco else 'ade20k_panoptic' if panoptic else 'ade20k'
-    config.data.antialias = True
     side = 1024 if coco else 640 if panoptic or backbone in ('swin_b', 'swin_l') else 512
     config.augment.crop_size = config.eval.size = (side, side)
     if coco:
@@ -65,41 +73,64 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     else:
         config.augment.base_size = (side, 4 * side)
         config.augment.short_sides = tuple(int(tenths * 0.1 * side) for tenths in range(5, 21))
-    config.augment.max_category_ratio = 1.0
     config.augment.photometric = not coco
     config.augment.pad_value = 128.0
     config.eval.base_size = (800, 1333) if coco else (side, 4 * side)
 
-    config.model.framework = 'mask2former'
-    config.model.backbone = {'r50': 'resnet50', 'swin_t': 'swin_t7', 'swin_s': 'swin_s7'}.get(
-        backbone, f'{backbone}12'
-    )
-    config.model.frozen_norm = True
-    config.model.drop_path = 0.3
-    config.model.channels = 256
-    config.model.decoder_layers = 9
-    config.model.decoder_heads = 8
     config.model.num_queries = 200 if large and panoptic else 100
 
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.weight_decay = 0.05
     config.optimizer.schedule = 'step' if coco else 'poly'
     config.optimizer.milestones = (
         () if not coco else (655_556, 710_184) if large else (327_778, 355_092)
-    )
-    config.optimizer.clip_norm = 0.01
-    undecayed = r'[nN]orm|(_embedding|queries|position|position_bias)$'
-    config.optimizer.groups = (
-        (rf'^(backbone|decoder/head)/.*({undecayed})', 0.1, 0.0),
-        (r'^(backbone|decoder/head)/', 0.1, 1.0),
-        (undecayed, 1.0, 0.0),
     )
     if not recipe.endswith(('_rankseg', '_oracle')):
         config.rankseg = None
         return config
 
+    add_rankseg(config, num_selected=133 if coco else 150)
+    config.loss.multilabel_weight = 100.0 if coco else 10.0
+    if recipe.endswith('_oracle'):
+        config.rankseg.update(oracle=True, temperature='none', head='log_sum_exp')
+        config.loss.multilabel_weight = 0.0
+        config.model.cosine = False
+    return config
+
+
+def shared_config(backbone: str, rates: dict[str, float]):
+    """What the recipes for images and videos share.
+
+    Args:
+      rates: × learning rate of the parameters below each path.
+    """
+    config = common.get_config()
+    config.batch_size = 16  # images or clips
+    config.data.antialias = True
+    config.augment.max_category_ratio = 1.0
+
+    config.model.framework = 'mask2former'
+    config.model.backbone = BACKBONES[backbone]
+    config.model.frozen_norm = True
+    config.model.drop_path = 0.3
+    config.model.channels = 256
+    config.model.decoder_layers = 9
+    config.model.decoder_heads = 8
+
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 0.01
+    undecayed = r'[nN]orm|(_embedding|queries|position|position_bias)$'
+    groups = []
+    for path, rate in rates.items():
+        groups += [(rf'^{path}/.*({undecayed})', rate, 0.0), (rf'^{path}/', rate, 1.0)]
+    config.optimizer.groups = (*groups, (undecayed, 1.0, 0.0))
+    return config
+
+
+def add_rankseg(config, num_selected: int):
+    """RankSeg as released for Mask2Former."""
+    config.model.cosine = True
     config.rankseg.update(
-        num_selected=133 if coco else 150,
+        num_selected=num_selected,
         temperature='layer_norm',
         score_prior=False,
         missed='ignore',
@@ -107,10 +138,3 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
         hidden=512,
         mlp_dim=2048,
     )
-    config.loss.multilabel_weight = 100.0 if coco else 10.0
-    config.model.cosine = True
-    if recipe.endswith('_oracle'):
-        config.rankseg.update(oracle=True, temperature='none', head='log_sum_exp')
-        config.loss.multilabel_weight = 0.0
-        config.model.cosine = False
-    return config

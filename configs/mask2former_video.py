@@ -18,7 +18,7 @@ the server, and nothing is scored.
 
 import re
 
-from configs import check_argument, common
+from configs import check_argument, mask2former
 
 # Published scores in percent, None where there is none. We have run none of these recipes yet.
 AP = {  # by the evaluation server
@@ -46,21 +46,19 @@ RECIPES = AP | MIOU
 
 def get_config(recipe='youtubevis_2019_swin_l_rankseg'):
     check_argument('mask2former_video', recipe, RECIPES)
-    backbone = re.search('r50|r101|swin_.', recipe)[0]
+    backbone = re.search('|'.join(mask2former.BACKBONES), recipe)[0]
     instances = recipe in AP
-    config = common.get_config()
+    head_rate = 1.0 if instances else 5.0 if backbone == 'swin_b' else 2.0
+    config = mask2former.shared_config(backbone, rates={'backbone': 0.1, 'decoder/head': head_rate})
     config.task = 'video_instance' if instances else 'video_semantic'
-    config.batch_size = 16  # clips
     config.steps = 6000
     config.eval_every = 3000
 
     config.data.name = 'youtube_vis_2019' if instances else 'vspw'
-    config.data.antialias = True
     config.data.max_targets = 62 if instances else 124
     config.augment.base_size = (480, 1333)
     config.augment.short_sides = (360, 480) if instances else (480,)
     config.augment.crop_size = (480, 864)
-    config.augment.max_category_ratio = 1.0
     config.augment.photometric = False
     short_side = 360 if instances and backbone in ('r50', 'r101') else 480
     config.eval.base_size = (short_side, 1333)
@@ -68,48 +66,15 @@ def get_config(recipe='youtubevis_2019_swin_l_rankseg'):
     config.eval.max_objects = 10
     config.eval.threshold = 0.3
 
-    config.model.framework = 'mask2former'
-    config.model.backbone = {
-        'r50': 'resnet50',
-        'r101': 'resnet101',
-        'swin_t': 'swin_t7',
-        'swin_s': 'swin_s7',
-    }.get(backbone, f'{backbone}12')
-    config.model.frozen_norm = True
-    config.model.drop_path = 0.3
-    config.model.channels = 256
-    config.model.decoder_layers = 9
-    config.model.decoder_heads = 8
     config.model.num_queries = 200 if backbone == 'swin_l' else 100
 
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.weight_decay = 0.05
     config.optimizer.schedule = 'step'
     config.optimizer.milestones = (4000,)
-    config.optimizer.clip_norm = 0.01
-    undecayed = r'[nN]orm|(_embedding|queries|position|position_bias)$'
-    head_rate = 1.0 if instances else 5.0 if backbone == 'swin_b' else 2.0
-    config.optimizer.groups = (
-        (rf'^backbone/.*({undecayed})', 0.1, 0.0),
-        (r'^backbone/', 0.1, 1.0),
-        (rf'^decoder/head/.*({undecayed})', head_rate, 0.0),
-        (r'^decoder/head/', head_rate, 1.0),
-        (undecayed, 1.0, 0.0),
-    )
     if not recipe.endswith(('_rankseg', '_oracle')):
         config.rankseg = None
         return config
 
-    config.rankseg.update(
-        num_selected=40 if instances else 124,
-        temperature='layer_norm',
-        score_prior=False,
-        missed='ignore',
-        head='encoder',
-        hidden=512,
-        mlp_dim=2048,
-    )
-    config.model.cosine = True
+    mask2former.add_rankseg(config, num_selected=40 if instances else 124)
     if recipe.endswith('_oracle'):
         config.rankseg.oracle = True
     return config

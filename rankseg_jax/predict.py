@@ -19,15 +19,12 @@ import jax
 import jax.export
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from rankseg_jax import checkpoint, export, inference, models, sharding, storage, tasks, visualize
+from rankseg_jax import checkpoint, export, inference, models, sharding, tasks
 from rankseg_jax.data import CorruptExample, batching, fitting, images, video_files, videos
 from rankseg_jax.tasks.semantic import Result
-
-LONGEST_NAME = 255  # bytes, on most file systems
 
 
 class Predictor:
@@ -197,15 +194,6 @@ class Predictor:
         return [(self.class_names[c], confidence) for c, confidence in ranked]
 
 
-def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[…, h, w] → […, *size]: each pixel takes the value of the one that its center lies in."""
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for old, new in zip(maps.shape[-2:], size, strict=True)
-    )
-    return maps[..., rows[:, None], columns]
-
-
 class Video:
     """The results of a video's frames, one after another; see `Predictor.video`.
 
@@ -260,6 +248,40 @@ class Video:
     def content(self) -> dict[str, Any]:
         """What the JSON file says of the video; complete once all frames are done."""
         return self.follower.content(self.length)
+
+
+def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[…, h, w] → […, *size]: each pixel takes the value of the one that its center lies in."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(maps.shape[-2:], size, strict=True)
+    )
+    return maps[..., rows[:, None], columns]
+
+
+def load(workdir, which: str | int = 'last', config=None) -> Predictor:
+    """The predictor of a run, or of an exported model.
+
+    Args:
+      workdir: of the run; or the folder of an exported model, which ignores the other arguments.
+      which: 'last', 'best' or the step of a checkpoint.
+      config: of the model and its input; None: the one it was trained with.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: `config` describes another model.
+    """
+    workdir = Path(workdir)
+    if (workdir / export.ARTIFACT).is_file():
+        return from_artifact(workdir)
+    saved = checkpoint.open_run(workdir, which)
+    config = config or saved.config
+    task = tasks.build(config, saved.class_names, saved.things)
+    model = models.build(config, task.num_classes)
+    available = config.mesh_data <= jax.device_count()
+    mesh = sharding.make_mesh(config.mesh_data if available else -1)
+    mesh, variables = sharding.local(mesh, models.restore(saved, model, config, mesh))
+    return from_model(model, variables, config, task, mesh)
 
 
 def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predictor:
@@ -328,276 +350,3 @@ def from_artifact(folder: Path) -> Predictor:
             yield {name: x[:, number] for name, x in found.items()} | of_clip
 
     return Predictor(fit, run, task)
-
-
-def load(workdir, which: str | int = 'last', config=None) -> Predictor:
-    """The predictor of a run, or of an exported model.
-
-    Args:
-      workdir: of the run; or the folder of an exported model, which ignores the other arguments.
-      which: 'last', 'best' or the step of a checkpoint.
-      config: of the model and its input; None: the one it was trained with.
-
-    Raises:
-      FileNotFoundError: no such checkpoint.
-      ValueError: `config` describes another model.
-    """
-    workdir = Path(workdir)
-    if (workdir / export.ARTIFACT).is_file():
-        return from_artifact(workdir)
-    saved = checkpoint.open_run(workdir, which)
-    config = config or saved.config
-    task = tasks.build(config, saved.class_names, saved.things)
-    model = models.build(config, task.num_classes)
-    available = config.mesh_data <= jax.device_count()
-    mesh = sharding.make_mesh(config.mesh_data if available else -1)
-    mesh, variables = sharding.local(mesh, models.restore(saved, model, config, mesh))
-    return from_model(model, variables, config, task, mesh)
-
-
-def find_images(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, Path]]:
-    """Images among images, folders with their subfolders, and .txt lists, a path a line.
-
-    Args:
-      output: a folder to leave out of those that it lies in.
-
-    Returns:
-      Each image's path, and its path below the folder that was searched, or its name alone.
-
-    Raises:
-      FileNotFoundError: something does not exist, or there is no image at all.
-    """
-    found, output = [], output.resolve()
-    for path in map(Path, inputs):
-        if path.is_dir():
-            below = [(image, image.relative_to(path)) for image in images.find(path)]
-            if path.resolve() in output.parents:  # earlier predictions
-                own = output.relative_to(path.resolve())
-                below = [pair for pair in below if not pair[1].is_relative_to(own)]
-            found += below
-        elif path.suffix == '.txt' and path.exists():
-            lines = path.read_text('utf-8-sig').splitlines()
-            listed = [path.parent / line.strip() for line in lines if line.strip()]
-            found += [(image, Path(image.name)) for image in listed]
-        else:
-            found.append((path, Path(path.name)))
-    missing = [str(path) for path, _ in found if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f'--input: no image file {", ".join(missing)}')
-    if not found:
-        raise FileNotFoundError(f'--input: no images in {", ".join(map(str, inputs))}')
-    return found
-
-
-def predict_files(predictor: Predictor, inputs, output) -> Path:
-    """Predicts images and videos from disk into the folder `output`, in subfolders as they lie in.
-
-    See `Result.save` and `predict_video`. Each host predicts its share. What cannot be read is
-    skipped, and named at the end.
-
-    Raises:
-      FileNotFoundError: as `find_images`.
-      CorruptExample: not one of the images could be read.
-      ValueError: `output` is a folder that images come from, which label maps might overwrite.
-    """
-    output = Path(output)
-    films, rest = find_videos(inputs, output, as_clips=predictor.task.takes_clips)
-    found = find_images(rest, output) if rest else []
-    found = [pair for pair in found if pair not in films]  # animated images
-    written = {(output / name).parent.resolve() for _, name in films + found}
-    if written & {path.resolve().parent for path, _ in films + found}:
-        raise ValueError(f'--output={output} holds the images themselves; choose another folder')
-    storage.make_folder(output)
-    names = output_names(films + found, predictor.task.suffixes)
-    share = slice(jax.process_index(), None, jax.process_count())
-    failed = []
-    for (film, _), name in list(zip(films, names, strict=False))[share]:
-        try:
-            predict_video(predictor, film, output / name)
-        except CorruptExample as error:
-            logging.error('Skipped: %s', error)
-            failed.append(str(error))
-    paths, names = [path for path, _ in found[share]], names[len(films) :][share]
-
-    def save(item):
-        place, result = item
-        if not isinstance(result, CorruptExample):
-            result.save(output / names[place], paths[place])
-        return item
-
-    with batching.progress('Predicting', len(paths)) as progress:
-        results = predictor.many(paths)
-        for place, result in batching.read_ahead(save, results, ahead=predictor.batch_size):
-            progress.update()
-            if isinstance(result, CorruptExample):
-                logging.error('Skipped: %s', result)
-                failed.append(str(result))
-                continue
-            line = f'{paths[place]} -> {output / names[place]}.png  {result.summary()}'
-            progress.write(line)
-    total, kinds = len(films[share]) + len(paths), 'images and videos' if films else 'images'
-    if total and len(failed) == total:
-        raise CorruptExample(f'no {kinds} could be read: ' + '; '.join(failed))
-    if failed:
-        lines = '\n  '.join(failed)
-        print(f'{total - len(failed)} of {total} {kinds} predicted. Skipped:\n  {lines}')
-    return output
-
-
-def predict_video(predictor: Predictor, path: Path, output: Path) -> None:
-    """Predicts the video `path`, see `write_video`.
-
-    Raises:
-      CorruptExample: it cannot be read, possibly after some frames.
-    """
-    rate, count = video_files.frame_rate(path), video_files.number_of_frames(path)
-    with batching.progress(f'Predicting {path.name}', count, 'frames') as progress:
-        for _ in write_video(predictor.video(path), output, rate=rate, source=path):
-            progress.update()
-        progress.write(f'{path} -> {output}.mp4  {progress.n} frames')
-
-
-def write_video(video: Video, output: Path, *, rate: float, source: str | Path) -> Iterator[Result]:
-    """Writes the results of a video as they come, and yields them.
-
-    Args:
-      output: <output>.mp4 shows the drawn frames, <output>/00000.png, … are the label maps or the
-        ids of tracks, <output>.json holds the tracks.
-      rate: frames a second.
-      source: the name of the video, which the JSON file repeats.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    categories = {}
-    with video_files.Writer(output.with_name(f'{output.name}.mp4'), rate) as writer:
-        for number, result in enumerate(video):
-            result.map_image().save(output / f'{number:05}.png')
-            writer.write(np.asarray(result.frame_overlay()))
-            for name, confidence in result.categories:
-                categories[name] = max(confidence, categories.get(name, 0.0))
-            yield result
-    ranked = sorted(categories.items(), key=lambda item: -item[1])
-    content = {
-        'video': str(source),
-        'frames': video.length,
-        'frames_per_second': rate,
-        'categories': [
-            {'category': name, 'confidence': round(confidence, 6)} for name, confidence in ranked
-        ],
-    }
-    content |= video.content()
-    output.with_name(f'{output.name}.json').write_text(json.dumps(content, indent=1))
-
-
-def find_videos(
-    inputs: Iterable[str | Path], output: Path, *, as_clips: bool
-) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """Videos among inputs and in folders, and the inputs that may hold images.
-
-    Args:
-      output: a folder to leave out.
-      as_clips: a folder with images is a video, not a collection.
-
-    Returns:
-      Each video's path and its path below the folder that was searched, or its name alone; and the
-      other inputs.
-    """
-    films, rest, output = [], [], Path(output).resolve()
-    for path in map(Path, inputs):
-        found = []
-        if path.is_dir():
-            below = [path, *sorted(path.rglob('*'))]
-            below = [x for x in below if output not in (x.resolve(), *x.resolve().parents)]
-            found = [x for x in below if x.is_file() and video_files.is_video(x)]
-            if as_clips:
-                found += [x for x in below if x.is_dir() and images.find_frames(x)]
-        elif path.is_file() and video_files.is_video(path):
-            found = [path]
-        films += [(x, Path(x.name) if x == path else x.relative_to(path)) for x in found]
-        if not found or path.is_dir() and not as_clips and images.find(path):
-            rest.append(path)
-    return films, rest
-
-
-def output_names(found: Sequence[tuple[Path, Path]], suffixes: Sequence[str]) -> list[str]:
-    """A name below the output for each image's files: its own, unless it is taken or too long.
-
-    Args:
-      found: see `find_images`.
-      suffixes: see `tasks.Task`.
-    """
-    longest = LONGEST_NAME - max(len(f'{suffix}.json') for suffix in suffixes)
-    taken, chosen = set(), []
-    for _, below in found:
-        short = below.stem.encode()[: longest - 8].decode(errors='ignore')
-        names = itertools.chain(
-            [below.stem, below.name], (f'{short}_{i}' for i in itertools.count(2))
-        )
-        name = next(
-            str(below.with_name(name))
-            for name in names
-            if len(name.encode()) <= longest
-            and not {str(below.with_name(name + suffix)) for suffix in suffixes} & taken
-        )
-        taken |= {name + suffix for suffix in suffixes}
-        chosen.append(name)
-    return chosen
-
-
-def predict_split(predictor: Predictor, config, output) -> Path:
-    """Predicts the first `config.num_pictures` examples of the evaluation split, with the truth.
-
-    Returns:
-      `grid.png` in `output`, which shows them all, videos by their frame in the middle. Each one's
-      panel is beside it, and what `Result.save` or `write_video` writes.
-
-    Raises:
-      CorruptExample: not one of the examples could be read.
-      ValueError: the data has other categories than the model.
-    """
-    source = tasks.open_source(config, config.data.eval_split)
-    checkpoint.check_categories(predictor.task, source, where='the model', data_config=config.data)
-    output = storage.make_folder(output)
-    panels = []
-    count = len(source.videos if predictor.task.takes_clips else source)
-    for place in range(min(config.num_pictures, count)):
-        try:
-            if predictor.task.takes_clips:
-                name, index, result = predict_video_of(predictor, source, place, output)
-                example = source.load(index)
-            else:
-                index, example = place, source.load(place)
-                result = predictor(example['image'], example['label'])
-                # With the folder's name, since videos have frames of the same name.
-                name = Path(source.ids[index]).with_suffix('')
-                result.save(output / name, source.ids[index])
-        except CorruptExample as error:
-            logging.error('Skipped: %s', error)
-            continue
-        panels.append(result.panel(**predictor.task.truth(source, index, example['label'])))
-        panels[-1].save(output / f'{name}_panel.png')
-    if not panels:
-        raise CorruptExample(
-            f'not one of the first {config.num_pictures} examples of '
-            f'{config.data.eval_split!r} could be read'
-        )
-    visualize.grid(panels).save(output / 'grid.png')
-    return output / 'grid.png'
-
-
-def predict_video_of(
-    predictor: Predictor, source, video: int, output: Path
-) -> tuple[Path, int, Result]:
-    """Predicts a video of a source, see `write_video`.
-
-    Returns:
-      Its name, and of the frame in the middle the index in the source and the result.
-    """
-    title, indices = source.videos[video]
-    name, middle = Path(title), len(indices) // 2
-    (output / name).parent.mkdir(parents=True, exist_ok=True)
-    frames = (source.load(index)['image'] for index in indices)
-    results = write_video(
-        predictor.video(frames), output / name, rate=video_files.FRAME_RATE, source=title
-    )
-    kept = [result for number, result in enumerate(results) if number == middle]
-    return name, indices[middle], kept[0]

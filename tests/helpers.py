@@ -1,9 +1,14 @@
 """What several test modules need."""
 
+import os
+import subprocess
+import sys
 from functools import cache
 
 import jax
 import numpy as np
+
+from tests import FAST_COMPILATION
 
 
 def random_variables(model, *inputs, seed=0):
@@ -67,6 +72,28 @@ def relative_error(ours, expected):
     ours, expected = np.asarray(ours), np.asarray(expected)
     assert ours.shape == expected.shape
     return np.abs(ours - expected).max() / np.abs(expected).max()
+
+
+def run_example(exported, source, folder):
+    """Runs example.py of an exported model on `source`, where this package cannot be imported.
+
+    Args:
+      folder: where it runs and writes.
+
+    Returns:
+      What it prints.
+    """
+    result = subprocess.run(
+        [sys.executable, exported / 'example.py', source],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+        | {'XLA_FLAGS': FAST_COMPILATION},
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @cache  # the declarations last as long as the object that is returned

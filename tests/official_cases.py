@@ -37,6 +37,17 @@ class Case(tfds.testing.DatasetBuilderTestCase):
         return self.DATASET_CLASS(data_dir=self.tmp_dir, file_format='tfrecord')
 
 
+def folder_fixture(fill):
+    """A fixture: a folder with the files that `fill(root)` writes."""
+
+    @pytest.fixture
+    def folder(tmp_path):
+        fill(tmp_path / 'data')
+        return tmp_path / 'data'
+
+    return folder
+
+
 def picture(path, rows, columns, seed=0):
     """Writes a random JPEG and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,9 +78,10 @@ def values(path, values):
     Image.fromarray(values).save(path)
 
 
-def config(folder, **others):
-    """The keys of config.data that published data sets read."""
-    return SimpleNamespace(**({'dir': str(folder), 'num_classes': 0} | others))
+def open_split(builder_class, folder, split='train', num_classes=0):
+    """The source of a split, from official files or from records."""
+    config = SimpleNamespace(dir=str(folder), num_classes=num_classes)
+    return builder_class.get_source(config, split)
 
 
 def prepare(builder_class, folder, records):
@@ -81,9 +93,13 @@ def prepare(builder_class, folder, records):
     return builder
 
 
-def assert_same(get_source, folder, records, split):
-    """A split has the same examples whether read from its folder or from records."""
-    straight, prepared = get_source(config(folder), split), get_source(config(records), split)
+def assert_same(builder_class, folder, records, *splits):
+    """Splits, train and validation if none is named, are the same in a folder and in records."""
+    for split in splits or ('train', 'validation'):
+        assert_same_source(*(open_split(builder_class, path, split) for path in (folder, records)))
+
+
+def assert_same_source(straight, prepared):
     assert (
         straight.ids == prepared.ids
         and straight.class_names == prepared.class_names
@@ -117,7 +133,7 @@ def assert_refused(builder_class, folder, records, error, match):
     """Reading a folder and preparing it end in this error, and preparing leaves no file behind."""
     with pytest.raises(error, match=match):
         for split in builder_class.PUBLISHED:
-            builder_class.get_source(config(folder), split).load(0)
+            open_split(builder_class, folder, split).load(0)
     with pytest.raises(error, match=match):
         prepare(builder_class, folder, records)
     assert not [path for path in Path(records).rglob('*') if path.is_file()]

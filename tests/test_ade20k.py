@@ -1,5 +1,7 @@
 """ADE20K-150: files in the official format made here, and three real annotations."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,14 +35,12 @@ class Ade20kTest(official_cases.Case):
     fill = staticmethod(fill)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill(tmp_path / 'data')
-    return tmp_path / 'data'
+folder = official_cases.folder_fixture(fill)
+open_split = partial(official_cases.open_split, ade20k.Ade20k)
 
 
 def test_value_0_does_not_count_and_150_is_the_last_class(folder):
-    source = ade20k.Ade20k.get_source(official_cases.config(folder), 'train')
+    source = open_split(folder)
     values = np.array(
         Image.open(folder / 'ADEChallengeData2016/annotations/training/ADE_train_00000002.png')
     ).astype(int)
@@ -53,8 +53,7 @@ def test_value_0_does_not_count_and_150_is_the_last_class(folder):
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(ade20k.Ade20k, folder, tmp_path / 'records')
-    for split in ('train', 'validation'):
-        official_cases.assert_same(ade20k.Ade20k.get_source, folder, tmp_path / 'records', split)
+    official_cases.assert_same(ade20k.Ade20k, folder, tmp_path / 'records')
     record = builder.as_data_source('train')[1]
     assert record['labels'].dtype == np.uint16 and set(np.unique(record['labels'])) <= {
         0,
@@ -76,7 +75,7 @@ def test_a_value_above_150_is_refused_by_name(folder):
     path = folder / 'ADEChallengeData2016/annotations/training/ADE_train_00000001.png'
     official_cases.values(path, np.full((31, 40), 151, np.uint8))
     with pytest.raises(ValueError, match=r'ADE_train_00000001.png: label values \[151\]'):
-        ade20k.Ade20k.get_source(official_cases.config(folder), 'train').load(0)
+        open_split(folder).load(0)
 
 
 def test_a_picture_of_another_size_is_corrupt(folder):
@@ -84,7 +83,7 @@ def test_a_picture_of_another_size_is_corrupt(folder):
         folder / 'ADEChallengeData2016/images/training/ADE_train_00000001.jpg', 5, 6
     )
     with pytest.raises(CorruptExample, match='5 x 6'):
-        ade20k.Ade20k.get_source(official_cases.config(folder), 'train').load(0)
+        open_split(folder).load(0)
 
 
 def test_real_annotations(tmp_path):
@@ -95,7 +94,7 @@ def test_real_annotations(tmp_path):
     for path in (root / 'annotations/validation').iterdir():
         columns, rows = Image.open(path).size
         official_cases.blank_image(root / f'images/validation/{path.stem}.jpg', rows, columns)
-    source = ade20k.Ade20k.get_source(official_cases.config(root), 'validation')
+    source = open_split(root, 'validation')
     rows = [
         line.split('\t') for line in (sample / 'objectInfo150.txt').read_text().splitlines()[1:]
     ]

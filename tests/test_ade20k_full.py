@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -63,10 +64,8 @@ class Ade20kFullTest(official_cases.Case):
     fill = staticmethod(fill)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill(tmp_path / 'data')
-    return tmp_path / 'data'
+folder = official_cases.folder_fixture(fill)
+open_split = partial(official_cases.open_split, ade20k_full.Ade20kFull)
 
 
 def decoded(path):
@@ -85,7 +84,7 @@ def decoded(path):
 
 
 def test_objects_that_are_classes_count(folder):
-    source = ade20k_full.Ade20kFull.get_source(official_cases.config(folder), 'train')
+    source = open_split(folder)
     assert source.ids == [f'ADE_train_{i:08}' for i in (1, 2, 3)] and len(source.class_names) == 847
     assert source.published == 25_574 and source.category_ids == tuple(IDS)
     for index in (0, 2):
@@ -102,7 +101,7 @@ def test_objects_that_are_classes_count(folder):
 )
 def test_large_images_are_shrunk_as_opencv_shrinks(folder, index, split, size):
     cv2 = pytest.importorskip('cv2')
-    source = ade20k_full.Ade20kFull.get_source(official_cases.config(folder), split)
+    source = open_split(folder, split)
     name = next(name for name in SCENES if name.endswith(source.ids[index]))
     stem = folder / RELEASE / name
     picture = np.array(Image.open(stem.with_name(f'{stem.name}.jpg')))
@@ -145,10 +144,7 @@ def test_sizes_are_the_published_ones():
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(ade20k_full.Ade20kFull, folder, tmp_path / 'records')
-    for split in ('train', 'validation'):
-        official_cases.assert_same(
-            ade20k_full.Ade20kFull.get_source, folder, tmp_path / 'records', split
-        )
+    official_cases.assert_same(ade20k_full.Ade20kFull, folder, tmp_path / 'records')
     record = builder.as_data_source('train')[1]
     assert (
         record['labels'].dtype == np.uint16
@@ -176,30 +172,28 @@ def test_converted_folders_are_read_as_they_are(tmp_path, layout):
         values = rng.choice([0, 254, 255, 256, 846, 65535], (9, 8)).astype(np.uint16)
         official_cases.picture(tmp_path / images.format(name) / 'ADE_1.jpg', 9, 8)
         official_cases.values(tmp_path / labels.format(name) / 'ADE_1.tif', values)
-        source = ade20k_full.Ade20kFull.get_source(official_cases.config(tmp_path), split)
+        source = open_split(tmp_path, split)
         np.testing.assert_array_equal(
             source.load(0)['label'], np.where(values == 65535, IGNORE_LABEL, values.astype(int))
         )
         assert source.ids == ['ADE_1']
     official_cases.prepare(ade20k_full.Ade20kFull, tmp_path, tmp_path / 'records')
-    official_cases.assert_same(
-        ade20k_full.Ade20kFull.get_source, tmp_path, tmp_path / 'records', 'train'
-    )
+    official_cases.assert_same(ade20k_full.Ade20kFull, tmp_path, tmp_path / 'records', 'train')
     official_cases.values(
         tmp_path / labels.format(names[0]) / 'ADE_1.tif', np.full((9, 8), 847, np.uint16)
     )
     with pytest.raises(ValueError, match=r'ADE_1.tif: label values \[847\]'):
-        ade20k_full.Ade20kFull.get_source(official_cases.config(tmp_path), 'train').load(0)
+        open_split(tmp_path).load(0)
     (tmp_path / labels.format(names[1]) / 'ADE_1.tif').unlink()
     with pytest.raises(
         FileNotFoundError, match=r"'validation': 1 of 2 files are missing: .*ADE_1.tif"
     ):
-        ade20k_full.Ade20kFull.get_source(official_cases.config(tmp_path), 'validation')
+        open_split(tmp_path, 'validation')
 
 
 def test_the_release_comes_before_what_was_converted(folder):
     (folder / 'ADE20K_2021_17_01/images_detectron2/training').mkdir(parents=True)
-    assert len(ade20k_full.Ade20kFull.get_source(official_cases.config(folder), 'train')) == 3
+    assert len(open_split(folder)) == 3
 
 
 def test_a_name_in_two_scenes_is_refused(folder):
@@ -209,7 +203,7 @@ def test_a_name_in_two_scenes_is_refused(folder):
         match=r'2 images share their names with others: '
         r'\S*plaza/ADE_train_00000001.jpg, \S*street/',
     ):
-        ade20k_full.Ade20kFull.get_source(official_cases.config(folder), 'train')
+        open_split(folder)
 
 
 def test_missing_files_are_named(folder):
@@ -220,14 +214,14 @@ def test_missing_files_are_named(folder):
         FileNotFoundError,
         match=r'2 of 6 files are missing: \S*00000003.jpg, \S*00000001_seg.png. There must be\n',
     ):
-        ade20k_full.Ade20kFull.get_source(official_cases.config(folder), 'train')
+        open_split(folder)
     for path in (folder / RELEASE / 'validation').rglob('*.*'):
         path.unlink()
     with pytest.raises(
         FileNotFoundError,
         match=r"'validation': 2 of 2 files are missing: \S*/validation/\*/\*/\*.jpg",
     ):
-        ade20k_full.Ade20kFull.get_source(official_cases.config(folder), 'validation')
+        open_split(folder, 'validation')
 
 
 def test_nothing_is_written_for_a_wrong_folder(folder, tmp_path):
@@ -247,7 +241,7 @@ def test_nothing_is_written_for_a_wrong_folder(folder, tmp_path):
 
 def test_files_that_are_not_what_they_should_be(folder):
     stem = folder / RELEASE / list(SCENES)[1]
-    source = ade20k_full.Ade20kFull.get_source(official_cases.config(folder), 'train')
+    source = open_split(folder)
     official_cases.picture(stem.with_name(f'{stem.name}.jpg'), 531, 700)
     with pytest.raises(CorruptExample, match='531 x 700'):
         source.load(1)
@@ -277,7 +271,7 @@ def test_real_annotations(tmp_path):
         official_cases.blank_image(
             path.with_name(path.name.replace('_seg.png', '.jpg')), rows, columns
         )
-    source = ade20k_full.Ade20kFull.get_source(official_cases.config(sample), 'train')
+    source = open_split(sample)
     assert source.ids == ['ADE_train_00016869', 'ADE_train_00016900', 'ADE_train_00016964']
     for index, name in enumerate(source.ids):
         path = sample / 'images/ADE/training/urban/street' / f'{name}.json'

@@ -1,6 +1,7 @@
 """ADE20K panoptic: official files made here, and panopticapi's PQ against published JSON files."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -167,10 +168,8 @@ class Ade20kPanopticTest(official_cases.Case):
     fill = staticmethod(fill)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill(tmp_path / 'data')
-    return tmp_path / 'data'
+folder = official_cases.folder_fixture(fill)
+open_split = partial(official_cases.open_split, ade20k_panoptic.Ade20kPanoptic)
 
 
 def published(semantic, colors):
@@ -262,7 +261,7 @@ def test_instance_categories_are_the_things_in_order():
 
 def test_stuff_first_things_over_it(folder):
     for split, long, count in (('train', 'training', 3), ('validation', 'validation', 2)):
-        source = ade20k_panoptic.Ade20kPanoptic.get_source(official_cases.config(folder), split)
+        source = open_split(folder, split)
         assert len(source) == count and source.image_ids == source.ids and sum(source.things) == 100
         assert source.category_ids == tuple(range(150)) and source.label_values == tuple(
             range(1, 151)
@@ -273,10 +272,7 @@ def test_stuff_first_things_over_it(folder):
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(ade20k_panoptic.Ade20kPanoptic, folder, tmp_path / 'records')
-    for split in ('train', 'validation'):
-        official_cases.assert_same(
-            ade20k_panoptic.Ade20kPanoptic.get_source, folder, tmp_path / 'records', split
-        )
+    official_cases.assert_same(ade20k_panoptic.Ade20kPanoptic, folder, tmp_path / 'records')
     record = builder.as_data_source('validation')[1]
     assert (
         (record['labels'] == 65535).all()
@@ -288,9 +284,7 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
 def example(tmp_path, semantic, instances):
     """Source of one image, and its two maps."""
     arrays = write(tmp_path, 'training/ADE_train_00000001', semantic, instances)
-    return ade20k_panoptic.Ade20kPanoptic.get_source(
-        official_cases.config(tmp_path), 'train'
-    ), *arrays
+    return open_split(tmp_path), *arrays
 
 
 def test_covered_stuff_things_without_instances_and_instances_on_void(tmp_path):
@@ -331,7 +325,7 @@ def test_more_segments_than_a_byte_holds(tmp_path):
     write(tmp_path, 'validation/ADE_val_00000001', semantic, [])
     official_cases.prepare(ade20k_panoptic.Ade20kPanoptic, tmp_path, tmp_path / 'records')
     official_cases.assert_same(
-        ade20k_panoptic.Ade20kPanoptic.get_source, tmp_path, tmp_path / 'records', 'train'
+        ade20k_panoptic.Ade20kPanoptic, tmp_path, tmp_path / 'records', 'train'
     )
 
 
@@ -368,7 +362,7 @@ def pq(tmp_path, source, arrays, rule):
 def test_the_truth_has_a_pq_of_1_but_not_by_the_published_areas(tmp_path):
     rng = np.random.default_rng(3)
     arrays = [write(tmp_path, f'training/ADE_train_{i:08}', *random_maps(rng)) for i in range(6)]
-    source = ade20k_panoptic.Ade20kPanoptic.get_source(official_cases.config(tmp_path), 'train')
+    source = open_split(tmp_path)
 
     def updated(semantic, colors):
         ids, segments = published(semantic, colors)
@@ -411,7 +405,7 @@ def test_instances_that_cannot_be(tmp_path, instances, message):
 
 def test_files_that_do_not_go_together(folder):
     root = folder / 'ADEChallengeData2016'
-    source = ade20k_panoptic.Ade20kPanoptic.get_source(official_cases.config(folder), 'train')
+    source = open_split(folder)
     official_cases.values(
         root / 'annotations/training/ADE_train_00000001.png', np.full((30, 40), 151, np.uint8)
     )

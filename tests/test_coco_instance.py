@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -82,14 +83,8 @@ class CocoInstanceTest(official_cases.Case):
     fill = staticmethod(fill)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill(tmp_path / 'data')
-    return tmp_path / 'data'
-
-
-def open_split(folder, split='train'):
-    return coco_instance.CocoInstance.get_source(official_cases.config(folder), split)
+folder = official_cases.folder_fixture(fill)
+open_split = partial(official_cases.open_split, coco_instance.CocoInstance)
 
 
 def check_with_pycocotools(source, path):
@@ -139,10 +134,8 @@ def test_objects_and_labels(folder):
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(coco_instance.CocoInstance, folder, tmp_path / 'records')
+    official_cases.assert_same(coco_instance.CocoInstance, folder, tmp_path / 'records')
     for split in ('train', 'validation'):
-        official_cases.assert_same(
-            coco_instance.CocoInstance.get_source, folder, tmp_path / 'records', split
-        )
         source = open_split(tmp_path / 'records', split)
         assert source.image_ids == open_split(folder, split).image_ids
         pixels, images = official_cases.class_pixels(source)

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -170,14 +171,8 @@ class CocoLvisTest(official_cases.Case):
     fill = staticmethod(fill)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill(tmp_path / 'data')
-    return tmp_path / 'data'
-
-
-def open_split(folder, split='train'):
-    return coco_lvis.CocoLvis.get_source(official_cases.config(folder), split)
+folder = official_cases.folder_fixture(fill)
+open_split = partial(official_cases.open_split, coco_lvis.CocoLvis)
 
 
 def test_things_lie_over_stuff(folder):
@@ -237,10 +232,7 @@ def test_values_that_coco_stuff_has_not_are_refused(folder):
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(coco_lvis.CocoLvis, folder, tmp_path / 'records')
-    for split in ('train', 'validation'):
-        official_cases.assert_same(
-            coco_lvis.CocoLvis.get_source, folder, tmp_path / 'records', split
-        )
+    official_cases.assert_same(coco_lvis.CocoLvis, folder, tmp_path / 'records')
     record = builder.as_data_source('train')[0]
     assert record['labels'].dtype == np.uint16 and {1202, 256, 65535} < set(
         np.unique(record['labels']).tolist()
@@ -284,9 +276,7 @@ def test_places_of_the_json_files(folder, place):
         (folder / f'other/lvis_v1_{name}.json').rename(
             folder / f'other/{place}/lvis_v1_{name}.json'
         )
-    official_cases.assert_same(
-        coco_lvis.CocoLvis.get_source, folder, folder / 'other', 'validation'
-    )
+    official_cases.assert_same(coco_lvis.CocoLvis, folder, folder / 'other', 'validation')
 
 
 def write_masks(root, source, folder):
@@ -306,11 +296,9 @@ def test_masks_that_are_there_already(folder, tmp_path):
         write_masks(root, open_split(folder, split), name)
         assert Image.open(next((root / f'lvis_mask/{name}').iterdir())).mode == 'I;16'
         for place in (tmp_path / 'paper', root):
-            official_cases.assert_same(coco_lvis.CocoLvis.get_source, folder, place, split)
+            official_cases.assert_same(coco_lvis.CocoLvis, folder, place, split)
     official_cases.prepare(coco_lvis.CocoLvis, tmp_path / 'paper', tmp_path / 'records')
-    official_cases.assert_same(
-        coco_lvis.CocoLvis.get_source, folder, tmp_path / 'records', 'validation'
-    )
+    official_cases.assert_same(coco_lvis.CocoLvis, folder, tmp_path / 'records', 'validation')
     # Where LVIS's own file is too, that counts; images/ is not even there.
     shutil.copytree(root / 'lvis_mask', folder / 'coco/lvis_mask')
     assert (

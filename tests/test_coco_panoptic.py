@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -114,14 +115,8 @@ class CocoPanopticTest(official_cases.Case):
     fill = staticmethod(fill)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill(tmp_path / 'data')
-    return tmp_path / 'data'
-
-
-def open_split(folder, split='train'):
-    return coco_panoptic.CocoPanoptic.get_source(official_cases.config(folder), split)
+folder = official_cases.folder_fixture(fill)
+open_split = partial(official_cases.open_split, coco_panoptic.CocoPanoptic)
 
 
 def assert_same_by_name(source, other):
@@ -182,10 +177,8 @@ def test_segments_and_labels(folder):
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
+    official_cases.assert_same(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
     for split in ('train', 'validation'):
-        official_cases.assert_same(
-            coco_panoptic.CocoPanoptic.get_source, folder, tmp_path / 'records', split
-        )
         source = open_split(tmp_path / 'records', split)
         assert (
             source.image_ids == open_split(folder, split).image_ids
@@ -267,9 +260,7 @@ def test_a_json_file_changed_after_a_kill_is_read_anew(folder, tmp_path):
     )
     official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records')
     assert open_split(tmp_path / 'records').segments(0)[1][0]['category_id'] == LABELS[200]
-    official_cases.assert_same(
-        coco_panoptic.CocoPanoptic.get_source, folder, tmp_path / 'records', 'train'
-    )
+    official_cases.assert_same(coco_panoptic.CocoPanoptic, folder, tmp_path / 'records', 'train')
 
 
 def test_json_files_that_are_broken_or_of_another_kind_are_refused(folder, tmp_path):
@@ -410,9 +401,7 @@ def test_records_of_tfds(folder, tmp_path):
             for name, image_id in zip(source.ids, source.image_ids, strict=True)
         )
     with pytest.raises(ValueError, match='config.data.num_classes = 80'):
-        coco_panoptic.CocoPanoptic.get_source(
-            official_cases.config(tmp_path / 'tfds', num_classes=80), 'train'
-        )
+        open_split(tmp_path / 'tfds', num_classes=80)
     # Our own records count first.
     official_cases.prepare(coco_panoptic.CocoPanoptic, folder, tmp_path / 'tfds')
     assert type(open_split(tmp_path / 'tfds')) is PublishedPanopticSource

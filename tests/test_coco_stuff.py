@@ -1,6 +1,7 @@
 """COCO-Stuff 164K and 10K: files in the official formats and in mmsegmentation's, made here."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -120,24 +121,10 @@ class CocoStuff10kTest(official_cases.Case):
     fill = staticmethod(fill_10k)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill_164k(tmp_path / 'data')
-    return tmp_path / 'data'
-
-
-@pytest.fixture
-def folder10k(tmp_path):
-    fill_10k(tmp_path / 'data')
-    return tmp_path / 'data'
-
-
-def open_164k(folder, split='train'):
-    return coco_stuff164k.CocoStuff164k.get_source(official_cases.config(folder), split)
-
-
-def open_10k(folder, split='train'):
-    return coco_stuff10k.CocoStuff10k.get_source(official_cases.config(folder), split)
+folder = official_cases.folder_fixture(fill_164k)
+folder10k = official_cases.folder_fixture(fill_10k)
+open_164k = partial(official_cases.open_split, coco_stuff164k.CocoStuff164k)
+open_10k = partial(official_cases.open_split, coco_stuff10k.CocoStuff10k)
 
 
 def test_categories_become_classes(folder):
@@ -242,16 +229,8 @@ def test_raw_and_converted_files_mean_the_same(folder, tmp_path):
     for path in (tmp_path / 'converted_alone').glob('annotations/*/*.png'):
         if 'labelTrainIds' not in path.name:
             path.unlink()
-    for split in ('train', 'validation'):
-        official_cases.assert_same(
-            coco_stuff164k.CocoStuff164k.get_source, tmp_path / 'official', root, split
-        )
-        official_cases.assert_same(
-            coco_stuff164k.CocoStuff164k.get_source, root, tmp_path / 'converted', split
-        )
-        official_cases.assert_same(
-            coco_stuff164k.CocoStuff164k.get_source, root, tmp_path / 'converted_alone', split
-        )
+    for name in ('official', 'converted', 'converted_alone'):
+        official_cases.assert_same(coco_stuff164k.CocoStuff164k, root, tmp_path / name)
 
 
 def test_names_tell_raw_from_converted_files(folder):
@@ -276,22 +255,17 @@ def test_names_tell_raw_from_converted_files(folder):
 
 
 @pytest.mark.parametrize(
-    'build, fill, get_source',
-    [
-        (coco_stuff164k.CocoStuff164k, fill_164k, coco_stuff164k.CocoStuff164k.get_source),
-        (coco_stuff10k.CocoStuff10k, fill_10k, coco_stuff10k.CocoStuff10k.get_source),
-    ],
+    'build, fill',
+    [(coco_stuff164k.CocoStuff164k, fill_164k), (coco_stuff10k.CocoStuff10k, fill_10k)],
 )
-def test_records_hold_what_the_folder_holds(build, fill, get_source, tmp_path):
+def test_records_hold_what_the_folder_holds(build, fill, tmp_path):
     fill(tmp_path / 'data')
     builder = official_cases.prepare(build, tmp_path / 'data', tmp_path / 'records')
+    official_cases.assert_same(build, tmp_path / 'data', tmp_path / 'records')
     for split in ('train', 'validation'):
-        official_cases.assert_same(get_source, tmp_path / 'data', tmp_path / 'records', split)
-        source = get_source(official_cases.config(tmp_path / 'records'), split)
-        assert (
-            source.image_ids
-            == get_source(official_cases.config(tmp_path / 'data'), split).image_ids
-        )
+        source = official_cases.open_split(build, tmp_path / 'records', split)
+        straight = official_cases.open_split(build, tmp_path / 'data', split)
+        assert source.image_ids == straight.image_ids
         pixels, images = official_cases.class_pixels(source)
         metadata = builder.info.metadata
         assert (
@@ -355,7 +329,7 @@ def test_folders_of_another_data_set_are_refused(folder, folder10k, tmp_path):
     with pytest.raises(
         ValueError, match='config.data.num_classes = 150, but coco_stuff10k names 171'
     ):
-        coco_stuff10k.CocoStuff10k.get_source(official_cases.config(root, num_classes=150), 'train')
+        open_10k(root, num_classes=150)
 
 
 def test_mat_files_and_lists(folder10k):

@@ -16,7 +16,7 @@ ALLOWED = {
     'checkpoint': '',
     'optimizers': '',
     'fonts': '',
-    'visualize': 'fonts',
+    'visualize': 'fonts visualize',
     'layers': '',
     'ranking': '',
     'matching': 'matching_gpu',
@@ -43,7 +43,8 @@ ALLOWED = {
     'export': (
         'checkpoint data export_example inference models postprocessing sharding storage tasks'
     ),
-    'predict': 'checkpoint data export inference models sharding storage tasks visualize',
+    'predict': 'checkpoint data export inference models sharding tasks',
+    'prediction_files': 'checkpoint data predict storage tasks visualize',
     'convert': 'backbones checkpoint data frameworks models pretrained storage tasks',
     'train': (
         'checkpoint data evaluate inference losses models optimizers pretrained selector '
@@ -80,7 +81,8 @@ def test_imports_go_one_way():
 
 def test_only_training_data_load_tensorflow():
     program = (
-        'import sys; from rankseg_jax import analysis, convert, evaluate, export, models, predict; '
+        'import sys; '
+        'from rankseg_jax import analysis, convert, evaluate, export, models, prediction_files; '
         'from rankseg_jax.train import make_train_step; '
         'assert not {"tensorflow", "tensorflow_datasets", "clu"} & sys.modules.keys()'
     )

@@ -68,7 +68,7 @@ def test_without_things_there_are_no_instances():
 def test_real_annotations(tmp_path):
     """The things of COCO panoptic have the classes of COCO instances, and are perfect matches."""
     official_cases.real_panoptic(tmp_path)
-    panoptic = coco_panoptic.CocoPanoptic.get_source(official_cases.config(tmp_path), 'validation')
+    panoptic = official_cases.open_split(coco_panoptic.CocoPanoptic, tmp_path, 'validation')
     source, metric, crowds = ThingSource(panoptic), InstanceMetric.empty(), 0
     assert source.category_ids == tuple(read_classes('coco_instance')['ids'])
     assert list(source.class_names) == read_classes('coco_instance')['names']

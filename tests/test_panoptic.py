@@ -28,6 +28,7 @@ from rankseg_jax import (
 )
 from rankseg_jax.data import CorruptExample, PanopticSource, Source, coco, pipeline, reading
 from rankseg_jax.outputs import QueryOutput
+from rankseg_jax.prediction_files import predict_split
 from tests import tiny
 from tests.helpers import random_state
 
@@ -176,7 +177,7 @@ def test_a_run_and_its_export_predict_the_same(trained, tmp_path):
     np.testing.assert_array_equal(served.segment_ids, result.segment_ids)
     np.testing.assert_allclose(served.segments, result.segments, rtol=1e-4)
     assert served.categories[0][0] == result.categories[0][0]
-    grid = predict.predict_split(predict.load(workdir), config, tmp_path / 'pictures')
+    grid = predict_split(predict.load(workdir), config, tmp_path / 'pictures')
     assert Image.open(grid).width > 3 * 384
 
 
@@ -187,7 +188,7 @@ def test_pictures_can_be_drawn_from_data_without_segments(trained, tmp_path, mon
         class_names, ids, load = source.class_names, source.ids[:1], staticmethod(source.load)
 
     monkeypatch.setattr(data, 'get_source', lambda *_: LabelMaps())
-    assert predict.predict_split(predict.load(workdir), config, tmp_path).is_file()
+    assert predict_split(predict.load(workdir), config, tmp_path).is_file()
 
 
 def test_segments_that_differ_in_size_from_their_image_are_refused():

@@ -150,7 +150,7 @@ def test_each_kind_of_labels(tmp_path, kind, lists):
     fill(tmp_path, kind, lists)
     for split, phase in (('train', 'train'), ('validation', 'val')):
         sources = [
-            build.get_source(official_cases.config(tmp_path), split)
+            official_cases.open_split(build, tmp_path, split)
             for build in (PascalContext60, PascalContext59)
         ]
         for source, first in zip(sources, (0, 1), strict=True):
@@ -175,8 +175,7 @@ def test_records_hold_what_the_folder_holds(tmp_path, build, kind):
     fill(tmp_path / 'data', kind)
     highest = expected('2008_000002').max() if build is PascalContext60 else 65535
     builder = official_cases.prepare(build, tmp_path / 'data', tmp_path / 'records')
-    for split in ('train', 'validation'):
-        official_cases.assert_same(build.get_source, tmp_path / 'data', tmp_path / 'records', split)
+    official_cases.assert_same(build, tmp_path / 'data', tmp_path / 'records')
     assert builder.as_data_source('train')[0]['labels'].max() == highest
 
 
@@ -185,7 +184,7 @@ def test_which_labels_and_lists_are_taken(tmp_path):
     root = tmp_path / 'VOCdevkit/VOC2010'
 
     def first():
-        source = PascalContext60.get_source(official_cases.config(tmp_path), 'train')
+        source = official_cases.open_split(PascalContext60, tmp_path)
         assert source.ids == NAMES['train']
         return set(np.unique(source.load(0)['label']).tolist())
 
@@ -227,7 +226,7 @@ def test_values_that_are_no_class(tmp_path):
     ):
         for build in (PascalContext60, PascalContext59):
             with pytest.raises(ValueError, match=message):
-                build.get_source(official_cases.config(tmp_path / kind), 'train').load(0)
+                official_cases.open_split(build, tmp_path / kind).load(0)
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -236,7 +235,7 @@ def test_files_that_cannot_be_read(tmp_path):
     scipy.io.savemat(root / 'trainval/2008_000002.mat', {'Labels': np.zeros((2, 2))})
     (root / 'trainval/2008_000007.mat').write_bytes(b'not MATLAB')
     official_cases.picture(root / 'JPEGImages/2010_004402.jpg', 9, 8)
-    source = PascalContext59.get_source(official_cases.config(tmp_path / 'mat'), 'train')
+    source = official_cases.open_split(PascalContext59, tmp_path / 'mat')
     for index, message in enumerate(
         ("2008_000002.mat: KeyError: 'LabelMap'", '2008_000007.mat: ', '9 x 8')
     ):
@@ -253,7 +252,7 @@ def test_files_that_cannot_be_read(tmp_path):
         content['annos_segmentation'][0] |= {'image_id': 2008000002, 'segmentation': segmentation}
         (tmp_path / 'json/VOCdevkit/VOC2010/trainval_merged.json').write_text(json.dumps(content))
         with pytest.raises(CorruptExample, match='trainval_merged.json, 2008_000002: '):
-            PascalContext60.get_source(official_cases.config(tmp_path / 'json'), 'train').load(0)
+            official_cases.open_split(PascalContext60, tmp_path / 'json').load(0)
 
 
 def test_broken_json_files_are_named(tmp_path):
@@ -264,7 +263,7 @@ def test_broken_json_files_are_named(tmp_path):
         with pytest.raises(
             ValueError, match='trainval_merged.json is broken or not a JSON file of the Detail API'
         ):
-            PascalContext60.get_source(official_cases.config(tmp_path), 'train')
+            official_cases.open_split(PascalContext60, tmp_path)
 
 
 def test_images_listed_twice_are_refused(tmp_path):
@@ -274,7 +273,7 @@ def test_images_listed_twice_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match="'train': images are listed twice, 2008_000007 among them"
     ):
-        PascalContext60.get_source(official_cases.config(tmp_path), 'train')
+        official_cases.open_split(PascalContext60, tmp_path)
 
 
 @pytest.mark.parametrize('builder', [PascalContext60, PascalContext59])

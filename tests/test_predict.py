@@ -29,7 +29,10 @@ from rankseg_jax import (
     train,
 )
 from rankseg_jax.data import CorruptExample
+from rankseg_jax.prediction_files import find_images, predict_files, predict_split
+from rankseg_jax.tasks.semantic import Result
 from tests import FAST_COMPILATION, tiny
+from tests.helpers import run_example
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,7 +135,7 @@ def test_files_folders_and_lists(predictor, tmp_path):
     (images / 'night/.DS_Store').write_bytes(b'macOS')
     (images / 'broken.jpg').write_bytes(b'\xff\xd8\xff nothing')
     (tmp_path / 'list.txt').write_text('images/b.png\n')
-    output = predict.predict_files(predictor, [images, tmp_path / 'list.txt'], tmp_path / 'out')
+    output = predict_files(predictor, [images, tmp_path / 'list.txt'], tmp_path / 'out')
     named = {
         path.relative_to(output).as_posix(): json.loads(path.read_text())['image']
         for path in output.rglob('*.json')
@@ -153,14 +156,14 @@ def test_files_folders_and_lists(predictor, tmp_path):
     assert len(rows) == 3 and rows[0]['confidence'] >= rows[1]['confidence']
     assert Image.open(output / 'b_overlay.png').width >= 20
     with pytest.raises(CorruptExample, match='broken.jpg'):
-        predict.predict_files(predictor, [images / 'broken.jpg'], tmp_path / 'none')
+        predict_files(predictor, [images / 'broken.jpg'], tmp_path / 'none')
     for other in (images, images / 'night/rain/..' / '..'):
         with pytest.raises(ValueError, match='holds the images themselves'):
-            predict.predict_files(predictor, [images], other)
+            predict_files(predictor, [images], other)
     with pytest.raises(ValueError, match='holds the images themselves'):
-        predict.predict_files(predictor, [images / 'night'], images / 'night')
+        predict_files(predictor, [images / 'night'], images / 'night')
     with pytest.raises(FileNotFoundError, match='missing.png'):
-        predict.predict_files(predictor, [tmp_path / 'missing.png'], tmp_path / 'none')
+        predict_files(predictor, [tmp_path / 'missing.png'], tmp_path / 'none')
 
 
 def noise(size, seed=0):
@@ -216,7 +219,7 @@ def test_a_bad_image_or_a_long_name_stops_no_other(predictor, tmp_path, capsys):
     for name in names:
         Image.fromarray(noise((8, 8))).save(images / f'{name}.png')
     (images / 'm.jpg').write_bytes(b'nothing')
-    output = predict.predict_files(predictor, [images], tmp_path / 'out')
+    output = predict_files(predictor, [images], tmp_path / 'out')
     assert len(list(output.glob('*.json'))) == len(list(output.glob('*_overlay.png'))) == 5
     printed = capsys.readouterr().out
     assert '5 of 6 images predicted' in printed and 'm.jpg' in printed
@@ -227,7 +230,7 @@ def test_images_of_one_name_in_two_folders_are_both_kept(predictor, tmp_path):
         (tmp_path / folder).mkdir()
         Image.fromarray(noise((8, 8))).save(tmp_path / folder / 'a.png')
     inputs = [tmp_path / 'day', tmp_path / 'night']
-    output = predict.predict_files(predictor, inputs, tmp_path / 'out')
+    output = predict_files(predictor, inputs, tmp_path / 'out')
     found = [json.loads(path.read_text())['image'] for path in output.rglob('*.json')]
     expected = [tmp_path / name for name in ('day/a.png', 'day/rain/a.png', 'night/a.png')]
     assert sorted(found) == [str(path) for path in expected]
@@ -239,7 +242,7 @@ def test_earlier_predictions_are_no_input(tmp_path):
         (tmp_path / name).touch()
 
     def names(output):
-        found = predict.find_images([tmp_path], tmp_path / output)
+        found = find_images([tmp_path], tmp_path / output)
         assert all(tmp_path / name == path for path, name in found)
         return [name.as_posix() for _, name in found]
 
@@ -250,7 +253,7 @@ def test_earlier_predictions_are_no_input(tmp_path):
 def test_label_maps_of_many_categories_are_16_bit(tmp_path):
     labels = np.array([[0, 255, 256, 1283]])
     names = tuple(f'c{i}' for i in range(1284))
-    predict.Result(np.zeros((1, 4, 3), np.uint8), labels, [], names).save(tmp_path / 'map')
+    Result(np.zeros((1, 4, 3), np.uint8), labels, [], names).save(tmp_path / 'map')
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'map.png')), labels)
 
 
@@ -279,7 +282,7 @@ def test_data_in_another_order_are_refused(trained, predictor, tmp_path, monkeyp
         lambda: train.train(config, workdir),
         lambda: evaluate.run(config, workdir),
         lambda: analysis.run(config, workdir),
-        lambda: predict.predict_split(predictor, config, tmp_path / 'drawings'),
+        lambda: predict_split(predictor, config, tmp_path / 'drawings'),
     ):
         with pytest.raises(ValueError, match="category 0 is 'background' in the run, .* in the da"):
             use()
@@ -304,8 +307,8 @@ def test_folders_that_cannot_be_written_are_refused_first(trained, predictor, mo
         lambda: analysis.run(config, workdir),
         lambda: analysis.run(config, workdir, output),
         lambda: export.run(config, workdir, output),
-        lambda: predict.predict_files(predictor, [workdir / 'a.png'], output),
-        lambda: predict.predict_split(predictor, config, output),
+        lambda: predict_files(predictor, [workdir / 'a.png'], output),
+        lambda: predict_split(predictor, config, output),
         lambda: convert.run(workdir, output, config, as_is=False),
     ):
         with pytest.raises(OSError, match=r'cannot write to .*\(Read-only file system\): choose'):
@@ -401,7 +404,7 @@ def test_photos_are_shrunk_as_in_evaluation(exported, predictor, tmp_path, antia
     # `expected` is smoothed by Pillow, so that some pixels differ by one level.
     tolerance = 0.03 if antialias else 0
     assert (loaded[2::5, 2::5] != expected).mean() <= tolerance
-    run_example(exported, tmp_path)
+    run_example(exported, 'photo.png', tmp_path)
     found = np.asarray(Image.open(tmp_path / 'labels.png'))
     # Both fit images with the same function.
     np.testing.assert_array_equal(found, loaded[2::5, 2::5])
@@ -418,7 +421,7 @@ def test_photos_are_stretched_and_filtered_as_the_files_say(exported, predictor,
     expected = predictor(photo.resize((32, 32), Image.Resampling.LANCZOS)).labels
     found = predict.load(exported)(photo).labels
     np.testing.assert_array_equal(found, expected.repeat(3, 0).repeat(2, 1))
-    run_example(exported, tmp_path)
+    run_example(exported, 'photo.png', tmp_path)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)
 
 
@@ -438,25 +441,10 @@ def test_export_leaves_other_files_alone(trained, tmp_path):
         export.run(*trained, trained[1])
 
 
-def run_example(exported, folder):
-    """Runs example.py on photo.png in `folder`; returns what it prints."""
-    result = subprocess.run(
-        [sys.executable, exported / 'example.py', 'photo.png'],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-        | {'XLA_FLAGS': FAST_COMPILATION},
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_example_runs_without_this_package(exported, predictor, tmp_path):
     image = np.random.default_rng(0).integers(0, 10_000, (32, 32)).astype(np.uint16)  # dark
     Image.fromarray(image).save(tmp_path / 'photo.png')
-    assert '% of the pixels' in run_example(exported, tmp_path)
+    assert '% of the pixels' in run_example(exported, 'photo.png', tmp_path)
     assert 'rankseg' not in (exported / 'example.py').read_text()
     expected = predictor(np.repeat(image[..., None] // 256, 3, -1).astype(np.uint8)).labels
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.png')), expected)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from rankseg_jax.data.published.label_maps import to_labels
 from tests import official_cases
 
 ROOT = Path(__file__).parents[1]
+open_split = partial(official_cases.open_split, ade20k.Ade20k)
 
 
 @pytest.fixture
@@ -176,7 +178,7 @@ def test_records_half_there_are_named(folder, tmp_path, name, content):
     with pytest.raises(
         ValueError, match='records/ade20k.* holds records that are broken, incomplete'
     ):
-        ade20k.Ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+        open_split(tmp_path / 'records')
 
 
 def test_records_that_cannot_be_read_are_corrupt_examples(folder, tmp_path):
@@ -188,7 +190,7 @@ def test_records_that_cannot_be_read_are_corrupt_examples(folder, tmp_path):
     content[500] ^= 255
     for broken in (bytes(content), b'', None):
         path.unlink() if broken is None else path.write_bytes(broken)
-        source = ade20k.Ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+        source = open_split(tmp_path / 'records')
         assert source.load(0)
         with pytest.raises(CorruptExample, match='ADE_train_00000002: its record cannot be read'):
             source.load(2)
@@ -201,7 +203,7 @@ def test_pictures_that_are_none_are_named(folder):
         CorruptExample,
         match='ADE_train_00000003: UnidentifiedImageError: cannot identify image file$',
     ):
-        ade20k.Ade20k.get_source(official_cases.config(folder), 'train').load(3)
+        open_split(folder).load(3)
 
 
 def test_records_in_another_format_are_named(folder, tmp_path):
@@ -212,7 +214,7 @@ def test_records_in_another_format_are_named(folder, tmp_path):
     with pytest.raises(
         ValueError, match='not in the format array_record; remove that folder and prepare it again'
     ):
-        ade20k.Ade20k.get_source(official_cases.config(tmp_path / 'records'), 'train')
+        open_split(tmp_path / 'records')
 
 
 def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
@@ -253,17 +255,14 @@ def test_half_a_folder_is_named_and_leaves_nothing(folder, tmp_path):
     for i in (1, 4):
         (folder / f'ADEChallengeData2016/annotations/training/ADE_train_{i:08}.png').unlink()
     (folder / 'ADEChallengeData2016/images/training/ADE_train_00000002.jpg').unlink()
-    for attempt in (
-        lambda: prepare(folder, tmp_path / 'records'),
-        lambda: ade20k.Ade20k.get_source(official_cases.config(folder), 'train'),
-    ):
+    for attempt in (lambda: prepare(folder, tmp_path / 'records'), lambda: open_split(folder)):
         with pytest.raises(FileNotFoundError, match='3 of 14 files are missing') as error:
             attempt()
         for name in ('ADE_train_00000001.png', 'ADE_train_00000004.png', 'ADE_train_00000002.jpg'):
             assert name in str(error.value)
     assert not [path for path in (tmp_path / 'records').rglob('*') if path.is_file()]
     # The validation split is complete.
-    assert len(ade20k.Ade20k.get_source(official_cases.config(folder), 'validation')) == 2
+    assert len(open_split(folder, 'validation')) == 2
 
 
 def test_an_empty_split_is_named(folder):
@@ -271,14 +270,14 @@ def test_an_empty_split_is_named(folder):
         for path in (folder / f'ADEChallengeData2016/{kind}/validation').iterdir():
             path.unlink()
     with pytest.raises(FileNotFoundError, match=r"split 'validation'.*validation/\*.jpg"):
-        ade20k.Ade20k.get_source(official_cases.config(folder), 'validation')
+        open_split(folder, 'validation')
 
 
 def test_config_errors_name_the_way_out(folder):
     with pytest.raises(ValueError, match="no split 'val'; the splits are train, validation"):
-        ade20k.Ade20k.get_source(official_cases.config(folder), 'val')
+        open_split(folder, 'val')
     with pytest.raises(ValueError, match='num_classes = 151, but ade20k names 150'):
-        ade20k.Ade20k.get_source(official_cases.config(folder, num_classes=151), 'train')
+        open_split(folder, num_classes=151)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rankseg_jax import evaluate, export, losses, predict, tasks, train
 from rankseg_jax.postprocessing import label_maps
+from rankseg_jax.prediction_files import predict_split
 from rankseg_jax.ranking import to_ranks
 from rankseg_jax.tasks.semantic import Result
 from tests import tiny
@@ -77,7 +78,7 @@ def test_a_new_task_trains_evaluates_predicts_and_exports(data_dir, monkeypatch,
     assert rows['accuracy'] == found['accuracy']
 
     predictor = predict.load(tmp_path / 'run', 'best')
-    grid = predict.predict_split(predictor, config, tmp_path / 'drawings')
+    grid = predict_split(predictor, config, tmp_path / 'drawings')
     with Image.open(grid) as drawn:
         assert drawn.width > 384
     image = np.random.default_rng(0).integers(0, 256, (32, 20, 3), np.uint8)

@@ -1,9 +1,6 @@
 """Exported models of videos and of objects give what their runs give."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +8,8 @@ from PIL import Image
 
 from rankseg_jax import export, predict
 from rankseg_jax.data import video_files
-from tests import FAST_COMPILATION, tiny
+from tests import tiny
+from tests.helpers import run_example
 
 SIZE = (32, 48)  # of what the model sees
 FRAMES = 7  # a clip of 4 frames, one that overlaps it, and a shorter one
@@ -99,25 +97,16 @@ def test_the_example_runs_without_this_package(exported, tmp_path, kind):
             for frame in frames():
                 writer.write(frame)
     assert 'rankseg' not in (folder / 'example.py').read_text()
-    result = subprocess.run(
-        [sys.executable, folder / 'example.py', source],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-        | {'XLA_FLAGS': FAST_COMPILATION},
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
+    printed = run_example(folder, source, tmp_path)
     predictor = predict.load(folder)
     if task == 'instance':
         expected = [predictor(source)]
         written = [tmp_path / 'objects.png']
         first = expected[0].objects[0]
-        assert f'1: {predictor.class_names[first[0]]}, score {first[1]:.2f}' in result.stdout
+        assert f'1: {predictor.class_names[first[0]]}, score {first[1]:.2f}' in printed
     else:
         expected = list(predictor.video(source))
         written = sorted((tmp_path / 'frames').iterdir())
-        assert f'{len(expected)} frames written' in result.stdout
+        assert f'{len(expected)} frames written' in printed
     for path, other in zip(written, expected, strict=True):
         np.testing.assert_array_equal(Image.open(path), other.map_image())

@@ -20,6 +20,7 @@ from rankseg_jax.data import (
     video_files,
     videos,
 )
+from rankseg_jax.prediction_files import predict_files, predict_split
 from rankseg_jax.tasks import queries
 from tests import tiny
 from tests.helpers import random_like
@@ -184,7 +185,7 @@ def test_prediction_of_videos_photos_and_what_cannot_be_read(run, film, tmp_path
         for frame in video_files.read_frames(film):
             writer.write(frame)
     inputs = [film, tmp_path / 'film.mp4', tmp_path / 'photo.png', tmp_path / 'broken.mp4']
-    output = predict.predict_files(predictor, inputs, tmp_path / 'out')
+    output = predict_files(predictor, inputs, tmp_path / 'out')
     assert 'broken.mp4' in capsys.readouterr().out
     for name in ('frames', 'film'):
         assert len(list((output / name).glob('*.png'))) == 11
@@ -233,7 +234,7 @@ def test_streamed_results_are_those_of_evaluation(run, film, tmp_path):
 
 def test_videos_of_the_split_are_drawn_beside_the_truth(run, tmp_path):
     kind, config, workdir = run
-    grid = predict.predict_split(predict.load(workdir), config, tmp_path)
+    grid = predict_split(predict.load(workdir), config, tmp_path)
     name = opened(config)[0].videos[0][0]
     assert Image.open(grid).size == Image.open(tmp_path / f'{name}_panel.png').size
     assert len(list((tmp_path / name).glob('*.png'))) == 24

@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankseg_jax import visualize
-from rankseg_jax.visualize import (
-    colorize,
-    frame_overlay,
-    grid,
-    overlay,
-    palette,
-    panel,
-    track_overlay,
-)
+from rankseg_jax.visualize import painting
+from rankseg_jax.visualize.colors import colorize, palette
+from rankseg_jax.visualize.overlays import frame_overlay, overlay, track_overlay
+from rankseg_jax.visualize.panels import grid, panel
 
 NAMES = ['sky', 'road', 'person, individual, someone, somebody, mortal, soul', 'Café']
 
@@ -178,12 +172,12 @@ def test_bands_join_without_a_seam(monkeypatch, with_segments):
     arguments = dict(image=image, labels=labels, class_names=NAMES, segments=segments)
     whole = overlay(**arguments)
     for rows in (1, 2, 7):
-        monkeypatch.setattr(visualize, 'BAND', rows * 50)
+        monkeypatch.setattr(painting, 'BAND', rows * 50)
         assert overlay(**arguments) == whole
 
 
 def test_memory_does_not_grow_with_the_image(monkeypatch):
-    monkeypatch.setattr(visualize, 'BAND', 2**15)
+    monkeypatch.setattr(painting, 'BAND', 2**15)
     image, labels = np.zeros((1000, 1000, 3), np.uint8), stripes(0, 1, 2).repeat(3, 0).repeat(3, 1)
     labels = labels[:1000, :1000]
     segments = labels + 1
@@ -455,12 +449,12 @@ def test_bands_of_tracks_join_without_a_seam(monkeypatch, size):
     masks = [np.kron(rng.random((size[0] // 5, 5)) < 0.5, np.ones((5, size[1] // 5))) > 0] * 2
     whole = tracks_on(image, *masks)
     for band in (1, 60, 999):
-        monkeypatch.setattr(visualize, 'BAND', band)
+        monkeypatch.setattr(painting, 'BAND', band)
         np.testing.assert_array_equal(tracks_on(image, *masks), whole)
 
 
 def test_memory_of_tracks_does_not_grow_with_the_frame(monkeypatch):
-    monkeypatch.setattr(visualize, 'BAND', 2**15)
+    monkeypatch.setattr(painting, 'BAND', 2**15)
     image, masks = np.zeros((2000, 2000, 3), np.uint8), np.ones((2, 2000, 2000), bool)
     tracks_on(image[:400, :400], masks[0, :400, :400])  # fonts are loaded once
     tracemalloc.start()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +57,8 @@ class VspwTest(official_cases.Case):
     fill = staticmethod(fill)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill(tmp_path / 'data')
-    return tmp_path / 'data'
-
-
-def open_split(folder, split):
-    return vspw.Vspw.get_source(official_cases.config(folder), split)
+folder = official_cases.folder_fixture(fill)
+open_split = partial(official_cases.open_split, vspw.Vspw)
 
 
 def raw_masks(folder, video):
@@ -77,7 +72,7 @@ def raw_masks(folder, video):
 
 
 def test_frames_of_videos_in_order(folder):
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     # In the order of the list.
     assert source.videos == [('1001_a', range(5)), ('7_b', range(5, 6)), ('12_c', range(6, 9))]
     assert source.ids == [
@@ -140,7 +135,7 @@ def test_frames_of_another_size_are_no_clip(folder):
     path = folder / f'VSPW_480p/data/1001_a/{{}}/{frame_names(2)[1]}'
     official_cases.picture(Path(str(path).format('origin') + '.jpg'), 10, 12)
     official_cases.values(Path(str(path).format('mask') + '.png'), np.ones((10, 12), np.uint8))
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     assert source.load(1)['label'].shape == (10, 12)
     with pytest.raises(CorruptExample, match=r'1001_a/00000034 has \(10, 12\) pixels'):
         source.clip(0, [0, 1])
@@ -149,7 +144,7 @@ def test_frames_of_another_size_are_no_clip(folder):
 def test_a_frame_that_cannot_be_read_is_named(folder):
     path = folder / f'VSPW_480p/data/12_c/origin/{frame_names(2)[1]}.jpg'
     path.write_bytes(path.read_bytes()[:200])
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     for attempt in (lambda: source.load(7), lambda: source.clip(2, [0, 1])):
         with pytest.raises(CorruptExample, match=f'12_c/{path.stem}'):
             attempt()
@@ -187,8 +182,9 @@ def test_models_of_images_take_frames(folder):
 
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     builder = official_cases.prepare(vspw.Vspw, folder, tmp_path / 'records')
-    for split in ('train', 'validation', 'test'):
-        official_cases.assert_same(vspw.Vspw.get_source, folder, tmp_path / 'records', split)
+    official_cases.assert_same(
+        vspw.Vspw, folder, tmp_path / 'records', 'train', 'validation', 'test'
+    )
     record = builder.as_data_source('train')[5]
     assert record['file_name'] == b'7_b/00000004' and record['original_size'].tolist() == [22, 26]
     assert set(np.unique(record['labels'])) == {0, 1, 76, 123, 65280, 65535}
@@ -211,7 +207,7 @@ def test_records_of_version_0_1_are_read(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(vspw, 'to_labels', alike)
         official_cases.prepare(vspw.Vspw, folder, tmp_path / 'records')
-    official_cases.assert_same(vspw.Vspw.get_source, folder, tmp_path / 'records', 'train')
+    official_cases.assert_same(vspw.Vspw, folder, tmp_path / 'records', 'train')
     old, new = (open_split(path, 'train') for path in (tmp_path / 'records', folder))
     for index in range(len(new)):
         codes = new.codes(index)
@@ -239,7 +235,7 @@ def test_missing_files_are_named(folder, tmp_path):
     (root / '12_c/origin/._00000004.jpg').write_bytes(b'of a Mac')
     (folder / 'VSPW_480p/train.txt').write_text('1001_a\n12_c\n99_absent')
     for attempt in (
-        lambda: open_split(folder, 'train'),
+        lambda: open_split(folder),
         lambda: vspw.Vspw.prepare(folder, tmp_path / 'records'),
     ):
         with pytest.raises(FileNotFoundError, match='4 of 18 files are missing') as error:
@@ -260,7 +256,7 @@ def test_missing_files_are_named(folder, tmp_path):
 def test_each_folder_is_listed_once(folder, monkeypatch):
     listing, seen = files.listing, []
     monkeypatch.setattr(files, 'listing', lambda path: seen.append(path) or listing(path))
-    open_split(folder, 'train')
+    open_split(folder)
     assert len(seen) == len(set(seen)) == 6
 
 
@@ -284,7 +280,7 @@ def test_a_wrong_folder_leaves_nothing(tmp_path):
 def test_lists_that_cannot_be(folder, text, message):
     (folder / 'VSPW_480p/train.txt').write_text(text)
     with pytest.raises(ValueError, match=message):
-        open_split(folder, 'train')
+        open_split(folder)
 
 
 def test_a_missing_list_is_named(folder):
@@ -299,7 +295,7 @@ def test_other_values_are_ignored_and_counted(folder, tmp_path, caplog):
     mask[:2, 0], mask[3, :5] = 125, 252
     official_cases.values(folder / 'VSPW_480p/data/7_b/mask/00000004.png', mask)
     with caplog.at_level('WARNING', logger='absl'):
-        source = open_split(folder, 'train')
+        source = open_split(folder)
         label, codes = source.load(5)['label'], source.codes(5)
     assert '7_b/mask/00000004.png: 7 pixels with the values [125, 252] are ignored' in caplog.text
     np.testing.assert_array_equal(label, np.where(mask == 9, 8, IGNORE_LABEL))
@@ -312,7 +308,7 @@ def test_other_values_are_ignored_and_counted(folder, tmp_path, caplog):
 
 def test_masks_of_colors_and_empty_files_are_named(folder):
     root = folder / 'VSPW_480p/data/7_b'
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     official_cases.values(root / 'mask/00000004.png', np.zeros((22, 26, 3), np.uint8))
     with pytest.raises(ValueError, match='7_b/mask/00000004.png: .* its mode is RGB'):
         source.load(5)

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -139,14 +139,8 @@ class YoutubeVis2019Test(official_cases.Case):
     fill = staticmethod(fill)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    fill(tmp_path / 'data')
-    return tmp_path / 'data'
-
-
-def open_split(folder, split):
-    return youtube_vis_2019.YoutubeVis2019.get_source(official_cases.config(folder), split)
+folder = official_cases.folder_fixture(fill)
+open_split = partial(official_cases.open_split, youtube_vis_2019.YoutubeVis2019)
 
 
 def change(folder, changes, name='train'):
@@ -158,7 +152,7 @@ def change(folder, changes, name='train'):
 
 
 def test_frames_of_videos_in_the_order_of_the_file(folder):
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     assert source.videos == [
         ('dd', range(6)),
         ('aa', range(6, 7)),
@@ -172,7 +166,7 @@ def test_frames_of_videos_in_the_order_of_the_file(folder):
 
 
 def test_tracks_are_those_of_the_file(folder):
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     for video, (video_id, _, length) in enumerate(VIDEOS['train']):
         wanted = [track for track in make_tracks() if track[1] == video_id]
         tracks = source.tracks(video)
@@ -196,7 +190,7 @@ def test_tracks_are_those_of_the_file(folder):
 
 
 def test_labels_are_the_class_of_the_smallest_track(folder):
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     covered = 0
     for index, name in enumerate(source.ids):
         video = next(i for i, directory, _ in VIDEOS['train'] if directory == name[:2])
@@ -242,7 +236,7 @@ def test_validation_may_have_annotations(folder):
 
 
 def test_a_clip_reads_its_frames_and_nothing_else(folder, monkeypatch):
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     tracks, read, seen = source.tracks(2), youtube_vis_2019.YoutubeVis2019.read, []
     monkeypatch.setattr(
         youtube_vis_2019.YoutubeVis2019, 'read', lambda entry: seen.append(entry[0]) or read(entry)
@@ -266,7 +260,7 @@ def test_a_clip_reads_its_frames_and_nothing_else(folder, monkeypatch):
 
 def test_clips_of_every_video(folder):
     """Also of a single frame, without a track, with a track that is seen nowhere."""
-    source, rng = open_split(folder, 'train'), np.random.default_rng(0)
+    source, rng = open_split(folder), np.random.default_rng(0)
     for video, (_, frames) in enumerate(source.videos):
         for chosen in (
             sample(len(frames), 2, 20, rng),
@@ -284,10 +278,9 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
         builder.name == 'youtube_vis_2019'
         and (tmp_path / 'records/youtube_vis_2019/1.0.0').is_dir()
     )
-    for split in ('train', 'validation', 'test'):
-        official_cases.assert_same(
-            youtube_vis_2019.YoutubeVis2019.get_source, folder, tmp_path / 'records', split
-        )
+    official_cases.assert_same(
+        youtube_vis_2019.YoutubeVis2019, folder, tmp_path / 'records', 'train', 'validation', 'test'
+    )
     record = builder.as_data_source('train')[2]
     assert record['file_name'] == b'dd/00010' and record['video_id'] == 7
     tracks = record['tracks']
@@ -352,7 +345,7 @@ def average_precision(truth: dict, results: list) -> np.ndarray:
 
 def test_written_truth_is_perfect_to_pycocotools(folder, tmp_path):
     """Once as the source has it, once from masks frame by frame, as a model would."""
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     # A track without a single pixel cannot be found by anyone.
     change(folder, lambda content: content['annotations'].pop(4))
     truth = json.loads((folder / 'ytvis_2019/train.json').read_text())
@@ -397,7 +390,7 @@ def test_written_truth_is_perfect_to_pycocotools(folder, tmp_path):
 
 def test_frames_without_a_mask_are_empty_ones(folder, tmp_path):
     """The server refuses null."""
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     everywhere = rle.encode(np.ones(SIZE, bool))
     track = {'category_id': 39, 'score': np.float32(0.25), 'segmentations': [None, everywhere]}
     data_tracks.write_results(tmp_path / 'results.json', source, [(5, [track]), (2, [])])
@@ -431,7 +424,7 @@ def test_frames_without_a_mask_are_empty_ones(folder, tmp_path):
     ],
 )
 def test_results_that_the_benchmark_would_refuse(folder, tmp_path, video_id, changes, message):
-    source = open_split(folder, 'train')
+    source = open_split(folder)
     track = {'category_id': 0, 'score': 0.5, 'segmentations': [None, None]}
     with pytest.raises(ValueError, match=message):
         data_tracks.write_results(
@@ -447,7 +440,7 @@ def test_missing_files_are_named(folder, tmp_path):
         path.unlink()
     (images / 'bb').rmdir()
     for attempt in (
-        lambda: open_split(folder, 'train'),
+        lambda: open_split(folder),
         lambda: youtube_vis_2019.YoutubeVis2019.prepare(folder, tmp_path / 'records'),
     ):
         with pytest.raises(FileNotFoundError, match='3 of 31 files are missing') as error:
@@ -466,7 +459,7 @@ def test_missing_files_are_named(folder, tmp_path):
 def test_each_folder_is_listed_once(folder, monkeypatch):
     listing, seen = files.listing, []
     monkeypatch.setattr(files, 'listing', lambda path: seen.append(path.name) or listing(path))
-    open_split(folder, 'train')
+    open_split(folder)
     assert seen == ['dd', 'aa', 'cc', 'bb']
 
 
@@ -513,15 +506,15 @@ def test_the_categories_of_2021_are_refused_by_name(folder):
         match='train.json is .*: 3 categories differ: '
         '1 is airplane, not person, 2 is bear, not giant',
     ):
-        open_split(folder, 'train')
+        open_split(folder)
     change(folder, lambda content: content['categories'].pop())
     with pytest.raises(ValueError, match='40 is missing, not tennis_racket'):
-        open_split(folder, 'train')
+        open_split(folder)
 
 
 def test_names_with_spaces_are_the_same(folder):
     change(folder, lambda content: content['categories'][1].update(name='Giant panda'))
-    assert open_split(folder, 'train').class_names[1] == 'giant_panda'
+    assert open_split(folder).class_names[1] == 'giant_panda'
 
 
 @pytest.mark.parametrize(
@@ -542,7 +535,7 @@ def test_a_file_that_is_broken_or_of_another_kind(folder, text):
     with pytest.raises(
         ValueError, match='train.json is broken or not a JSON file of YouTubeVIS-2019: '
     ):
-        open_split(folder, 'train')
+        open_split(folder)
 
 
 @pytest.mark.parametrize(
@@ -610,13 +603,13 @@ def test_a_file_that_is_broken_or_of_another_kind(folder, text):
 def test_content_that_cannot_be(folder, changes, message):
     change(folder, changes)
     with pytest.raises(ValueError, match=message):
-        open_split(folder, 'train')
+        open_split(folder)
 
 
 def test_a_picture_of_another_size_is_corrupt(folder):
     official_cases.picture(folder / 'ytvis_2019/train/JPEGImages/aa/00000.jpg', 5, 6)
     with pytest.raises(CorruptExample, match='5 x 6'):
-        open_split(folder, 'train').load(6)
+        open_split(folder).load(6)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**32 - 1))
@@ -660,11 +653,8 @@ def test_no_string_is_taken_that_is_not_a_mask(text):
 
 def test_minitrain_and_minival_part_the_videos_of_train(folder, monkeypatch):
     monkeypatch.setattr(youtube_vis_2019, 'HELD_OUT', 2)
-    config = SimpleNamespace(dir=str(folder), num_classes=0)
-    whole, kept, held_out = (
-        youtube_vis_2019.YoutubeVis2019.get_source(config, split)
-        for split in ('train', 'minitrain', 'minival')
-    )
+    splits = ('train', 'minitrain', 'minival')
+    whole, kept, held_out = (open_split(folder, split) for split in splits)
     assert [kept.videos[0][0], kept.videos[1][0]] == [whole.videos[0][0], whole.videos[2][0]]
     assert [name for name, _ in held_out.videos] == [whole.videos[1][0], whole.videos[3][0]]
     assert sorted(kept.ids + held_out.ids) == sorted(whole.ids)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from rankseg_jax import visualize
 from rankseg_jax.data import IGNORE_LABEL, InstanceSource, PanopticSource, Source, rle
 from rankseg_jax.data.instances import ThingSource
 from rankseg_jax.metrics.instances import InstanceMetric
@@ -21,6 +20,7 @@ from rankseg_jax.postprocessing import View, covered, map_tiles
 from rankseg_jax.ranking import from_ranks
 from rankseg_jax.tasks import queries
 from rankseg_jax.tasks.semantic import RANKED, Result, Semantic
+from rankseg_jax.visualize import overlays, panels
 
 
 @dataclasses.dataclass
@@ -49,7 +49,7 @@ class InstanceResult(Result):
 
     def overlay(self):
         """The objects over the image, with a legend of names."""
-        return visualize.overlay(
+        return overlays.overlay(
             self.image, self.labels, self.class_names, segments=self.segment_ids
         )
 
@@ -57,11 +57,11 @@ class InstanceResult(Result):
         """The objects over the image, each with its name; a track keeps its color."""
         names = [self.class_names[label] for label, _ in self.objects]
         scores = [score for _, score in self.objects]
-        return visualize.track_overlay(self.image, self.masks, self.ids, names, scores)
+        return overlays.track_overlay(self.image, self.masks, self.ids, names, scores)
 
     def panel(self, label=None):
         """As `Result.panel`."""
-        return visualize.panel(
+        return panels.panel(
             self.image,
             self.labels,
             self.categories[:RANKED],

@@ -10,7 +10,6 @@ import numpy as np
 from flax import struct
 from PIL import Image
 
-from rankseg_jax import visualize
 from rankseg_jax.data import IGNORE_LABEL, PanopticSource, coco
 from rankseg_jax.metrics.panoptic import PanopticMetric
 from rankseg_jax.outputs import QueryOutput
@@ -18,6 +17,7 @@ from rankseg_jax.postprocessing import View, covered, map_tiles
 from rankseg_jax.ranking import from_ranks, gather
 from rankseg_jax.tasks import queries
 from rankseg_jax.tasks.semantic import RANKED, Result, Semantic
+from rankseg_jax.visualize import overlays, panels
 
 
 @dataclasses.dataclass
@@ -40,15 +40,15 @@ class PanopticResult(Result):
     def overlay(self):
         """The segments over the image, with a legend of names."""
         labels = self.segment_labels()
-        return visualize.overlay(self.image, labels, self.class_names, segments=self.segment_ids)
+        return overlays.overlay(self.image, labels, self.class_names, segments=self.segment_ids)
 
     def frame_overlay(self):
         """As `Result.frame_overlay`, of the segments' classes."""
-        return visualize.frame_overlay(self.image, self.segment_labels(), self.class_names)
+        return overlays.frame_overlay(self.image, self.segment_labels(), self.class_names)
 
     def panel(self, label=None, segment_ids=None):
         """As `Result.panel`; `segment_ids` [H, W] are those of the ground truth."""
-        return visualize.panel(
+        return panels.panel(
             self.image,
             self.segment_labels(),
             self.categories[:RANKED],

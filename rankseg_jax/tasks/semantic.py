@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rankseg_jax import losses, visualize
+from rankseg_jax import losses
 from rankseg_jax.data import IGNORE_LABEL, label_files
 from rankseg_jax.metrics.multilabel import MultilabelMetric
 from rankseg_jax.metrics.semantic import SemanticMetric
@@ -16,6 +16,7 @@ from rankseg_jax.outputs import PixelOutput
 from rankseg_jax.postprocessing import label_maps
 from rankseg_jax.ranking import to_ranks
 from rankseg_jax.tasks import Task, queries
+from rankseg_jax.visualize import overlays, panels
 
 RANKED = 12  # categories that a panel shows
 
@@ -43,16 +44,16 @@ class Result:
 
     def overlay(self) -> Image.Image:
         """The label map over the image, with a legend of names."""
-        return visualize.overlay(self.image, self.labels, self.class_names)
+        return overlays.overlay(self.image, self.labels, self.class_names)
 
     def frame_overlay(self) -> Image.Image:
         """The label map over the image, with names in it: of one size for all frames of a video."""
-        return visualize.frame_overlay(self.image, self.labels, self.class_names)
+        return overlays.frame_overlay(self.image, self.labels, self.class_names)
 
     def panel(self, label: np.ndarray | None = None) -> Image.Image:
         """Image · ground truth, if `label` [H, W] is given · prediction · ranked categories."""
         ranked = self.categories[:RANKED]
-        return visualize.panel(self.image, self.labels, ranked, self.class_names, label=label)
+        return panels.panel(self.image, self.labels, ranked, self.class_names, label=label)
 
     def summary(self) -> str:
         """The result in a few words."""
