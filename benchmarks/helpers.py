@@ -254,3 +254,10 @@ def machine() -> dict:
         'cores': os.cpu_count(),
         'matmul_gflops': 2 * 2048**3 / statistics.median(seconds) / 1e9,
     }
+
+
+def peak_shares(seconds: dict[str, float], flops: int, computer: dict) -> dict[str, float]:
+    """The shares of the GFLOP/s that `machine()` found which `flops` in these times reach."""
+    return {
+        name: flops / (value * 1e9 * computer['matmul_gflops']) for name, value in seconds.items()
+    }

@@ -4,7 +4,8 @@
 
 Measures the model up to the backbone, up to the pixel decoder, and as a whole. Weights are random.
 The two take turns. Ours is jitted; Hugging Face's runs eagerly in inference mode. Both use all
-cores, their default.
+cores, their default. Beside our time: the share of the peak, that of a large float32 matrix product
+measured in the same run, that the matrix products of the part reach (flops.py).
 """
 
 import statistics
@@ -17,7 +18,16 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.helpers import hugging_face_swin_t, random_images, ratio, save, take_turns
+from benchmarks.flops import product_flops
+from benchmarks.helpers import (
+    hugging_face_swin_t,
+    machine,
+    peak_shares,
+    random_images,
+    ratio,
+    save,
+    take_turns,
+)
 from tests.helpers import relative_error
 
 _OUT = flags.DEFINE_string(
@@ -30,7 +40,7 @@ THEIRS, OURS = 'Hugging Face, PyTorch eager', 'RankSeg-JAX, jitted'
 
 
 def make_forwards():
-    """{part: {name: function without arguments, returns arrays}}; the last part is the whole."""
+    """{part: ({name: function without arguments → arrays}, FLOPs)}; the last is the whole."""
     theirs, model, variables = hugging_face_swin_t()
     theirs.eval()
     images = random_images(1, _SIZE.value)
@@ -70,31 +80,35 @@ def make_forwards():
             with torch.inference_mode():
                 return theirs(tensor)
 
-        return {THEIRS: run, OURS: lambda: jax.block_until_ready(forward(variables, images))}
+        forwards = {THEIRS: run, OURS: lambda: jax.block_until_ready(forward(variables, images))}
+        return forwards, product_flops(forward, variables, images)
 
     return {part: pair(*functions) for part, functions in parts.items()}
 
 
 def main(_):
-    results = {}
+    results = {'machine': machine()}
     print(
-        f'| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, up to '
-        '| Hugging Face s | RankSeg-JAX s | ratio | difference |'
+        f'{results["machine"]}\n\n| Mask2Former, Swin-T, {_SIZE.value} x {_SIZE.value}, up to '
+        '| Hugging Face s | RankSeg-JAX s | ratio | share of peak | difference |'
     )
-    print('|---|---|---|---|---|')
-    for part, forwards in make_forwards().items():
+    print('|---|---|---|---|---|---|')
+    for part, (forwards, flops) in make_forwards().items():
         outputs = (jax.tree.leaves(forwards[name]()) for name in (OURS, THEIRS))
         difference = max(relative_error(*pair) for pair in zip(*outputs, strict=True))
         seconds = take_turns(forwards, _ROUNDS.value)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        shares = peak_shares(medians, flops, results['machine'])
         results[part] = {
             'seconds': seconds,
             'ratio': ratio(seconds, OURS, THEIRS),
+            'gflop': flops / 1e9,
+            'share_of_peak': shares,
             'difference': float(difference),
         }
-        theirs, ours = (statistics.median(seconds[name]) for name in (THEIRS, OURS))
         print(
-            f'| {part} | {theirs:.3f} | {ours:.3f} | {results[part]["ratio"]:.2f} '
-            f'| {difference:.1e} |',
+            f'| {part} | {medians[THEIRS]:.3f} | {medians[OURS]:.3f} '
+            f'| {results[part]["ratio"]:.2f} | {shares[OURS]:.0%} | {difference:.1e} |',
             flush=True,
         )
     save(results, _OUT.value)

@@ -3,7 +3,8 @@
     python benchmarks/vit_forward.py --out=benchmarks/results/vit_forward.json
 
 The two take turns. Ours is jitted; timm's runs eagerly in inference mode. Both use all cores, their
-default.
+default. Beside each time: the share of the peak, that of a large float32 matrix product measured in
+the same run, that the matrix products of the network reach (flops.py).
 """
 
 import statistics
@@ -17,7 +18,8 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.helpers import save, take_turns
+from benchmarks.flops import product_flops
+from benchmarks.helpers import machine, peak_shares, save, take_turns
 from rankseg_jax import backbones
 from rankseg_jax.pretrained.vit import from_torch
 from tests.helpers import mend_torchvision, numpy_state
@@ -33,7 +35,7 @@ SIZE = (512, 512)
 
 
 def make_forwards():
-    """{name: function without arguments that returns features [1, N, D]}."""
+    """{name: function without arguments that returns features [1, N, D]}, and their FLOPs."""
     torch.manual_seed(0)
     theirs = timm.create_model('vit_base_patch16_224', img_size=SIZE, num_classes=0).eval()
     params = jax.device_put({'params': from_torch(numpy_state(theirs))})
@@ -50,27 +52,33 @@ def make_forwards():
         with torch.inference_mode():
             return theirs.forward_features(tensor)[:, 1:].numpy()
 
-    return {
+    forwards = {
         'timm, PyTorch eager': timms,
         'RankSeg-JAX, jitted': lambda: np.asarray(forward(params, images)),
     }
+    return forwards, product_flops(forward, params, images)
 
 
 def main(_):
-    forwards = make_forwards()
+    computer = machine()
+    forwards, flops = make_forwards()
     theirs, ours = (forward() for forward in forwards.values())
     seconds = take_turns(forwards, _ROUNDS.value)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
+    shares = peak_shares(medians, flops, computer)
     results = {
+        'machine': computer,
+        'gflop': flops / 1e9,
+        'share_of_peak': shares,
         'seconds': seconds,
         'median': medians,
         'ratio': medians['RankSeg-JAX, jitted'] / medians['timm, PyTorch eager'],
         'difference': float(np.abs(ours - theirs).max() / np.abs(theirs).max()),
     }
     save(results, _OUT.value)
-    print('| ViT-B/16, 512 x 512 | median seconds |\n|---|---|')
+    print(f'{computer}\n\n| ViT-B/16, 512 x 512 | median seconds | share of peak |\n|---|---|---|')
     for name, median in medians.items():
-        print(f'| {name} | {median:.3f} |')
+        print(f'| {name} | {median:.3f} | {shares[name]:.0%} |')
     print(
         f'\nratio {results["ratio"]:.2f}, largest difference {results["difference"]:.1e} of the '
         'largest feature'
