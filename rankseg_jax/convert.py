@@ -89,6 +89,7 @@ def configured_model(source, config):
     """
     data_source = tasks.open_source(config, config.data.train_split)
     task = tasks.from_source(config, data_source)
+    pretrained.check_order(source, task.class_names)
     model = models.build(config, task.num_classes)
     variables = jax.jit(
         lambda: models.init(model, task.num_classes, config.seed, config.augment.crop_size)

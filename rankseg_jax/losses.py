@@ -254,7 +254,8 @@ def query_cross_entropy(class_logits, labels, queries, *, no_object_weight: floa
         weights = weights * mask[:, None]
     logits = class_logits.astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)  # [B, Q]
-    return (weights * loss).sum() / jnp.maximum(weights.sum(), no_object_weight)
+    total = weights.sum()  # 0 without images, and without targets where no-object weighs nothing
+    return (weights * loss).sum() / jnp.where(total > 0, total, 1)
 
 
 def mask_losses(logits, masks, weights):

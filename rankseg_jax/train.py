@@ -422,6 +422,7 @@ def fresh_state(setup: Setup) -> TrainState:
                 f'{setup.config.task!r} start from {setup.task.start} and score far higher'
             )
         return state
+    pretrained.check_order(pretrained_from, setup.task.class_names)
     loaded = pretrained.load(pretrained_from, sharding.host_copy(state.model, setup.mesh))
     sharding.print_once(f'Starting from {pretrained_from}')
     # Copied, since the step donates the state.

@@ -13,6 +13,7 @@ import optax
 import pytest
 from absl import logging as absl_logging
 
+from configs import common
 from rankseg_jax import checkpoint, models, optimizers, pretrained
 from rankseg_jax.pretrained import hf
 from rankseg_jax.pretrained.torch_layers import part
@@ -417,3 +418,19 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / 'checkpoints').mkdir()
     with pytest.raises(FileNotFoundError, match="no checkpoint 'last'"):
         pretrained.load(tmp_path, {})
+
+
+def test_a_run_on_the_same_categories_in_another_order_is_refused(tmp_path):
+    run = {
+        'config': common.get_config().to_dict(),
+        'class_names': ['sky', 'tree', 'road'],
+        'things': [],
+        'score': None,
+    }
+    with checkpoint.open_checkpoints(tmp_path, 1) as manager:
+        checkpoint.save(manager, 0, {'params': {}, 'batch_stats': {}}, None, run)
+    pretrained.check_order(tmp_path, ['sky', 'tree', 'road'])
+    pretrained.check_order(tmp_path, ['sky', 'tree', 'sand'])  # to start on other categories
+    message = re.escape("category 0 is 'sky' there and 'road' in the data")
+    with pytest.raises(ValueError, match=message):
+        pretrained.check_order(tmp_path, ['road', 'tree', 'sky'])

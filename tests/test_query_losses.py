@@ -252,3 +252,9 @@ def test_least_certain_points_share_the_weight_of_ties():
     assert weights.sum() == 4 * 30
     weights = losses.least_certain(jnp.array([0.0, -2.0, 1.0, 2.0, -0.0, 2.0, 9.0]), 4)
     np.testing.assert_allclose(weights, [1, 1 / 3, 1, 1 / 3, 1, 1 / 3, 0], rtol=1e-6)
+
+
+def test_no_object_may_weigh_nothing_where_nothing_is_a_target():
+    logits = jnp.ones([2, 5, 4])
+    none = jnp.full([2, 3], -1)
+    assert losses.query_cross_entropy(logits, none, none, no_object_weight=0.0) == 0

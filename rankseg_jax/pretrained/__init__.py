@@ -13,6 +13,7 @@ In Python, `load_hf` returns a Hugging Face model unchanged.
 
 import operator
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
@@ -84,6 +85,26 @@ def read_variables(source) -> dict:
     if (path / 'config.json').is_file():
         return hf.variables(*hf.read_folder(path))
     return convert(read(path))
+
+
+def check_order(source, class_names: Sequence[str]) -> None:
+    """Refuses a run on the same categories in another order, whose class layers would not fit.
+
+    Raises:
+      ValueError: it names the first difference.
+    """
+    path = hf.locate(source)
+    if not (path / 'checkpoints').is_dir():
+        return
+    trained = checkpoint.open_run(path).class_names
+    if set(trained) == set(class_names):
+        for i, (there, here) in enumerate(zip(trained, class_names, strict=True)):
+            if there != here:
+                raise ValueError(
+                    f'config.model.pretrained = {source} was trained on the same categories in '
+                    f'another order: category {i} is {there!r} there and {here!r} in the data. '
+                    'Give the data its order.'
+                )
 
 
 def load(source, variables) -> dict:
