@@ -219,9 +219,11 @@ class Progress:
     Only the first host writes. Metrics stay on the device until the host is `AHEAD` steps ahead.
     """
 
-    def __init__(self, config, workdir: Path, start: int, batch_ids: Callable[[int], list[str]]):
-        """Reports from step `start` on; `batch_ids` names the examples of a step."""
-        self.config, self.batch_ids = config, batch_ids
+    def __init__(self, setup: 'Setup', workdir: Path, start: int):
+        """Reports from step `start` on."""
+        self.config = config = setup.config
+        self.batch_ids = setup.batch_ids  # the names of a step's examples
+        self.unit = 'clips' if setup.task.takes_clips else 'img'
         self.schedule = optimizers.make_schedule(config.optimizer, config.steps)
         self.rows, self.time, self.step, self.saved = [], time.time(), start, start
         self.pending = collections.deque()
@@ -280,8 +282,8 @@ class Progress:
         rate = steps * self.config.batch_size / seconds
         speed = {
             'steps/s': steps / seconds,
-            'img/s': rate,
-            'img/s/device': rate / jax.device_count(),
+            f'{self.unit}/s': rate,
+            f'{self.unit}/s/device': rate / jax.device_count(),
         }
         self.write(step, means | speed | {'learning_rate': self.schedule(step - 1)})
         left = int((self.config.steps - step) * seconds / steps)
@@ -291,7 +293,7 @@ class Progress:
         ]
         sharding.print_once(
             f'step {step}/{self.config.steps}  loss {means["train/loss"]:.3f} '
-            f'({" ".join(parts)})  {rate:.1f} img/s  ETA {left // 60}:{left % 60:02d}'
+            f'({" ".join(parts)})  {rate:.1f} {self.unit}/s  ETA {left // 60}:{left % 60:02d}'
         )
         self.rows = []
 
@@ -526,7 +528,7 @@ def run_steps(
     warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
     from rankseg_jax.data import pipeline  # imports TensorFlow, which the step does not need
 
-    progress = Progress(config, workdir, start, setup.batch_ids)
+    progress = Progress(setup, workdir, start)
     batches = pipeline.train_batches(setup.source, config, setup.task, start_step=start)
     with manager, Stop() as stop, contextlib.closing(progress), contextlib.closing(batches):
         for step in range(start, config.steps):
