@@ -3,8 +3,9 @@
     python benchmarks/vit_forward.py --out=benchmarks/results/vit_forward.json
 
 The two take turns. Ours is jitted; timm's runs eagerly in inference mode. Both use all cores, their
-default. Beside each time: the share of the peak, that of a large float32 matrix product measured in
-the same run, that the matrix products of the network reach (flops.py).
+default. Beside each time: the share of the peak, that of a large float32 matrix product in JAX
+measured in the same run, that the matrix products of the network reach (flops.py). PyTorch's product
+of the same matrices is measured too.
 """
 
 import statistics
@@ -59,8 +60,15 @@ def make_forwards():
     return forwards, product_flops(forward, params, images)
 
 
+def torch_gflops() -> float:
+    """The GFLOP/s of the product by which `machine` measures JAX, in PyTorch."""
+    x = torch.ones(2048, 2048)
+    seconds = take_turns({'matmul': lambda: x @ x}, 9)['matmul']
+    return 2 * 2048**3 / statistics.median(seconds) / 1e9
+
+
 def main(_):
-    computer = machine()
+    computer = machine() | {'torch_matmul_gflops': torch_gflops()}
     forwards, flops = make_forwards()
     theirs, ours = (forward() for forward in forwards.values())
     seconds = take_turns(forwards, _ROUNDS.value)
