@@ -4,8 +4,8 @@
 
 The two take turns. Ours is jitted; timm's runs eagerly in inference mode. Both use all cores, their
 default. Beside each time: the share of the peak, that of a large float32 matrix product in JAX
-measured in the same run, that the matrix products of the network reach (flops.py). PyTorch's product
-of the same matrices is measured too.
+measured in the same run, that the matrix products of the network reach (flops.py). The product of
+the same matrices in PyTorch is measured too.
 """
 
 import statistics
