@@ -136,6 +136,11 @@ class SavedRun:
         """Names the files of results on a split."""
         return f'{split.replace("/", "_")}_{self.step}'
 
+    def shapes(self):
+        """Names and shapes of the model's variables, which are float32."""
+        metadata = self.manager.item_metadata(self.step)['model']
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), metadata)
+
     def check_categories(self, data, data_config) -> None:
         """As the function of this name, of this run."""
         where = f'{self.manager.directory}/{self.step}'

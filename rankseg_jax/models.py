@@ -37,6 +37,10 @@ def build(config, num_classes: int) -> nn.Module:
     return importlib.import_module(f'rankseg_jax.frameworks.{name}').build(config, num_classes)
 
 
+# The parts of a config that names and shapes of the variables follow from, K apart.
+DECISIVE = ('model', 'rankseg', 'augment', 'ema')
+
+
 def init(model, num_classes: int, seed: int, image_shape) -> dict:
     """Fresh variables {'params', 'batch_stats'} of a model for images of (height, width)."""
     images = jnp.zeros((1, *image_shape, 3))
@@ -87,6 +91,9 @@ def restore(run: checkpoint.SavedRun, model, config, mesh) -> dict:
         variables = init(model, len(run.class_names), config.seed, config.augment.crop_size)
         return variables | ({'ema': variables['params']} if config.ema else {})
 
-    shapes = jax.eval_shape(fresh)
+    if all(config[key] == run.config[key] for key in DECISIVE):
+        shapes = run.shapes()  # tracing the model takes seconds
+    else:
+        shapes = jax.eval_shape(fresh)
     expected = sharding.place(shapes, sharding.state_shardings(mesh, shapes))
     return checkpoint.restore(run.manager, run.step, model=expected)['model']
