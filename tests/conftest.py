@@ -1,5 +1,6 @@
 """Set before JAX, TensorFlow or torchvision is imported by any test."""
 
+import gc
 import importlib.util
 import os
 import tempfile
@@ -37,6 +38,12 @@ class Scheduler(LoadScopeScheduling):
     def _split_scope(self, nodeid):
         scope = nodeid.rsplit('::', 1)[0]
         return scope if '::' in scope or scope.endswith(TOGETHER) else nodeid
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects, of which few are garbage: collects it rarely, and no modules."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_xdist_make_scheduler(config, log):

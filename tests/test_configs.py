@@ -152,12 +152,15 @@ SIBLINGS = re.compile(
 )
 
 
-@pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
-def test_config_builds(name, argument, num_classes, num_parameters):
-    config = load(name, argument)
-    config_check.check(config, common.get_config())
-    model = models.build(config, num_classes)
-    assert count_parameters(model, num_classes, config.augment.crop_size) == num_parameters
+class TestNumbers:
+    """On one worker, since recipes share their backbones and most of what JAX traces."""
+
+    @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
+    def test_config_builds(self, name, argument, num_classes, num_parameters):
+        config = load(name, argument)
+        config_check.check(config, common.get_config())
+        model = models.build(config, num_classes)
+        assert count_parameters(model, num_classes, config.augment.crop_size) == num_parameters
 
 
 def count_parameters(model, num_classes, image_shape):
