@@ -14,6 +14,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = compilation_cache.name
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+# PyTorch's threads keep cores busy while they wait for more to do.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['XLA_FLAGS'] = ' '.join(
     [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', FAST_COMPILATION]
 )
