@@ -31,7 +31,10 @@ if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision')
 
 
 # Each trains a run, or prepares one, that all its tests share.
-TOGETHER = ('test_model_analysis.py', 'test_panoptic.py', 'test_predict.py', 'test_video_tasks.py')
+TOGETHER = tuple(
+    f'/test_{name}.py'
+    for name in ('instance', 'model_analysis', 'panoptic', 'predict', 'video_export', 'video_tasks')
+)
 
 
 class Scheduler(LoadScopeScheduling):

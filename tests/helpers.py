@@ -36,6 +36,12 @@ def apply(module, variables, *inputs, **options):
     return jax.jit(lambda *arrays: module.apply(*arrays, **options))(variables, *inputs)
 
 
+def random_init(model, num_classes, seed, image_shape):
+    """Stands in for `models.init`, see `random_like`."""
+    images = np.zeros((1, *image_shape, 3), np.float32)
+    return {'batch_stats': {}} | random_variables(model, images, seed=seed)
+
+
 def random_state(shapes):
     """A TrainState of these shapes before the first step, its variables as in `random_like`."""
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
