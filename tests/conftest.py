@@ -1,5 +1,6 @@
 """Set before JAX, TensorFlow or torchvision is imported by any test."""
 
+import gc
 import importlib.util
 import os
 import tempfile
@@ -13,6 +14,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = compilation_cache.name
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+# PyTorch's threads keep cores busy while they wait for more to do.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['XLA_FLAGS'] = ' '.join(
     [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', FAST_COMPILATION]
 )
@@ -28,7 +31,10 @@ if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision')
 
 
 # Each trains a run, or prepares one, that all its tests share.
-TOGETHER = ('test_model_analysis.py', 'test_panoptic.py', 'test_predict.py', 'test_video_tasks.py')
+TOGETHER = tuple(
+    f'/test_{name}.py'
+    for name in ('instance', 'model_analysis', 'panoptic', 'predict', 'video_export', 'video_tasks')
+)
 
 
 class Scheduler(LoadScopeScheduling):
@@ -37,6 +43,12 @@ class Scheduler(LoadScopeScheduling):
     def _split_scope(self, nodeid):
         scope = nodeid.rsplit('::', 1)[0]
         return scope if '::' in scope or scope.endswith(TOGETHER) else nodeid
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects, of which few are garbage: collects it rarely, and no modules."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_xdist_make_scheduler(config, log):

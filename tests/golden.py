@@ -6,6 +6,7 @@ RANKSEG_GOLDEN names another folder to read them from.
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
@@ -61,6 +62,8 @@ def check_loss(golden, output):
     labels = jnp.asarray(np.where(golden['labels'] == 255, -1, golden['labels']))
     batch = {'label': labels, 'mask': jnp.ones(len(labels), bool)}
     task = tasks.build(config, [''] * num_classes)
-    parts, _ = train.loss_parts(None, output, batch, task.presence(batch), config, task)
+    parts, _ = jax.jit(
+        lambda output: train.loss_parts(None, output, batch, task.presence(batch), config, task)
+    )(output)
     for name, theirs in (('loss_multilabel', 'loss_img'), ('loss_pixel', 'loss_seg')):
         np.testing.assert_allclose(parts[name].value, golden[f'loss/{theirs}'], rtol=1e-4)

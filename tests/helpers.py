@@ -36,6 +36,17 @@ def random_like(shapes, seed=0):
     return jax.tree.map(draw, shapes)
 
 
+def apply(module, variables, *inputs, **options):
+    """`module.apply` as one program, which compiles faster than one for each operation."""
+    return jax.jit(lambda *arrays: module.apply(*arrays, **options))(variables, *inputs)
+
+
+def random_init(model, num_classes, seed, image_shape):
+    """Stands in for `models.init`, see `random_like`."""
+    images = np.zeros((1, *image_shape, 3), np.float32)
+    return {'batch_stats': {}} | random_variables(model, images, seed=seed)
+
+
 def random_state(shapes):
     """A TrainState of these shapes before the first step, its variables as in `random_like`."""
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)

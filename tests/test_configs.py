@@ -8,13 +8,14 @@ import os
 import re
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import traverse_util
@@ -152,12 +153,15 @@ SIBLINGS = re.compile(
 )
 
 
-@pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
-def test_config_builds(name, argument, num_classes, num_parameters):
-    config = load(name, argument)
-    config_check.check(config, common.get_config())
-    model = models.build(config, num_classes)
-    assert count_parameters(model, num_classes, config.augment.crop_size) == num_parameters
+class TestNumbers:
+    """On one worker, since recipes share their backbones and most of what JAX traces."""
+
+    @pytest.mark.parametrize('name, argument, num_classes, num_parameters', CONFIGS)
+    def test_config_builds(self, name, argument, num_classes, num_parameters):
+        config = load(name, argument)
+        config_check.check(config, common.get_config())
+        model = models.build(config, num_classes)
+        assert count_parameters(model, num_classes, config.augment.crop_size) == num_parameters
 
 
 def count_parameters(model, num_classes, image_shape):
@@ -201,10 +205,22 @@ class Given(nn.Module):
 SMALL_BACKBONES = {'resnet50': 'tinier', 'resnet101': 'tinier', 'slim': 'tiny_pyramid'}
 
 
+def of_one_vector(build, *args, **options):
+    """A transformation of all parameters of a group as one vector: with far fewer operations."""
+    each = build(*args, **options)
+    whole = optax.flatten(each)  # which needs a parameter
+    return optax.GradientTransformation(
+        lambda params: (whole if jax.tree.leaves(params) else each).init(params),
+        lambda updates, *rest: (whole if jax.tree.leaves(updates) else each).update(updates, *rest),
+    )
+
+
 @pytest.mark.parametrize(
     'name, argument, num_classes', [c[:3] for c in CONFIGS if not SIBLINGS.search(f'{c[0]}:{c[1]}')]
 )
-def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes):
+def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, monkeypatch):
+    for kind in ('adamw', 'sgd', 'clip_by_global_norm'):
+        monkeypatch.setattr(optax, kind, partial(of_one_vector, getattr(optax, kind)))
     config = load(name, argument)
     config.batch_size, config.augment.crop_size = 2, (64, 64)
     config.model.channels = config.model.decoder_heads = 16

@@ -25,7 +25,7 @@ from rankseg_jax import (
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.pretrained import load_hf
 from tests import tiny
-from tests.helpers import random_parameters, random_variables
+from tests.helpers import random_init, random_parameters
 
 NAMES = {'0': 'wall', '1': 'tree', '2': 'sky'}
 
@@ -224,17 +224,11 @@ def test_flags_and_what_was_assumed(folder, tmp_path, capsys, monkeypatch):
 
 def test_weights_for_another_config_become_a_run(tmp_path, monkeypatch):
     """With another number of categories, class layers are initialized and all else is loaded."""
-
-    def init(model, num_classes, seed, image_shape):
-        return {'batch_stats': {}} | random_variables(
-            model, np.zeros((1, *image_shape, 3), np.float32), seed=seed
-        )
-
-    monkeypatch.setattr(models, 'init', init)
+    monkeypatch.setattr(models, 'init', random_init)
     config = tiny.config(
         tmp_path, model__framework='upernet', data__name='folder', data__num_classes=0, ema=0.9
     )
-    old = init(models.build(config, 5), 5, 1, (32, 32))
+    old = random_init(models.build(config, 5), 5, 1, (32, 32))
     with checkpoint.open_checkpoints(tmp_path / 'old', 1) as manager:
         checkpoint.save(manager, 7, old, None, {'score': None})
     for kind in ('images', 'labels'):
@@ -245,7 +239,7 @@ def test_weights_for_another_config_become_a_run(tmp_path, monkeypatch):
     assert run['class_names'] == list('abcdefgh')
     assert set(variables) == {'params', 'batch_stats', 'ema'}
     jax.tree.map(np.testing.assert_array_equal, variables['ema'], variables['params'])
-    fresh = init(model, 8, config.seed, (32, 32))['params']
+    fresh = random_init(model, 8, config.seed, (32, 32))['params']
     for name in fresh.keys() - {'classifier'}:
         jax.tree.map(np.testing.assert_array_equal, variables['params'][name], old['params'][name])
     jax.tree.map(
@@ -317,8 +311,9 @@ def test_models_that_no_config_describes_are_refused(folder, tmp_path):
         convert.run(folder, target, common.get_config(), as_is=True)
 
 
-def test_an_instance_run_starts_a_video_run(folder, tmp_path):
+def test_an_instance_run_starts_a_video_run(folder, tmp_path, monkeypatch):
     """By --mode=convert and by config.model.pretrained, also from Hugging Face's folder."""
+    monkeypatch.setattr(models, 'init', random_init)
     instance = common.get_config()
     convert.run(folder, tmp_path / 'instance', instance, as_is=True, task='instance')
     tiny.write_videos(tmp_path / 'data')

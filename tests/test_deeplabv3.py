@@ -15,7 +15,7 @@ from rankseg_jax.pretrained import torch_layers
 from rankseg_jax.pretrained.resnet import from_timm
 from tests import golden as golden_files
 from tests import tiny
-from tests.helpers import numpy_state, random_batch_norms, random_variables, relative_error
+from tests.helpers import apply, numpy_state, random_batch_norms, random_variables, relative_error
 from tests.released import deeplabv3_decoder, full_logits
 
 
@@ -26,14 +26,18 @@ def test_golden_deeplabv3():
     hidden, dim = g['param/img_cls_head.block.mlp.fc1.weight'].shape
     params, statistics, classifier = deeplabv3_decoder(golden_files.state(g), num_heads)
     features = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
-    pixels = ASPP(g['param/bottleneck.bn.weight'].shape[0], dilations).apply(
-        {'params': params, 'batch_stats': statistics}, features, train=False
-    )
+    variables = {'params': params, 'batch_stats': statistics}
+    decoder = ASPP(g['param/bottleneck.bn.weight'].shape[0], dilations)
+    pixels = apply(decoder, variables, features, train=False)
     options = golden_files.rankseg(
         g, head='encoder', share_embedding=True, hidden=dim, num_heads=num_heads, mlp_dim=hidden
     )
-    output = PixelClassifier(num_classes, options).apply(
-        {'params': classifier}, pixels, {32: features}, train=False
+    output = apply(
+        PixelClassifier(num_classes, options),
+        {'params': classifier},
+        pixels,
+        {32: features},
+        train=False,
     )
     np.testing.assert_allclose(output.presence_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(output.selection.labels, g['selected'])
@@ -59,7 +63,7 @@ def test_baseline_is_torchvisions(monkeypatch):
     images = np.random.default_rng(0).normal(size=(1, 313, 25, 3)).astype(np.float32)
     monkeypatch.setattr(deeplabv3, 'ASPP', partial(ASPP, fuse_kernels=(1, 3)))
     ours = deeplabv3.DeepLabV3(21, backbones.build('resnet50', output_stride=8), channels=256)
-    output = ours.apply(from_torchvision(state), images, train=False)
+    output = apply(ours, from_torchvision(state), images, train=False)
     with torch.no_grad():
         expected = theirs(torch.tensor(images).permute(0, 3, 1, 2))
     for logits, name in ((output.logits, 'out'), (output.auxiliary_logits, 'aux')):
@@ -110,9 +114,8 @@ def test_output_stride_16_is_torchvisions():
         torch, torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True])
     )
     images = np.random.default_rng(0).normal(size=(2, 65, 49, 3)).astype(np.float32)
-    features = backbones.build('resnet50', output_stride=16).apply(
-        from_timm(numpy_state(model)), images, train=False
-    )
+    backbone = backbones.build('resnet50', output_stride=16)
+    features = apply(backbone, from_timm(numpy_state(model)), images, train=False)
     body = torchvision.models._utils.IntermediateLayerGetter(
         model, {f'layer{i}': str(i) for i in range(1, 5)}
     )
@@ -126,9 +129,8 @@ def test_deep_stem_is_timms():
     torch, timm = pytest.importorskip('torch'), pytest.importorskip('timm')
     model = random_batch_norms(torch, timm.create_model('resnet50c', pretrained=False))
     images = np.random.default_rng(0).normal(size=(1, 65, 49, 3)).astype(np.float32)
-    ours = backbones.build('resnet50_v1c').apply(
-        from_timm(numpy_state(model)), images, train=False
-    )[32]
+    backbone = backbones.build('resnet50_v1c')
+    ours = apply(backbone, from_timm(numpy_state(model)), images, train=False)[32]
     with torch.no_grad():
         expected = model.forward_features(torch.tensor(images).permute(0, 3, 1, 2)).permute(
             0, 2, 3, 1

@@ -211,15 +211,17 @@ def test_a_category_in_one_window_is_selected_for_all():
     )
     image = np.ones((1, 16, 32, 3), np.float32) * np.where(np.arange(32) < 16, 1, -1)[:, None]
     views = ({'image': jnp.asarray(image), 'content': jnp.array([[16, 32]])},)
-    found = inference.segment(
-        Halves(),
-        {'params': {}, 'batch_stats': {}},
-        views,
-        jnp.array([[16, 32]]),
-        config,
-        semantic(config),
-        canvas=(16, 32),
-    )
+    found = jax.jit(
+        lambda views, size: inference.segment(
+            Halves(),
+            {'params': {}, 'batch_stats': {}},
+            views,
+            size,
+            config,
+            semantic(config),
+            canvas=(16, 32),
+        )
+    )(views, jnp.array([[16, 32]]))
     labels = found.maps['labels']
     assert set(np.asarray(found.selection.labels[0]).tolist()) == {2, 5}
     assert (labels[0, :, :14] == 2).all() and (labels[0, :, 18:] == 5).all()

@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rankseg_jax.layers import ConvNorm, adaptive_average_pool, attend, resize
-from tests.helpers import random_variables
+from tests.helpers import apply, random_variables
 
 SIZES = [
     ((3, 4), (5, 7)),
@@ -59,7 +59,7 @@ def test_conv_norm_is_torch(kernel, stride, train):
     torch = pytest.importorskip('torch')
     x, layer = random(2, 9, 14, 3), ConvNorm(5, kernel, stride)
     variables = random_variables(layer, x)
-    y, updated = layer.apply(variables, x, train=train, mutable=['batch_stats'])
+    y, updated = apply(layer, variables, x, train=train, mutable=['batch_stats'])
 
     norm = torch.nn.BatchNorm2d(5).train(train)
     with torch.no_grad():
@@ -88,10 +88,10 @@ def test_conv_norm_bfloat16_keeps_float32_parameters_and_statistics():
     x = jnp.asarray(random(4, 9, 9, 3))
     half, full = ConvNorm(8, dtype=jnp.bfloat16), ConvNorm(8)
     variables = random_variables(half, x)
-    y, updated = half.apply(variables, x, train=True, mutable=['batch_stats'])
+    y, updated = apply(half, variables, x, train=True, mutable=['batch_stats'])
     assert y.dtype == jnp.bfloat16
     assert {v.dtype for v in jax.tree.leaves((variables, updated))} == {jnp.dtype('float32')}
-    expected, statistics = full.apply(variables, x, train=True, mutable=['batch_stats'])
+    expected, statistics = apply(full, variables, x, train=True, mutable=['batch_stats'])
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.05)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), updated, statistics)
 

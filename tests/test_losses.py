@@ -22,7 +22,7 @@ def test_golden_asymmetric_loss_and_gradient():
             gamma_pos=gamma_pos,
             clip=clip,
         )
-        value, slope = jax.value_and_grad(loss)(g['logits'])
+        value, slope = jax.jit(jax.value_and_grad(loss))(g['logits'])
         np.testing.assert_allclose(value, g[f'asl/{setting}'], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(slope, g[f'asl_grad/{setting}'], rtol=1e-4, atol=1e-7)
 
@@ -38,7 +38,8 @@ def test_golden_binary_cross_entropy():
 def test_multilabel_losses_stay_finite_and_respect_the_mask(loss):
     logits = jnp.array([[-1e4, -50.0, 0.0, 50.0, 1e4]] * 2)
     targets = jnp.array([[1, 0, 1, 0, 1], [0, 1, 0, 1, 0]], bool)
-    value, slope = jax.value_and_grad(loss)(logits, targets)
+    loss, slopes = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
+    value, slope = slopes(logits, targets)
     assert np.isfinite(value) and np.isfinite(slope).all()
     first = loss(logits, targets, mask=jnp.array([True, False]))
     np.testing.assert_allclose(first, loss(logits[:1], targets[:1]), rtol=1e-6)
@@ -54,9 +55,8 @@ def test_pixel_cross_entropy_against_torch(upsample, average_all):
         rng.normal(size=(2, 4, 5, 6)).astype(np.float32),
         rng.integers(-1, 6, (2, 16, 20)),
     )
-    ours = losses.pixel_cross_entropy(
-        logits, jnp.asarray(labels), upsample=upsample, average_all=average_all
-    )
+    options = dict(upsample=upsample, average_all=average_all)
+    ours = jax.jit(partial(losses.pixel_cross_entropy, **options))(logits, labels)
     theirs, target = torch.from_numpy(logits).permute(0, 3, 1, 2), torch.from_numpy(labels)
     if upsample:
         theirs = torch.nn.functional.interpolate(
@@ -74,7 +74,7 @@ def test_all_ignored_pixels_cost_nothing():
     def loss(logits):
         return losses.pixel_cross_entropy(logits, jnp.full((1, 8, 8), -1)).value
 
-    value, slope = jax.value_and_grad(loss)(jnp.ones((1, 2, 2, 3)))
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.ones((1, 2, 2, 3)))
     assert value == 0 and (slope == 0).all()
 
 

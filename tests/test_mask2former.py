@@ -171,32 +171,6 @@ def test_published_sizes_have_hugging_faces_parameters(backbone, embed_dim, dept
     assert shapes == jax.tree.map(np.shape, ours['params'])
 
 
-@pytest.mark.parametrize('backbone', ['tiny', 'swin_tiny'])
-def test_lowers_for_accelerators_with_its_gradient(backbone):
-    model = models.build(
-        config(
-            backbone=backbone,
-            channels=32,
-            decoder_layers=3,
-            decoder_heads=4,
-            pixel_layers=1,
-            num_queries=5,
-        ),
-        60,
-    )
-    images = jax.ShapeDtypeStruct((2, 64, 96, 3), np.float32)
-    variables = jax.eval_shape(lambda: models.init(model, 60, 0, (64, 64)))
-
-    def loss(variables, images):
-        output = model.apply(variables, images, train=False)
-        return output.class_logits.mean() + output.mask_logits.mean()
-
-    exported = jax.export.export(jax.jit(jax.value_and_grad(loss)), platforms=('tpu', 'cuda'))(
-        variables, images
-    )
-    assert exported.out_avals[0].shape == ()
-
-
 def test_other_configs_and_folders_are_refused(tmp_path):
     theirs, _ = hf_model(*MODELS['absolute'][:2])
     theirs.save_pretrained(tmp_path)

@@ -17,6 +17,7 @@ from rankseg_jax import matching, matching_gpu
 assign = jax.jit(matching.assign)
 kernel = jax.jit(partial(matching_gpu.assign, interpret=True))
 WEIGHTS = (2.0, 5.0, 5.0)
+costs_of = jax.jit(matching.costs, static_argnums=4)
 
 
 def random_inputs(batch, num_queries, num_targets, num_points=50, num_classes=7, seed=0):
@@ -113,7 +114,7 @@ def test_padding_changes_no_match():
 def test_costs_are_those_of_each_pair_in_torch():
     torch = pytest.importorskip('torch')
     class_logits, mask_logits, labels, masks = random_inputs(2, 6, 3)
-    costs = matching.costs(class_logits, mask_logits, labels, masks, WEIGHTS)
+    costs = costs_of(class_logits, mask_logits, labels, masks, WEIGHTS)
     assert costs.shape == (2, 6, 3)
     for b, q, t in np.ndindex(2, 6, 3):
         logits, mask = torch.from_numpy(mask_logits[b, q]), torch.from_numpy(masks[b, t])
@@ -131,7 +132,7 @@ def test_costs_are_finite_whatever_is_predicted():
     mask_logits[0, 0], mask_logits[0, 1], mask_logits[0, 2] = np.nan, np.inf, -3e38
     class_logits[0, 3] = np.nan
     padded = labels - 1  # one label is padding
-    costs = np.asarray(matching.costs(class_logits, mask_logits, padded, masks, WEIGHTS))
+    costs = np.asarray(costs_of(class_logits, mask_logits, padded, masks, WEIGHTS))
     assert np.isfinite(costs).all() and (costs[0, [0, 1, 3]] == matching.WORST).all()
     assert (costs[0, 4:] < 100).all()
     queries = np.asarray(assign(costs, np.array([[True, False, True]])))
@@ -142,7 +143,7 @@ def test_costs_are_finite_whatever_is_predicted():
 
 def test_bfloat16_costs():
     inputs = random_inputs(2, 6, 3)
-    exact = matching.costs(*inputs, WEIGHTS)
-    half = matching.costs(jnp.bfloat16(inputs[0]), jnp.bfloat16(inputs[1]), *inputs[2:], WEIGHTS)
+    exact = costs_of(*inputs, WEIGHTS)
+    half = costs_of(jnp.bfloat16(inputs[0]), jnp.bfloat16(inputs[1]), *inputs[2:], WEIGHTS)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, exact, rtol=0.02)

@@ -6,7 +6,7 @@ import pytest
 from rankseg_jax import multilabel
 from rankseg_jax.pretrained import released
 from tests import golden as golden_files
-from tests.helpers import random_variables
+from tests.helpers import apply, random_variables
 from tests.released import encoder_head
 
 HEADS = {
@@ -34,9 +34,8 @@ def test_golden_encoder_head(name):
         pool=int(g.get('hparam/pool', 0)),
     )
     tokens = g['query_features_bcn'].transpose(0, 2, 1)
-    logits = head.apply(
-        {'params': params}, tokens, g['class_embedding'] if shared else None, train=False
-    )
+    embedding = g['class_embedding'] if shared else None
+    logits = apply(head, {'params': params}, tokens, embedding, train=False)
     np.testing.assert_allclose(logits, g['class_logits'], rtol=1e-4, atol=1e-5)
 
 
@@ -52,7 +51,7 @@ def test_golden_decoder_head():
         mlp_dim=g['param/transformer.decoder.layers.0.linear1.weight'].shape[0],
     )
     features = g['features_nchw'].transpose(0, 2, 3, 1)
-    logits = head.apply({'params': params}, features, train=False)
+    logits = apply(head, {'params': params}, features, train=False)
     np.testing.assert_allclose(logits, g['class_logits'], rtol=1e-4, atol=1e-5)
 
 
@@ -61,12 +60,11 @@ def test_each_image_gives_what_it_gives_alone(name):
     head = HEADS[name]()
     features = jax.random.normal(jax.random.key(0), (3, 5, 7, 12))
     variables = random_variables(head, features)
-    together = head.apply(variables, features, train=False)
+    forward = jax.jit(lambda features: head.apply(variables, features, train=False))
+    together = forward(features)
     assert together.shape == (3, 11) and together.dtype == jnp.float32
     for i in range(3):
-        np.testing.assert_allclose(
-            together[i : i + 1], head.apply(variables, features[i : i + 1], train=False), atol=1e-5
-        )
+        np.testing.assert_allclose(together[i : i + 1], forward(features[i : i + 1]), atol=1e-5)
 
 
 @pytest.mark.parametrize('name', HEADS)
@@ -75,9 +73,9 @@ def test_bfloat16_heads_give_float32_logits(name):
     # Flax warns of values [B, L, D] with L = D, which it mistakes for a mask.
     features = jax.random.normal(jax.random.key(0), (2, 4, 5, 12))
     variables = random_variables(head, features)
-    logits = head.clone(dtype=jnp.bfloat16).apply(variables, features, train=False)
+    logits = apply(head.clone(dtype=jnp.bfloat16), variables, features, train=False)
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, head.apply(variables, features, train=False), atol=0.1)
+    np.testing.assert_allclose(logits, apply(head, variables, features, train=False), atol=0.1)
 
 
 def test_log_sum_exp_against_numpy():
@@ -87,7 +85,8 @@ def test_log_sum_exp_against_numpy():
         rng.normal(size=(5, 6)),
         rng.normal(size=6),
     )
-    logits = multilabel.LogSumExpHead(6).apply(
+    logits = apply(
+        multilabel.LogSumExpHead(6),
         {'params': {'classify': {'kernel': kernel, 'bias': bias}}},
         jnp.asarray(features, jnp.float32),
         train=False,
@@ -100,10 +99,8 @@ def test_dropout_only_in_training():
     head = HEADS['encoder']()
     features = jax.random.normal(jax.random.key(0), (1, 4, 4, 12))
     variables = random_variables(head, features)
-    draws = [
-        head.apply(variables, features, train=True, rngs={'dropout': jax.random.key(i)})
-        for i in range(2)
-    ]
+    draw = jax.jit(lambda key: head.apply(variables, features, train=True, rngs={'dropout': key}))
+    draws = [draw(jax.random.key(i)) for i in range(2)]
     assert np.abs(draws[0] - draws[1]).max() > 1e-4
 
 

@@ -9,6 +9,7 @@ from configs import common
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice, RankScale, choose
+from tests.helpers import random_variables
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
 SCORES = np.array([[4, 2, 1, 0, -3], [0, -1, -20, -50, -90]], np.float32)
@@ -76,11 +77,13 @@ def test_no_gradient_of_the_pixel_loss_reaches_the_multilabel_head():
         6, options(num_selected=3, score_prior=True, head='log_sum_exp', stride=8)
     )
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 7)), jnp.float32)
-    variables = model.init(jax.random.key(0), pixels, {8: pixels}, train=True)
-    grads = jax.grad(
-        lambda p: jnp.square(
-            model.apply({'params': p}, pixels, {8: pixels}, train=True).logits
-        ).sum()
+    variables = random_variables(model, pixels, {8: pixels})
+    grads = jax.jit(
+        jax.grad(
+            lambda p: jnp.square(
+                model.apply({'params': p}, pixels, {8: pixels}, train=True).logits
+            ).sum()
+        )
     )(variables['params'])
     assert np.abs(grads['classes']['embedding']).max() > 0
     assert all(np.abs(leaf).max() == 0 for leaf in jax.tree.leaves(grads['head']))

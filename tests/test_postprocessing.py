@@ -1,5 +1,6 @@
 """Label maps and segments from queries, against HF transformers and a loop over queries."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,8 @@ from rankseg_jax.tasks import panoptic
 
 SIDE = 384  # HF transformers upsamples masks to this size
 panoptic_segments = jax.jit(panoptic.panoptic_segments, static_argnames='keep_unsure')
+resize = jax.jit(jax.image.resize, static_argnums=(1, 2))
+softmax, sigmoid = jax.jit(jax.nn.softmax), jax.jit(jax.nn.sigmoid)
 
 
 @jax.jit
@@ -26,6 +29,7 @@ def best_ranks(views):
     )
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def resizing(length, cells, batch):
     """Weights [B, length, cells] of a bilinear resize."""
     whole = jnp.full(batch, length)
@@ -49,7 +53,7 @@ def random_outputs(batch=4, num_queries=12, num_classes=5, size=(12, 10), seed=0
         np.float32
     )
     coarse = rng.normal(-0.5, 8, (batch, num_queries, 3, 3))
-    masks = jax.image.resize(coarse, (batch, num_queries, *size), 'bilinear')
+    masks = resize(coarse, (batch, num_queries, *size), 'bilinear')
     return class_logits, np.asarray(masks + rng.normal(size=masks.shape), np.float32)
 
 
@@ -92,10 +96,8 @@ def test_the_mean_of_views_in_rank_space():
     for class_logits, mask_logits in (one, other):
         ranked = gather(jnp.asarray(class_logits), selection, keep_last=True)
         views.append(view((ranked, mask_logits), 70, 90))
-        probabilities = jax.nn.softmax(ranked)[..., :-1]
-        masks = jax.nn.sigmoid(
-            jax.image.resize(mask_logits, (*mask_logits.shape[:2], 70, 90), 'bilinear')
-        )
+        probabilities = softmax(ranked)[..., :-1]
+        masks = sigmoid(resize(mask_logits, (*mask_logits.shape[:2], 70, 90), 'bilinear'))
         expected = expected + np.einsum('bqk,bqrc->bkrc', probabilities, masks)
     labels = np.asarray(from_ranks(best_ranks(views), selection))
     _, second, best = np.sort(expected, 1).swapaxes(0, 1)
@@ -156,7 +158,7 @@ def segments_by_loop(class_logits, masks, things, threshold, overlap):
 
     Takes class_logits [Q, K + 1] and masks [Q, H, W], probabilities.
     """
-    probabilities = np.asarray(jax.nn.softmax(class_logits))
+    probabilities = np.asarray(softmax(class_logits))
     kept = [
         q for q, p in enumerate(probabilities) if p.argmax() < len(things) and p.max() > threshold
     ]
@@ -185,7 +187,7 @@ def test_panoptic_segments_as_released_against_a_loop():
     whole = view(outputs, 100, 90)
     segments = panoptic_segments(whole, things, sizes, threshold=0.4, overlap=0.5)
     rows, columns = np.asarray(whole.rows), np.asarray(whole.columns)
-    masks = np.asarray(jax.nn.sigmoid(np.einsum('brh,bqhw,bcw->bqrc', rows, outputs[1], columns)))
+    masks = np.asarray(sigmoid(np.einsum('brh,bqhw,bcw->bqrc', rows, outputs[1], columns)))
     void = merged = 0
     for i, (height, width) in enumerate(sizes):
         ids, labels = segments_by_loop(

@@ -212,10 +212,15 @@ def test_half_precision_weights_are_trained_in_float32(tmp_path, source, dtype):
     params = pretrained.load(path, variables)['params']
     config.optimizer.update(learning_rate=1e-5, weight_decay=0.0)
     optimizer = optimizers.make_optimizer(config.optimizer, steps=10)
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     assert {x.dtype.name for x in jax.tree.leaves((params, state))} == {'float32', 'int32'}
-    updates, _ = optimizer.update(jax.tree.map(np.ones_like, params), state, params)
-    stepped = optax.apply_updates(params, updates)
+
+    @jax.jit
+    def step(params, state):
+        updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        return optax.apply_updates(params, updates)
+
+    stepped = step(params, state)
     before, after = (
         np.concatenate([x.ravel() for x in jax.tree.leaves(tree['backbone'])])
         for tree in (params, stepped)

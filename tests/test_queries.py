@@ -101,7 +101,8 @@ def test_the_loss_in_rank_space(selected):
     targets = targets.replace(left_out=np.array([0, 3, 0]))
     output = QueryOutput(*last, selection, auxiliary=(first,))
     mask = np.ones(3, bool)
-    parts, figures = queries.loss(jax.random.key(0), output, targets, mask, config, K)
+    loss = jax.jit(lambda *inputs: queries.loss(jax.random.key(0), *inputs, mask, config, K))
+    parts, figures = loss(output, targets)
     assert figures['targets_left_out'] == 1
     labels = np.asarray(targets.labels)
     if selected:
@@ -112,13 +113,15 @@ def test_the_loss_in_rank_space(selected):
             ]
         )
         assert (labels < 0).sum() > (targets.labels < 0).sum()
-    expected = losses.query_losses(
-        jax.random.key(0),
-        outputs,
-        labels,
-        targets.sample,
-        weights=(1.5, 3.0, 4.0),
-        num_points=40,
-        no_object_weight=0.3,
-    )
+    expected = jax.jit(
+        lambda outputs, labels, targets: losses.query_losses(
+            jax.random.key(0),
+            outputs,
+            labels,
+            targets.sample,
+            weights=(1.5, 3.0, 4.0),
+            num_points=40,
+            no_object_weight=0.3,
+        )
+    )(outputs, labels, targets)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)

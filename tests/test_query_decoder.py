@@ -101,7 +101,7 @@ def test_rank_space_agrees_with_all_classes(options, cosine):
     inputs, model = random_inputs(), decoder(rankseg(**options), cosine=cosine)
     params = random_variables(model, *inputs)['params']
     output = apply(model, {'params': params}, inputs)
-    full = decoder(cosine=cosine).apply({'params': params}, *inputs, train=False)
+    full = apply(decoder(cosine=cosine), {'params': params}, inputs)
     labels, scores = output.selection.labels, output.selection.scores
     np.testing.assert_array_equal(labels, np.argsort(-np.asarray(output.presence_logits))[:, :3])
     assert len(output.auxiliary) == 2 and len(full.auxiliary) == 2
@@ -141,11 +141,9 @@ def test_forced_given_oracle_and_all_classes():
     np.testing.assert_array_equal(
         apply(model, variables, inputs, selection=chosen).selection.labels, chosen.labels
     )
-    everything = model.apply(variables, *inputs, train=False, choice=Choice(all_classes=True))
+    everything = apply(model, variables, inputs, all_classes=True)
     assert everything.class_logits.shape == (2, 4, K + 1)
-    oracle = decoder(rankseg(oracle=True)).apply(
-        variables, *inputs, train=False, choice=Choice(presence=presence)
-    )
+    oracle = apply(decoder(rankseg(oracle=True)), variables, inputs, presence=presence)
     np.testing.assert_array_equal(oracle.selection.labels[:, 0], [1, 5])
     np.testing.assert_array_equal(
         (np.asarray(oracle.class_logits) == -100).all(1), [[False, True, True, False]] * 2

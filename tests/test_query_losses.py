@@ -1,5 +1,7 @@
 """Per-query losses, against HF transformers at the same points, and in degenerate cases."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from rankseg_jax import losses, sharding
 from rankseg_jax.ranking import RankTemperature, Selection, gather, to_ranks
 from tests import golden as golden_files
+from tests.helpers import apply
 from tests.released import full_logits
 
 POINTS = 100
@@ -126,20 +129,21 @@ def test_golden_ranks_and_cross_entropy():
         'params': {'norm': {'scale': g['param/ml_norm.weight'], 'bias': g['param/ml_norm.bias']}}
     }
     temperature = RankTemperature(num_selected + 1, 'layer_norm')
-    logits = gather(g['query_logits'], selection, keep_last=True)  # [B, Q, κ + 1]
-    logits = temperature.apply(norm, logits)
+    logits = jax.jit(partial(gather, keep_last=True))(g['query_logits'], selection)
+    logits = apply(temperature, norm, logits)  # [B, Q, κ + 1]
     np.testing.assert_allclose(logits, g['rank_logits'], rtol=1e-4, atol=1e-5)
     with_no_object = selection.replace(labels=jnp.asarray(g['selected_with_no_object']))
-    np.testing.assert_allclose(
-        full_logits(logits, with_no_object, num_classes + 1), g['full_logits'], rtol=1e-4, atol=1e-5
-    )
+    full = jax.jit(partial(full_logits, num_classes=num_classes + 1))(logits, with_no_object)
+    np.testing.assert_allclose(full, g['full_logits'], rtol=1e-4, atol=1e-5)
 
-    labels = to_ranks(g['target_labels'], selection, num_classes=num_classes, ignore_label=-1)
+    to_labels = jax.jit(partial(to_ranks, num_classes=num_classes, ignore_label=-1))
+    labels = to_labels(g['target_labels'], selection)
     assert (np.asarray(labels)[g['target_labels'] >= 0] < 0).any()
     survivors = np.cumsum(np.asarray(labels) >= 0, -1) - 1
     queries = jnp.where(labels >= 0, (7 * survivors + 3) % logits.shape[1], -1)
-    loss = losses.query_cross_entropy(
-        logits, labels, queries, no_object_weight=float(g['hparam/no_object_weight'])
+    weight = float(g['hparam/no_object_weight'])
+    loss = jax.jit(partial(losses.query_cross_entropy, no_object_weight=weight))(
+        logits, labels, queries
     )
     np.testing.assert_allclose(loss, g['loss/loss_ce'], rtol=1e-4)
 

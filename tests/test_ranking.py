@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rankseg_jax.ranking import RankTemperature, Selection, from_ranks, gather, select, to_ranks
-from tests.released import full_logits
+from rankseg_jax import ranking
+from rankseg_jax.ranking import RankTemperature, Selection
+from tests import released
+
+# Compiled as one, since there are few shapes and many examples.
+select = jax.jit(ranking.select, static_argnums=1)
+gather = jax.jit(ranking.gather, static_argnames=('axis', 'keep_last'))
+to_ranks = jax.jit(ranking.to_ranks, static_argnames=('num_classes', 'ignore_label'))
+from_ranks = jax.jit(ranking.from_ranks)
+full_logits = jax.jit(released.full_logits, static_argnums=2)
 
 settings.register_profile('quick', max_examples=40, deadline=None)
 settings.load_profile('quick')

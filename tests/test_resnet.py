@@ -105,7 +105,7 @@ def test_frozen_norms_are_torchvisions():
         theirs.get_submodule(f'layer{i}').register_forward_hook(
             lambda *x, i=i: kept.update({2 * 2**i: x[-1].permute(0, 2, 3, 1)})
         )
-    images = random_images(2, 33, 41)
+    images = random_images(2, 65, 97)
     theirs(torch.tensor(images).permute(0, 3, 1, 2))
     sum(feature.square().mean() for feature in kept.values()).backward()
     state = theirs.state_dict()
@@ -116,14 +116,13 @@ def test_frozen_norms_are_torchvisions():
 
     variables = from_timm(state)
 
-    @jax.jit
     def loss(params):
         features, updated = backbones.build('resnet18', frozen_norm=True).apply(
             variables | {'params': params}, images, train=True, mutable=['batch_stats']
         )
         return sum(jnp.square(feature).mean() for feature in features.values()), (features, updated)
 
-    gradients, (features, updated) = jax.grad(loss, has_aux=True)(variables['params'])
+    gradients, (features, updated) = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
     for stride, feature in kept.items():
         assert relative_error(features[stride], feature.detach()) <= 1e-4
     jax.tree.map(np.testing.assert_array_equal, updated['batch_stats'], variables['batch_stats'])
@@ -190,7 +189,7 @@ def test_narrow_is_small():
 
 
 def test_bfloat16_stays_near_float32():
-    _, variables, images = narrow((4, 65, 64))
+    _, variables, images = narrow((4, 33, 64))
     for train in (False, True):
         half, full = (
             apply(backbones.build('narrow', dtype), variables, images, train)

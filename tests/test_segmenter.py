@@ -13,7 +13,7 @@ from rankseg_jax.pretrained import released
 from rankseg_jax.selector import Choice
 from tests import golden as golden_files
 from tests import tiny
-from tests.helpers import random_variables
+from tests.helpers import apply, random_variables
 from tests.released import full_logits
 
 
@@ -36,7 +36,7 @@ def test_golden_segmenter():
     g = golden_files.load('segmenter_rankseg')
     decoder, variables = golden_decoder(g)
     features = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
-    output = jax.jit(lambda *inputs: decoder.apply(*inputs, train=False))(variables, features)
+    output = apply(decoder, variables, features, train=False)
     np.testing.assert_allclose(output.presence_logits, g['class_logits'], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(output.selection.labels, g['selected'])
     np.testing.assert_allclose(
@@ -54,9 +54,10 @@ def test_golden_segmenter_gives_each_image_of_a_batch_what_it_gives_alone():
     decoder, variables = golden_decoder(g)
     first = jnp.asarray(g['features_nchw'].transpose(0, 2, 3, 1))
     features = jnp.concatenate([jnp.roll(first, 3, -1), first, -first])
-    together = decoder.apply(variables, features, train=False)
+    forward = jax.jit(lambda features: decoder.apply(variables, features, train=False))
+    together = forward(features)
     for i in range(3):
-        alone = decoder.apply(variables, features[i : i + 1], train=False)
+        alone = forward(features[i : i + 1])
         np.testing.assert_array_equal(together.selection.labels[i : i + 1], alone.selection.labels)
         np.testing.assert_allclose(together.logits[i : i + 1], alone.logits, rtol=1e-4, atol=1e-5)
 
@@ -130,7 +131,7 @@ def test_decoder_against_numpy(rankseg):
     )
     decoder = MaskTransformer(9, 16, 2, 2, 32, rankseg=rankseg and FrozenConfigDict(options))
     variables = random_variables(decoder, features)
-    logits = decoder.apply(variables, features, train=False).logits
+    logits = apply(decoder, variables, features, train=False).logits
     params = jax.tree.map(np.float64, variables['params'])
     for ours, image in zip(logits, features, strict=True):
         expected = numpy_decoder(
@@ -178,7 +179,8 @@ def test_every_variant_runs_at_odd_sizes(overrides):
     images = np.random.default_rng(0).normal(size=(2, 37, 21, 3)).astype(np.float32)
     presence = np.arange(8) < np.array([[3], [1]])
     variables = random_variables(Fixed(model, presence), images)
-    output = model.apply(
+    output = apply(
+        model,
         {'params': variables['params']['model']},
         images,
         train=False,

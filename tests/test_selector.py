@@ -11,6 +11,7 @@ from rankseg_jax import selector
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice
+from tests.helpers import apply, random_variables
 
 K = 7
 
@@ -37,16 +38,19 @@ def test_a_group_shares_one_selection():
     """Windows and frames get the logits of each image alone over the group's selection."""
     model = PixelClassifier(K, options())
     pixels = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4, 5, 8)), jnp.float32)
-    variables = model.init(jax.random.key(0), pixels, {8: pixels}, train=False)
-    output = model.apply(variables, pixels, {8: pixels}, train=False, choice=Choice(views=(1, 3)))
+    variables = random_variables(model, pixels, {8: pixels})
+    choice = Choice(views=(1, 3))
+    output = apply(model, variables, pixels, {8: pixels}, train=False, choice=choice)
     assert output.presence_logits.shape == (2, K) and output.selection.labels.shape == (2, 3)
+    forward = jax.jit(
+        lambda image, selection: model.apply(
+            variables, image, {8: image}, train=False, choice=Choice(selection=selection)
+        )
+    )
     for i in range(6):
         chosen = slice(i // 3, i // 3 + 1)
         selection = Selection(output.selection.labels[chosen], output.selection.scores[chosen])
-        image = pixels[i][None]
-        alone = model.apply(
-            variables, image, {8: image}, train=False, choice=Choice(selection=selection)
-        )
+        alone = forward(pixels[i][None], selection)
         np.testing.assert_allclose(output.logits[i], alone.logits[0], rtol=1e-5, atol=1e-6)
 
 
@@ -54,13 +58,15 @@ def test_a_clip_has_one_more_axis():
     """Pixel embeddings [B, t, h, w, D] get the same logits as the frames one by one."""
     model = PixelClassifier(K, options())
     clip = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 4, 5, 8)), jnp.float32)
-    variables = model.init(jax.random.key(0), clip, {8: clip}, train=False)
-    output = model.apply(variables, clip, {8: clip}, train=False)
+    variables = random_variables(model, clip, {8: clip})
+    output = apply(model, variables, clip, {8: clip}, train=False)
     assert output.logits.shape == (2, 3, 4, 5, 3)
     choice = Choice(selection=output.selection)
+    forward = jax.jit(
+        lambda frame: model.apply(variables, frame, {8: frame}, train=False, choice=choice)
+    )
     for t in range(3):
-        frame = clip[:, t]
-        alone = model.apply(variables, frame, {8: frame}, train=False, choice=choice)
+        alone = forward(clip[:, t])
         np.testing.assert_allclose(output.logits[:, t], alone.logits, rtol=1e-5, atol=1e-6)
 
 

@@ -17,11 +17,12 @@ FRAMES = 7  # a clip of 4 frames, one that overlaps it, and a shorter one
 
 @pytest.fixture(scope='module', params=['video_semantic', 'video_instance', 'instance'])
 def exported(request, tmp_path_factory):
-    """The task, its run and the folder of its export."""
+    """The task, its run, the folder of its export, and the predictor of these files."""
     workdir = tmp_path_factory.mktemp(request.param)
     config = tiny.queries_config('', task=request.param, eval__size=SIZE)
     tiny.save_run(config, workdir)
-    return request.param, workdir, export.run(config, workdir, workdir / 'export')
+    folder = export.run(config, workdir, workdir / 'export')
+    return request.param, workdir, folder, predict.load(folder)
 
 
 def frames(count=FRAMES, size=SIZE):
@@ -46,8 +47,8 @@ def same(found, expected):
 
 
 def test_an_export_predicts_as_its_run(exported):
-    task, workdir, folder = exported
-    ours, served = predict.load(workdir), predict.load(folder)
+    task, workdir, _, served = exported
+    ours = predict.load(workdir)
     videos = [predictor.video(frames()) for predictor in (ours, served)]
     expected, found = map(list, videos)
     assert len(found) == FRAMES
@@ -61,8 +62,8 @@ def test_an_export_predicts_as_its_run(exported):
 
 
 def test_maps_have_the_size_of_their_frames(exported):
-    task, workdir, folder = exported
-    video = predict.load(folder).video(frames(2, (50, 41)))
+    task, _, _, predictor = exported
+    video = predictor.video(frames(2, (50, 41)))
     found = list(video)
     for result in found:
         assert result.labels.shape == (50, 41)
@@ -72,7 +73,7 @@ def test_maps_have_the_size_of_their_frames(exported):
 
 
 def test_the_files_state_the_clips(exported):
-    task, _, folder = exported
+    task, _, folder, _ = exported
     about = json.loads((folder / 'labels.json').read_text())
     clips = {'clip_length': 4, 'clip_overlap': 1} if 'video' in task else {}
     objects = {'threshold': 0.05, 'max_objects': 6} if 'instance' in task else {}
@@ -82,7 +83,7 @@ def test_the_files_state_the_clips(exported):
 
 @pytest.mark.parametrize('kind', ['folder', 'file'])
 def test_the_example_runs_without_this_package(exported, tmp_path, kind):
-    task, workdir, folder = exported
+    task, _, folder, predictor = exported
     source = tmp_path / 'input.mp4'
     if task == 'instance':
         source = tmp_path / ('input.png' if kind == 'file' else 'input.bmp')

@@ -20,7 +20,7 @@ from rankseg_jax.selector import Choice
 from rankseg_jax.tracking import Tracker
 from tests import golden as golden_files
 from tests import released, tiny
-from tests.helpers import random_variables
+from tests.helpers import apply, random_variables
 
 close = dict(rtol=1e-4, atol=1e-5)
 
@@ -76,7 +76,7 @@ def test_golden_decoder(prefix):
     length = int(g['hparam/eval_frames' if prefix else 'hparam/frames'])
     decoder, variables = plain_decoder(g)
     maps, pixels = inputs(g, prefix)
-    output = decoder.apply(variables, maps, pixels, train=False, choice=clip_choice(length))
+    output = apply(decoder, variables, maps, pixels, train=False, choice=clip_choice(length))
     check_predictions(predictions(output), g, prefix)
 
 
@@ -119,9 +119,8 @@ def test_frames_that_are_padding_change_nothing():
         return np.concatenate([x, noise], 1).reshape(-1, *x.shape[2:])
 
     choice = clip_choice(5, shown=jnp.arange(5) < jnp.array([[3], [3]]))
-    output = decoder.apply(
-        variables, jax.tree.map(padded, maps), padded(pixels), train=False, choice=choice
-    )
+    noisy = jax.tree.map(padded, maps), padded(pixels)
+    output = apply(decoder, variables, *noisy, train=False, choice=choice)
     for i, (class_logits, mask_logits) in enumerate(predictions(output)):
         np.testing.assert_allclose(class_logits, g[f'out/class_logits_{i}'], **close)
         if f'out/mask_logits_{i}' in g:
@@ -224,7 +223,7 @@ def test_golden_rankseg_training():
     length = int(g['hparam/num_frames'])
     maps, pixels = inputs(g)
     # Dropout of the head is off in the file.
-    output = decoder.apply(variables, maps, pixels, train=False, choice=clip_choice(length))
+    output = apply(decoder, variables, maps, pixels, train=False, choice=clip_choice(length))
     np.testing.assert_allclose(output.presence_logits, g['out/presence_logits'], **close)
     np.testing.assert_array_equal(output.selection.labels, g['out/selected_with_no_object'][:, :-1])
     np.testing.assert_allclose(output.mask_logits, g['out/mask_logits'], **close)
@@ -330,7 +329,8 @@ def test_golden_rankseg_prediction():
     g = golden_files.load('video_rankseg')
     decoder, variables = ranked_decoder(g)
     maps, pixels = inputs(g, 'long_')
-    output = decoder.apply(variables, maps, pixels, train=False, choice=clip_choice(len(pixels)))
+    choice = clip_choice(len(pixels))
+    output = apply(decoder, variables, maps, pixels, train=False, choice=choice)
     np.testing.assert_allclose(output.presence_logits, g['out/long_presence_logits'], **close)
     num_classes = int(g['hparam/num_classes'])
     full = released.full_logits(output.class_logits[..., :-1], output.selection, num_classes)

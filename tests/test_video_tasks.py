@@ -146,24 +146,46 @@ def run(request, folder, tmp_path_factory):
     return request.param, config, workdir
 
 
-def test_a_run_scores_the_same_again_whatever_the_batch_and_the_devices(run, tmp_path):
+@pytest.fixture(scope='module')
+def evaluated(run, tmp_path_factory):
+    """The scores of the run and the folder of its results."""
+    _, config, workdir = run
+    output = tmp_path_factory.mktemp('results')
+    return evaluate.run(config, workdir, output), output
+
+
+@pytest.fixture(scope='module')
+def loaded(run):
+    return predict.load(run[2])
+
+
+@pytest.fixture
+def predictor(loaded):
+    """The predictor of the run, which finds all objects, however low they score."""
+    options = loaded.task.config.eval
+    threshold, options.threshold = options.threshold, 0.0
+    yield loaded
+    options.threshold = threshold
+
+
+def test_a_run_scores_the_same_again_whatever_the_batch_and_the_devices(run, evaluated, tmp_path):
     kind, config, workdir = run
-    again = evaluate.run(config, workdir, tmp_path / 'a')
+    again, results = evaluated
     config = config.copy_and_resolve_references()
     config.eval.batch_size, config.mesh_data = 3, 2
-    others = evaluate.run(config, workdir, tmp_path / 'b')
+    others = evaluate.run(config, workdir, tmp_path)
     for name, value in evaluate.totals(again).items():
         np.testing.assert_allclose(value, others[name], rtol=1e-6, err_msg=name)
     source, task = opened(config)
     if kind == 'video_instance':
-        results = json.loads((tmp_path / 'a/results.json').read_text())
-        assert {x['video_id'] for x in results} == {1, 2}
-        for entry in results:
+        entries = json.loads((results / 'results.json').read_text())
+        assert {x['video_id'] for x in entries} == {1, 2}
+        for entry in entries:
             assert len(entry['segmentations']) == 24 and entry['category_id'] in range(8)
             assert all(x['size'] == [32, 32] for x in entry['segmentations'])
             coco_mask.decode(entry['segmentations'])
     else:
-        written = sorted(x.relative_to(tmp_path / 'a') for x in (tmp_path / 'a').rglob('*.png'))
+        written = list(results.rglob('*.png'))
         assert len(written) == len(source)
 
 
@@ -177,10 +199,10 @@ def film(folder):
     return folder / 'frames'
 
 
-def test_prediction_of_videos_photos_and_what_cannot_be_read(run, film, tmp_path, capsys):
-    kind, config, workdir = run
-    predictor = predict.load(workdir)
-    predictor.task.config.eval.threshold = 0.0
+def test_prediction_of_videos_photos_and_what_cannot_be_read(
+    run, predictor, film, tmp_path, capsys
+):
+    kind = run[0]
     (tmp_path / 'broken.mp4').write_text('no video')
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / 'photo.png')
     with video_files.Writer(tmp_path / 'film.mp4', 5) as writer:
@@ -207,20 +229,17 @@ def test_prediction_of_videos_photos_and_what_cannot_be_read(run, film, tmp_path
     assert not (output / 'broken').exists() and not (output / 'broken.mp4').exists()
 
 
-def test_streamed_results_are_those_of_evaluation(run, film, tmp_path):
+def test_streamed_results_are_those_of_evaluation(run, predictor, evaluated):
     """Frame by frame, `Predictor.video` finds what the batched evaluation finds."""
-    kind, config, workdir = run
-    predictor = predict.load(workdir)
+    (kind, config, _), (_, output) = run, evaluated
     source, task = opened(config)
     frames = [source.load(index)['image'] for index in source.videos[0][1]]
     streamed = predictor.video(iter(frames))
     results = list(streamed)
     assert len(results) == 24
-    evaluate.run(config, workdir, tmp_path)
     if kind == 'video_instance':
-        written = json.loads((tmp_path / 'results.json').read_text())
+        written = json.loads((output / 'results.json').read_text())
         written = [x for x in written if x['video_id'] == 1]
-        predictor.task.config.eval.threshold = 0.0
         tracks = streamed.content()['tracks']
         assert len(tracks) == len(written) == 3
         for track, entry in zip(tracks, written, strict=True):
@@ -230,22 +249,20 @@ def test_streamed_results_are_those_of_evaluation(run, film, tmp_path):
                 assert ours == theirs or not ours and not coco_mask.area(theirs)
     else:
         for index, result in zip(source.videos[0][1], results, strict=True):
-            path = (tmp_path / source.ids[index]).with_suffix('.png')
+            path = (output / source.ids[index]).with_suffix('.png')
             np.testing.assert_array_equal(result.labels, np.array(Image.open(path)))
 
 
-def test_videos_of_the_split_are_drawn_beside_the_truth(run, tmp_path):
-    kind, config, workdir = run
-    grid = predict_split(predict.load(workdir), config, tmp_path)
+def test_videos_of_the_split_are_drawn_beside_the_truth(run, predictor, tmp_path):
+    config = run[1]
+    grid = predict_split(predictor, config, tmp_path)
     name = opened(config)[0].videos[0][0]
     assert Image.open(grid).size == Image.open(tmp_path / f'{name}_panel.png').size
     assert len(list((tmp_path / name).glob('*.png'))) == 24
     assert len(list(video_files.read_frames(tmp_path / f'{name}.mp4'))) == 24
 
 
-def test_empty_videos_and_frames_of_two_sizes_are_named(run, tmp_path):
-    _, _, workdir = run
-    predictor = predict.load(workdir)
+def test_empty_videos_and_frames_of_two_sizes_are_named(predictor, tmp_path):
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / '0.png')
     Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(tmp_path / '1.png')
     with pytest.raises(CorruptExample, match='1.png'):

@@ -27,7 +27,7 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
         lambda: models.init(model, num_classes, config.seed, config.augment.crop_size)
     )
     # The time does not depend on the values.
-    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    variables = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
     size = jnp.array([config.eval.size])  # [1, 2]
     clip = (config.eval.clip_length,) if tasks.task_class(config.task).takes_clips else ()
     views = ({'image': jnp.zeros((1, *clip, *config.eval.size, 3)), 'content': size},)

@@ -141,6 +141,7 @@ def train_batches(source, config, task, *, start_step: int):
         for step in itertools.count(start_step)
     )
 
+    @tf.autograph.experimental.do_not_convert  # looking for Python loops takes a second
     def transform(count, index):
         sample = count // local * config.batch_size + start + count % local
         seed = tf.stack([tf.constant(config.seed, tf.int64), sample])
