@@ -27,7 +27,7 @@ _RUNS = flags.DEFINE_string(
     'out', 'benchmarks/results/video_quality.jsonl', 'Finished runs, one per line.'
 )
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per variant.')
-_STEPS = flags.DEFINE_integer('steps', 1000, 'Of a run on videos, 4 clips of 2 frames each.')
+_STEPS = flags.DEFINE_integer('steps', 600, 'Of a run on videos, 4 clips of 2 frames each.')
 _IMAGE_STEPS = flags.DEFINE_integer('image_steps', 4000, 'Of the image run, 8 images each.')
 _CELLS = flags.DEFINE_list(
     'cells', None, 'Only these task/variant pairs, such as video_instance/rankseg.'
