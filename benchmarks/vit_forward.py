@@ -5,7 +5,7 @@
 The two take turns. Ours is jitted; timm's runs eagerly in inference mode. Both use all cores, their
 default. Beside each time: the share of the peak, that of a large float32 matrix product in JAX
 measured in the same run, that the matrix products of the network reach (flops.py). The product of
-the same matrices in PyTorch is measured too.
+the same matrices in PyTorch is measured too. Parts of ours are timed alone, times their number.
 """
 
 import statistics
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import app, flags
@@ -20,8 +21,8 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.flops import product_flops
-from benchmarks.helpers import machine, peak_shares, save, take_turns
-from rankseg_jax import backbones
+from benchmarks.helpers import machine, peak_shares, run, save, take_turns
+from rankseg_jax import backbones, layers
 from rankseg_jax.pretrained.vit import from_torch
 from tests.helpers import mend_torchvision, numpy_state
 
@@ -67,6 +68,25 @@ def torch_gflops() -> float:
     return 2 * 2048**3 / statistics.median(seconds) / 1e9
 
 
+def parts() -> dict[str, float]:
+    """Seconds that all parts of a kind take in a forward pass, each timed alone."""
+    blocks, heads, tokens, width = 12, 12, 1 + SIZE[0] * SIZE[1] // 256, 768
+    x, square = jnp.ones((1, tokens, width)), jnp.ones((width, width))
+    mlp = layers.Mlp(4 * width)
+    params = mlp.init(jax.random.key(0), x, train=False)
+    qkv = [x.reshape(1, tokens, heads, -1)] * 3
+    runs = {
+        'MLPs': run(jax.jit(lambda params, x: mlp.apply(params, x, train=False)), params, x),
+        'projections to and from heads': run(jax.jit(jnp.matmul), x, square),
+        'attention of all heads': run(layers.attend, *qkv),
+    }
+    number = {'projections to and from heads': 4 * blocks}
+    return {
+        name: number.get(name, blocks) * statistics.median(seconds)
+        for name, seconds in take_turns(runs, _ROUNDS.value).items()
+    }
+
+
 def main(_):
     computer = machine() | {'torch_matmul_gflops': torch_gflops()}
     forwards, flops = make_forwards()
@@ -78,6 +98,7 @@ def main(_):
         'machine': computer,
         'gflop': flops / 1e9,
         'share_of_peak': shares,
+        'parts': parts(),
         'seconds': seconds,
         'median': medians,
         'ratio': medians['RankSeg-JAX, jitted'] / medians['timm, PyTorch eager'],
@@ -87,6 +108,8 @@ def main(_):
     print(f'{computer}\n\n| ViT-B/16, 512 x 512 | median seconds | share of peak |\n|---|---|---|')
     for name, median in medians.items():
         print(f'| {name} | {median:.3f} | {shares[name]:.0%} |')
+    for name, value in results['parts'].items():
+        print(f'| … {name} | {value:.3f} | |')
     print(
         f'\nratio {results["ratio"]:.2f}, largest difference {results["difference"]:.1e} of the '
         'largest feature'
