@@ -157,7 +157,7 @@ def output_names(
       Those of the videos, then those of the stills.
     """
     longest = LONGEST_NAME - max(len(f'{suffix}.json') for suffix in suffixes)
-    kinds = [('', '.mp4', '.json')] * len(videos)
+    kinds: list[tuple[str, ...]] = [('', '.mp4', '.json')] * len(videos)
     kinds += [('.json', *(f'{suffix}.png' for suffix in suffixes))] * len(stills)
     # A video's frames come into a folder of its name, where no stills may come.
     taken = {str(folder) for _, below in stills for folder in below.parents}
