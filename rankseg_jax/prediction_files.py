@@ -7,6 +7,7 @@ prediction_files.predict_split(predictor, config, output)
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rankseg_jax.predict import Predictor, Video
 from rankseg_jax.tasks.semantic import Result
 from rankseg_jax.visualize.panels import grid
 
+VIDEO_SUFFIXES = (*video_files.VIDEO_SUFFIXES, *video_files.ANIMATION_SUFFIXES)
 LONGEST_NAME = 255  # bytes, on most file systems
 
 
@@ -34,8 +36,8 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
       CorruptExample: not one of the images could be read.
       ValueError: `output` is a folder that images come from, which label maps might overwrite.
     """
-    output = Path(output)
-    videos, rest = find_videos(inputs, output, as_clips=predictor.task.takes_clips)
+    output, paths = Path(output), listed(inputs)
+    videos, rest = find_videos(paths, output, as_clips=predictor.task.takes_clips)
     stills = find_images(rest, output) if rest else []
     stills = [pair for pair in stills if pair not in videos]  # animated images
     found, kinds = videos + stills, 'images and videos' if videos else 'images'
@@ -43,7 +45,7 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
     if written & {path.resolve().parent for path, _ in found}:
         raise ValueError(f'--output={output} holds the images themselves; choose another folder')
     storage.make_folder(output)
-    names = output_names(found, predictor.task.suffixes)
+    names = output_names(videos, stills, predictor.task.suffixes)
     pairs = [(path, output / name) for (path, _), name in zip(found, names, strict=True)]
     share = slice(jax.process_index(), None, jax.process_count())
     videos, stills = pairs[: len(videos)][share], pairs[len(videos) :][share]
@@ -56,6 +58,28 @@ def predict_files(predictor: Predictor, inputs, output) -> Path:
         lines = '\n  '.join(failed)
         print(f'{total - len(failed)} of {total} {kinds} predicted. Skipped:\n  {lines}')
     return output
+
+
+def listed(inputs: Iterable[str | Path]) -> list[Path]:
+    """The inputs, with the paths in a .txt list, one a line, in place of the list.
+
+    Raises:
+      FileNotFoundError: a list is empty.
+      ValueError: a list is not UTF-8 text.
+    """
+    found = []
+    for path in map(Path, inputs):
+        if path.suffix.lower() != '.txt' or not path.is_file():
+            found.append(path)
+            continue
+        try:
+            lines = path.read_text('utf-8-sig').splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{path} is not UTF-8 text ({error}); save it as UTF-8') from error
+        if not (lines := list(filter(None, map(str.strip, lines)))):
+            raise FileNotFoundError(f'--input: the list {path} is empty')
+        found += [path.parent / line for line in lines]
+    return found
 
 
 def find_videos(
@@ -75,21 +99,21 @@ def find_videos(
     for path in map(Path, inputs):
         found = []
         if path.is_dir():
-            below = [path, *sorted(path.rglob('*'))]
-            below = [x for x in below if output not in (x.resolve(), *x.resolve().parents)]
-            found = [x for x in below if x.is_file() and video_files.is_video(x)]
+            found = [x for x in images.find(path, VIDEO_SUFFIXES) if video_files.is_video(x)]
             if as_clips:
-                found += [x for x in below if x.is_dir() and images.find_frames(x)]
+                found += sorted({image.parent for image in images.find(path)})
+            found = [x for x in found if output not in (x.resolve(), *x.resolve().parents)]
         elif path.is_file() and video_files.is_video(path):
             found = [path]
-        videos += [(x, Path(x.name) if x == path else x.relative_to(path)) for x in found]
+        name = Path(os.path.abspath(path)).name  # '.' has none
+        videos += [(x, Path(name) if x == path else x.relative_to(path)) for x in found]
         if not found or path.is_dir() and not as_clips and images.find(path):
             rest.append(path)
     return videos, rest
 
 
 def find_images(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, Path]]:
-    """Images among images, folders with their subfolders, and .txt lists, a path a line.
+    """Images among images and in folders with their subfolders.
 
     Args:
       output: a folder to leave out of those that it lies in.
@@ -100,7 +124,7 @@ def find_images(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, 
     Raises:
       FileNotFoundError: something does not exist, or there is no image at all.
     """
-    found, output = [], output.resolve()
+    found, missing, output = [], [], output.resolve()
     for path in map(Path, inputs):
         if path.is_dir():
             below = [(image, image.relative_to(path)) for image in images.find(path)]
@@ -108,13 +132,9 @@ def find_images(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, 
                 own = output.relative_to(path.resolve())
                 below = [pair for pair in below if not pair[1].is_relative_to(own)]
             found += below
-        elif path.suffix == '.txt' and path.exists():
-            lines = path.read_text('utf-8-sig').splitlines()
-            listed = [path.parent / line.strip() for line in lines if line.strip()]
-            found += [(image, Path(image.name)) for image in listed]
         else:
             found.append((path, Path(path.name)))
-    missing = [str(path) for path, _ in found if not path.is_file()]
+            missing += [] if path.is_file() else [str(path)]
     if missing:
         raise FileNotFoundError(f'--input: no image file {", ".join(missing)}')
     if not found:
@@ -122,16 +142,27 @@ def find_images(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, 
     return found
 
 
-def output_names(found: Sequence[tuple[Path, Path]], suffixes: Sequence[str]) -> list[str]:
-    """A name below the output for each image's files: its own, unless it is taken or too long.
+def output_names(
+    videos: Sequence[tuple[Path, Path]],
+    stills: Sequence[tuple[Path, Path]],
+    suffixes: Sequence[str],
+) -> list[str]:
+    """A name below the output for each one's files: its own, unless it is taken or too long.
 
     Args:
-      found: see `find_images`.
-      suffixes: see `tasks.Task`.
+      videos, stills: see `find_images`.
+      suffixes: of the images that are written of a still, see `tasks.Task`.
+
+    Returns:
+      Those of the videos, then those of the stills.
     """
     longest = LONGEST_NAME - max(len(f'{suffix}.json') for suffix in suffixes)
-    taken, chosen = set(), []
-    for _, below in found:
+    kinds: list[tuple[str, ...]] = [('', '.mp4', '.json')] * len(videos)
+    kinds += [('.json', *(f'{suffix}.png' for suffix in suffixes))] * len(stills)
+    # A video's frames come into a folder of its name, where no stills may come.
+    taken = {str(folder) for _, below in stills for folder in below.parents}
+    chosen = []
+    for (_, below), endings in zip([*videos, *stills], kinds, strict=True):
         short = below.stem.encode()[: longest - 8].decode(errors='ignore')
         names = itertools.chain(
             [below.stem, below.name], (f'{short}_{i}' for i in itertools.count(2))
@@ -140,9 +171,9 @@ def output_names(found: Sequence[tuple[Path, Path]], suffixes: Sequence[str]) ->
             str(below.with_name(name))
             for name in names
             if len(name.encode()) <= longest
-            and not {str(below.with_name(name + suffix)) for suffix in suffixes} & taken
+            and not {str(below.with_name(name + ending)) for ending in endings} & taken
         )
-        taken |= {name + suffix for suffix in suffixes}
+        taken |= {name + ending for ending in endings}
         chosen.append(name)
     return chosen
 
@@ -197,10 +228,19 @@ def predict_video(predictor: Predictor, path: Path, output: Path) -> None:
       CorruptExample: it cannot be read, possibly after some frames.
     """
     rate, count = video_files.frame_rate(path), video_files.number_of_frames(path)
-    with batching.progress(f'Predicting {path.name}', count, 'frames') as progress:
-        for _ in write_video(predictor.video(path), output, rate=rate, source=path):
-            progress.update()
-        progress.write(f'{path} -> {output}.mp4  {progress.n} frames')
+    video = predictor.video(path)
+    try:
+        with batching.progress(f'Predicting {path.name}', count, 'frames') as progress:
+            for _ in write_video(video, output, rate=rate, source=path):
+                progress.update()
+            progress.write(f'{path} -> {output}.mp4  {progress.n} frames')
+    except CorruptExample as error:
+        if not video.length:
+            output.rmdir()
+            raise
+        raise CorruptExample(
+            f'{error}; only the images of {video.length} frames are in {output}'
+        ) from error
 
 
 def write_video(video: Video, output: Path, *, rate: float, source: str | Path) -> Iterator[Result]:
@@ -208,13 +248,15 @@ def write_video(video: Video, output: Path, *, rate: float, source: str | Path) 
 
     Args:
       output: <output>.mp4 shows the drawn frames, <output>/00000.png, … are the label maps or the
-        ids of tracks, <output>.json holds the tracks.
+        ids of tracks, <output>.json holds the tracks. Those of an earlier video are removed.
       rate: frames a second.
       source: the name of the video, which the JSON file repeats.
     """
+    path = output.with_name(f'{output.name}.json')
+    remove_video(output)
     output.mkdir(parents=True, exist_ok=True)
     categories = {}
-    with video_files.Writer(output.with_name(f'{output.name}.mp4'), rate) as writer:
+    with video_files.Writer(path.with_suffix('.mp4'), rate) as writer:
         for number, result in enumerate(video):
             result.map_image().save(output / f'{number:05}.png')
             writer.write(np.asarray(result.frame_overlay()))
@@ -231,7 +273,18 @@ def write_video(video: Video, output: Path, *, rate: float, source: str | Path) 
         ],
     }
     content |= video.content()
-    output.with_name(f'{output.name}.json').write_text(json.dumps(content, indent=1))
+    path.write_text(json.dumps(content, indent=1))
+
+
+def remove_video(output: Path) -> None:
+    """Removes what `write_video` wrote, all of it or the frames before it was killed."""
+    for suffix in ('.json', '.mp4'):
+        output.with_name(f'{output.name}{suffix}').unlink(missing_ok=True)
+    for number in itertools.count():
+        frame = output / f'{number:05}.png'
+        if not frame.is_file():
+            return
+        frame.unlink()
 
 
 def predict_split(predictor: Predictor, config, output) -> Path:

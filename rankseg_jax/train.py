@@ -325,6 +325,8 @@ def open_sources(config) -> list[data.Source]:
         if report.problems:
             raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
         sources.append(source)
+    if not sources[0].annotated:
+        raise ValueError(f'split {config.data.train_split!r} has no annotations to learn from')
     return sources
 
 

@@ -28,7 +28,7 @@ from rankseg_jax import (
     tasks,
     train,
 )
-from rankseg_jax.data import CorruptExample
+from rankseg_jax.data import CorruptExample, video_files
 from rankseg_jax.prediction_files import find_images, predict_files, predict_split
 from rankseg_jax.tasks.semantic import Result
 from tests import FAST_COMPILATION, tiny
@@ -234,6 +234,68 @@ def test_images_of_one_name_in_two_folders_are_both_kept(predictor, tmp_path):
     found = [json.loads(path.read_text())['image'] for path in output.rglob('*.json')]
     expected = [tmp_path / name for name in ('day/a.png', 'day/rain/a.png', 'night/a.png')]
     assert sorted(found) == [str(path) for path in expected]
+
+
+def write_film(path, length=3):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with video_files.Writer(path, 10) as writer:
+        for seed in range(length):
+            writer.write(noise((32, 32), seed))
+
+
+def test_videos_do_not_write_where_others_do(predictor, tmp_path, monkeypatch):
+    """Videos of one name; a video and a folder of images that is called like it."""
+    for name in ('a/clip.mp4', 'b/clip.mp4', 'b/._clip.mp4', 'b/.trash/old.mp4'):
+        write_film(tmp_path / name, length=2 if name == 'a/clip.mp4' else 3)
+    (tmp_path / 'b/clip').mkdir()
+    Image.fromarray(noise((20, 30))).save(tmp_path / 'b/clip/00000.png')
+    (tmp_path / 'b/gone.jpg').symlink_to('nowhere.jpg')
+    (tmp_path / 'list.txt').write_text('a/clip.mp4\nb\n')
+    predict_files(predictor, [tmp_path / 'list.txt'], tmp_path / 'out')
+    written = {str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*')}
+    images = {f'clip/00000{end}' for end in ('.png', '.json', '_overlay.png')}
+    first = {'clip.mp4', 'clip.mp4.json', 'clip.mp4.mp4', *(f'clip.mp4/0000{i}.png' for i in '01')}
+    second = {'clip_2.json', 'clip_2.mp4', *(f'clip_2/0000{i}.png' for i in '012')}
+    assert written == images | first | second
+    with Image.open(tmp_path / 'out/clip/00000.png') as image:
+        assert image.size == (30, 20)
+    monkeypatch.chdir(tmp_path / 'b/clip')
+    predict_files(predictor, ['.'], tmp_path / 'here')
+    (tmp_path / 'empty.txt').write_text('\n')
+    with pytest.raises(FileNotFoundError, match='the list .*empty.txt is empty'):
+        predict_files(predictor, [tmp_path / 'empty.txt'], tmp_path / 'here')
+
+
+def test_nothing_is_left_of_an_earlier_video_and_a_broken_one_is_said(predictor, tmp_path, capsys):
+    output, broken = tmp_path / 'out', iter([2, 1])
+
+    def predict_as_clip(length):
+        write_film(tmp_path / 'clip.mp4', length)
+        predict_files(predictor, [tmp_path / 'clip.mp4'], output)
+        return sorted(path.name for path in output.rglob('*.*'))
+
+    predict_as_clip(length=3)
+    assert predict_as_clip(length=1) == ['00000.png', 'clip.json', 'clip.mp4']
+
+    class Broken(CorruptExample):
+        pass
+
+    def frames(path, max_pixels):
+        for seed in range(next(broken)):
+            yield noise((32, 32), seed)
+        raise Broken(f'{path}: broken')
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_files, 'read_frames', frames)
+        patch.setattr(predictor, 'batch_size', 1)
+        for name in ('clip.mp4', 'other.mp4'):
+            write_film(tmp_path / name)
+        Image.fromarray(noise((20, 30))).save(tmp_path / 'photo.png')
+        inputs = [tmp_path / name for name in ('clip.mp4', 'other.mp4', 'photo.png')]
+        predict_files(predictor, inputs, output)
+    assert f'broken; only the images of 1 frames are in {output}' in capsys.readouterr().out
+    left = {path.name for path in output.rglob('*') if 'photo' not in path.name}
+    assert left == {'clip', '00000.png'}
 
 
 def test_earlier_predictions_are_no_input(tmp_path):

@@ -137,6 +137,8 @@ def test_views_that_are_stretched_or_not_resized():
         ({'image_processor_type': 'SegformerImageProcessor'}, 'only those of mask2former and mask'),
         ({'resample': 9}, 'resample = 9 is no filter of Pillow, 0 to 5'),
         ({'size': {'shortest_edge': 64}}, "size = {'shortest_edge': 64} lacks longest_edge"),
+        ({'size': [384]}, r'size = \[384\] is not supported, only height and width, or'),
+        ({'image_mean': [0.5, 0.5]}, 'image_mean and image_std must be a number or three'),
         ({'size': {'max_height': 64, 'max_width': 64}}, 'size = .* only height and width, or'),
     ],
 )
@@ -236,6 +238,21 @@ def published(request, transformers, tmp_path):
     theirs.save_pretrained(tmp_path / 'hf')
     their_processor.save_pretrained(tmp_path / 'hf')
     return theirs, their_processor, tmp_path / 'hf', images
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('{"size": ', 'is not JSON: '),
+        ('[]', 'holds no JSON object, but list'),
+        ('{"resample": 2.0}', 'is no image processor: '),
+    ],
+)
+def test_broken_files_are_named(tmp_path, text, message):
+    path = tmp_path / 'preprocessor_config.json'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f'{path} {message}'):
+        convert.describe_input(tmp_path, 'mask2former', common.get_config())
 
 
 @pytest.mark.parametrize('things, stuff', [(['tree', '2'], {0}), (['all'], None)])

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from rankseg_jax import train
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, TrackSource, VideoSource, get_source, rle
+from tests import tiny
 from tests.test_folder import data_config, save
 
 SIZE = (20, 26)
@@ -304,6 +306,10 @@ def test_without_annotations(tmp_path, annotations):
     assert (source.load(0)['label'] == IGNORE_LABEL).all()
     report = source.check()
     assert not report.problems and 'train.json has no annotations' in report.warnings[0]
+    config = tiny.config(tmp_path, data__name='video_folder', data__num_classes=0)
+    config.task, config.data.eval_split = 'video_instance', 'train'
+    with pytest.raises(ValueError, match="split 'train' has no annotations to learn from"):
+        train.open_sources(config)
 
 
 def test_faults_of_frames_are_reported(tmp_path):
@@ -371,6 +377,11 @@ def masks_of_images(found):
         (change_video(length=4), 'the video 5 has the length 4 but 3 frames'),
         (change_video(id=6), 'each of its videos must have a unique id'),
         (change_video(file_names=[]), 'the video 5 has neither "file_names" nor the "name"'),
+        (
+            change_video(file_names=['/sea/0.jpg']),
+            'the video 5 has the file name /sea/0.jpg; names',
+        ),
+        (change_video(file_names=['../sea/0.jpg']), 'the video 5 has the file name ../sea/0.jpg'),
         (change_video(file_names=[], name='gone'), 'the video 5 has no frames in .*gone'),
         (lambda found: found['videos'].clear(), 'each of its videos must have'),
         (lambda found: found.pop('videos'), "KeyError: 'videos'"),

@@ -261,6 +261,11 @@ def _complete_names(video: dict, image_dir: Path) -> None:
             raise ValueError(f'the video {video["id"]} has no frames in {image_dir / name}')
     elif name and not any('/' in file_name for file_name in names):
         names = [f'{name}/{file_name}' for file_name in names]
+    if outside := [x for x in names if Path(x).is_absolute() or '..' in Path(x).parts]:
+        raise ValueError(
+            f'the video {video["id"]} has the file name {outside[0]}; names are paths within '
+            f'{image_dir}, which predictions repeat'
+        )
     video['file_names'] = names
     if video.get('length', len(names)) != len(names):
         raise ValueError(

@@ -93,7 +93,14 @@ class Keys(dict):
 
 
 def read_json(path: Path) -> Keys:
-    return json.loads(path.read_text(), object_hook=Keys)
+    """Reads a JSON object; ValueError if it is none."""
+    try:
+        content = json.loads(path.read_text('utf-8'), object_hook=Keys)
+    except ValueError as error:
+        raise ValueError(f'{path} is not JSON: {error}') from error
+    if not isinstance(content, Keys):
+        raise ValueError(f'{path} holds no JSON object, but {type(content).__name__}')
+    return content
 
 
 def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:

@@ -84,6 +84,11 @@ def color_keys(options: Mapping[str, Any]) -> dict[str, Any]:
 
     def colors(values):
         values = [values] * 3 if isinstance(values, (int, float)) else values
+        if len(values) != 3 or not factor:
+            raise ValueError(
+                f'{FILE}: image_mean and image_std must be a number or three, and rescale_factor '
+                f'above 0; got {values!r} and {factor!r}'
+            )
         return tuple(float(value) / factor for value in values)
 
     return {'mean': colors(mean), 'std': colors(std)}
@@ -96,9 +101,9 @@ def size_keys(options: Mapping[str, Any]) -> dict[str, Any]:
     size, multiple = options['size'], options['size_divisor'] or 1
     if isinstance(size, int):
         size = {'shortest_edge': size}
-    elif not isinstance(size, Mapping):
+    elif isinstance(size, (list, tuple)) and len(size) == 2:
         size = dict(zip(('height', 'width'), size, strict=True))
-    size = {key: value for key, value in size.items() if value}
+    size = {k: v for k, v in size.items() if v} if isinstance(size, Mapping) else {}
     if 'shortest_edge' in size:
         # Earlier versions gave the longest edge apart.
         longest = size.get('longest_edge', options.get('max_size'))
