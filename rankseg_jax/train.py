@@ -386,6 +386,7 @@ def set_up(config) -> Setup:
     """
     mesh = sharding.make_mesh(config.mesh_data)
     check(config, mesh)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)  # or refused
     source, eval_source = open_sources(config)
     task = tasks.from_source(config, source)
     return Setup(
@@ -396,7 +397,7 @@ def set_up(config) -> Setup:
         task=task,
         eval_task=tasks.from_source(config, eval_source),
         model=models.build(config, task.num_classes),
-        optimizer=optimizers.make_optimizer(config.optimizer, config.steps),
+        optimizer=optimizer,
     )
 
 
@@ -437,10 +438,16 @@ def resumed_state(setup: Setup, manager, step: int) -> TrainState:
     """The state of checkpoint `step` of the run.
 
     Raises:
-      ValueError: the run was trained on other categories, or another model.
+      ValueError: the run was trained on other categories, for another task, or another model.
     """
     run = checkpoint.read_saved(manager, step)
     run.check_categories(setup.task, setup.config.data)
+    if run.config.task != setup.config.task:
+        raise ValueError(
+            f'{manager.directory.parent} was trained with config.task = {run.config.task!r}, not '
+            f'{setup.config.task!r}: use another --workdir, with '
+            f'--config.model.pretrained={manager.directory.parent} to start from it'
+        )
     expected = sharding.place(setup.shapes, setup.shardings)
     restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
     before, now = (x.to_dict() for x in (run.config, setup.config))

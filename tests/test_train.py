@@ -80,6 +80,13 @@ class TestLoop:
         train.train(tiny.config(data_dir, steps=8, keep_checkpoints=1), workdir)
         assert 'follows the new schedule' in capsys.readouterr().out
 
+    def test_resuming_for_another_task_is_refused(self, finished):
+        config, workdir, _ = finished
+        config = config.copy_and_resolve_references()
+        config.task = 'panoptic'
+        with pytest.raises(ValueError, match="was trained with config.task = 'semantic', not"):
+            train.train(config, workdir)
+
     def test_resuming_with_another_model_lists_both_sides(self, data_dir, finished):
         config = tiny.config(data_dir, rankseg__num_selected=4)
         with pytest.raises(
