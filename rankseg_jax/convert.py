@@ -108,7 +108,7 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     Raises:
       ValueError: `source` has no config.json, or no config can describe its model or task.
     """
-    folder = hf.locate(source)
+    folder = pretrained.locate(source)
     if folder.exists() and not (folder / 'config.json').is_file():
         raise ValueError(
             f'--input={source} does not say which model its weights belong to: give a --config'

@@ -9,13 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, ReLU: any [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), D].
+    """Convolution, batch norm, activation: any [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), D].
 
-    Padding is dilation · (kernel // 2) on every side, as in PyTorch, whatever the input's size.
     Under jit a batch axis sharded over a mesh is still one batch, so the statistics are those of
     the global batch. As everywhere in Flax, the running variance is the biased one.
 
@@ -24,8 +21,12 @@ class ConvNorm(nn.Module):
       kernel: side of the kernel.
       stride: s.
       dilation: of the kernel.
-      relu: whether a ReLU follows.
+      groups: of channels that are convolved on their own; C: a depthwise convolution.
+      same: pad as TensorFlow's 'SAME', which depends on the input's size; otherwise by
+        dilation · (kernel // 2) on every side, as in PyTorch.
+      activation: that follows; None: none.
       frozen: whether the norm keeps its statistics, scale and bias in training too.
+      epsilon: of the norm.
       scale_init: initializer of the norm's scale.
       dtype: of the computation; parameters and statistics are float32.
     """
@@ -34,8 +35,11 @@ class ConvNorm(nn.Module):
     kernel: int = 3
     stride: int = 1
     dilation: int = 1
-    relu: bool = True
+    groups: int = 1
+    same: bool = False
+    activation: Callable | None = nn.relu
     frozen: bool = False
+    epsilon: float = 1e-5
     scale_init: Any = nn.initializers.ones
     dtype: Any = jnp.float32
 
@@ -46,10 +50,12 @@ class ConvNorm(nn.Module):
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
+            padding='SAME' if self.same else ((pad, pad), (pad, pad)),
             kernel_dilation=self.dilation,
+            feature_group_count=self.groups,
             use_bias=False,
-            kernel_init=he_normal,
+            # As by He et al.; of a kernel's outputs, an input reaches those of its group.
+            kernel_init=nn.initializers.variance_scaling(2.0 * self.groups, 'fan_out', 'normal'),
             dtype=self.dtype,
             name='conv',
         )(x)
@@ -61,12 +67,12 @@ class ConvNorm(nn.Module):
         x = batch_norm(
             use_running_average=self.frozen or not train,
             momentum=0.9,
-            epsilon=1e-5,
+            epsilon=self.epsilon,
             scale_init=self.scale_init,
             dtype=self.dtype,
             name='norm',
         )(x)
-        return nn.relu(x) if self.relu else x
+        return self.activation(x) if self.activation else x
 
 
 def resize(x, shape):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankseg_jax.backbones import resnet, swin, vit
+from rankseg_jax.backbones import efficientnet_lite, resnet, swin, vit
 
-FAMILIES = (resnet, swin, vit)
+FAMILIES = (resnet, efficientnet_lite, swin, vit)
 PYRAMID = (4, 8, 16, 32)  # the strides that most frameworks need
 
 

@@ -4,8 +4,11 @@
   facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs and ResNets of timm,
-  torchvision or mmseg, Swins of timm, mmseg or Hugging Face (`.safetensors`, or `.pth` where
-  PyTorch is installed); of a whole mmseg model only the backbone is read;
+  torchvision or mmseg, Swins of timm, mmseg or Hugging Face, an EfficientNet-Lite0 of timm
+  (`.safetensors`, or `.pth` where PyTorch is installed); of a whole mmseg model only the backbone
+  is read;
+- efficientnet_lite0: ImageNet weights of that backbone, which an installed package holds. They
+  expect `data.mean` and `data.std` of (127.5, 127.5, 127.5);
 - a file with a whole model: the paper's released Segmenter (`.pth`).
 
 In Python, `load_hf` returns a Hugging Face model unchanged.
@@ -14,6 +17,7 @@ In Python, `load_hf` returns a Hugging Face model unchanged.
 import operator
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -21,7 +25,7 @@ from flax import traverse_util
 
 from rankseg_jax import checkpoint
 from rankseg_jax.backbones.vit import resize_bicubic
-from rankseg_jax.pretrained import hf, released, resnet, swin, vit
+from rankseg_jax.pretrained import efficientnet_lite, hf, packages, released, resnet, swin, vit
 from rankseg_jax.pretrained.files import float32, read
 from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
 from rankseg_jax.pretrained.torch_layers import part
@@ -57,13 +61,26 @@ def convert(arrays) -> dict:
     if any(key.endswith('relative_position_bias_table') for key in arrays):
         return {'params': {'backbone': swin.from_torch(arrays)}}
     if 'layer1.0.conv1.weight' in arrays:
-        return {
-            collection: {'backbone': tree} for collection, tree in resnet.from_timm(arrays).items()
-        }
-    raise ValueError(
-        'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet or a released '
-        f'Segmenter, but {sorted(arrays)[:5]} …'
-    )
+        variables = resnet.from_timm(arrays)
+    elif arrays.keys() & {'conv_stem.weight', '_conv_stem.weight'}:
+        variables = efficientnet_lite.from_torch(arrays)
+    else:
+        raise ValueError(
+            'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet, an '
+            f'EfficientNet-Lite0 or a released Segmenter, but {sorted(arrays)[:5]} …'
+        )
+    return {collection: {'backbone': tree} for collection, tree in variables.items()}
+
+
+def locate(source) -> Path:
+    """The file or folder of any source that `config.model.pretrained` accepts.
+
+    Raises:
+      ImportError, OSError: as `hf.locate` and `packages.locate`.
+    """
+    if str(source) in packages.PACKAGES and not Path(source).exists():
+        return packages.locate(str(source))
+    return hf.locate(source)
 
 
 def read_variables(source) -> dict:
@@ -75,10 +92,10 @@ def read_variables(source) -> dict:
       Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
 
     Raises:
-      FileNotFoundError, ImportError, OSError, ValueError: as `hf.locate`, `hf.read_folder`, `read`
+      FileNotFoundError, ImportError, OSError, ValueError: as `locate`, `hf.read_folder`, `read`
         and `convert`.
     """
-    path = hf.locate(source)
+    path = locate(source)
     if (path / 'checkpoints').is_dir():
         model = float32(checkpoint.read_model(path))
         return {'params': model.get('ema', model['params']), 'batch_stats': model['batch_stats']}
@@ -93,7 +110,7 @@ def check_order(source, class_names: Sequence[str]) -> None:
     Raises:
       ValueError: it names the first difference.
     """
-    path = hf.locate(source)
+    path = locate(source)
     if not (path / 'checkpoints').is_dir():
         return
     trained = checkpoint.open_run(path).class_names
