@@ -123,6 +123,8 @@ def get_config() -> ConfigDict:
     rankseg.layer = 3
     # Of the map that the head sees: 4, 8, 16, 32; linear segmenter: the patch size.
     rankseg.stride = 32
+    # upernet: that map is of the decoder's pyramid; False: the backbone's own (as released).
+    rankseg.pyramid = True
     # encoder, decoder and first_block see that map pooled to pool × pool; 0: not pooled.
     rankseg.pool = 0
     rankseg.hidden = 256  # encoder, decoder: width
@@ -130,6 +132,12 @@ def get_config() -> ConfigDict:
     rankseg.mlp_dim = 1024  # encoder, decoder: width inside the MLPs
     # encoder, decoder: use the pixel classifier's class embeddings.
     rankseg.share_embedding = False
+    # encoder: the map passes a depthwise-separable convolution (upernet as released), not a dense
+    # layer.
+    rankseg.separable = False
+    # upernet, deeplabv3: in training, the auxiliary head too classifies over the selection; False:
+    # over all K (as released).
+    rankseg.select_auxiliary = True
 
     config.loss = loss = ConfigDict()
     # The pixel loss is at the labels' size; False: at stride 4, labels subsampled (faster).

@@ -22,8 +22,8 @@ class PixelOutput:
       logits: [B, *space, κ] in rank order; [B, *space, K] without a selection.
       selection: the categories that the ranks stand for; None for the baseline.
       presence_logits: [B, K] of the multi-label head; None for the baseline.
-      auxiliary_logits: [B, *space', κ or K] of the auxiliary head, used in training only; None
-        without such a head.
+      auxiliary_logits: [B, *space', κ or K] of the auxiliary head, used in training only, over all
+        K without `rankseg.select_auxiliary`; None without such a head.
     """
 
     logits: jax.Array
