@@ -121,6 +121,21 @@ class Mlp(nn.Module):
         return nn.Dense(x.shape[-1], dtype=self.dtype)(y)  # [..., D]
 
 
+class GatedMlp(nn.Module):
+    """silu(gate) · up, then down (Shazeer, 2020): [..., D] -> [..., D]; dropout as in `Mlp`."""
+
+    hidden: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        gate = nn.Dense(self.hidden, dtype=self.dtype, name='gate')(x)  # [..., hidden]
+        y = nn.silu(gate) * nn.Dense(self.hidden, dtype=self.dtype, name='up')(x)
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name='down')(y)  # [..., D]
+
+
 @jax.jit
 def attend(query, key, value, bias=None, mask=None):
     """Softmax attention for `nn.MultiHeadDotProductAttention`, without dropout.
@@ -162,6 +177,62 @@ def attend(query, key, value, bias=None, mask=None):
     return jnp.moveaxis(out, 0, -2)
 
 
+class SelfAttention(nn.Module):
+    """Tokens attend to each other, [B, tokens, D] -> [B, tokens, D].
+
+    Its parameters are those of `nn.MultiHeadDotProductAttention`.
+
+    Attributes:
+      num_heads: of which each has D / num_heads channels.
+      unbiased: those of 'query', 'key' and 'value' whose projection has no bias.
+    """
+
+    num_heads: int
+    unbiased: tuple[str, ...] = ()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, bias=None, mask=None, rotation=None):
+        """Attends.
+
+        Args:
+          bias: [heads, tokens, tokens], added to the scores.
+          mask: bool [B, tokens, tokens], where a token may look, see `attend`.
+          rotation: of queries and keys, see `rotate`.
+        """
+        width = x.shape[-1]
+
+        def project(name):  # [B, tokens, heads, depth]
+            return nn.DenseGeneral(
+                (self.num_heads, width // self.num_heads),
+                use_bias=name not in self.unbiased,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+
+        query, key, value = (project(name) for name in ('query', 'key', 'value'))
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        y = attend(query, key, value, bias, mask)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(y)
+
+
+def rotate(x, angles):
+    """Rotates pairs of channels of the last L tokens (Su et al., 2021); the others stay.
+
+    Channels j and j + depth / 2 make a pair.
+
+    Args:
+      x: [B, tokens, heads, depth].
+      angles: float32 [L, depth / 2].
+    """
+    others, x = jnp.split(x, [x.shape[1] - len(angles)], axis=1)
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]  # [L, 1, depth / 2]
+    a, b = jnp.split(x.astype(angles.dtype), 2, axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    return jnp.concatenate([others, rotated.astype(x.dtype)], 1)
+
+
 class Block(nn.Module):
     """A pre-norm transformer block, [B, tokens, D] -> [B, tokens, D].
 
@@ -172,6 +243,10 @@ class Block(nn.Module):
       drop_path: in training, the probability that a branch is left out for an image (Huang et al.,
         2016).
       epsilon: of the layer norms.
+      layer_scale: initial factor of each channel of both branches (Touvron et al., 2021); None: the
+        branches have no such factors.
+      gated: the MLP is a `GatedMlp`.
+      unbiased: as of `SelfAttention`.
     """
 
     num_heads: int
@@ -179,20 +254,34 @@ class Block(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     epsilon: float = 1e-5
+    layer_scale: float | None = None
+    gated: bool = False
+    unbiased: tuple[str, ...] = ()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x, *, train: bool, bias=None, mask=None, rotation=None):
+        """Updates tokens; `bias`, `mask` and `rotation` as of `SelfAttention`."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+
+        def add(x, y, number):
+            y = drop(y)
+            if self.layer_scale is not None:
+                init = nn.initializers.constant(self.layer_scale)
+                scale = self.param(f'layer_scale{number}', init, (x.shape[-1],))
+                y = y * scale.astype(self.dtype)
+            return x + drop_path(y)
+
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-        y = nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype, attention_fn=attend)(
-            y, deterministic=not train
-        )
-        x = x + drop_path(drop(y))
+        y = SelfAttention(
+            self.num_heads, self.unbiased, self.dtype, name='MultiHeadDotProductAttention_0'
+        )(y, bias=bias, mask=mask, rotation=rotation)
+        x = add(x, y, 1)
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-        y = Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train)
-        return x + drop_path(drop(y))
+        mlp = GatedMlp if self.gated else Mlp
+        y = mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train)
+        return add(x, y, 2)
 
 
 def sine_positions(height: int, width: int, dim: int):
