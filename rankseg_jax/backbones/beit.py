@@ -162,9 +162,7 @@ def neck(maps, size, dtype, *, train: bool) -> dict[int, jax.Array]:
 
 # As published: features after 4, 6, 8 and 12 blocks, or after 8, 12, 16 and 24.
 VARIANTS = {
-    'beit_b16': partial(
-        BEiT, width=768, num_layers=12, num_heads=12, feature_blocks=(4, 6, 8, 12)
-    ),
+    'beit_b16': partial(BEiT, width=768, num_layers=12, num_heads=12, feature_blocks=(4, 6, 8, 12)),
     'beit_l16': partial(
         BEiT,
         width=1024,
