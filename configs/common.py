@@ -202,6 +202,8 @@ def get_config() -> ConfigDict:
     evaluation.overlap = 0.8  # panoptic: the least share of its mask that a segment keeps
     # Per-query frameworks: masks become probabilities at this (height, width), (-1, -1): their own,
     # and panoptic segments keep unsure pixels, as in Hugging Face; (0, 0): at the image's size.
+    # Per-pixel ones: (-1, -1) resizes logits directly to the image, (0, 0) to the network's input
+    # first.
     evaluation.mask_size = (0, 0)
     evaluation.max_objects = 100  # instance, video_instance: objects of an image, tracks of a video
     # Video tasks: frames that the model sees at once, and how many of them it has seen before. What

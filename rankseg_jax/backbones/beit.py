@@ -79,7 +79,7 @@ class BEiT(nn.Module):
 
         run = nn.remat(run) if self.remat else run
         tokens = {}  # after each of `feature_blocks`
-        trained_grid = tuple(-(-side // 16) for side in self.image_size)
+        rows, columns = (-(-side // 16) for side in self.image_size)
         for i in range(self.num_layers):
             block = Block(
                 self.num_heads,
@@ -91,7 +91,7 @@ class BEiT(nn.Module):
                 dtype=self.dtype,
                 name=f'block{i}',
             )
-            position_bias = PositionBias(trained_grid, self.num_heads, name=f'position_bias{i}')
+            position_bias = PositionBias((rows, columns), self.num_heads, name=f'position_bias{i}')
             x = run(block, position_bias, x)
             tokens[i + 1] = x[:, 1:]
         maps = [tokens[n].reshape(batch, *grid, self.width) for n in self.feature_blocks]
@@ -169,6 +169,6 @@ VARIANTS = {
         num_layers=24,
         num_heads=16,
         feature_blocks=(8, 12, 16, 24),
-        layer_scale=1e-5,
+        layer_scale=1e-6,
     ),
 }

@@ -4,8 +4,22 @@ import re
 
 import numpy as np
 
-from rankseg_jax.pretrained import torch_layers
+from rankseg_jax.pretrained import torch_layers, upernet
 from rankseg_jax.pretrained.torch_layers import numbered
+
+# As in upernet.py, of BeitForSemanticSegmentation: a UPerNet whose decoder has the tokens' width.
+FIXED = upernet.FIXED
+ENCODER = ''
+CLASS_LAYER = upernet.CLASS_LAYER
+MASK_SIZE = (-1, -1)  # logits are resized directly to the image
+widths = upernet.widths
+build = upernet.build
+
+
+def variables(config, state) -> dict:
+    """Variables of a `UPerNet` except for its backbone."""
+    return upernet.heads(state, 'bn')
+
 
 # Hugging Face's names, older and newer, and mmseg's, as patterns, to timm's; those of the neck to
 # the original code's.
@@ -31,7 +45,7 @@ TO_TIMM = [
 ]
 # Classifiers and what comes before them, and what follows from sizes.
 LEFT_OUT = re.compile(
-    r'(head|norm|fc_norm|pooler|layernorm|lm_head|mask_token)\b|'
+    r'(head|norm|fc_norm|pooler|layernorm|lm_head|mask_token|decode_head|auxiliary_head)\b|'
     r'.*(relative_position_index|num_batches_tracked|k_bias)$'
 )
 TABLE = 'relative_position_bias_table'
