@@ -281,7 +281,7 @@ def test_biases_are_resized_to_another_crop_and_the_neck_stays(torch, timm, tmp_
         np.testing.assert_allclose(ours[stride], expected[stride], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('blocks', [(0, 1, 2, 3), (2, 3, 4, 5)])
+@pytest.mark.parametrize('blocks', [(0, 1, 2, 3), (2, 3, 4, 5), (1, 2, 3)])
 def test_blocks_that_there_are_not_are_refused(blocks):
     with pytest.raises(ValueError, match=r'feature_blocks .* 1 to 4'):
         tiny(blocks).init(jax.random.key(0), images(32, 32), train=False)

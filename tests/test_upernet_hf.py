@@ -192,11 +192,10 @@ def change(path, **keys):
         ('swin', {'auxiliary_num_convs': 2}, 'auxiliary_num_convs = 2 is not supported'),
         ('swin', {'auxiliary_channels': 32}, 'auxiliary_channels = 32 is not supported'),
         ('swin', {'backbone__out_features': ['stage4']}, 'out_features'),
-        ('upernet beit', {'backbone__add_fpn': False}, 'a beit without add_fpn'),
+        ('upernet beit', {'backbone__add_fpn': False}, 'backbone_config: add_fpn = False is not'),
         ('beit', {'use_absolute_position_embeddings': True}, 'use_absolute_position_embeddings'),
         ('beit', {'intermediate_size': 32}, 'intermediate_size = 32 is not supported, only 64'),
         ('beit', {'patch_size': 8}, 'patch_size = 8 is not supported'),
-        ('beit', {'architectures': ['BeitModel']}, 'not supported, but for a BeitForSemantic'),
     ],
 )
 def test_other_models_are_refused_by_name(torch, transformers, tmp_path, kind, keys, message):

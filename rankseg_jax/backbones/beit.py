@@ -36,7 +36,7 @@ class BEiT(nn.Module):
     width: int
     num_layers: int
     num_heads: int
-    feature_blocks: tuple[int, int, int, int]
+    feature_blocks: tuple[int, ...]
     image_size: tuple[int, int] = (512, 512)
     norm_epsilon: float = 1e-6
     drop_path: float = 0.0
@@ -52,12 +52,13 @@ class BEiT(nn.Module):
         Images are padded with zeros below and to the right to a multiple of 16.
 
         Raises:
-          ValueError: `feature_blocks` are not numbers of blocks.
+          ValueError: `feature_blocks` are not four numbers of blocks.
         """
-        if not all(1 <= number <= self.num_layers for number in self.feature_blocks):
+        known = all(1 <= number <= self.num_layers for number in self.feature_blocks)
+        if len(self.feature_blocks) != len(self.strides) or not known:
             raise ValueError(
-                f'config.model.feature_blocks = {self.feature_blocks} must be numbers of blocks, '
-                f'1 to {self.num_layers}'
+                f'config.model.feature_blocks = {self.feature_blocks} must be four numbers of '
+                f'blocks, 1 to {self.num_layers}'
             )
         size = images.shape[1:3]
         images = jnp.pad(images, ((0, 0), (0, -size[0] % 16), (0, -size[1] % 16), (0, 0)))

@@ -21,10 +21,9 @@ FRAMEWORKS = {
     'beit': beit,
 }
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
+STAGES = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
 # Keys of a backbone's config with the only values that are supported.
-STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
 SWIN = {
-    'out_features': STAGES,
     'patch_size': 4,
     'mlp_ratio': 4.0,
     'qkv_bias': True,
@@ -32,7 +31,6 @@ SWIN = {
     'layer_norm_eps': 1e-5,
 }
 RESNET = {
-    'out_features': STAGES,
     'hidden_act': 'relu',
     'downsample_in_first_stage': False,
     'downsample_in_bottleneck': False,
@@ -170,7 +168,13 @@ def build(config, state) -> nn.Module:
     widths = theirs.widths(config)
     if len(set(widths.values())) > 1:
         raise ValueError(f'config.json: widths {widths} must be the same')
-    backbone = build_backbone(config.get('backbone_config', config))
+    if nested := config.get('backbone_config'):
+        # A MaskFormer takes all stages, whatever its config says; a BEiT has blocks instead.
+        if config['model_type'] != 'maskformer' and nested['model_type'] != 'beit':
+            check_fixed(nested, STAGES, 'config.json: backbone_config')
+        backbone = build_backbone(nested)
+    else:
+        backbone = build_beit(config, 'config.json', whole=True)
     return theirs.build(config, backbone, len(state[f'{theirs.CLASS_LAYER}.bias']))
 
 
@@ -194,7 +198,7 @@ def build_backbone(config) -> Swin | BEiT | ResNet:
             drop_path=config['drop_path_rate'],
         )
     if kind == 'beit':
-        return build_beit(config)
+        return build_beit(config, where, whole=False)
     if kind != 'resnet':
         raise ValueError(
             f'{where}: model_type = {kind!r} is not supported, only swin, beit and resnet'
@@ -205,22 +209,25 @@ def build_backbone(config) -> Swin | BEiT | ResNet:
     return ResNet(stage_sizes=tuple(config['depths']), bottleneck=bottleneck, width=width)
 
 
-def build_beit(config) -> BEiT:
-    """The backbone of a BeitForSemanticSegmentation, or a BeitBackbone within another model."""
-    where, width = 'config.json', config['hidden_size']
+def build_beit(config, where: str, *, whole: bool) -> BEiT:
+    """The backbone of a BeitForSemanticSegmentation if `whole`, or a BeitBackbone.
+
+    They count blocks differently: `out_indices` are hidden states, of which number 0 is that before
+    the first block, and the former takes those before the given ones.
+
+    Raises:
+      ValueError: the config at `where` describes another kind of BEiT.
+    """
+    width, indices = config['hidden_size'], config['out_indices']
     check_fixed(config, BEIT | {'intermediate_size': 4 * width}, where)
-    indices, whole = config['out_indices'], 'BeitForSemanticSegmentation'
-    if whole in (config.get('architectures') or ()):
-        # It takes hidden state i - 1, and hidden state 0 is that before the first block.
-        indices = [index - 1 for index in indices]
-    elif not config.get('add_fpn'):
-        raise ValueError(f'{where}: a beit without add_fpn is not supported, but for a {whole}')
+    if not whole:
+        check_fixed(config, {'add_fpn': True}, where)
     size = config['image_size']
     return BEiT(
         width=width,
         num_layers=config['num_hidden_layers'],
         num_heads=config['num_attention_heads'],
-        feature_blocks=tuple(indices),
+        feature_blocks=tuple(index - whole for index in indices),
         image_size=tuple(size) if isinstance(size, list) else (size, size),
         norm_epsilon=config['layer_norm_eps'],
         drop_path=config['drop_path_rate'],
