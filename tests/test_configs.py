@@ -72,7 +72,23 @@ CONFIGS = [
     ('deeplabv3', 'ade20k_rankseg', 150, 91_485_574),
     *[
         ('upernet', recipe, num_classes, num_parameters)
-        for recipe, num_classes, num_parameters in [COUNTS]
+        for recipe, num_classes, num_parameters in [
+            ('ade20k_swin_b', 150, 121_415_076),
+            ('ade20k_swin_b_rankseg', 150, 125_172_382),
+            ('ade20k_swin_b_rankseg_falling', 150, 125_172_382),
+            ('coco_stuff10k_swin_b', 171, 121_431_246),
+            ('coco_stuff10k_swin_b_rankseg', 171, 125_199_325),
+            ('coco_lvis_swin_b', 1284, 122_288_256),
+            ('coco_lvis_swin_b_rankseg', 1284, 126_627_304),
+            ('ade20k_beit_l', 150, 441_271_084),
+            ('ade20k_beit_l_rankseg', 150, 455_228_454),
+            ('coco_stuff10k_beit_l', 171, 441_298_006),
+            ('coco_stuff10k_beit_l_rankseg', 171, 455_298_405),
+            ('coco_lvis_beit_l', 1284, 442_724_872),
+            ('coco_lvis_beit_l_rankseg', 1284, 459_005_808),
+            ('tiny', 60, 3_806_692),
+            ('tiny_baseline', 60, 3_748_360),
+        ]
     ],
     ('mask2former_tiny', 'rankseg', 60, 739_490),
     ('mask2former_tiny', 'baseline', 60, 735_573),
