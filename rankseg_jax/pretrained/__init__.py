@@ -1,6 +1,7 @@
 """Public weights to start a run from. `config.model.pretrained` is one of
 
-- a Mask2Former or MaskFormer in Hugging Face's format: a folder, or a name on the hub such as
+- a Mask2Former, MaskFormer, UPerNet or BeitForSemanticSegmentation in Hugging Face's format: a
+  folder, or a name on the hub such as
   facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs and ResNets of timm,

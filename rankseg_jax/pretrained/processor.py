@@ -49,8 +49,8 @@ def input_keys(processor: Mapping[str, Any], model_type: str) -> dict[str, dict[
     Raises:
       ValueError: no keys can describe the processor.
     """
-    check_fixed(processor, FIXED, FILE)
     given = {key: value for key, value in processor.items() if value is not None}
+    check_fixed(given, FIXED, FILE)
     kind = processor_kind(given, model_type)
     options = SQUARE.get(kind, DEFAULTS) | given
     if kind in SQUARE:
