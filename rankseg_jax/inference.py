@@ -178,10 +178,16 @@ def served(prediction: Prediction, config) -> dict[str, jax.Array]:
 
 def check(config, output: PixelOutput | QueryOutput):
     """Raises a ValueError if `config.eval` asks for windows or masks that the model cannot give."""
-    if any(config.eval.mask_size) and not isinstance(output, QueryOutput):
+    mask_size = tuple(config.eval.mask_size)
+    if isinstance(output, PixelOutput) and mask_size not in ((0, 0), (-1, -1)):
         raise ValueError(
-            f'config.eval.mask_size = {config.eval.mask_size}: {config.model.framework} has no '
-            'masks, set it to (0, 0)'
+            f'config.eval.mask_size = {mask_size}: {config.model.framework} has no masks, set it '
+            'to (0, 0), or to (-1, -1) to resize logits directly to the image'
+        )
+    if isinstance(output, PixelOutput) and any(mask_size) and any(config.eval.window):
+        raise ValueError(
+            f'config.eval.mask_size = {mask_size}: logits of windows are joined at their size, set '
+            'it or config.eval.window to (0, 0)'
         )
     if any(config.eval.window) and not output.slides_windows:
         raise ValueError(

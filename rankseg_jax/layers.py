@@ -9,13 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, ReLU: any [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), D].
+    """Convolution, batch norm, activation: any [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), D].
 
-    Padding is dilation · (kernel // 2) on every side, as in PyTorch, whatever the input's size.
     Under jit a batch axis sharded over a mesh is still one batch, so the statistics are those of
     the global batch. As everywhere in Flax, the running variance is the biased one.
 
@@ -24,8 +21,12 @@ class ConvNorm(nn.Module):
       kernel: side of the kernel.
       stride: s.
       dilation: of the kernel.
-      relu: whether a ReLU follows.
+      groups: of channels that are convolved on their own; C: a depthwise convolution.
+      same: pad as TensorFlow's 'SAME', which depends on the input's size; otherwise by
+        dilation · (kernel // 2) on every side, as in PyTorch.
+      activation: that follows; None: none.
       frozen: whether the norm keeps its statistics, scale and bias in training too.
+      epsilon: of the norm.
       scale_init: initializer of the norm's scale.
       dtype: of the computation; parameters and statistics are float32.
     """
@@ -34,8 +35,11 @@ class ConvNorm(nn.Module):
     kernel: int = 3
     stride: int = 1
     dilation: int = 1
-    relu: bool = True
+    groups: int = 1
+    same: bool = False
+    activation: Callable | None = nn.relu
     frozen: bool = False
+    epsilon: float = 1e-5
     scale_init: Any = nn.initializers.ones
     dtype: Any = jnp.float32
 
@@ -46,10 +50,12 @@ class ConvNorm(nn.Module):
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
+            padding='SAME' if self.same else ((pad, pad), (pad, pad)),
             kernel_dilation=self.dilation,
+            feature_group_count=self.groups,
             use_bias=False,
-            kernel_init=he_normal,
+            # As by He et al.; of a kernel's outputs, an input reaches those of its group.
+            kernel_init=nn.initializers.variance_scaling(2.0 * self.groups, 'fan_out', 'normal'),
             dtype=self.dtype,
             name='conv',
         )(x)
@@ -61,12 +67,12 @@ class ConvNorm(nn.Module):
         x = batch_norm(
             use_running_average=self.frozen or not train,
             momentum=0.9,
-            epsilon=1e-5,
+            epsilon=self.epsilon,
             scale_init=self.scale_init,
             dtype=self.dtype,
             name='norm',
         )(x)
-        return nn.relu(x) if self.relu else x
+        return self.activation(x) if self.activation else x
 
 
 def resize(x, shape):
@@ -115,6 +121,21 @@ class Mlp(nn.Module):
         return nn.Dense(x.shape[-1], dtype=self.dtype)(y)  # [..., D]
 
 
+class GatedMlp(nn.Module):
+    """silu(gate) · up, then down (Shazeer, 2020): [..., D] -> [..., D]; dropout as in `Mlp`."""
+
+    hidden: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        gate = nn.Dense(self.hidden, dtype=self.dtype, name='gate')(x)  # [..., hidden]
+        y = nn.silu(gate) * nn.Dense(self.hidden, dtype=self.dtype, name='up')(x)
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name='down')(y)  # [..., D]
+
+
 @jax.jit
 def attend(query, key, value, bias=None, mask=None):
     """Softmax attention for `nn.MultiHeadDotProductAttention`, without dropout.
@@ -156,6 +177,62 @@ def attend(query, key, value, bias=None, mask=None):
     return jnp.moveaxis(out, 0, -2)
 
 
+class SelfAttention(nn.Module):
+    """Tokens attend to each other, [B, tokens, D] -> [B, tokens, D].
+
+    Its parameters are those of `nn.MultiHeadDotProductAttention`.
+
+    Attributes:
+      num_heads: of which each has D / num_heads channels.
+      unbiased: those of 'query', 'key' and 'value' whose projection has no bias.
+    """
+
+    num_heads: int
+    unbiased: tuple[str, ...] = ()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, bias=None, mask=None, rotation=None):
+        """Attends.
+
+        Args:
+          bias: [heads, tokens, tokens], added to the scores.
+          mask: bool [B, tokens, tokens], where a token may look, see `attend`.
+          rotation: of queries and keys, see `rotate`.
+        """
+        width = x.shape[-1]
+
+        def project(name):  # [B, tokens, heads, depth]
+            return nn.DenseGeneral(
+                (self.num_heads, width // self.num_heads),
+                use_bias=name not in self.unbiased,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+
+        query, key, value = (project(name) for name in ('query', 'key', 'value'))
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        y = attend(query, key, value, bias, mask)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(y)
+
+
+def rotate(x, angles):
+    """Rotates pairs of channels of the last L tokens (Su et al., 2021); the others stay.
+
+    Channels j and j + depth / 2 make a pair.
+
+    Args:
+      x: [B, tokens, heads, depth].
+      angles: float32 [L, depth / 2].
+    """
+    others, x = jnp.split(x, [x.shape[1] - len(angles)], axis=1)
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]  # [L, 1, depth / 2]
+    a, b = jnp.split(x.astype(angles.dtype), 2, axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    return jnp.concatenate([others, rotated.astype(x.dtype)], 1)
+
+
 class Block(nn.Module):
     """A pre-norm transformer block, [B, tokens, D] -> [B, tokens, D].
 
@@ -166,6 +243,10 @@ class Block(nn.Module):
       drop_path: in training, the probability that a branch is left out for an image (Huang et al.,
         2016).
       epsilon: of the layer norms.
+      layer_scale: initial factor of each channel of both branches (Touvron et al., 2021); None: the
+        branches have no such factors.
+      gated: the MLP is a `GatedMlp`.
+      unbiased: as of `SelfAttention`.
     """
 
     num_heads: int
@@ -173,20 +254,34 @@ class Block(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     epsilon: float = 1e-5
+    layer_scale: float | None = None
+    gated: bool = False
+    unbiased: tuple[str, ...] = ()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x, *, train: bool, bias=None, mask=None, rotation=None):
+        """Updates tokens; `bias`, `mask` and `rotation` as of `SelfAttention`."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+
+        def add(x, y, number):
+            y = drop(y)
+            if self.layer_scale is not None:
+                init = nn.initializers.constant(self.layer_scale)
+                scale = self.param(f'layer_scale{number}', init, (x.shape[-1],))
+                y = y * scale.astype(self.dtype)
+            return x + drop_path(y)
+
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-        y = nn.MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype, attention_fn=attend)(
-            y, deterministic=not train
-        )
-        x = x + drop_path(drop(y))
+        y = SelfAttention(
+            self.num_heads, self.unbiased, self.dtype, name='MultiHeadDotProductAttention_0'
+        )(y, bias=bias, mask=mask, rotation=rotation)
+        x = add(x, y, 1)
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-        y = Mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train)
-        return x + drop_path(drop(y))
+        mlp = GatedMlp if self.gated else Mlp
+        y = mlp(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train=train)
+        return add(x, y, 2)
 
 
 def sine_positions(height: int, width: int, dim: int):

@@ -46,6 +46,22 @@ class ClassWiseLinear(nn.Module):
         return jnp.einsum('...kd,kd->...k', x.astype(jnp.float32), kernel) + bias
 
 
+class SeparableProjection(nn.Module):
+    """A depthwise-separable 1 × 1 convolution, [..., C] -> [..., D], a ReLU after each part."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.asarray(x, self.dtype)
+        init = nn.initializers.normal((2 / x.shape[-1]) ** 0.5)
+        kernel = self.param('depthwise_kernel', init, (x.shape[-1],))
+        bias = self.param('depthwise_bias', nn.initializers.zeros, (x.shape[-1],))
+        x = nn.relu(x * kernel.astype(x.dtype) + bias.astype(x.dtype))
+        return nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='pointwise')(x))
+
+
 class EncoderHead(nn.Module):
     """Tokens and K class embeddings pass one transformer block together (the released default).
 
@@ -55,6 +71,7 @@ class EncoderHead(nn.Module):
       num_heads: attention heads of the block.
       mlp_dim: width inside the block's MLP.
       pool: a map is first averaged to pool × pool cells; 0 keeps it as it is.
+      separable: whether tokens are projected by a `SeparableProjection`, not a dense layer.
       dropout: rate after each projection, in training.
       dtype: of the computation; parameters and logits are float32.
     """
@@ -64,6 +81,7 @@ class EncoderHead(nn.Module):
     num_heads: int = 8
     mlp_dim: int = 2048
     pool: int = 0
+    separable: bool = False
     dropout: float = 0.1
     dtype: Any = jnp.float32
 
@@ -81,7 +99,8 @@ class EncoderHead(nn.Module):
         Raises:
           ValueError: as `check_width`.
         """
-        project = nn.Dense(self.hidden, dtype=self.dtype, name='project')
+        projection = SeparableProjection if self.separable else nn.Dense
+        project = projection(self.hidden, dtype=self.dtype, name='project')
         tokens = project(as_tokens(features, self.pool))  # [B, L, D]
         if class_embedding is None:
             shape = (self.num_classes, self.hidden)
@@ -133,7 +152,8 @@ class CrossLayer(nn.Module):
 class DecoderHead(nn.Module):
     """Class embeddings query a coarse map through cross-attention layers (Liu et al., 2021).
 
-    Attributes: those of `EncoderHead`, for each layer, and `num_layers`, their number.
+    Attributes: those of `EncoderHead` but `separable`, for each layer, and `num_layers`, their
+      number.
     """
 
     num_classes: int
@@ -266,6 +286,7 @@ def build_head(rankseg, num_classes: int, dtype) -> nn.Module:
             f'config.rankseg.hidden = {rankseg.hidden} must be a multiple of '
             f'config.rankseg.num_heads = {rankseg.num_heads}'
         )
+    options = {'separable': rankseg.separable} if rankseg.head == 'encoder' else {}
     return ATTENTION_HEADS[rankseg.head](
         num_classes=num_classes,
         hidden=rankseg.hidden,
@@ -273,4 +294,5 @@ def build_head(rankseg, num_classes: int, dtype) -> nn.Module:
         mlp_dim=rankseg.mlp_dim,
         pool=rankseg.pool,
         dtype=dtype,
+        **options,
     )

@@ -22,17 +22,18 @@ class PixelOutput:
       logits: [B, *space, κ] in rank order; [B, *space, K] without a selection.
       selection: the categories that the ranks stand for; None for the baseline.
       presence_logits: [B, K] of the multi-label head; None for the baseline.
-      auxiliary_logits: [B, *space', κ or K] of the auxiliary head, used in training only; None
-        without such a head.
+      auxiliary_logits: [B, *space', κ or K] of the auxiliary head, used in training only, over all
+        K without `rankseg.select_auxiliary`; None without such a head.
+      direct: logits are resized directly to the image, not to the network's input first; static.
     """
 
     logits: jax.Array
     selection: Selection | None = None
     presence_logits: jax.Array | None = None
     auxiliary_logits: jax.Array | None = None
+    direct: bool = struct.field(pytree_node=False, default=False)
 
     slides_windows = True  # an image may be seen window by window
-    direct = False  # logits are resized to the network's input, and from there to the image
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -63,7 +64,12 @@ class PixelOutput:
 
     def frame(self, number) -> 'PixelOutput':
         """The output for a frame of each clip, as for an image; `number`: [] int32."""
-        return PixelOutput(lax.dynamic_index_in_dim(self.logits, number, 1, keepdims=False))
+        logits = lax.dynamic_index_in_dim(self.logits, number, 1, keepdims=False)
+        return PixelOutput(logits, direct=self.direct)
+
+    def settle(self, size: tuple[int, int]) -> 'PixelOutput':
+        """The same, to be resized directly to the image; `size` is (-1, -1)."""
+        return dataclasses.replace(self, direct=True)
 
     def rank_scores(self, rows, columns, *, probabilities: bool):
         """Scores of the ranks at some rows of the result, [B, *t, R, C, κ] float32.

@@ -50,6 +50,13 @@ def rankseg(golden, **options):
 
 def check_loss(golden, output):
     """The two training losses of a golden file, as weighted and averaged by the released code."""
+    parts = loss_parts(golden, output)
+    for name, theirs in (('loss_multilabel', 'loss_img'), ('loss_pixel', 'loss_seg')):
+        np.testing.assert_allclose(parts[name].value, golden[f'loss/{theirs}'], rtol=1e-4)
+
+
+def loss_parts(golden, output):
+    """The parts of our training loss, with the settings and the labels of a golden file."""
     config = common.get_config()
     config.loss.update(
         average_all=True,
@@ -65,5 +72,4 @@ def check_loss(golden, output):
     parts, _ = jax.jit(
         lambda output: train.loss_parts(None, output, batch, task.presence(batch), config, task)
     )(output)
-    for name, theirs in (('loss_multilabel', 'loss_img'), ('loss_pixel', 'loss_seg')):
-        np.testing.assert_allclose(parts[name].value, golden[f'loss/{theirs}'], rtol=1e-4)
+    return parts

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from rankseg_jax.pretrained import released, torch_layers
 from rankseg_jax.pretrained.torch_layers import dense, norm
+from rankseg_jax.pretrained.upernet import uper_head
 
 
 def full_logits(rank_logits, selection, num_classes: int, fill: float = -100.0):
@@ -19,8 +20,15 @@ def full_logits(rank_logits, selection, num_classes: int, fill: float = -100.0):
 
 def encoder_head(state, prefix: str, num_heads: int) -> dict:
     """Parameters of `multilabel.EncoderHead`."""
+    separable = f'{prefix}proj_dec.depthwise_conv.conv'
     params = {
-        'project': dense(state, f'{prefix}proj_dec'),
+        'project': {
+            'depthwise_kernel': state[f'{separable}.weight'].reshape(-1),
+            'depthwise_bias': state[f'{separable}.bias'],
+            'pointwise': dense(state, f'{prefix}proj_dec.pointwise_conv.conv'),
+        }
+        if f'{separable}.weight' in state
+        else dense(state, f'{prefix}proj_dec'),
         'block': torch_layers.block(state, f'{prefix}block', num_heads),
         'norm': norm(state, f'{prefix}norm'),
         'classify': released.class_wise_linear(state, f'{prefix}fc'),
@@ -54,6 +62,20 @@ def deeplabv3_decoder(state, num_heads: int) -> tuple[dict, dict, dict]:
         {name: layer[1] for name, layer in layers.items()},
         classifier,
     )
+
+
+def upernet(state, num_heads: int) -> dict:
+    """Variables of `frameworks.upernet.UPerNet`, without its backbone and its auxiliary head."""
+    params, statistics = uper_head(state, 'bn')
+    classifier = {
+        'classes': {'embedding': state['cls_emb'][0], 'bias': state['cls_bias_emb'][0]},
+        'head': encoder_head(state, 'img_cls_head.', num_heads),
+        'rank': {'temperature': {'norm': norm(state, 'norm')}},
+    }
+    return {
+        'params': {'decoder': params, 'classifier': classifier},
+        'batch_stats': {'decoder': statistics},
+    }
 
 
 def query_decoder(state, num_heads: int) -> dict:

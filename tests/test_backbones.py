@@ -8,21 +8,21 @@ import pytest
 
 from configs import common
 from rankseg_jax import backbones, models, optimizers, tasks, train
-from rankseg_jax.backbones import resnet, swin, vit
+from rankseg_jax.backbones import beit, efficientnet_lite, resnet, swin, vit
 from tests import tiny
 from tests.helpers import random_state
 
 TINY = re.compile('tiny|tinier')  # of the tests
 NAMES = {
     family: [name for name in family.VARIANTS if not TINY.search(name)]
-    for family in (resnet, swin, vit)
+    for family in (resnet, efficientnet_lite, swin, beit, vit)
 }
 SUITABLE = {
     'segmenter': [vit],
-    'deeplabv3': [resnet],  # of which the convolutions can be dilated
-    'upernet': [resnet, swin],
-    'mask2former': [resnet, swin],
-    'maskformer': [resnet, swin],
+    'deeplabv3': [resnet, efficientnet_lite],  # of which the convolutions can be dilated
+    'upernet': [resnet, efficientnet_lite, swin, beit],
+    'mask2former': [resnet, efficientnet_lite, swin, beit],
+    'maskformer': [resnet, efficientnet_lite, swin, beit],
 }
 
 

@@ -20,7 +20,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from configs import common, deeplabv3, mask2former, mask2former_video, segmenter
+from configs import common, deeplabv3, mask2former, mask2former_video, segmenter, upernet
 from rankseg_jax import config_check, inference, models, optimizers, tasks, train
 from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
 from tests.helpers import random_state
@@ -71,6 +71,26 @@ CONFIGS = [
     ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
     ('deeplabv3', 'ade20k', 150, 87_206_028),
     ('deeplabv3', 'ade20k_rankseg', 150, 91_485_574),
+    *[
+        ('upernet', recipe, num_classes, num_parameters)
+        for recipe, num_classes, num_parameters in [
+            ('ade20k_swin_b', 150, 121_415_076),
+            ('ade20k_swin_b_rankseg', 150, 125_172_382),
+            ('ade20k_swin_b_rankseg_falling', 150, 125_172_382),
+            ('coco_stuff10k_swin_b', 171, 121_431_246),
+            ('coco_stuff10k_swin_b_rankseg', 171, 125_199_325),
+            ('coco_lvis_swin_b', 1284, 122_288_256),
+            ('coco_lvis_swin_b_rankseg', 1284, 126_627_304),
+            ('ade20k_beit_l', 150, 441_271_084),
+            ('ade20k_beit_l_rankseg', 150, 455_228_454),
+            ('coco_stuff10k_beit_l', 171, 441_298_006),
+            ('coco_stuff10k_beit_l_rankseg', 171, 455_298_405),
+            ('coco_lvis_beit_l', 1284, 442_724_872),
+            ('coco_lvis_beit_l_rankseg', 1284, 459_005_808),
+            ('tiny', 60, 3_806_692),
+            ('tiny_baseline', 60, 3_748_360),
+        ]
+    ],
     ('mask2former_tiny', 'rankseg', 60, 739_490),
     ('mask2former_tiny', 'baseline', 60, 735_573),
     ('mask2former_tiny', 'oracle', 60, 739_490),
@@ -137,8 +157,8 @@ def load(name, argument):
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
-    for module in (segmenter, deeplabv3, mask2former, mask2former_video):
-        assert sorted(module.RECIPES) == sorted(
+    for module in (segmenter, deeplabv3, upernet, mask2former, mask2former_video):
+        assert sorted([*module.RECIPES, *getattr(module, 'TINY', ())]) == sorted(
             recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1]
         )
 
@@ -148,6 +168,7 @@ SIBLINGS = re.compile(
     'emoji_scenes|camvid:None|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
     '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
     '|swin_[tsl]|panoptic_r50|ade20k_swin_b'
+    '|upernet:(coco_stuff10k_(beit|swin_b$)|coco_lvis|tiny_baseline)'
     '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)|video_tiny'
     '|youtubevis_2019_(?!r101_rankseg)|vspw_(?!r101$)'
 )
@@ -201,8 +222,14 @@ class Given(nn.Module):
         return {name: jnp.zeros(shape) for name, shape in self.shapes}
 
 
-# Of Mask2Former; others: Swins.
-SMALL_BACKBONES = {'resnet50': 'tinier', 'resnet101': 'tinier', 'slim': 'tiny_pyramid'}
+# Of UPerNet and Mask2Former; others: Swins.
+SMALL_BACKBONES = {
+    'resnet50': 'tinier',
+    'resnet101': 'tinier',
+    'narrow': 'tinier',
+    'slim': 'tiny_pyramid',
+    'beit_l16': 'beit_tiny',
+}
 
 
 def of_one_vector(build, *args, **options):
@@ -236,6 +263,8 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
             num_queries=5,
         )
         config.data.max_targets, config.loss.num_points, config.optimizer.milestones = 4, 16, ()
+    elif config.model.framework == 'upernet':
+        config.model.backbone = SMALL_BACKBONES.get(config.model.backbone, 'swin_tinier')
     else:
         config.model.backbone = 'tinier'
     if config.rankseg:
@@ -399,6 +428,63 @@ def test_mask2formers_have_hugging_faces_parameters(recipe, width, depths, windo
                 (1.0, 0.05): ['decoder/classes/bias'],
             },
         ),
+        (
+            upernet,
+            'ade20k_swin_b_rankseg',
+            {
+                (0.1, 0.01): [
+                    'classifier/head/block/LayerNorm_0/scale',
+                    'classifier/head/classify/bias',
+                ],
+                (1.0, 0.0): [
+                    'backbone/norm4/scale',
+                    'backbone/patch_norm/bias',
+                    'backbone/stage3_block5/LayerNorm_1/bias',
+                    'backbone/stage3_block5/position_bias',
+                    'classifier/head/norm/scale',
+                    'classifier/rank/temperature/norm/scale',
+                ],
+                (1.0, 0.01): [
+                    'backbone/stage1_block1/Mlp_0/Dense_0/bias',
+                    'decoder/fuse/norm/scale',
+                    'auxiliary/norm/bias',
+                    'classifier/classes/bias',
+                    'classifier/head/project/depthwise_kernel',
+                ],
+            },
+        ),
+        (
+            upernet,
+            'ade20k_beit_l_rankseg',
+            {
+                (0.95**25, 0.05): ['backbone/patches/kernel', 'backbone/class_token'],
+                (0.95**25, 0.0): ['backbone/patches/bias'],
+                (0.95**23, 0.05): [
+                    'backbone/position_bias1/table',
+                    'backbone/position_bias1/class',
+                ],
+                (0.95**24, 0.0): [
+                    'backbone/block0/layer_scale1',
+                    'backbone/block0/LayerNorm_1/scale',
+                    'backbone/block0/MultiHeadDotProductAttention_0/query/bias',
+                ],
+                (0.95**14, 0.05): ['backbone/block10/Mlp_0/Dense_0/kernel'],
+                (0.95, 0.05): ['backbone/block23/MultiHeadDotProductAttention_0/out/kernel'],
+                (1.0, 0.05): [
+                    'backbone/neck4_1/kernel',
+                    'decoder/fuse/conv/kernel',
+                    'classifier/classes/bias',
+                    'classifier/head/classify/bias',
+                    'classifier/head/block/Mlp_0/Dense_1/kernel',
+                ],
+                (1.0, 0.0): [
+                    'backbone/neck4_norm/scale',
+                    'decoder/fuse/norm/bias',
+                    'classifier/rank/temperature/norm/scale',
+                    'classifier/head/project/depthwise_bias',
+                ],
+            },
+        ),
     ],
 )
 def test_rates_and_decays_of_a_released_recipe(module, recipe, expected):
@@ -452,6 +538,30 @@ RELEASED_INPUTS = [
     ('segmenter', 'pascal60_b16.*', 'pascal_context60', HALF, (520, 4160), 480, (520, 4160), 480),
     ('segmenter', 'ade20k_full_b16.*', 'ade20k_full', IMAGENET, (512, 2048), 512, (512, 2048), 512),
     ('segmenter', 'coco_lvis_b16.*', 'coco_lvis', IMAGENET, (512, 2048), 512, (512, 2048), 512),
+    ('upernet', 'ade20k_swin.*', 'ade20k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
+    (
+        'upernet',
+        'coco_stuff10k_swin.*',
+        'coco_stuff10k',
+        IMAGENET,
+        (512, 2048),
+        512,
+        (512, 2048),
+        0,
+    ),
+    ('upernet', 'coco_lvis_swin.*', 'coco_lvis', IMAGENET, (512, 2048), 512, (512, 2048), 0),
+    ('upernet', 'ade20k_beit.*', 'ade20k', IMAGENET, (640, 2560), 640, (640, 2560), 640),
+    (
+        'upernet',
+        'coco_stuff10k_beit.*',
+        'coco_stuff10k',
+        IMAGENET,
+        (640, 2560),
+        640,
+        (640, 2560),
+        640,
+    ),
+    ('upernet', 'coco_lvis_beit.*', 'coco_lvis', IMAGENET, (640, 2560), 640, (640, 2560), 640),
     ('deeplabv3', 'ade20k.*', 'ade20k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
     ('deeplabv3', 'coco_stuff10k.*', 'coco_stuff10k', IMAGENET, (512, 2048), 512, (512, 2048), 0),
     (
@@ -524,7 +634,7 @@ def test_inputs_of_the_released_recipes(
             'eval': {
                 'base_size': eval_base_size,
                 'window': (window, window),
-                'stride': (window, window),
+                'stride': (426, 426) if '_beit' in pattern else (window, window),
                 'scales': (1.0,),
                 'flip': False,
             },
@@ -555,7 +665,7 @@ def test_the_released_recipes_of_videos(pattern, short_sides, eval_side, length,
 
 
 def test_inputs_of_every_released_recipe_are_listed():
-    for module in (segmenter, deeplabv3, mask2former):
+    for module in (segmenter, deeplabv3, upernet, mask2former):
         patterns = [
             pattern
             for name, pattern, *_ in RELEASED_INPUTS
@@ -563,6 +673,25 @@ def test_inputs_of_every_released_recipe_are_listed():
         ]
         for recipe in module.RECIPES:
             assert sum(bool(re.fullmatch(pattern, recipe)) for pattern in patterns) == 1
+
+
+@pytest.mark.parametrize(
+    'recipe, batches, rates',
+    [
+        ('ade20k_swin_b', 1, {0: 0, 1500: 6e-5, 80_750: 3e-5, 160_000: 0}),
+        ('ade20k_swin_b_rankseg', 1, {0: 6e-5, 80_000: 1e-4 - 4e-5 * 0.5**0.9, 160_000: 1e-4}),
+        ('ade20k_swin_b_rankseg_falling', 1, {0: 0, 1500: 6e-5, 160_000: 0}),
+        ('coco_stuff10k_swin_b_rankseg', 1, {0: 0, 1500: 6e-5, 40_000: 0}),
+        ('ade20k_beit_l_rankseg', 2, {0: 0, 750: 1e-5, 1500: 2e-5, 160_000: 0}),
+    ],
+)
+def test_schedules_of_upernet(recipe, batches, rates):
+    """Swin's released one rises, by accident; of BEiT, two half batches are a step."""
+    config = upernet.get_config(recipe)
+    assert (config.batch_size, config.accumulate) == (16, batches)
+    schedule = optimizers.make_schedule(config.optimizer, config.steps)
+    for step, rate in rates.items():
+        np.testing.assert_allclose(schedule(step), rate, rtol=1e-5, atol=1e-12)
 
 
 def test_every_key_of_common_is_read_somewhere():

@@ -30,7 +30,7 @@ ALLOWED = {
     'backbones': 'backbones layers',
     'decoders': 'decoders layers multilabel outputs ranking selector',
     'frameworks': 'backbones decoders frameworks outputs selector',
-    'pretrained': 'backbones checkpoint decoders frameworks pretrained',
+    'pretrained': 'backbones checkpoint decoders frameworks layers pretrained',
     'models': 'checkpoint frameworks outputs selector sharding',
     'postprocessing': 'data outputs ranking',
     'tracking': '',

@@ -280,7 +280,7 @@ def test_windows_on_eight_devices_agree_with_one():
     assert (one.maps['labels'] == eight.maps['labels']).mean() > 0.999
 
 
-def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
+def best_rank(logits, size, *, content=None, image_shape=None, canvas=None, mask_size=(0, 0)):
     """Label maps of whole images, from logits [B, h, w, κ].
 
     The model's input has `image_shape`; the image fills its part `content`, the rest is padding.
@@ -306,7 +306,7 @@ def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
                 given,
                 views,
                 jnp.array([size] * batch),
-                tiny.config('', rankseg=None),
+                tiny.config('', rankseg=None, eval__mask_size=mask_size),
                 semantic(tiny.config('', rankseg=None)),
                 canvas=canvas or size,
             ).maps['labels']
@@ -318,12 +318,18 @@ def best_rank(logits, size, *, content=None, image_shape=None, canvas=None):
 def test_a_whole_image_is_resized_as_in_torch(size):
     torch = pytest.importorskip('torch')
     logits = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)
-    resized = torch.from_numpy(logits).permute(0, 3, 1, 2)
-    for shape in ((16, 20), size):
-        resized = torch.nn.functional.interpolate(
-            resized, shape, mode='bilinear', align_corners=False
-        )
-    np.testing.assert_array_equal(best_rank(logits, size), resized.argmax(1))
+    expected = {}
+    for mask_size, shapes in {(0, 0): ((16, 20), size), (-1, -1): (size,)}.items():
+        resized = torch.from_numpy(logits).permute(0, 3, 1, 2)
+        for shape in shapes:
+            resized = torch.nn.functional.interpolate(
+                resized, shape, mode='bilinear', align_corners=False
+            )
+        expected[mask_size] = resized.argmax(1)
+        found = best_rank(logits, size, mask_size=mask_size)
+        np.testing.assert_array_equal(found, expected[mask_size])
+    if size == (33, 17):  # by way of the network's input, or directly
+        assert (expected[0, 0] != expected[-1, -1]).float().mean() > 0.01
 
 
 def test_padding_of_the_input_does_not_leak_into_the_image():
@@ -408,4 +414,10 @@ def test_no_tensor_of_all_pixels_and_ranks_is_built():
 def test_masks_are_asked_of_per_query_frameworks_alone():
     config = tiny.config('', eval__mask_size=(384, 384))
     with pytest.raises(ValueError, match=r'mask_size = \(384, 384\): segmenter has no masks'):
+        inference.check(config, PixelOutput(jnp.zeros((1, 4, 4, 3))))
+
+
+def test_logits_of_windows_are_joined_at_their_size():
+    config = tiny.config('', eval__mask_size=(-1, -1), eval__window=(32, 32))
+    with pytest.raises(ValueError, match=r'mask_size = \(-1, -1\): logits of windows are joined'):
         inference.check(config, PixelOutput(jnp.zeros((1, 4, 4, 3))))

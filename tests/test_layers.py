@@ -5,8 +5,16 @@ import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rankseg_jax.layers import ConvNorm, adaptive_average_pool, attend, resize
-from tests.helpers import apply, random_variables
+from rankseg_jax.layers import Block, ConvNorm, SelfAttention, adaptive_average_pool, attend, resize
+from rankseg_jax.pretrained import torch_layers
+from tests.helpers import (
+    apply,
+    numpy_state,
+    random_like,
+    random_parameters,
+    random_variables,
+    relative_error,
+)
 
 SIZES = [
     ((3, 4), (5, 7)),
@@ -146,3 +154,68 @@ def test_half_precision_attention_has_a_full_softmax():
     ours = attend(query, key, value)
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=0.02)
+
+
+def test_self_attention_is_flaxs_with_a_bias_and_a_mask_given_at_each_call():
+    x = random(2, 7, 24)
+    ours, flaxs = SelfAttention(3), nn.MultiHeadDotProductAttention(3)
+    variables = random_like(jax.eval_shape(lambda: flaxs.init(jax.random.key(0), x)))
+    bias, mask = random(3, 7, 7, seed=1), random(2, 7, 7, seed=2) > -0.5
+    theirs = nn.MultiHeadDotProductAttention(
+        3, attention_fn=lambda q, k, v, mask: nn.dot_product_attention(q, k, v, bias, mask)
+    )
+    expected = theirs.apply(variables, x, mask=mask[:, None])
+    assert relative_error(ours.apply(variables, x, bias=bias, mask=mask), expected) < 1e-6
+    assert relative_error(ours.apply(variables, x), expected) > 0.1
+
+
+@pytest.mark.parametrize('gated', [False, True])
+def test_block_is_dinov3s(gated):
+    """Rotated patches, layer scales, no bias of keys; large values show each."""
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTLayer
+
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=24,
+        num_attention_heads=3,
+        intermediate_size=40,
+        use_gated_mlp=gated,
+        hidden_act='silu' if gated else 'gelu',
+        attn_implementation='eager',
+    )
+    layer = random_parameters(torch, DINOv3ViTLayer(config), scale=0.5)
+    state = numpy_state(layer)
+    x, angles = random(2, 9, 24), 3 * random(6, 4)
+    cos, sin = (f(torch.tensor(np.tile(angles, 2))) for f in (torch.cos, torch.sin))
+    with torch.no_grad():
+        expected = layer(torch.tensor(x), position_embeddings=(cos, sin)).numpy()
+
+    def dense(name, *shape):
+        kernel = state[f'{name}.weight'].T
+        found = {'kernel': kernel.reshape(-1, *shape) if shape else kernel}
+        if f'{name}.bias' in state:
+            found['bias'] = state[f'{name}.bias'].reshape(shape or -1)
+        return found
+
+    attention = {
+        name: dense(f'attention.{name[0]}_proj', 3, 8) for name in ('query', 'key', 'value')
+    }
+    out = dense('attention.o_proj')
+    names = {'gate': 'gate', 'up': 'up', 'down': 'down'}
+    names = names if gated else {'Dense_0': 'up', 'Dense_1': 'down'}
+    params = {
+        'LayerNorm_0': torch_layers.norm(state, 'norm1'),
+        'LayerNorm_1': torch_layers.norm(state, 'norm2'),
+        'MultiHeadDotProductAttention_0': attention
+        | {'out': out | {'kernel': out['kernel'].reshape(3, 8, 24)}},
+        'layer_scale1': state['layer_scale1.lambda1'],
+        'layer_scale2': state['layer_scale2.lambda1'],
+        'GatedMlp_0' if gated else 'Mlp_0': {
+            ours: dense(f'mlp.{theirs}_proj') for ours, theirs in names.items()
+        },
+    }
+    block = Block(3, 40, layer_scale=1.0, gated=gated, unbiased=('key',))
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x, train=False))['params']
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
+    ours = block.apply({'params': params}, x, train=False, rotation=angles)
+    assert relative_error(ours, expected) < 1e-5

@@ -12,7 +12,7 @@ from PIL import Image
 
 from configs import common
 from rankseg_jax import checkpoint, models
-from rankseg_jax.backbones import PYRAMID, resnet, swin, vit
+from rankseg_jax.backbones import PYRAMID, beit, resnet, swin, vit
 from rankseg_jax.data import emoji_scenes, rle
 
 emoji_scenes.EXAMPLES.update(validation=40, test=40)
@@ -39,6 +39,9 @@ resnet.VARIANTS['tiny'] = partial(resnet.ResNet, (1, 1, 1, 1), width=4, stem='sm
 resnet.VARIANTS['tinier'] = partial(resnet.ResNet, (1, 1, 1, 1), width=2, stem='small')
 vit.VARIANTS['tiny_vit'] = partial(vit.ViT, patch=8, width=16, num_layers=2, num_heads=2)
 vit.VARIANTS['tinier_vit'] = partial(vit.ViT, patch=8, width=16, num_layers=1, num_heads=2)
+beit.VARIANTS['beit_tiny'] = partial(
+    beit.BEiT, width=16, num_layers=5, num_heads=2, feature_blocks=(2, 3, 4, 5)
+)
 swin_tiny = partial(swin.Swin, width=8, num_heads=(1, 2, 2, 4), window=3)
 swin.VARIANTS['swin_tiny'] = partial(swin_tiny, depths=(1, 1, 2, 1))
 swin.VARIANTS['swin_tinier'] = partial(swin_tiny, depths=(1, 1, 1, 1))

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankseg_jax.backbones import resnet, swin, vit
+from rankseg_jax.backbones import beit, efficientnet_lite, resnet, swin, vit
 
-FAMILIES = (resnet, swin, vit)
+FAMILIES = (resnet, efficientnet_lite, swin, beit, vit)
 PYRAMID = (4, 8, 16, 32)  # the strides that most frameworks need
 
 
@@ -73,7 +73,10 @@ def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> 
         'drop_path': model.drop_path,
         'remat': model.remat,
         'frozen_norm': model.frozen_norm,
+        'norm_epsilon': model.norm_epsilon,
     }
+    if model.feature_blocks:
+        options['feature_blocks'] = tuple(model.feature_blocks)
     fields = field_names(variant)
     options = {key: value for key, value in options.items() if key in fields}
     return variant(dtype=jnp.dtype(model.dtype), **options, **needed)

@@ -63,7 +63,7 @@ class ResNet(nn.Module):
 
         def block(name, x, *, width, stride, dilation):
             # The last scale starts at zero, so that every block starts as its shortcut.
-            last = {'relu': False, 'scale_init': nn.initializers.zeros}
+            last = {'activation': None, 'scale_init': nn.initializers.zeros}
             if self.bottleneck:
                 y = conv(f'{name}_conv1', x, width, kernel=1)
                 y = conv(f'{name}_conv2', y, width, kernel=3, stride=stride, dilation=dilation)
@@ -72,7 +72,9 @@ class ResNet(nn.Module):
                 y = conv(f'{name}_conv1', x, width, kernel=3, stride=stride, dilation=dilation)
                 y = conv(f'{name}_conv2', y, width, kernel=3, dilation=dilation, **last)
             if x.shape != y.shape:
-                x = conv(f'{name}_shortcut', x, y.shape[-1], kernel=1, stride=stride, relu=False)
+                x = conv(
+                    f'{name}_shortcut', x, y.shape[-1], kernel=1, stride=stride, activation=None
+                )
             return nn.relu(x + y)
 
         x = stem_map(images, self.stem, self.width, conv=conv)  # [B, H/4, W/4, D]

@@ -57,7 +57,7 @@ class PixelClassifier(nn.Module):
           features: {stride: [B, *space', D']}, of which the multi-label head sees the map of stride
             `rankseg.stride`.
           auxiliary: pixel embeddings [B, *space'', D''] of an auxiliary head, classified over the
-            same categories.
+            same categories, or over all K without `rankseg.select_auxiliary`.
 
         Raises:
           ValueError: as `head_feature` and `selector.choose`.
@@ -77,5 +77,6 @@ class PixelClassifier(nn.Module):
         if auxiliary is not None:
             dim = auxiliary.shape[-1]
             classes = ClassEmbedding(self.num_classes, dim, name='auxiliary_classes')
-            auxiliary = classes(auxiliary, ranks)
+            selects = self.rankseg is not None and self.rankseg.select_auxiliary
+            auxiliary = classes(auxiliary, ranks if selects else None)
         return PixelOutput(logits, selection, presence_logits, auxiliary)

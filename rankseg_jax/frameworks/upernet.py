@@ -43,11 +43,13 @@ class UPerNet(nn.Module):
         pixels, pyramid = UPerHead(self.channels, dtype=self.dtype, name='decoder')(
             features, train=train
         )
+        # What the multi-label head sees.
+        seen = pyramid if self.rankseg is None or self.rankseg.pyramid else features
         auxiliary = None
         if self.auxiliary:  # [B, h16, w16, 256]
             auxiliary = drop(auxiliary_embeddings(features, train=train, dtype=self.dtype))
         return PixelClassifier(self.num_classes, self.rankseg, self.dtype, name='classifier')(
-            drop(pixels), pyramid, auxiliary, train=train, choice=choice
+            drop(pixels), seen, auxiliary, train=train, choice=choice
         )
 
 

@@ -1,11 +1,15 @@
 """Public weights to start a run from. `config.model.pretrained` is one of
 
-- a Mask2Former or MaskFormer in Hugging Face's format: a folder, or a name on the hub such as
+- a Mask2Former, MaskFormer, UPerNet or BeitForSemanticSegmentation in Hugging Face's format: a
+  folder, or a name on the hub such as
   facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs and ResNets of timm,
-  torchvision or mmseg, Swins of timm, mmseg or Hugging Face (`.safetensors`, or `.pth` where
-  PyTorch is installed); of a whole mmseg model only the backbone is read;
+  torchvision or mmseg, Swins and BEiTs of timm, mmseg or Hugging Face, an EfficientNet-Lite0 of
+  timm (`.safetensors`, or `.pth` where PyTorch is installed); of a whole mmseg model only the
+  backbone is read;
+- efficientnet_lite0: ImageNet weights of that backbone, which an installed package holds. They
+  expect `data.mean` and `data.std` of (127.5, 127.5, 127.5);
 - a file with a whole model: the paper's released Segmenter (`.pth`).
 
 In Python, `load_hf` returns a Hugging Face model unchanged.
@@ -14,6 +18,7 @@ In Python, `load_hf` returns a Hugging Face model unchanged.
 import operator
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -21,12 +26,24 @@ from flax import traverse_util
 
 from rankseg_jax import checkpoint
 from rankseg_jax.backbones.vit import resize_bicubic
-from rankseg_jax.pretrained import hf, released, resnet, swin, vit
+from rankseg_jax.layers import resize
+from rankseg_jax.pretrained import (
+    beit,
+    efficientnet_lite,
+    hf,
+    packages,
+    released,
+    resnet,
+    swin,
+    vit,
+)
 from rankseg_jax.pretrained.files import float32, read
 from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
 from rankseg_jax.pretrained.torch_layers import part
 
-HEAD = re.compile(r'/(decoder|classifier)/(head|rank)/')  # the parts that RankSeg adds
+# Parts of a model that a file may lack: those that RankSeg adds, and the neck of a BEiT.
+OPTIONAL = (re.compile(r'/(decoder|classifier)/(head|rank)/'), re.compile(r'/backbone/neck'))
+POSITION_BIAS = re.compile(r'/backbone/position_bias\d+/table$')
 # Parameters with an axis of categories or ranks; if its length differs, they are not loaded.
 CLASS_LAYER = re.compile(
     r'/(class_embedding|classify/(kernel|bias)|'
@@ -52,18 +69,35 @@ def convert(arrays) -> dict:
     if 'decode_head.proj_patch' in arrays:
         return {'params': released.segmenter(arrays)}
     arrays = part(arrays, 'backbone.') or arrays
+    tables = any(key.endswith('relative_position_bias_table') for key in arrays)
+    if tables and any(key.endswith('cls_token') for key in arrays):
+        variables = beit.from_torch(arrays)
+        return {collection: {'backbone': tree} for collection, tree in variables.items()}
     if any(key in arrays for key in ('cls_token', 'class_token')):
         return {'params': {'backbone': vit.from_torch(arrays)}}
-    if any(key.endswith('relative_position_bias_table') for key in arrays):
+    if tables:
         return {'params': {'backbone': swin.from_torch(arrays)}}
     if 'layer1.0.conv1.weight' in arrays:
-        return {
-            collection: {'backbone': tree} for collection, tree in resnet.from_timm(arrays).items()
-        }
-    raise ValueError(
-        'config.model.pretrained: the names are not those of a ViT, a Swin, a ResNet or a released '
-        f'Segmenter, but {sorted(arrays)[:5]} …'
-    )
+        variables = resnet.from_timm(arrays)
+    elif arrays.keys() & {'conv_stem.weight', '_conv_stem.weight'}:
+        variables = efficientnet_lite.from_torch(arrays)
+    else:
+        raise ValueError(
+            'config.model.pretrained: the names are not those of a ViT, a Swin, a BEiT, a ResNet, '
+            f'an EfficientNet-Lite0 or a released Segmenter, but {sorted(arrays)[:5]} …'
+        )
+    return {collection: {'backbone': tree} for collection, tree in variables.items()}
+
+
+def locate(source) -> Path:
+    """The file or folder of any source that `config.model.pretrained` accepts.
+
+    Raises:
+      ImportError, OSError: as `hf.locate` and `packages.locate`.
+    """
+    if str(source) in packages.PACKAGES and not Path(source).exists():
+        return packages.locate(str(source))
+    return hf.locate(source)
 
 
 def read_variables(source) -> dict:
@@ -75,10 +109,10 @@ def read_variables(source) -> dict:
       Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
 
     Raises:
-      FileNotFoundError, ImportError, OSError, ValueError: as `hf.locate`, `hf.read_folder`, `read`
+      FileNotFoundError, ImportError, OSError, ValueError: as `locate`, `hf.read_folder`, `read`
         and `convert`.
     """
-    path = hf.locate(source)
+    path = locate(source)
     if (path / 'checkpoints').is_dir():
         model = float32(checkpoint.read_model(path))
         return {'params': model.get('ema', model['params']), 'batch_stats': model['batch_stats']}
@@ -93,7 +127,7 @@ def check_order(source, class_names: Sequence[str]) -> None:
     Raises:
       ValueError: it names the first difference.
     """
-    path = hf.locate(source)
+    path = locate(source)
     if not (path / 'checkpoints').is_dir():
         return
     trained = checkpoint.open_run(path).class_names
@@ -110,10 +144,11 @@ def check_order(source, class_names: Sequence[str]) -> None:
 def load(source, variables) -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
-    Position codes are resampled to the model's grid. Initial values are kept in class layers for
-    another number of categories (each is logged), in the parts of the model that are missing from a
-    backbone's file, and in RankSeg's parts if the file has none. Queries that are classified by
-    cosines (`config.model.cosine`) take weights for products, save their bias, and the reverse.
+    Position codes and biases are resampled to the model's grid. Initial values are kept in class
+    layers for another number of categories (each is logged), in the parts of the model that are
+    missing from a backbone's file, and in RankSeg's parts and a BEiT's neck if the file has none.
+    Queries that are classified by cosines (`config.model.cosine`) take weights for products, save
+    their bias, and the reverse.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
@@ -125,8 +160,9 @@ def load(source, variables) -> dict:
     )
     parts = {key.split('/')[1] for key in found}
     expected = {key: value for key, value in model.items() if key.split('/')[1] in parts}
-    if not any(HEAD.search(key) for key in found):
-        expected = {key: value for key, value in expected.items() if not HEAD.search(key)}
+    for optional in OPTIONAL:
+        if not any(optional.search(key) for key in found):
+            expected = {key: value for key, value in expected.items() if not optional.search(key)}
     if QUERY_BIAS not in expected:
         found.pop(QUERY_BIAS, None)
     elif any(key.startswith('params/decoder/queries') for key in found):
@@ -136,6 +172,8 @@ def load(source, variables) -> dict:
             other_axes = sum(map(operator.ne, found[key].shape, value.shape))
             if key.endswith('backbone/position'):
                 found[key] = np.asarray(resize_bicubic(found[key], value.shape[:2]))
+            elif POSITION_BIAS.search(key):
+                found[key] = np.asarray(resize(found[key], value.shape[:2]))
             elif CLASS_LAYER.search(key) and other_axes == 1:
                 logging.warning(
                     '%s: %s keeps its initial value; its shape is %s here and %s in the model',

@@ -7,13 +7,21 @@ from pathlib import Path
 import numpy as np
 from flax import linen as nn
 
+from rankseg_jax.backbones.beit import BEiT
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
-from rankseg_jax.pretrained import files, mask2former, maskformer, resnet, swin
+from rankseg_jax.pretrained import beit, files, mask2former, maskformer, resnet, swin, upernet
 from rankseg_jax.pretrained.torch_layers import part
 
-FRAMEWORKS = {'mask2former': mask2former, 'maskformer': maskformer}  # by `model_type`
+# By `model_type`; 'beit' is a BeitForSemanticSegmentation.
+FRAMEWORKS = {
+    'mask2former': mask2former,
+    'maskformer': maskformer,
+    'upernet': upernet,
+    'beit': beit,
+}
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
+STAGES = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
 # Keys of a backbone's config with the only values that are supported.
 SWIN = {
     'patch_size': 4,
@@ -26,6 +34,13 @@ RESNET = {
     'hidden_act': 'relu',
     'downsample_in_first_stage': False,
     'downsample_in_bottleneck': False,
+}
+BEIT = {
+    'patch_size': 16,
+    'num_channels': 3,
+    'hidden_act': 'gelu',
+    'use_absolute_position_embeddings': False,
+    'reshape_hidden_states': True,
 }
 
 
@@ -68,7 +83,8 @@ def load_hf(source) -> tuple[nn.Module, dict]:
     """A model from a folder that `save_pretrained` wrote or from the hub, and its variables.
 
     `model.apply(variables, images, train=False)` takes images [B, H, W, 3], normalized as its
-    preprocessor says, and returns a QueryOutput over the K categories, in the checkpoint's order.
+    preprocessor says, and returns a QueryOutput or PixelOutput over the K categories, in the
+    checkpoint's order.
 
     Args:
       source: see `locate`.
@@ -125,8 +141,8 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
     for shard in shards:
         state |= files.read(folder / shard)
     config = read_json(folder / 'config.json')
-    framework(config)  # refuses other kinds of models before the weights are looked at
-    if 'class_predictor.bias' not in state:
+    theirs = framework(config)  # refuses other kinds of models before the weights are looked at
+    if f'{theirs.CLASS_LAYER}.bias' not in state:
         raise ValueError(
             f'{folder}: the weights are not those of a whole model, but {sorted(state)[:5]} …'
         )
@@ -144,7 +160,7 @@ def framework(config):
             f'config.json: model_type = {config.get("model_type")!r} is not supported, '
             f'only {", ".join(FRAMEWORKS)}'
         )
-    if not config.get('backbone_config'):
+    if config['model_type'] != 'beit' and not config.get('backbone_config'):
         raise ValueError(
             f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not '
             'supported'
@@ -159,12 +175,17 @@ def build(config, state) -> nn.Module:
     widths = theirs.widths(config)
     if len(set(widths.values())) > 1:
         raise ValueError(f'config.json: widths {widths} must be the same')
-    return theirs.build(
-        config, build_backbone(config['backbone_config']), len(state['class_predictor.bias']) - 1
-    )
+    if nested := config.get('backbone_config'):
+        # A MaskFormer takes all stages, whatever its config says; a BEiT has blocks instead.
+        if config['model_type'] != 'maskformer' and nested['model_type'] != 'beit':
+            check_fixed(nested, STAGES, 'config.json: backbone_config')
+        backbone = build_backbone(nested)
+    else:
+        backbone = build_beit(config, 'config.json', whole=True)
+    return theirs.build(config, backbone, len(state[f'{theirs.CLASS_LAYER}.bias']))
 
 
-def build_backbone(config) -> Swin | ResNet:
+def build_backbone(config) -> Swin | BEiT | ResNet:
     """The backbone that `backbone_config` of `config.json` describes.
 
     Raises:
@@ -183,12 +204,41 @@ def build_backbone(config) -> Swin | ResNet:
             position_shape=(rows // 4, columns // 4) if config['use_absolute_embeddings'] else None,
             drop_path=config['drop_path_rate'],
         )
+    if kind == 'beit':
+        return build_beit(config, where, whole=False)
     if kind != 'resnet':
-        raise ValueError(f'{where}: model_type = {kind!r} is not supported, only swin and resnet')
+        raise ValueError(
+            f'{where}: model_type = {kind!r} is not supported, only swin, beit and resnet'
+        )
     bottleneck, width = config['layer_type'] == 'bottleneck', config['embedding_size']
     sizes = [width * 2**i * (4 if bottleneck else 1) for i in range(4)]
     check_fixed(config, RESNET | {'hidden_sizes': sizes}, where)
     return ResNet(stage_sizes=tuple(config['depths']), bottleneck=bottleneck, width=width)
+
+
+def build_beit(config, where: str, *, whole: bool) -> BEiT:
+    """The backbone of a BeitForSemanticSegmentation if `whole`, or a BeitBackbone.
+
+    They count blocks differently: `out_indices` are hidden states, of which number 0 is that before
+    the first block, and the former takes those before the given ones.
+
+    Raises:
+      ValueError: the config at `where` describes another kind of BEiT.
+    """
+    width, indices = config['hidden_size'], config['out_indices']
+    check_fixed(config, BEIT | {'intermediate_size': 4 * width}, where)
+    if not whole:
+        check_fixed(config, {'add_fpn': True}, where)
+    size = config['image_size']
+    return BEiT(
+        width=width,
+        num_layers=config['num_hidden_layers'],
+        num_heads=config['num_attention_heads'],
+        feature_blocks=tuple(index - whole for index in indices),
+        image_size=tuple(size) if isinstance(size, list) else (size, size),
+        norm_epsilon=config['layer_norm_eps'],
+        drop_path=config['drop_path_rate'],
+    )
 
 
 def check_fixed(config, fixed, where: str):
@@ -206,15 +256,16 @@ def check_fixed(config, fixed, where: str):
 
 def variables(config, state) -> dict:
     """Variables {'params'[, 'batch_stats']} of the model that `build` gives."""
-    encoder = part(state, 'model.pixel_level_module.encoder.')
-    if config['backbone_config']['model_type'] == 'resnet':
+    theirs = framework(config)
+    encoder = part(state, theirs.ENCODER)
+    kind = config.get('backbone_config', config)['model_type']
+    if kind == 'resnet':
         backbone = resnet.from_timm(encoder)
+    elif kind == 'beit':
+        backbone = beit.from_torch(encoder)
     else:
         backbone = {'params': swin.from_torch(encoder)}
     found = {collection: {'backbone': tree} for collection, tree in backbone.items()}
-    found['params'] |= framework(config).parameters(config, state)
-    found['params']['decoder']['classes'] = {
-        'embedding': state['class_predictor.weight'],
-        'bias': state['class_predictor.bias'],
-    }
+    for collection, tree in theirs.variables(config, state).items():
+        found[collection] = found.get(collection, {}) | tree
     return found

@@ -5,6 +5,7 @@ from rankseg_jax.decoders.query_decoder import QueryDecoder
 from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.pretrained.torch_layers import (
     attention,
+    classes,
     conv,
     dense,
     mlp,
@@ -21,8 +22,10 @@ FIXED = {
     'enforce_input_projection': False,
     'common_stride': 4,
     'feature_strides': [4, 8, 16, 32],
-    'backbone_config': {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']},
 }
+# How weights are named: those of the backbone begin so, and the class layer is called so.
+ENCODER = 'model.pixel_level_module.encoder.'
+CLASS_LAYER = 'class_predictor'
 # At which Hugging Face's post-processing turns masks into probabilities.
 MASK_SIZE = (384, 384)
 
@@ -32,8 +35,8 @@ def widths(config) -> dict:
     return {key: config[key] for key in ('hidden_dim', 'feature_size', 'mask_feature_size')}
 
 
-def build(config, backbone, num_classes: int) -> Mask2Former:
-    """The model that a config describes, with K classes."""
+def build(config, backbone, num_logits: int) -> Mask2Former:
+    """The model that a config describes, with `num_logits` = K + 1 of no-object."""
     channels, num_heads = config['hidden_dim'], config['num_attention_heads']
     return Mask2Former(
         backbone=backbone,
@@ -44,7 +47,7 @@ def build(config, backbone, num_classes: int) -> Mask2Former:
             mlp_dim=config['encoder_feedforward_dim'],
         ),
         decoder=QueryDecoder(
-            num_classes=num_classes,
+            num_classes=num_logits - 1,
             num_queries=config['num_queries'],
             channels=channels,
             num_layers=config['decoder_layers'] - 1,
@@ -54,13 +57,13 @@ def build(config, backbone, num_classes: int) -> Mask2Former:
     )
 
 
-def parameters(config, state) -> dict:
-    """Parameters of a `Mask2Former` except for its backbone and class layer."""
+def variables(config, state) -> dict:
+    """Variables of a `Mask2Former` except for its backbone."""
     num_heads = config['num_attention_heads']
-    return {
-        'pixel_decoder': pixel_decoder(part(state, 'model.pixel_level_module.decoder.'), num_heads),
-        'decoder': query_decoder(part(state, 'model.transformer_module.'), num_heads),
-    }
+    maps = pixel_decoder(part(state, 'model.pixel_level_module.decoder.'), num_heads)
+    decoder = query_decoder(part(state, 'model.transformer_module.'), num_heads)
+    decoder['classes'] = classes(state, CLASS_LAYER)
+    return {'params': {'pixel_decoder': maps, 'decoder': decoder}}
 
 
 def pixel_decoder(state, num_heads: int) -> dict:

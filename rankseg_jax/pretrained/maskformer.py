@@ -4,6 +4,7 @@ from rankseg_jax.decoders.fpn import FeaturePyramid
 from rankseg_jax.decoders.query_decoder import DetrDecoder
 from rankseg_jax.frameworks.maskformer import MaskFormer
 from rankseg_jax.pretrained.torch_layers import (
+    classes,
     conv,
     dense,
     mlp,
@@ -17,6 +18,9 @@ from rankseg_jax.pretrained.torch_layers import (
 FIXED = {
     'decoder_config': {'model_type': 'detr', 'activation_function': 'relu', 'auxiliary_loss': False}
 }
+# How weights are named: those of the backbone begin so, and the class layer is called so.
+ENCODER = 'model.pixel_level_module.encoder.'
+CLASS_LAYER = 'class_predictor'
 # At which Hugging Face's post-processing turns masks into probabilities, their own.
 MASK_SIZE = (-1, -1)
 
@@ -30,14 +34,14 @@ def widths(config) -> dict:
     }
 
 
-def build(config, backbone, num_classes: int) -> MaskFormer:
-    """The model that a config describes, with K classes."""
+def build(config, backbone, num_logits: int) -> MaskFormer:
+    """The model that a config describes, with `num_logits` = K + 1 of no-object."""
     decoder = config['decoder_config']
     return MaskFormer(
         backbone=backbone,
         pixel_decoder=FeaturePyramid(config['fpn_feature_size']),
         decoder=DetrDecoder(
-            num_classes=num_classes,
+            num_classes=num_logits - 1,
             num_queries=decoder['num_queries'],
             channels=decoder['d_model'],
             num_layers=decoder['decoder_layers'],
@@ -48,14 +52,14 @@ def build(config, backbone, num_classes: int) -> MaskFormer:
     )
 
 
-def parameters(config, state) -> dict:
-    """Parameters of a `MaskFormer` except for its backbone and class layer."""
+def variables(config, state) -> dict:
+    """Variables of a `MaskFormer` except for its backbone."""
     num_heads = config['decoder_config']['decoder_attention_heads']
-    return {
-        'pixel_decoder': feature_pyramid(part(state, 'model.pixel_level_module.decoder.')),
-        'decoder': detr_decoder(part(state, 'model.transformer_module.'), num_heads)
-        | {'mask': {f'Dense_{i}': dense(state, f'mask_embedder.{i}.0') for i in range(3)}},
-    }
+    maps = feature_pyramid(part(state, 'model.pixel_level_module.decoder.'))
+    decoder = detr_decoder(part(state, 'model.transformer_module.'), num_heads)
+    decoder['mask'] = {f'Dense_{i}': dense(state, f'mask_embedder.{i}.0') for i in range(3)}
+    decoder['classes'] = classes(state, CLASS_LAYER)
+    return {'params': {'pixel_decoder': maps, 'decoder': decoder}}
 
 
 def feature_pyramid(state) -> dict:

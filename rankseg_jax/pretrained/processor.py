@@ -1,4 +1,4 @@
-"""Hugging Face's image processors of Mask2Former and MaskFormer, as keys of our config.
+"""Hugging Face's image processors, as keys of our config: those of its segmentation models.
 
 The rules and defaults are those of transformers 5.23; both its backends, Pillow and torchvision,
 follow them.
@@ -22,8 +22,17 @@ DEFAULTS: dict[str, Any] = {
     'image_mean': (0.485, 0.456, 0.406),
     'image_std': (0.229, 0.224, 0.225),
 }
-# Padding to a size moves the masks of Hugging Face's post-processing away from the image.
-FIXED = {'pad_size': None}
+# Of processors that stretch images to a size, one number of which stands for a square.
+SQUARE: dict[str, dict[str, Any]] = {
+    'segformer': DEFAULTS | {'size': 512, 'size_divisor': 1},
+    'beit': DEFAULTS
+    | {'size': 224, 'size_divisor': 1, 'resample': 3, 'image_mean': 0.5, 'image_std': 0.5},
+}
+# That of a file that does not say whose it is, by `model_type` of models that classify pixels.
+PROCESSORS = {'upernet': 'segformer', 'beit': 'beit'}
+# Padding to a size, or a part cut out, moves the masks of Hugging Face's post-processing away from
+# the image.
+FIXED = {'pad_size': None, 'do_center_crop': False}
 FILTERS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # by Pillow's number
 
 
@@ -40,17 +49,22 @@ def input_keys(processor: Mapping[str, Any], model_type: str) -> dict[str, dict[
     Raises:
       ValueError: no keys can describe the processor.
     """
-    check_fixed(processor, FIXED, FILE)
     given = {key: value for key, value in processor.items() if value is not None}
-    options = DEFAULTS | given
-    if 'size' not in given and 'max_size' in given:
+    check_fixed(given, FIXED, FILE)
+    kind = processor_kind(given, model_type)
+    options = SQUARE.get(kind, DEFAULTS) | given
+    if kind in SQUARE:
+        options['size'] = square(options['size'])
+    elif 'size' not in given and 'max_size' in given:
         options['size'] = DEFAULTS['size'] | {'longest_edge': given['max_size']}
     if options['resample'] not in range(len(FILTERS)):
         raise ValueError(
             f'{FILE}: resample = {options["resample"]!r} is no filter of Pillow, '
             f'0 to {len(FILTERS) - 1}'
         )
-    framework = FRAMEWORKS[framework_name(given, model_type)]
+    # Processors of models that classify pixels post-process alike; what they get depends on the
+    # model.
+    framework = FRAMEWORKS[model_type if kind in SQUARE else kind]
     evaluation = size_keys(options) | {
         'resample': FILTERS[options['resample']],
         'mask_size': framework.MASK_SIZE,
@@ -59,20 +73,37 @@ def input_keys(processor: Mapping[str, Any], model_type: str) -> dict[str, dict[
     return {'data': color_keys(options) | {'antialias': True}, 'eval': evaluation}
 
 
-def framework_name(processor: Mapping[str, Any], model_type: str) -> str:
-    """The framework, one of `hf.FRAMEWORKS`, whose image processor this is."""
+def processor_kind(processor: Mapping[str, Any], model_type: str) -> str:
+    """Whose image processor this is: a key of SQUARE for models that classify pixels."""
     key = (
         'image_processor_type' if 'image_processor_type' in processor else 'feature_extractor_type'
     )
     if key not in processor:
-        return model_type
-    match = re.match(r'(\w+)(ImageProcessor|FeatureExtractor)', processor[key])
-    if not match or match[1].lower() not in FRAMEWORKS:
+        return PROCESSORS.get(model_type, model_type)
+    of_pixels = model_type in PROCESSORS
+    suitable = SQUARE if of_pixels else [name for name in FRAMEWORKS if name not in PROCESSORS]
+    match = re.match(r'(\w+?)(ImageProcessor|FeatureExtractor)', processor[key])
+    if not match or match[1].lower() not in suitable:
         raise ValueError(
             f'{FILE}: {key} = {processor[key]!r} is not supported, only those of '
-            f'{" and ".join(FRAMEWORKS)}'
+            f'{" and ".join(suitable)}'
         )
     return match[1].lower()
+
+
+def square(size) -> dict[str, int]:
+    """Height and width of `size`, of which one number stands for both.
+
+    Raises:
+      ValueError: it is given otherwise.
+    """
+    if isinstance(size, int):
+        size = {'height': size, 'width': size}
+    if not isinstance(size, Mapping) or not (size.get('height') and size.get('width')):
+        raise ValueError(
+            f'{FILE}: size = {size!r} is not supported, only a number, or height and width'
+        )
+    return {side: size[side] for side in ('height', 'width')}
 
 
 def color_keys(options: Mapping[str, Any]) -> dict[str, Any]:

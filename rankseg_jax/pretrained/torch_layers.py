@@ -24,6 +24,12 @@ def dense(state, name):
     return {'kernel': weight.reshape(weight.shape[:2]).T, 'bias': state[f'{name}.bias']}
 
 
+def classes(state, name):
+    """The embedding and bias of each class, from a Linear layer or a 1 × 1 convolution."""
+    weight = state[f'{name}.weight']
+    return {'embedding': weight.reshape(weight.shape[:2]), 'bias': state[f'{name}.bias']}
+
+
 def mlp(state, name):
     return {'Dense_0': dense(state, f'{name}.fc1'), 'Dense_1': dense(state, f'{name}.fc2')}
 

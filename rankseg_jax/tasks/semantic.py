@@ -160,13 +160,14 @@ def pixel_loss(output: PixelOutput, labels, config, num_classes: int) -> dict[st
             labels, output.selection, num_classes=num_classes, ignore_label=IGNORE_LABEL
         )
 
-    def cross_entropy(logits):
+    def cross_entropy(logits, targets):
         return losses.pixel_cross_entropy(
             logits, targets, upsample=config.loss.upsample, average_all=config.loss.average_all
         )
 
-    parts = {'loss_pixel': cross_entropy(output.logits)}
+    parts = {'loss_pixel': cross_entropy(output.logits, targets)}
     if output.auxiliary_logits is not None:
-        auxiliary = cross_entropy(output.auxiliary_logits)
+        selects = config.rankseg and config.rankseg.select_auxiliary
+        auxiliary = cross_entropy(output.auxiliary_logits, targets if selects else labels)
         parts['loss_auxiliary'] = config.model.auxiliary_weight * auxiliary
     return parts
