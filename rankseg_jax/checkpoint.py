@@ -30,6 +30,7 @@ LATER_KEYS = {
     'eval.max_objects': 100,
     'eval.clip_length': 20,
     'eval.clip_overlap': 0,
+    'optimizer.backbone_warmup_steps': 0,
 }
 
 

@@ -13,6 +13,7 @@ import jax
 from rankseg_jax import backbones, checkpoint, models, pretrained, storage, tasks
 from rankseg_jax.backbones.swin import Swin
 from rankseg_jax.data.published.label_maps import read_classes
+from rankseg_jax.frameworks.eomt import EoMT
 from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.pretrained import hf, processor
 
@@ -114,6 +115,11 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
             f'--input={source} does not say which model its weights belong to: give a --config'
         )
     model, variables = pretrained.load_hf(folder)
+    if isinstance(model, EoMT):
+        raise ValueError(
+            f'--input={source} is an EoMT, of which no config describes the image processor: give '
+            'a --config, or load the model in Python with load_hf'
+        )
     class_names = describe(folder, model, config)
     config.task, is_thing, reason = published_task(source, class_names, task, things)
     config.eval.update(DEFAULTS[config.task])

@@ -23,6 +23,7 @@ SUITABLE = {
     'upernet': [resnet, swin],
     'mask2former': [resnet, swin],
     'maskformer': [resnet, swin],
+    'eomt': [vit],
 }
 
 

@@ -1,11 +1,13 @@
 """Public weights to start a run from. `config.model.pretrained` is one of
 
-- a Mask2Former or MaskFormer in Hugging Face's format: a folder, or a name on the hub such as
+- a Mask2Former, MaskFormer or EoMT in Hugging Face's format: a folder, or a name on the hub such as
   facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
-- a file with a backbone: original JAX vision transformers (`.npz`); ViTs and ResNets of timm,
-  torchvision or mmseg, Swins of timm, mmseg or Hugging Face (`.safetensors`, or `.pth` where
-  PyTorch is installed); of a whole mmseg model only the backbone is read;
+- DINOv2 or DINOv3 in Hugging Face's format, likewise;
+- a file with a backbone: original JAX vision transformers (`.npz`); ViTs (DINOv2 and DINOv3 among
+  them) and ResNets of timm, torchvision or mmseg, Swins of timm, mmseg or Hugging Face
+  (`.safetensors`, or `.pth` where PyTorch is installed); of a whole mmseg model only the backbone
+  is read;
 - a file with a whole model: the paper's released Segmenter (`.pth`).
 
 In Python, `load_hf` returns a Hugging Face model unchanged.
@@ -20,7 +22,7 @@ from absl import logging
 from flax import traverse_util
 
 from rankseg_jax import checkpoint
-from rankseg_jax.backbones.vit import resize_bicubic
+from rankseg_jax.backbones.vit import resize_codes
 from rankseg_jax.pretrained import hf, released, resnet, swin, vit
 from rankseg_jax.pretrained.files import float32, read
 from rankseg_jax.pretrained.hf import load_hf  # noqa: F401
@@ -52,7 +54,7 @@ def convert(arrays) -> dict:
     if 'decode_head.proj_patch' in arrays:
         return {'params': released.segmenter(arrays)}
     arrays = part(arrays, 'backbone.') or arrays
-    if any(key in arrays for key in ('cls_token', 'class_token')):
+    if any(re.search(r'(^|\.)(cls|class)_token$', key) for key in arrays):
         return {'params': {'backbone': vit.from_torch(arrays)}}
     if any(key.endswith('relative_position_bias_table') for key in arrays):
         return {'params': {'backbone': swin.from_torch(arrays)}}
@@ -110,10 +112,11 @@ def check_order(source, class_names: Sequence[str]) -> None:
 def load(source, variables) -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
-    Position codes are resampled to the model's grid. Initial values are kept in class layers for
-    another number of categories (each is logged), in the parts of the model that are missing from a
-    backbone's file, and in RankSeg's parts if the file has none. Queries that are classified by
-    cosines (`config.model.cosine`) take weights for products, save their bias, and the reverse.
+    Position codes are resampled to the model's grid, a ViT's kernels to its patches. Initial values
+    are kept in class layers for another number of categories (each is logged), in the parts of the
+    model that are missing from a backbone's file, and in RankSeg's parts if the file has none.
+    Queries that are classified by cosines (`config.model.cosine`) take weights for products, save
+    their bias, and the reverse.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
@@ -129,13 +132,18 @@ def load(source, variables) -> dict:
         expected = {key: value for key, value in expected.items() if not HEAD.search(key)}
     if QUERY_BIAS not in expected:
         found.pop(QUERY_BIAS, None)
-    elif any(key.startswith('params/decoder/queries') for key in found):
+    elif any(key.startswith('params/decoder/classes') for key in found):
         found.setdefault(QUERY_BIAS, expected[QUERY_BIAS])
     for key, value in expected.items():
         if key in found and found[key].shape != value.shape:
             other_axes = sum(map(operator.ne, found[key].shape, value.shape))
             if key.endswith('backbone/position'):
-                found[key] = np.asarray(resize_bicubic(found[key], value.shape[:2]))
+                antialias = 'params/backbone/class_position' not in expected
+                found[key] = np.asarray(resize_codes(found[key], value.shape[:2], antialias))
+            elif (
+                key.endswith('backbone/patches/kernel') and found[key].shape[2:] == value.shape[2:]
+            ):
+                found[key] = vit.resize_kernel(found[key], value.shape[0])
             elif CLASS_LAYER.search(key) and other_axes == 1:
                 logging.warning(
                     '%s: %s keeps its initial value; its shape is %s here and %s in the model',

@@ -9,10 +9,12 @@ from flax import linen as nn
 
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
-from rankseg_jax.pretrained import files, mask2former, maskformer, resnet, swin
+from rankseg_jax.pretrained import eomt, files, mask2former, maskformer, resnet, swin, vit
 from rankseg_jax.pretrained.torch_layers import part
 
 FRAMEWORKS = {'mask2former': mask2former, 'maskformer': maskformer}  # by `model_type`
+EOMT = ('eomt', 'eomt_dinov3')  # whose backbone is no part of its own
+BACKBONES = ('dinov2', 'dinov2_with_registers', 'dinov3_vit')  # `model_type`s of their own
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
 # Keys of a backbone's config with the only values that are supported.
 SWIN = {
@@ -103,7 +105,7 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: as `files.read`, or the weights are not those of a whole model.
+      ValueError: as `files.read`, or the weights are not those of a whole model or backbone.
     """
     for name in ('config.json', 'model.safetensors'):
         if not (folder / name).is_file() and not (folder / f'{name}.index.json').is_file():
@@ -118,6 +120,8 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
     for shard in shards:
         state |= files.read(folder / shard)
     config = read_json(folder / 'config.json')
+    if config.get('model_type') in BACKBONES:
+        return config, state
     framework(config)  # refuses other kinds of models before the weights are looked at
     if 'class_predictor.bias' not in state:
         raise ValueError(
@@ -132,10 +136,12 @@ def framework(config):
     Raises:
       ValueError: the framework is not supported, or the config does not describe its backbone.
     """
+    if config.get('model_type') in EOMT:
+        return eomt
     if config.get('model_type') not in FRAMEWORKS:
         raise ValueError(
             f'config.json: model_type = {config.get("model_type")!r} is not supported, '
-            f'only {", ".join(FRAMEWORKS)}'
+            f'only {", ".join([*FRAMEWORKS, *EOMT])}'
         )
     if not config.get('backbone_config'):
         raise ValueError(
@@ -147,14 +153,14 @@ def framework(config):
 
 def build(config, state) -> nn.Module:
     """The model that `config.json` describes, for weights `state`, whose class layer gives K."""
-    theirs = framework(config)
+    theirs, num_classes = framework(config), len(state['class_predictor.bias']) - 1
     check_fixed(config, theirs.FIXED, 'config.json')
+    if theirs is eomt:
+        return eomt.build(config, num_classes)
     widths = theirs.widths(config)
     if len(set(widths.values())) > 1:
         raise ValueError(f'config.json: widths {widths} must be the same')
-    return theirs.build(
-        config, build_backbone(config['backbone_config']), len(state['class_predictor.bias']) - 1
-    )
+    return theirs.build(config, build_backbone(config['backbone_config']), num_classes)
 
 
 def build_backbone(config) -> Swin | ResNet:
@@ -198,7 +204,11 @@ def check_fixed(config, fixed, where: str):
 
 
 def variables(config, state) -> dict:
-    """Variables {'params'[, 'batch_stats']} of the model that `build` gives."""
+    """Variables {'params'[, 'batch_stats']} of the model that `build` gives, or of a backbone."""
+    if config['model_type'] in BACKBONES:
+        return {'params': {'backbone': vit.from_torch(state, config['num_attention_heads'])}}
+    if framework(config) is eomt:
+        return eomt.variables(config, state)
     encoder = part(state, 'model.pixel_level_module.encoder.')
     if config['backbone_config']['model_type'] == 'resnet':
         backbone = resnet.from_timm(encoder)
