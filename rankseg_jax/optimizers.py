@@ -87,8 +87,8 @@ def make_optimizer(options, steps: int) -> optax.GradientTransformation:
         i: one_group(*factors) for i, (_, *factors) in enumerate(groups)
     }
     if options.backbone_warmup_steps:
-        late = {~i: one_group(*factors, backbone=True) for i, (_, *factors) in enumerate(groups)}
-        transforms |= late
+        for i, (_, *factors) in enumerate(groups):
+            transforms[~i] = one_group(*factors, backbone=True)
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
     return optax.chain(
         clip,
