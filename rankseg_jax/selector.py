@@ -21,7 +21,7 @@ from rankseg_jax.ranking import RankTemperature, Selection, select
 
 @struct.dataclass
 class Choice:
-    """What a model is told about the categories of its images.
+    """What a model is told besides its images, above all about their categories.
 
     Attributes:
       presence: [B, K] bool, the categories in the ground truth. Training forces them into the
@@ -34,6 +34,7 @@ class Choice:
         selections, one group after another; within a group all windows of one mirror image come
         first.
       all_classes: classify over all K this time (the warm-up); static.
+      step: [] int32, the number of training steps done; None: unknown.
     """
 
     presence: jax.Array | None = None
@@ -42,6 +43,7 @@ class Choice:
     frames: int | None = struct.field(pytree_node=False, default=None)
     views: tuple[int, int] = struct.field(pytree_node=False, default=(1, 1))
     all_classes: bool = struct.field(pytree_node=False, default=False)
+    step: jax.Array | None = None
 
     def by_frame(self) -> 'Choice':
         """The same for what sees frames one by one: those of a clip are windows like others."""

@@ -93,14 +93,14 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
       all_classes: classify over all K (the warm-up).
     """
 
-    def forward(params, batch_stats, batch, rng):
+    def forward(params, batch_stats, step, batch, rng):
         """The parts of the loss, further figures, and the new batch statistics."""
         presence = task.presence(batch)  # [B, K]
         output, updates = models.apply(
             model,
             {'params': params, 'batch_stats': batch_stats},
             batch['image'],
-            Choice(presence=presence, all_classes=all_classes),
+            Choice(presence=presence, all_classes=all_classes, step=step),
             train=True,
             rngs={'dropout': rng},
         )
@@ -108,9 +108,9 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
         parts, figures = loss_parts(key, output, batch, presence, config, task)
         return parts, figures, updates.get('batch_stats', {})
 
-    def loss_fn(params, batch_stats, batch, rng, shares=None):
+    def loss_fn(params, batch_stats, step, batch, rng, shares=None):
         """The loss; of a micro-batch, `shares` are its shares of what each part is a mean over."""
-        parts, figures, batch_stats = forward(params, batch_stats, batch, rng)
+        parts, figures, batch_stats = forward(params, batch_stats, step, batch, rng)
         values = {
             name: part.value if shares is None else shares[name] * part.value
             for name, part in parts.items()
@@ -120,7 +120,7 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
 
     gradient = jax.grad(loss_fn, has_aux=True)
 
-    def accumulated_gradient(params, batch_stats, batch, rng):
+    def accumulated_gradient(params, batch_stats, step, batch, rng):
         """`gradient` from micro-batches, one after another."""
         # Every accumulate-th image makes a micro-batch, so that each stays spread over all devices.
         micro = jax.tree.map(
@@ -132,7 +132,7 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
         # Selection decides which pixels and targets count, so counting needs a forward pass. XLA
         # removes from it what comes after selection; without selection, everything.
         def count(item):
-            parts, _, _ = forward(params, batch_stats, *item)
+            parts, _, _ = forward(params, batch_stats, step, *item)
             return {name: part.count for name, part in parts.items()}
 
         counts = jax.lax.map(count, (micro, rngs))  # [micro-batches] each
@@ -140,7 +140,7 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
 
         def add(carry, item):
             batch_stats, total = carry
-            grads, (batch_stats, values, figures) = gradient(params, batch_stats, *item)
+            grads, (batch_stats, values, figures) = gradient(params, batch_stats, step, *item)
             return (batch_stats, jax.tree.map(jnp.add, total, grads)), (values, figures)
 
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -155,7 +155,7 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
         params = state.model['params']
         differentiate = gradient if config.accumulate == 1 else accumulated_gradient
         grads, (batch_stats, values, figures) = differentiate(
-            params, state.model['batch_stats'], batch, rng
+            params, state.model['batch_stats'], state.step, batch, rng
         )
         updates, optimizer_state = optimizer.update(grads, state.optimizer, params)
         params = optax.apply_updates(params, updates)

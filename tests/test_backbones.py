@@ -23,6 +23,7 @@ SUITABLE = {
     'upernet': [resnet, efficientnet_lite, swin, beit],
     'mask2former': [resnet, efficientnet_lite, swin, beit],
     'maskformer': [resnet, efficientnet_lite, swin, beit],
+    'eomt': [vit],
 }
 
 

@@ -8,7 +8,13 @@ from configs import common
 from rankseg_jax import config_check
 
 # Of tuples that are empty by default.
-ITEMS = {'augment.short_sides': 360, 'optimizer.milestones': 100, 'eval.recall_at': 5}
+ITEMS = {
+    'augment.short_sides': 360,
+    'model.anneal_start': 100,
+    'model.anneal_end': 100,
+    'optimizer.milestones': 100,
+    'eval.recall_at': 5,
+}
 
 
 def leaves(config, prefix=''):

@@ -20,10 +20,11 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from configs import common, deeplabv3, mask2former, mask2former_video, segmenter, upernet
+from configs import common, deeplabv3, eomt, mask2former, mask2former_video, segmenter, upernet
 from rankseg_jax import config_check, inference, models, optimizers, tasks, train
+from rankseg_jax.frameworks.eomt import EoMT
 from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
-from tests.helpers import random_state
+from tests.helpers import mend_torchvision, random_state
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +120,33 @@ CONFIGS = [
             ('coco_panoptic_swin_l_oracle', 133, 215_569_791),
         ]
     ],
+    ('eomt_tiny', 'rankseg', 60, 1_368_074),
+    ('eomt_tiny', 'baseline', 60, 1_360_317),
+    ('eomt_tiny', 'oracle', 60, 1_368_074),
+    *[
+        ('eomt', recipe, num_classes, num_parameters)
+        for recipe, num_classes, num_parameters in [
+            ('ade20k_l', 150, 316_020_887),
+            ('ade20k_l_rankseg', 150, 316_174_739),
+            ('ade20k_l_oracle', 150, 316_174_739),
+            ('ade20k_dinov3_l', 150, 314_947_735),
+            ('ade20k_dinov3_l_rankseg', 150, 315_101_587),
+            ('ade20k_panoptic_l', 150, 316_713_111),
+            ('coco_panoptic_s', 133, 23_975_942),
+            ('coco_panoptic_b', 133, 93_663_110),
+            ('coco_panoptic_l', 133, 316_695_686),
+            ('coco_panoptic_l_rankseg', 133, 316_832_113),
+            ('coco_panoptic_l_1280', 133, 321_610_886),
+            ('coco_panoptic_g', 133, 1_163_622_022),
+            ('coco_panoptic_g_1280', 133, 1_170_994_822),
+            ('coco_panoptic_dinov3_l', 133, 315_032_710),
+            ('coco_panoptic_dinov3_l_1280', 133, 315_032_710),
+            ('coco_instance_l', 80, 316_641_361),
+            ('coco_instance_l_1280', 80, 321_556_561),
+            ('coco_instance_dinov3_l', 80, 314_978_385),
+            ('coco_instance_dinov3_l_1280', 80, 314_978_385),
+        ]
+    ],
     ('mask2former_video_tiny', 'rankseg', 40, 736_886),
     ('mask2former_video_tiny', 'baseline', 40, 734_273),
     ('mask2former_video_tiny', 'oracle', 40, 736_886),
@@ -157,7 +185,7 @@ def load(name, argument):
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
-    for module in (segmenter, deeplabv3, upernet, mask2former, mask2former_video):
+    for module in (segmenter, deeplabv3, upernet, mask2former, mask2former_video, eomt):
         assert sorted([*module.RECIPES, *getattr(module, 'TINY', ())]) == sorted(
             recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1]
         )
@@ -171,6 +199,7 @@ SIBLINGS = re.compile(
     '|upernet:(coco_stuff10k_(beit|swin_b$)|coco_lvis|tiny_baseline)'
     '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)|video_tiny'
     '|youtubevis_2019_(?!r101_rankseg)|vspw_(?!r101$)'
+    '|eomt:(?!ade20k_l_rankseg|coco_panoptic_dinov3_l$)'
 )
 
 
@@ -188,6 +217,10 @@ class TestNumbers:
 def count_parameters(model, num_classes, image_shape):
     """Those of the backbone, which many recipes share, and those of the rest."""
     features, count = backbone_shapes(model.backbone, image_shape)
+    if isinstance(model, EoMT):  # which drives the blocks itself
+        few = model.clone(backbone=model.backbone.clone(num_layers=model.num_joint))
+        params = jax.eval_shape(lambda: models.init(few, num_classes, 0, image_shape))['params']
+        return count + count_leaves(params) - count_leaves(params['backbone'])
     rest = model.clone(backbone=Given(features))
     return count + count_leaves(
         jax.eval_shape(lambda: models.init(rest, num_classes, 0, image_shape))['params']
@@ -265,11 +298,20 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
         config.data.max_targets, config.loss.num_points, config.optimizer.milestones = 4, 16, ()
     elif config.model.framework == 'upernet':
         config.model.backbone = SMALL_BACKBONES.get(config.model.backbone, 'swin_tinier')
+    elif config.model.framework == 'eomt':
+        config.model.update(
+            backbone='tinier_dino',
+            joint_blocks=1,
+            anneal_start=(0,),
+            anneal_end=(10,),
+            num_queries=5,
+        )
+        config.data.max_targets, config.loss.num_points = 4, 16
     else:
         config.model.backbone = 'tinier'
     if config.rankseg:
         config.rankseg.update(hidden=16, mlp_dim=32, layer=1)
-    config.steps = config.optimizer.warmup_steps + 1
+    config.steps = config.optimizer.warmup_steps + config.optimizer.backbone_warmup_steps + 1
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = random_state(
@@ -303,7 +345,7 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
     after, metrics = exported.call(state, batch)
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
-    if config.model.framework != 'mask2former':
+    if config.model.framework not in ('mask2former', 'eomt'):
         config.eval.window, config.eval.stride = (64, 64), (32, 32)
     predict = jax.jit(
         lambda variables, image, presence: inference.segment(
@@ -360,6 +402,44 @@ def test_mask2formers_have_hugging_faces_parameters(recipe, width, depths, windo
     assert [
         count for name, argument, _, count in CONFIGS if (name, argument) == ('mask2former', recipe)
     ] == [expected]
+
+
+@pytest.mark.parametrize(
+    'recipe, width, num_layers, num_blocks, num_queries, side',
+    [
+        ('ade20k_l', 1024, 24, 4, 100, 512),
+        ('coco_panoptic_s', 384, 12, 3, 200, 640),
+        ('coco_panoptic_g', 1536, 40, 5, 200, 640),
+        ('coco_panoptic_dinov3_l', 1024, 24, 4, 200, 640),
+    ],
+)
+def test_eomts_have_hugging_faces_parameters(
+    recipe, width, num_layers, num_blocks, num_queries, side
+):
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    mend_torchvision()
+    ((num_classes, count),) = (found for *name, found in by_recipe() if name == ['eomt', recipe])
+    options = dict(
+        hidden_size=width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=width // 64,
+        num_blocks=num_blocks,
+        num_queries=num_queries,
+        num_labels=num_classes,
+        image_size=side,
+    )
+    name = 'EomtDinov3' if 'dinov3' in recipe else 'Eomt'
+    if name == 'Eomt':
+        options['use_swiglu_ffn'] = width == 1536
+    with torch.device('meta'):
+        config = getattr(transformers, f'{name}Config')(**options)
+        theirs = getattr(transformers, f'{name}ForUniversalSegmentation')(config)
+    assert sum(x.numel() for x in theirs.parameters()) == count
+
+
+def by_recipe():
+    """(config, its argument, (K, parameters)) of all configs."""
+    return ((name, argument, tuple(numbers)) for name, argument, *numbers in CONFIGS)
 
 
 @pytest.mark.parametrize(
@@ -662,6 +742,55 @@ def test_the_released_recipes_of_videos(pattern, short_sides, eval_side, length,
         assert (config.data.clip_frames, config.data.clip_reach) == (2, 20)
         assert (config.batch_size, config.steps, config.optimizer.milestones) == (16, 6000, (4000,))
         assert config.augment.pad_value == -1  # zeros after normalization, as released
+
+
+def rates_of(config):
+    """The factor of the learning rate of some parameters of a ViT-L, by name; all decay alike."""
+    groups = [*config.optimizer.groups, ('', 1.0, 1.0)]
+    assert all(decay == 1 for *_, decay in groups) and config.optimizer.weight_decay == 0.05
+    names = [
+        'patches/kernel',
+        'registers',
+        'block0/layer_scale1',
+        'block3/x',
+        'block22/x',
+        'norm/x',
+    ]
+    params = {'backbone': {name: 0 for name in names}, 'queries': 0, 'mask': {'bias': 0}}
+    numbers = optimizers.group_numbers(params, [pattern for pattern, *_ in groups])
+    rates = jax.tree.map(lambda number: groups[number][1], numbers)
+    assert rates['queries'] == rates['mask']['bias'] == rates['backbone'].pop('norm/x') == 1
+    return [rates['backbone'][name] for name in names[:-1]]
+
+
+def test_the_released_recipes_of_eomt():
+    for config in (load('eomt', name) for name in eomt.RECIPES):
+        dinov3 = 'dinov3' in config.model.backbone
+        assert config.batch_size == 16 and config.optimizer.clip_norm == 0.01
+        assert config.optimizer.learning_rate == (2e-4 if dinov3 else 1e-4)
+        warmup = config.optimizer.warmup_steps, config.optimizer.backbone_warmup_steps
+        assert warmup == ((2000, 3000) if dinov3 else (500, 1000))
+        assert (config.optimizer.schedule, config.optimizer.power) == ('poly', 0.9)
+        assert config.model.anneal_end[-1] < config.steps  # finished models have no masks
+        assert (config.loss.class_weight, config.loss.no_object) == (2.0, 0.1)
+        assert (config.loss.mask_weight, config.loss.dice_weight) == (5.0, 5.0)
+        assert config.loss.num_points == 12_544 and config.augment.pad_value == 0
+        semantic = config.task == 'semantic'
+        assert config.model.num_queries == (100 if semantic else 200)
+        assert config.augment.photometric == semantic
+    early, last = 0.8**23, 0.8
+    expected = [early, early, early, 0.8**20, last]
+    assert rates_of(load('eomt', 'ade20k_l')) == pytest.approx(expected)
+    assert rates_of(load('eomt', 'coco_panoptic_dinov3_l')) == pytest.approx([*expected[:4], 1])
+    assert rates_of(load('eomt', 'ade20k_dinov3_l')) == [1] * 5
+    config = load('eomt', 'coco_instance_dinov3_l')  # is annealed as with DINOv2
+    assert config.model.anneal_start == (14_782, 29_564, 44_346, 59_128)
+    for recipe, blocks, backbone in [
+        ('coco_panoptic_b', 3, 'dinov2_reg_b16'),
+        ('coco_panoptic_g_1280', 5, 'dinov2_reg_g16'),
+    ]:
+        model = load('eomt', recipe).model
+        assert (model.joint_blocks, model.backbone) == (blocks, backbone)
 
 
 def test_inputs_of_every_released_recipe_are_listed():

@@ -94,3 +94,37 @@ def test_schedules_at_their_corners():
 def test_milestones_lie_in_the_run_and_rise(milestones):
     with pytest.raises(ValueError, match=re.escape(f'milestones = {milestones} must rise')):
         optimizers.make_schedule(options(schedule='step', milestones=milestones, warmup_steps=2), 8)
+
+
+def test_the_backbone_rests_while_the_others_warm_up():
+    """As EoMT's TwoStageWarmupPolySchedule: two clocks, both to the end of training."""
+    chosen = options(
+        schedule='poly',
+        learning_rate=1.0,
+        power=0.9,
+        warmup_steps=4,
+        backbone_warmup_steps=6,
+        weight_decay=0.0,
+        groups=(('slow', 0.5, 1.0),),
+        name='sgd',
+        momentum=0.0,
+    )
+    ours = optimizers.make_schedule(chosen, 20, backbone=True)
+    others = optimizers.make_schedule(chosen, 20)
+    for step in range(20):
+        rise, fall = (step - 4) / 6, 1 - (step - 10) / 10
+        expected = 0 if step < 4 else rise if step < 10 else fall**0.9
+        np.testing.assert_allclose(ours(step), expected, atol=1e-6)
+        np.testing.assert_allclose(
+            others(step), step / 4 if step < 4 else (1 - (step - 4) / 16) ** 0.9, atol=1e-6
+        )
+    params = {'backbone': {'slow': jnp.ones(()), 'w': jnp.ones(())}, 'head': jnp.ones(())}
+    optimizer = optimizers.make_optimizer(chosen, 20)
+    state = optimizer.init(params)
+    for _ in range(8):
+        updates, state = optimizer.update(params, state, params)
+    np.testing.assert_allclose(updates['backbone']['w'], -3 / 6, rtol=1e-6)
+    np.testing.assert_allclose(updates['backbone']['slow'], -0.5 * 3 / 6, rtol=1e-6)
+    np.testing.assert_allclose(updates['head'], -((1 - 3 / 16) ** 0.9), rtol=1e-6)
+    with pytest.raises(ValueError, match='warmup_steps = 4 must be less than config.steps = 10'):
+        optimizers.make_schedule(chosen, 10, backbone=True)

@@ -19,6 +19,7 @@ from rankseg_jax import checkpoint, data, models, optimizers, sharding, tasks, t
 from rankseg_jax.data import reading
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.decoders.query_classifier import QueryClassifier
+from rankseg_jax.decoders.query_decoder import mask_products
 from tests import tiny
 from tests.helpers import random_state, random_variables
 
@@ -257,7 +258,8 @@ class Queries(nn.Module):
         queries = nn.Dense(5 * 8)(x.mean((1, 2))).reshape(-1, 5, 8)
         states = [queries, jnp.sin(3 * queries)]
         classifier = QueryClassifier(8, dim=8, rankseg=self.config.rankseg)
-        return classifier(states, states, states, {4: x}, x, train=train, choice=choice)
+        masks = [mask_products(queries, x) for queries in states]
+        return classifier(x, states, masks, train=train, choice=choice)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,22 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankseg_jax import backbones
+from rankseg_jax import backbones, pretrained
 from rankseg_jax.backbones import vit
-from rankseg_jax.pretrained import read
-from rankseg_jax.pretrained.vit import from_augreg, from_torch
-from tests.helpers import apply, numpy_state, random_parameters, random_variables, relative_error
+from rankseg_jax.pretrained import read, read_variables
+from rankseg_jax.pretrained.vit import from_augreg, from_torch, resize_kernel
+from tests.helpers import (
+    apply,
+    mend_torchvision,
+    numpy_state,
+    random_parameters,
+    random_variables,
+    relative_error,
+)
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 48, 80, 3)).astype(np.float32)
 
@@ -130,7 +139,7 @@ def test_late_classes_change_the_last_block_alone():
     for name in ('block0', 'block1'):
         np.testing.assert_array_equal(blocks[name]['__call__'][0], plain[name]['__call__'][0])
     assert blocks['block2']['__call__'][0].shape == (2, 1 + 15 + 7, 128)
-    assert not np.allclose(blocks['block2']['__call__'][0][:, :16], plain['block2']['__call__'][0])
+    assert not np.allclose(blocks['block2']['__call__'][0][:, 7:], plain['block2']['__call__'][0])
 
 
 def test_drop_path_leaves_whole_branches_out():
@@ -147,3 +156,159 @@ def test_drop_path_leaves_whole_branches_out():
 def test_strange_names_are_named():
     with pytest.raises(ValueError, match="unknown names .'layer1'"):
         from_torch({'layer1': np.zeros(2), 'cls_token': np.zeros((1, 1, 64))})
+
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+OURS = dict(patch=4, width=32, num_layers=2, num_heads=2, layer_scale=1.0)
+
+
+def hugging_face(name, **options):
+    """A model of transformers with random weights, large enough that each part shows."""
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    mend_torchvision()
+    config = getattr(transformers, f'{name}Config')(**SMALL | dict(patch_size=4) | options)
+    model = random_parameters(torch, getattr(transformers, f'{name}Model')(config), 0.3)
+    return model
+
+
+def features_of(model, images, num_registers):
+    """The patches of a model of transformers, [B, h, w, D]."""
+    torch = pytest.importorskip('torch')
+    with torch.no_grad():
+        x = model(torch.tensor(images).permute(0, 3, 1, 2)).last_hidden_state.numpy()
+    height, width = images.shape[1] // 4, images.shape[2] // 4
+    return x[:, 1 + num_registers :].reshape(len(x), height, width, -1)
+
+
+DINOS = [
+    ('Dinov2', dict(image_size=20), dict(codes='all')),
+    ('Dinov2', dict(image_size=20, use_swiglu_ffn=True), dict(gated=True, mlp_dim=88)),
+    ('Dinov2WithRegisters', dict(image_size=20), dict(codes='patches', num_registers=4)),
+    (
+        'DINOv3ViT',
+        dict(num_register_tokens=4, intermediate_size=48),
+        dict(codes='rotary', num_registers=4, epsilon=1e-5, mlp_dim=48, unbiased=('key',)),
+    ),
+    (
+        'DINOv3ViT',  # as the 7B
+        dict(
+            num_register_tokens=4,
+            intermediate_size=48,
+            query_bias=False,
+            value_bias=False,
+            use_gated_mlp=True,
+            hidden_act='silu',
+        ),
+        dict(
+            codes='rotary',
+            num_registers=4,
+            epsilon=1e-5,
+            mlp_dim=48,
+            gated=True,
+            unbiased=('query', 'key', 'value'),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize('name, theirs, fields', DINOS)
+def test_dinos_are_hugging_faces_at_any_size(tmp_path, name, theirs, fields):
+    """At their own grid, at an odd one and at one with fewer cells; read from their folder."""
+    model = hugging_face(name, **theirs)
+    model.save_pretrained(tmp_path)
+    variables = read_variables(tmp_path)
+    params = {'params': variables['params']['backbone']}
+    ours = vit.ViT(image_size=(20, 20), **OURS | fields)
+    shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), IMAGES, train=False))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
+    for height, width in [(20, 20), (12, 28), (8, 16)]:
+        images = IMAGES[:, :height, :width]
+        expected = features_of(model, images, fields.get('num_registers', 0))
+        found = jax.jit(partial(ours.apply, train=False))(params, images)[4]
+        assert relative_error(found, expected) < 1e-5, (height, width)
+
+
+@pytest.mark.parametrize(
+    'name, fields',
+    [
+        ('vit_small_patch14_dinov2', dict()),
+        (
+            'vit_giant_patch14_reg4_dinov2',
+            dict(codes='patches', num_registers=4, gated=True, mlp_dim=170),
+        ),
+        (
+            'vit_small_patch16_dinov3_qkvb',
+            dict(codes='rotary', num_registers=4, epsilon=1e-5, unbiased=('key',)),
+        ),
+        (
+            'vit_small_plus_patch16_dinov3',
+            dict(codes='rotary', num_registers=4, epsilon=1e-5, gated=True, unbiased=('key',)),
+        ),
+    ],
+)
+def test_dinos_are_timms(name, fields):
+    torch = pytest.importorskip('torch')
+    mend_torchvision()
+    timm = pytest.importorskip('timm')
+    size = dict(embed_dim=64, depth=2, num_heads=1, patch_size=4, num_classes=0)
+    theirs = random_parameters(torch, timm.create_model(name, img_size=20, **size), 0.3)
+    params = from_torch(numpy_state(theirs))
+    ours = vit.ViT(image_size=(20, 20), **OURS | dict(width=64, num_heads=1) | fields)
+    images = IMAGES[:, :20, :20]
+    shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images, train=False))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes['params'])
+    with torch.no_grad():
+        expected = theirs.forward_features(torch.tensor(images).permute(0, 3, 1, 2))
+    expected = expected[:, 1 + fields.get('num_registers', 0) :].reshape(2, 5, 5, 64)
+    found = jax.jit(partial(ours.apply, train=False))({'params': params}, images)[4]
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_kernels_of_patches_are_resized_as_timms():
+    torch = pytest.importorskip('torch')
+    mend_torchvision()
+    embed = pytest.importorskip('timm.layers.patch_embed')
+    kernel = np.random.default_rng(0).normal(size=(14, 14, 3, 5)).astype(np.float32)
+    theirs = embed.resample_patch_embed(torch.tensor(kernel.transpose(3, 2, 0, 1)), [16, 16])
+    ours = resize_kernel(kernel, 16)
+    assert relative_error(ours, theirs.numpy().transpose(2, 3, 1, 0)) < 1e-4
+
+
+@pytest.mark.parametrize('shape', [(7, 4), (4, 9), (2, 3)])
+def test_antialiased_codes_are_torchs(shape):
+    torch = pytest.importorskip('torch')
+    x = np.random.default_rng(0).normal(size=(5, 6, 2)).astype(np.float32)
+    theirs = torch.nn.functional.interpolate(
+        torch.tensor(x).permute(2, 0, 1)[None], shape, mode='bicubic', antialias=True
+    )[0].permute(1, 2, 0)
+    np.testing.assert_allclose(vit.resize_codes(x, shape, True), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_larger_patches_and_another_grid_are_resampled(tmp_path):
+    """As EoMT takes DINOv2: kernels of 14 pixels to 16, codes to its grid."""
+    model = hugging_face('Dinov2WithRegisters', image_size=20)
+    model.save_pretrained(tmp_path)
+    fields = dict(codes='patches', num_registers=4, image_size=(24, 30))
+    params = random_variables(vit.ViT(**OURS | dict(patch=6) | fields), IMAGES)['params']
+    loaded = pretrained.load(tmp_path, {'params': {'backbone': params}, 'batch_stats': {}})
+    found = loaded['params']['backbone']
+    state = numpy_state(model)
+    kernel = state['embeddings.patch_embeddings.projection.weight'].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found['patches']['kernel'], resize_kernel(kernel, 6))
+    codes = state['embeddings.position_embeddings'][0, 1:].reshape(5, 5, 32)
+    np.testing.assert_array_equal(found['position'], vit.resize_codes(codes, (4, 5), True))
+
+
+def test_coordinates_of_rotary_codes_are_rescaled_in_training_alone():
+    model = vit.ViT(**OURS, codes='rotary')
+    variables = random_variables(model, IMAGES)
+
+    def out(train, key=0):
+        rngs = {'dropout': jax.random.key(key)}
+        return np.asarray(model.apply(variables, IMAGES, train=train, rngs=rngs)[4])
+
+    np.testing.assert_array_equal(out(False), out(False, 1))
+    assert np.abs(out(True) - out(True, 1)).max() > 1e-3
+    np.testing.assert_array_equal(
+        model.clone(rescale=1.0).apply(variables, IMAGES, train=True)[4], out(False)
+    )

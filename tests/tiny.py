@@ -38,6 +38,16 @@ resnet.VARIANTS['tiny_pyramid'] = partial(Pyramid)
 resnet.VARIANTS['tiny'] = partial(resnet.ResNet, (1, 1, 1, 1), width=4, stem='small')
 resnet.VARIANTS['tinier'] = partial(resnet.ResNet, (1, 1, 1, 1), width=2, stem='small')
 vit.VARIANTS['tiny_vit'] = partial(vit.ViT, patch=8, width=16, num_layers=2, num_heads=2)
+vit.VARIANTS['tinier_dino'] = partial(
+    vit.ViT,
+    patch=8,
+    width=16,
+    num_layers=2,
+    num_heads=2,
+    num_registers=1,
+    codes='patches',
+    layer_scale=1.0,
+)
 vit.VARIANTS['tinier_vit'] = partial(vit.ViT, patch=8, width=16, num_layers=1, num_heads=2)
 beit.VARIANTS['beit_tiny'] = partial(
     beit.BEiT, width=16, num_layers=5, num_heads=2, feature_blocks=(2, 3, 4, 5)

@@ -33,22 +33,17 @@ class QueryClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states, queries, embeddings, maps, pixels, *, train: bool, choice: Choice
+        self, features, queries, mask_logits, *, train: bool, choice: Choice
     ) -> QueryOutput:
-        """Makes a prediction from the queries before the first layer and after each.
+        """Classifies the queries of each prediction; the last is the output's own.
 
         Args:
-          states: list of [B, Q, D] before the first layer and after each; the multi-label head may
-            see one of them.
-          queries: [B, Q, D] of each prediction, to be classified.
-          embeddings: [B, Q, D] of each prediction; masks are their products with `pixels`.
-          maps: {stride: [B · t, h, w, D]}; the multi-label head may see one of them instead, frame
-            by frame.
-          pixels: [B, *space, D].
+          features: what the multi-label head sees, see `head_input`; None without RankSeg.
+          queries: list of [B, Q, D].
+          mask_logits: list of [B, Q, *space].
 
         Raises:
-          ValueError: the input of the multi-label head does not exist or does not suit it, or as
-            `selector.choose`.
+          ValueError: as `selector.choose`.
         """
         options = self.rankseg
         classes = QueryClasses(self.num_classes, self.dim, self.cosine, name='classes')
@@ -56,7 +51,7 @@ class QueryClassifier(nn.Module):
         if options is not None:
             selector = CategorySelector(self.num_classes, options, self.dtype, name='head')
             presence_logits, selection = selector(
-                head_input(options, states, maps),
+                features,
                 choice if options.layer else choice.by_frame(),
                 classes.embedding[:-1],
                 train=train,
@@ -68,10 +63,6 @@ class QueryClassifier(nn.Module):
             class_logits = class_logits / tau
         else:
             class_logits = RankScale(options, tau, no_object=True, name='rank')(class_logits, ranks)
-        mask_logits = [
-            jnp.einsum('bqd,b...d->bq...', x, pixels, preferred_element_type=jnp.float32)
-            for x in embeddings
-        ]  # [B, Q, *space] each
         *auxiliary, last = zip(class_logits.swapaxes(0, 1), mask_logits, strict=True)
         return QueryOutput(
             *last, selection, presence_logits, queries=queries[-1], auxiliary=tuple(auxiliary)
@@ -81,9 +72,16 @@ class QueryClassifier(nn.Module):
 def head_input(options, states, maps):
     """Input of the multi-label head: queries after layer `rankseg.layer`, or a map for layer 0.
 
+    Args:
+      options: the keys of `config.rankseg`; None: there is no head.
+      states: list of [B, Q, D] before the first layer and after each.
+      maps: {stride: [B · t, h, w, D]}, seen frame by frame.
+
     Raises:
       ValueError: there is no such layer or map, or the head needs a map.
     """
+    if options is None:
+        return None
     if not 0 <= options.layer < len(states):
         raise ValueError(
             f'config.rankseg.layer = {options.layer} must be 0 or one of the '

@@ -1,12 +1,13 @@
 """Transformer decoders whose queries each predict a category and a mask."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from rankseg_jax.decoders.query_classifier import QueryClassifier
+from rankseg_jax.decoders.query_classifier import QueryClassifier, head_input
 from rankseg_jax.layers import Mlp, attend, resize, sine_code, sine_positions
 from rankseg_jax.multilabel import as_tokens
 from rankseg_jax.outputs import QueryOutput
@@ -55,8 +56,24 @@ class TransformerDecoder(nn.Module):
             space = (space + time[:, :, None]).reshape(shown.shape[0], -1, self.channels)
         return space.astype(self.dtype)
 
-    def classifier(self) -> QueryClassifier:
-        """The query classifier, whose parameters lie beside the decoder's own."""
+    def predict(
+        self, states, queries, embeddings, maps, pixels, *, train: bool, choice: Choice
+    ) -> QueryOutput:
+        """Makes a prediction from the queries before the first layer and after each.
+
+        Args:
+          states: list of [B, Q, D] before the first layer and after each; the multi-label head may
+            see one of them.
+          queries: [B, Q, D] of each prediction, to be classified.
+          embeddings: [B, Q, D] of each prediction; masks are their products with `pixels`.
+          maps: {stride: [B · t, h, w, D]}; the multi-label head may see one of them instead, frame
+            by frame.
+          pixels: [B, *space, D].
+
+        Raises:
+          ValueError: as `head_input` and `QueryClassifier`.
+        """
+        mask_logits = [mask_products(x, pixels) for x in embeddings]
         classifier = QueryClassifier(
             num_classes=self.num_classes,
             dim=self.channels,
@@ -64,8 +81,9 @@ class TransformerDecoder(nn.Module):
             rankseg=self.rankseg,
             dtype=self.dtype,
         )
-        nn.share_scope(self, classifier)
-        return classifier
+        nn.share_scope(self, classifier)  # its parameters lie beside the decoder's own
+        features = head_input(self.rankseg, states, maps)
+        return classifier(features, queries, mask_logits, train=train, choice=choice)
 
 
 class QueryDecoder(TransformerDecoder):
@@ -84,7 +102,7 @@ class QueryDecoder(TransformerDecoder):
           pixels: [B · t, h, w, D] pixel embeddings.
 
         Raises:
-          ValueError: as `QueryClassifier`.
+          ValueError: as `TransformerDecoder.predict`.
         """
         strides = sorted(maps, reverse=True)
         levels = self.param('level_embedding', embedding_init, (len(strides), self.channels))
@@ -129,9 +147,7 @@ class QueryDecoder(TransformerDecoder):
             states.append(x)
             queries.append(norm(x))
             embeddings.append(embed(queries[-1]))
-        return self.classifier()(
-            states, queries, embeddings, maps, pixels, train=train, choice=choice
-        )
+        return self.predict(states, queries, embeddings, maps, pixels, train=train, choice=choice)
 
 
 class DetrDecoder(TransformerDecoder):
@@ -155,7 +171,7 @@ class DetrDecoder(TransformerDecoder):
           pixels: [B, h, w, D] pixel embeddings.
 
         Raises:
-          ValueError: as `QueryClassifier`, or for clips.
+          ValueError: as `TransformerDecoder.predict`, or for clips.
         """
         if choice.frames is not None:
             raise ValueError('maskformer sees single images: use mask2former for videos')
@@ -183,9 +199,7 @@ class DetrDecoder(TransformerDecoder):
         embed = MaskEmbedding(self.channels, self.dtype, name='mask')
         queries = [norm(x) for x in states[1:]]
         embeddings = [embed(x) for x in queries]
-        return self.classifier()(
-            states, queries, embeddings, maps, pixels, train=train, choice=choice
-        )
+        return self.predict(states, queries, embeddings, maps, pixels, train=train, choice=choice)
 
 
 def clip_tokens(maps, choice: Choice):
@@ -251,9 +265,15 @@ class MaskEmbedding(nn.Module):
 
     channels: int
     dtype: Any = jnp.float32
+    activation: Callable = nn.relu
 
     @nn.compact
     def __call__(self, x):
         for _ in range(2):
-            x = nn.relu(nn.Dense(self.channels, dtype=self.dtype)(x))  # [B, Q, channels]
+            x = self.activation(nn.Dense(self.channels, dtype=self.dtype)(x))  # [B, Q, channels]
         return nn.Dense(self.channels, dtype=self.dtype)(x)  # [B, Q, channels]
+
+
+def mask_products(embeddings, pixels):
+    """Mask logits float32 [B, Q, *space] of mask and pixel embeddings [B, Q, D], [B, *space, D]."""
+    return jnp.einsum('bqd,b...d->bq...', embeddings, pixels, preferred_element_type=jnp.float32)

@@ -1,13 +1,13 @@
 """Public weights to start a run from. `config.model.pretrained` is one of
 
-- a Mask2Former, MaskFormer, UPerNet or BeitForSemanticSegmentation in Hugging Face's format: a
-  folder, or a name on the hub such as
-  facebook/mask2former-swin-tiny-ade-semantic;
+- a Mask2Former, MaskFormer, EoMT, UPerNet or BeitForSemanticSegmentation in Hugging Face's format: a
+  folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
-- a file with a backbone: original JAX vision transformers (`.npz`); ViTs and ResNets of timm,
-  torchvision or mmseg, Swins and BEiTs of timm, mmseg or Hugging Face, an EfficientNet-Lite0 of
-  timm (`.safetensors`, or `.pth` where PyTorch is installed); of a whole mmseg model only the
-  backbone is read;
+- DINOv2 or DINOv3 in Hugging Face's format, likewise;
+- a file with a backbone: original JAX vision transformers (`.npz`); ViTs (DINOv2 and DINOv3 among
+  them) and ResNets of timm, torchvision or mmseg, Swins and BEiTs of timm, mmseg or Hugging Face, an
+  EfficientNet-Lite0 of timm (`.safetensors`, or `.pth` where PyTorch is installed); of a whole mmseg
+  model only the backbone is read;
 - efficientnet_lite0: ImageNet weights of that backbone, which an installed package holds. They
   expect `data.mean` and `data.std` of (127.5, 127.5, 127.5);
 - a file with a whole model: the paper's released Segmenter (`.pth`).
@@ -25,7 +25,7 @@ from absl import logging
 from flax import traverse_util
 
 from rankseg_jax import checkpoint
-from rankseg_jax.backbones.vit import resize_bicubic
+from rankseg_jax.backbones.vit import resize_codes
 from rankseg_jax.layers import resize
 from rankseg_jax.pretrained import (
     beit,
@@ -73,7 +73,7 @@ def convert(arrays) -> dict:
     if tables and any(key.endswith('cls_token') for key in arrays):
         variables = beit.from_torch(arrays)
         return {collection: {'backbone': tree} for collection, tree in variables.items()}
-    if any(key in arrays for key in ('cls_token', 'class_token')):
+    if any(re.search(r'(^|\.)(cls|class)_token$', key) for key in arrays):
         return {'params': {'backbone': vit.from_torch(arrays)}}
     if tables:
         return {'params': {'backbone': swin.from_torch(arrays)}}
@@ -144,11 +144,11 @@ def check_order(source, class_names: Sequence[str]) -> None:
 def load(source, variables) -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
-    Position codes and biases are resampled to the model's grid. Initial values are kept in class
-    layers for another number of categories (each is logged), in the parts of the model that are
-    missing from a backbone's file, and in RankSeg's parts and a BEiT's neck if the file has none.
-    Queries that are classified by cosines (`config.model.cosine`) take weights for products, save
-    their bias, and the reverse.
+    Position codes and biases are resampled to the model's grid, a ViT's kernels to its patches.
+    Initial values are kept in class layers for another number of categories (each is logged), in the
+    parts of the model that are missing from a backbone's file, and in RankSeg's parts and a BEiT's
+    neck if the file has none. Queries that are classified by cosines (`config.model.cosine`) take
+    weights for products, save their bias, and the reverse.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
@@ -165,13 +165,18 @@ def load(source, variables) -> dict:
             expected = {key: value for key, value in expected.items() if not optional.search(key)}
     if QUERY_BIAS not in expected:
         found.pop(QUERY_BIAS, None)
-    elif any(key.startswith('params/decoder/queries') for key in found):
+    elif any(key.startswith('params/decoder/classes') for key in found):
         found.setdefault(QUERY_BIAS, expected[QUERY_BIAS])
     for key, value in expected.items():
         if key in found and found[key].shape != value.shape:
             other_axes = sum(map(operator.ne, found[key].shape, value.shape))
             if key.endswith('backbone/position'):
-                found[key] = np.asarray(resize_bicubic(found[key], value.shape[:2]))
+                antialias = 'params/backbone/class_position' not in expected
+                found[key] = np.asarray(resize_codes(found[key], value.shape[:2], antialias))
+            elif (
+                key.endswith('backbone/patches/kernel') and found[key].shape[2:] == value.shape[2:]
+            ):
+                found[key] = vit.resize_kernel(found[key], value.shape[0])
             elif POSITION_BIAS.search(key):
                 found[key] = np.asarray(resize(found[key], value.shape[:2]))
             elif CLASS_LAYER.search(key) and other_axes == 1:

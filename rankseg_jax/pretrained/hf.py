@@ -10,7 +10,17 @@ from flax import linen as nn
 from rankseg_jax.backbones.beit import BEiT
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
-from rankseg_jax.pretrained import beit, files, mask2former, maskformer, resnet, swin, upernet
+from rankseg_jax.pretrained import (
+    beit,
+    eomt,
+    files,
+    mask2former,
+    maskformer,
+    resnet,
+    swin,
+    upernet,
+    vit,
+)
 from rankseg_jax.pretrained.torch_layers import part
 
 # By `model_type`; 'beit' is a BeitForSemanticSegmentation.
@@ -19,7 +29,11 @@ FRAMEWORKS = {
     'maskformer': maskformer,
     'upernet': upernet,
     'beit': beit,
+    'eomt': eomt,
+    'eomt_dinov3': eomt,
 }
+FLAT = ('beit', 'eomt', 'eomt_dinov3')  # whose backbone is no part of its own
+BACKBONES = ('dinov2', 'dinov2_with_registers', 'dinov3_vit')  # `model_type`s of their own
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
 STAGES = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
 # Keys of a backbone's config with the only values that are supported.
@@ -126,7 +140,7 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: as `files.read`, or the weights are not those of a whole model.
+      ValueError: as `files.read`, or the weights are not those of a whole model or backbone.
     """
     for name in ('config.json', 'model.safetensors'):
         if not (folder / name).is_file() and not (folder / f'{name}.index.json').is_file():
@@ -141,6 +155,8 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
     for shard in shards:
         state |= files.read(folder / shard)
     config = read_json(folder / 'config.json')
+    if config.get('model_type') in BACKBONES:
+        return config, state
     theirs = framework(config)  # refuses other kinds of models before the weights are looked at
     if f'{theirs.CLASS_LAYER}.bias' not in state:
         raise ValueError(
@@ -160,7 +176,7 @@ def framework(config):
             f'config.json: model_type = {config.get("model_type")!r} is not supported, '
             f'only {", ".join(FRAMEWORKS)}'
         )
-    if config['model_type'] != 'beit' and not config.get('backbone_config'):
+    if config['model_type'] not in FLAT and not config.get('backbone_config'):
         raise ValueError(
             f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not '
             'supported'
@@ -172,6 +188,9 @@ def build(config, state) -> nn.Module:
     """The model that `config.json` describes, for weights `state`, whose class layer gives K."""
     theirs = framework(config)
     check_fixed(config, theirs.FIXED, 'config.json')
+    length = len(state[f'{theirs.CLASS_LAYER}.bias'])
+    if theirs is eomt:
+        return eomt.build(config, length - 1)
     widths = theirs.widths(config)
     if len(set(widths.values())) > 1:
         raise ValueError(f'config.json: widths {widths} must be the same')
@@ -182,7 +201,7 @@ def build(config, state) -> nn.Module:
         backbone = build_backbone(nested)
     else:
         backbone = build_beit(config, 'config.json', whole=True)
-    return theirs.build(config, backbone, len(state[f'{theirs.CLASS_LAYER}.bias']))
+    return theirs.build(config, backbone, length)
 
 
 def build_backbone(config) -> Swin | BEiT | ResNet:
@@ -255,8 +274,12 @@ def check_fixed(config, fixed, where: str):
 
 
 def variables(config, state) -> dict:
-    """Variables {'params'[, 'batch_stats']} of the model that `build` gives."""
+    """Variables {'params'[, 'batch_stats']} of the model that `build` gives, or of a backbone."""
+    if config['model_type'] in BACKBONES:
+        return {'params': {'backbone': vit.from_torch(state, config['num_attention_heads'])}}
     theirs = framework(config)
+    if theirs is eomt:
+        return eomt.variables(config, state)
     encoder = part(state, theirs.ENCODER)
     kind = config.get('backbone_config', config)['model_type']
     if kind == 'resnet':
