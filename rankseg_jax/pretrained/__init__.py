@@ -1,13 +1,13 @@
 """Public weights to start a run from. `config.model.pretrained` is one of
 
-- a Mask2Former, MaskFormer, EoMT, UPerNet or BeitForSemanticSegmentation in Hugging Face's format: a
-  folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic;
+- a Mask2Former, MaskFormer, EoMT, UPerNet or BeitForSemanticSegmentation in Hugging Face's format:
+  a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
 - DINOv2 or DINOv3 in Hugging Face's format, likewise;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs (DINOv2 and DINOv3 among
-  them) and ResNets of timm, torchvision or mmseg, Swins and BEiTs of timm, mmseg or Hugging Face, an
-  EfficientNet-Lite0 of timm (`.safetensors`, or `.pth` where PyTorch is installed); of a whole mmseg
-  model only the backbone is read;
+  them) and ResNets of timm, torchvision or mmseg, Swins and BEiTs of timm, mmseg or Hugging Face,
+  an EfficientNet-Lite0 of timm (`.safetensors`, or `.pth` where PyTorch is installed); of a whole
+  mmseg model only the backbone is read;
 - efficientnet_lite0: ImageNet weights of that backbone, which an installed package holds. They
   expect `data.mean` and `data.std` of (127.5, 127.5, 127.5);
 - a file with a whole model: the paper's released Segmenter (`.pth`).
@@ -145,10 +145,10 @@ def load(source, variables) -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
     Position codes and biases are resampled to the model's grid, a ViT's kernels to its patches.
-    Initial values are kept in class layers for another number of categories (each is logged), in the
-    parts of the model that are missing from a backbone's file, and in RankSeg's parts and a BEiT's
-    neck if the file has none. Queries that are classified by cosines (`config.model.cosine`) take
-    weights for products, save their bias, and the reverse.
+    Initial values are kept in class layers for another number of categories (each is logged), in
+    the parts of the model that are missing from a backbone's file, and in RankSeg's parts and a
+    BEiT's neck if the file has none. Queries that are classified by cosines (`config.model.cosine`)
+    take weights for products, save their bias, and the reverse.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.

@@ -29,10 +29,8 @@ FRAMEWORKS = {
     'maskformer': maskformer,
     'upernet': upernet,
     'beit': beit,
-    'eomt': eomt,
-    'eomt_dinov3': eomt,
 }
-FLAT = ('beit', 'eomt', 'eomt_dinov3')  # whose backbone is no part of its own
+EOMT = ('eomt', 'eomt_dinov3')  # whose backbone is no part of its own
 BACKBONES = ('dinov2', 'dinov2_with_registers', 'dinov3_vit')  # `model_type`s of their own
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
 STAGES = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
@@ -171,12 +169,14 @@ def framework(config):
     Raises:
       ValueError: the framework is not supported, or the config does not describe its backbone.
     """
+    if config.get('model_type') in EOMT:
+        return eomt
     if config.get('model_type') not in FRAMEWORKS:
         raise ValueError(
             f'config.json: model_type = {config.get("model_type")!r} is not supported, '
-            f'only {", ".join(FRAMEWORKS)}'
+            f'only {", ".join([*FRAMEWORKS, *EOMT])}'
         )
-    if config['model_type'] not in FLAT and not config.get('backbone_config'):
+    if config['model_type'] != 'beit' and not config.get('backbone_config'):
         raise ValueError(
             f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not '
             'supported'
