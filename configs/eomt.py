@@ -10,7 +10,8 @@ one prediction without masks; evaluations before take them into account. The bac
 the new parts warm up; its rate falls by 0.8 from block to block; weights of all kinds decay.
 
 The released code sees semantic images in square windows along the long side, here they are seen
-whole. It computes in half precision; here that is --config.model.dtype=bfloat16.
+whole; it pads images to a square with black in evaluation, here with the mean color. It computes in
+half precision; here that is --config.model.dtype=bfloat16.
 
 RankSeg is ours, not published and not tuned: the multi-label head sees the patches before the joint
 blocks.
