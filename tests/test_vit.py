@@ -251,6 +251,8 @@ def test_dinos_are_timms(name, fields):
     mend_torchvision()
     timm = pytest.importorskip('timm')
     size = dict(embed_dim=64, depth=2, num_heads=1, patch_size=4, num_classes=0)
+    if 'mlp_dim' in fields:  # timm counts gates and values
+        size['mlp_ratio'] = 2 * fields['mlp_dim'] / 64
     theirs = random_parameters(torch, timm.create_model(name, img_size=20, **size), 0.3)
     params = from_torch(numpy_state(theirs))
     ours = vit.ViT(image_size=(20, 20), **OURS | dict(width=64, num_heads=1) | fields)
