@@ -29,7 +29,7 @@ ALLOWED = {
     'selector': 'multilabel ranking',
     'backbones': 'backbones layers',
     'decoders': 'decoders layers multilabel outputs ranking selector',
-    'frameworks': 'layers backbones decoders frameworks outputs selector',
+    'frameworks': 'backbones decoders frameworks layers outputs selector',
     'pretrained': 'backbones checkpoint decoders frameworks layers pretrained',
     'models': 'checkpoint frameworks outputs selector sharding',
     'postprocessing': 'data outputs ranking',

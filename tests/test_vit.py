@@ -234,7 +234,7 @@ def test_dinos_are_hugging_faces_at_any_size(tmp_path, name, theirs, fields):
         ('vit_small_patch14_dinov2', dict()),
         (
             'vit_giant_patch14_reg4_dinov2',
-            dict(codes='patches', num_registers=4, gated=True, mlp_dim=170),
+            dict(codes='patches', num_registers=4, gated=True, mlp_dim=256),
         ),
         (
             'vit_small_patch16_dinov3_qkvb',
@@ -250,18 +250,16 @@ def test_dinos_are_timms(name, fields):
     torch = pytest.importorskip('torch')
     mend_torchvision()
     timm = pytest.importorskip('timm')
-    size = dict(embed_dim=64, depth=2, num_heads=1, patch_size=4, num_classes=0)
-    if 'mlp_dim' in fields:  # timm counts gates and values
-        size['mlp_ratio'] = 2 * fields['mlp_dim'] / 64
+    size = dict(embed_dim=96, depth=2, num_heads=1, patch_size=4, num_classes=0)
     theirs = random_parameters(torch, timm.create_model(name, img_size=20, **size), 0.3)
-    params = from_torch(numpy_state(theirs))
-    ours = vit.ViT(image_size=(20, 20), **OURS | dict(width=64, num_heads=1) | fields)
+    params = from_torch(numpy_state(theirs), num_heads=1)
+    ours = vit.ViT(image_size=(20, 20), **OURS | dict(width=96, num_heads=1) | fields)
     images = IMAGES[:, :20, :20]
     shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images, train=False))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes['params'])
     with torch.no_grad():
         expected = theirs.forward_features(torch.tensor(images).permute(0, 3, 1, 2))
-    expected = expected[:, 1 + fields.get('num_registers', 0) :].reshape(2, 5, 5, 64)
+    expected = expected[:, 1 + fields.get('num_registers', 0) :].reshape(2, 5, 5, 96)
     found = jax.jit(partial(ours.apply, train=False))({'params': params}, images)[4]
     assert relative_error(found, expected) < 1e-5
 
