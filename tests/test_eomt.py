@@ -298,7 +298,7 @@ def test_impossible_blocks_are_refused(changes, message):
     config.rankseg = None
     config.model.update(framework='eomt', backbone='dinov2_reg_s16', **changes)
     with pytest.raises(ValueError, match=message):
-        models.build(config, 8)
+        models.build(config, 60)
 
 
 @pytest.mark.parametrize(
