@@ -341,8 +341,13 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
             'left_out': np.zeros(2, np.int32),
             'object_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32),
         }
-    exported = jax.export.export(step, platforms=('cpu', 'tpu', 'cuda'))(state, batch)
-    after, metrics = exported.call(state, batch)
+    traced = step.trace(state, batch)
+    # One by one, since a kernel for GPUs has no form for others. From JAX 0.11 on it is lowered
+    # only where there is a GPU.
+    matches = config.model.framework in ('mask2former', 'maskformer', 'eomt')
+    for platform in ('tpu', 'cuda')[: 1 if matches and jax.__version_info__ >= (0, 11) else 2]:
+        traced.lower(lowering_platforms=(platform,))
+    after, metrics = traced.lower().compile()(state, batch)
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
     if config.model.framework not in ('mask2former', 'eomt'):
