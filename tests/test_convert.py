@@ -230,7 +230,7 @@ def test_weights_for_another_config_become_a_run(tmp_path, monkeypatch):
     )
     old = random_init(models.build(config, 5), 5, 1, (32, 32))
     with checkpoint.open_checkpoints(tmp_path / 'old', 1) as manager:
-        checkpoint.save(manager, 7, old, None, {'score': None})
+        checkpoint.save(manager, 7, old, None, {'class_names': list('vwxyz'), 'score': None})
     for kind in ('images', 'labels'):
         (tmp_path / kind / 'train').mkdir(parents=True)
     (tmp_path / 'classes.txt').write_text('\n'.join('abcdefgh'))

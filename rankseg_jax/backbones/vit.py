@@ -112,7 +112,7 @@ class ViT(nn.Module):
             images, ((0, 0), (0, -height % self.patch), (0, -width % self.patch), (0, 0))
         )
         x = self.patches(images)  # [B, h, w, D]
-        batch, grid = len(x), (x.shape[1], x.shape[2])
+        batch, grid = x.shape[0], (x.shape[1], x.shape[2])
         token, rotation = self.class_token, None
         if self.codes == 'rotary':
             rotation = jnp.asarray(patch_angles(grid, self.width // self.num_heads))
@@ -136,14 +136,14 @@ class ViT(nn.Module):
 
     def patch_map(self, x, grid: tuple[int, int]):
         """The patches among tokens [B, …, D], the last of them: [B, h, w, D]."""
-        return x[:, -grid[0] * grid[1] :].reshape(len(x), *grid, self.width)
+        return x[:, -grid[0] * grid[1] :].reshape(x.shape[0], *grid, self.width)
 
     def __call__(self, images, *, train: bool) -> dict[int | str, jax.Array]:
         """Images [B, H, W, 3] -> {patch: [B, ceil(H / patch), ceil(W / patch), D]}."""
         x, grid, rotation = self.embed(images, train=train)  # [B, L, D]
         for i, block in enumerate(self.blocks):
             if self.num_classes and i == self.num_layers - 1:
-                classes = self.repeat(self.class_embedding, len(x))
+                classes = self.repeat(self.class_embedding, x.shape[0])
                 x = jnp.concatenate([classes, x], 1)  # [B, K + L, D]
             x = block(x, train=train, rotation=rotation)
         x = self.norm(x)

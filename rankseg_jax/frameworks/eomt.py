@@ -81,7 +81,7 @@ class EoMT(nn.Module):
             x = block(x, train=train, rotation=rotation)
         before = backbone.norm(x)
 
-        x = jnp.concatenate([backbone.repeat(self.queries, len(x)), x], 1)  # [B, Q + L, D]
+        x = jnp.concatenate([backbone.repeat(self.queries, x.shape[0]), x], 1)  # [B, Q + L, D]
         probability = self.probability(choice.step) if train else self.mask_probability.value
         states, predictions = [x], []
         for i in range(self.num_joint):

@@ -130,7 +130,8 @@ def check_order(source, class_names: Sequence[str]) -> None:
     path = locate(source)
     if not (path / 'checkpoints').is_dir():
         return
-    trained = checkpoint.open_run(path).class_names
+    manager = checkpoint.open_checkpoints(path)
+    trained = checkpoint.read_run(manager, checkpoint.find(manager, 'last'))['class_names']
     if set(trained) == set(class_names):
         for i, (there, here) in enumerate(zip(trained, class_names, strict=True)):
             if there != here:
