@@ -46,9 +46,10 @@ ALLOWED = {
     'predict': 'checkpoint data export inference models sharding tasks',
     'prediction_files': 'checkpoint data predict storage tasks visualize',
     'convert': 'backbones checkpoint data frameworks models pretrained storage tasks',
+    'reporting': 'evaluate optimizers sharding',
     'train': (
-        'checkpoint data evaluate inference losses models optimizers pretrained selector '
-        'sharding storage tasks'
+        'checkpoint data evaluate inference losses models optimizers pretrained reporting '
+        'selector sharding storage tasks'
     ),
     'analysis': ('analysis checkpoint data evaluate fonts inference models sharding storage tasks'),
 }

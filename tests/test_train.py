@@ -15,7 +15,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from rankseg_jax import checkpoint, data, models, optimizers, sharding, tasks, train
+from rankseg_jax import checkpoint, data, models, optimizers, reporting, sharding, tasks, train
 from rankseg_jax.data import reading
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.decoders.query_classifier import QueryClassifier
@@ -138,7 +138,7 @@ def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(
     process.communicate()
 
     # The rest in this process, since each start costs many seconds.
-    config, report = tiny.config(data_dir, **overrides), train.Progress.report
+    config, report = tiny.config(data_dir, **overrides), reporting.Progress.report
 
     def terminate(progress, step):
         report(progress, step)
@@ -146,7 +146,7 @@ def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Progress, 'report', terminate)
+        patch.setattr(reporting.Progress, 'report', terminate)
         assert train.train(config, broken) == {}
     out = capsys.readouterr().out
     assert 'Resuming' in out and 'saved after step' in out
@@ -169,7 +169,7 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     file = tmp_path / 'metrics.jsonl'
     rows = [{'step': step, 'x': None} for step in (1, 2, 4, 4, 5, 3, 6)]
     file.write_text('\n'.join(map(json.dumps, rows)) + '\n{"step": 4, "x"')
-    train.drop_rows(file, 4)
+    reporting.drop_rows(file, 4)
     assert [row['step'] for row in read_rows(file)] == [1, 2, 4, 4, 3]
     assert file.read_text().endswith('\n') and list(tmp_path.iterdir()) == [file]
 
