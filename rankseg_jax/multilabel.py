@@ -152,8 +152,7 @@ class CrossLayer(nn.Module):
 class DecoderHead(nn.Module):
     """Class embeddings query a coarse map through cross-attention layers (Liu et al., 2021).
 
-    Attributes: those of `EncoderHead` but `separable`, for each layer, and `num_layers`, their
-      number.
+    It has the attributes of `EncoderHead` but `separable`, and `num_layers`, the number of layers.
     """
 
     num_classes: int

@@ -150,7 +150,8 @@ def output_names(
     """A name below the output for each one's files: its own, unless it is taken or too long.
 
     Args:
-      videos, stills: see `find_images`.
+      videos: see `find_images`.
+      stills: see `find_images`.
       suffixes: of the images that are written of a still, see `tasks.Task`.
 
     Returns:

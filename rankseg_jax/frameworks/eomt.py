@@ -133,7 +133,8 @@ class EoMT(nn.Module):
         other tokens; others everywhere.
 
         Args:
-          embedding, pixels: as of `embeddings`.
+          embedding: of the queries' masks, as of `embeddings`.
+          pixels: their embeddings, as of `embeddings`.
           probability: that a query's mask is used; None: 1.
         """
         scale = 2 ** len(self.upscale)
