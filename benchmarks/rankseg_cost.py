@@ -27,11 +27,11 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import hugging_face
 from benchmarks.helpers import (
     class_layer_alone,
     compile_for,
     head_alone,
-    hugging_face_swin_t,
     make_train_step,
     prediction,
     predictions,
@@ -140,8 +140,9 @@ def match(key, layers, targets):
     return matching.assign(all_costs(key, layers, targets), targets.labels >= 0)
 
 
-def matchings(num_classes=150):
-    _, model, variables = hugging_face_swin_t(num_classes)
+def matchings():
+    num_classes = hugging_face.NUM_CLASSES
+    _, model, variables = hugging_face.build('Mask2Former, Swin-T')
     key, images, optimizer = jax.random.key(0), random_images(1, _SIZE.value), optax.adamw(1e-4)
     arguments = variables['params'], jax.jit(optimizer.init)(variables['params']), key, images
 
@@ -152,7 +153,7 @@ def matchings(num_classes=150):
         )
 
     layers = stacked(variables, images)
-    step, runs = jax.jit(make_train_step(model, optimizer, num_classes)), {}
+    step, runs = jax.jit(make_train_step(model, {}, optimizer, num_classes)), {}
     for num_targets in (10, 40, 100):
         targets = jax.device_put(random_targets(1, _SIZE.value, num_targets, num_classes))
         costs = jax.jit(all_costs)(key, layers, targets)
