@@ -44,7 +44,7 @@ def make_forwards(name: str):
 
     def whole(model, images):
         output = model(images, train=False)
-        if name == 'UPerNet, Swin-T':  # whose original resizes too
+        if name == 'UPerNet Swin-T':  # whose original resizes too
             return resize(output.logits, (SIDE, SIDE))
         return output.logits if 'UPerNet' in name else (output.class_logits, output.mask_logits)
 

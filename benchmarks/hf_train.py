@@ -35,7 +35,7 @@ from benchmarks.helpers import (
 )
 from benchmarks.hugging_face import NUM_CLASSES, OURS, SIDE, THEIRS
 
-_MODELS = flags.DEFINE_list('models', ['Mask2Former, Swin-T', 'EoMT-B'], 'Models to measure.')
+_MODELS = flags.DEFINE_list('models', ['Mask2Former Swin-T', 'EoMT-B'], 'Models to measure.')
 _OUT = flags.DEFINE_string('out', 'benchmarks/results/hf_train.json', 'JSON file of the results.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed steps per model.')
 _BATCH = flags.DEFINE_integer('batch', 1, 'Images per step.')

@@ -57,12 +57,12 @@ def upernet_beit_b():
 
 
 MODELS = {
-    'Mask2Former, Swin-T': mask2former_swin_t,
+    'Mask2Former Swin-T': mask2former_swin_t,
     'EoMT-S': lambda: eomt(384, 12, 6, 3),
     'EoMT-B': lambda: eomt(768, 12, 12, 3),
     'EoMT-L': lambda: eomt(1024, 24, 16, 4),
-    'UPerNet, Swin-T': upernet_swin_t,
-    'UPerNet, BEiT-B': upernet_beit_b,
+    'UPerNet Swin-T': upernet_swin_t,
+    'UPerNet BEiT-B': upernet_beit_b,
 }
 
 

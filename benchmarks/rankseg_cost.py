@@ -142,7 +142,7 @@ def match(key, layers, targets):
 
 def matchings():
     num_classes = hugging_face.NUM_CLASSES
-    _, model, variables = hugging_face.build('Mask2Former, Swin-T')
+    _, model, variables = hugging_face.build('Mask2Former Swin-T')
     key, images, optimizer = jax.random.key(0), random_images(1, _SIZE.value), optax.adamw(1e-4)
     arguments = variables['params'], jax.jit(optimizer.init)(variables['params']), key, images
 
