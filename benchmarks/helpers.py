@@ -186,7 +186,7 @@ def class_layer_alone(decoder, params, queries, presence_logits):
     options, selection = decoder.rankseg, None
     if options is not None:
         _, selection = choose(options, presence_logits, Choice(), train=False)
-    classes = QueryClasses(decoder.num_classes, decoder.channels, decoder.cosine)
+    classes = QueryClasses(decoder.num_classes, queries.shape[-1], decoder.cosine)
     logits = classes.apply({'params': params['classes']}, queries, selection)
     tau = TAU if decoder.cosine else 1.0
     if selection is None:
