@@ -116,16 +116,16 @@ def get_config(recipe='ade20k_l_rankseg'):
     return config
 
 
-def layer_rates(num_blocks: int, full: int):
-    """Groups in which a block has 0.8 of the next one's rate; the last `full` have the full rate.
+def layer_rates(num_blocks: int, full: int = 0, decay: float = 0.8):
+    """Groups in which a block has `decay` × the next one's rate; the last `full` have the full one.
 
     What comes before the blocks has the rate of the first, the final norm the full one.
     """
     if full == num_blocks:
         return ()
     rates = {
-        f'block{i}/': 0.8 ** (num_blocks - 1 - i) if i < num_blocks - full else 1.0
+        f'block{i}/': decay ** (num_blocks - 1 - i) if i < num_blocks - full else 1.0
         for i in range(num_blocks)
     }
-    rates |= {'(patches/|position|class_token|registers)': 0.8 ** (num_blocks - 1)}
+    rates |= {'(patches/|position|class_token|registers)': decay ** (num_blocks - 1)}
     return tuple((f'^backbone/{name}', rate, 1.0) for name, rate in rates.items())

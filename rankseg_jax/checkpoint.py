@@ -30,6 +30,7 @@ LATER_KEYS = {
     'eval.max_objects': 100,
     'eval.clip_length': 20,
     'eval.clip_overlap': 0,
+    'eval.average_over': 'clip',
     'model.feature_blocks': (),
     'model.norm_epsilon': 1e-6,
     'rankseg.pyramid': True,

@@ -229,6 +229,7 @@ def known_names() -> dict[str, Iterable[str]]:
         'model.decoder': ('mask_transformer', 'linear'),
         'model.dtype': ('float32', 'bfloat16'),
         'eval.resample': ('', *FILTERS),
+        'eval.average_over': ('clip', 'past', 'frame'),
         'rankseg.head': (*multilabel.ATTENTION_HEADS, *multilabel.POOLING_HEADS, 'first_block'),
         'rankseg.temperature': ('temperature', 'layer_norm', 'shared', 'none'),
         'rankseg.missed': ('force', 'ignore'),

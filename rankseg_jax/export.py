@@ -60,11 +60,16 @@ def serve(model, config, task: tasks.Task) -> Callable:
 
 
 def check(config, output: Path) -> None:
-    """Raises a ValueError if `config` needs labels or not one size, or `output` is taken."""
+    """Raises a ValueError for a config that cannot be exported, and an `output` that is taken."""
     if config.rankseg and config.rankseg.oracle:
         raise ValueError(
             'an oracle selects by the ground truth, which is not there when a model serves: '
             'export with --config.rankseg.oracle=False'
+        )
+    if models.carries(config) and tasks.task_class(config.task).takes_clips:
+        raise ValueError(
+            f'config.model.framework = {config.model.framework!r} goes on from clip to clip, which '
+            'an exported function cannot: predict videos with --mode=predict'
         )
     if not any(config.eval.size):
         raise ValueError(

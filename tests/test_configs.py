@@ -20,9 +20,18 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from configs import common, deeplabv3, eomt, mask2former, mask2former_video, segmenter, upernet
+from configs import (
+    common,
+    deeplabv3,
+    eomt,
+    mask2former,
+    mask2former_video,
+    segmenter,
+    upernet,
+    videomt,
+)
 from rankseg_jax import config_check, inference, models, optimizers, tasks, train
-from rankseg_jax.frameworks.eomt import EoMT
+from rankseg_jax.frameworks.eomt import EncoderOnly
 from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
 from tests.helpers import mend_torchvision, random_state
 
@@ -174,6 +183,27 @@ CONFIGS = [
             ('vspw_swin_b_oracle', 124, 110_327_726),
         ]
     ],
+    ('videomt_tiny', 'rankseg', 40, 1_379_422),
+    ('videomt_tiny', 'baseline', 40, 1_374_249),
+    ('videomt_tiny', 'oracle', 40, 1_379_422),
+    ('videomt_tiny', 'semantic_rankseg', 40, 1_379_422),
+    ('videomt_tiny', 'semantic_baseline', 40, 1_374_249),
+    ('videomt_tiny', 'semantic_oracle', 40, 1_379_422),
+    *[
+        ('videomt', recipe, num_classes, num_parameters)
+        for recipe, num_classes, num_parameters in [
+            ('youtubevis_2019_s', 40, 23_989_673),
+            ('youtubevis_2019_b', 40, 93_985_577),
+            ('youtubevis_2019_l', 40, 317_387_817),
+            ('youtubevis_2019_l_rankseg', 40, 317_428_899),
+            ('youtubevis_2019_dinov3_l', 40, 315_986_985),
+            ('youtubevis_2019_dinov3_l_rankseg', 40, 316_028_067),
+            ('vspw_l', 124, 320_226_429),
+            ('vspw_l_rankseg', 124, 320_353_779),
+            ('vspw_dinov3_l', 124, 316_073_085),
+            ('vspw_dinov3_l_rankseg', 124, 316_200_435),
+        ]
+    ],
 ]
 
 
@@ -185,7 +215,7 @@ def load(name, argument):
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
-    for module in (segmenter, deeplabv3, upernet, mask2former, mask2former_video, eomt):
+    for module in (segmenter, deeplabv3, upernet, mask2former, mask2former_video, eomt, videomt):
         assert sorted([*module.RECIPES, *getattr(module, 'TINY', ())]) == sorted(
             recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1]
         )
@@ -198,8 +228,9 @@ SIBLINGS = re.compile(
     '|swin_[tsl]|panoptic_r50|ade20k_swin_b'
     '|upernet:(coco_stuff10k_(beit|swin_b$)|coco_lvis|tiny_baseline)'
     '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)|video_tiny'
-    '|youtubevis_2019_(?!r101_rankseg)|vspw_(?!r101$)'
-    '|eomt:(?!ade20k_l_rankseg|coco_panoptic_dinov3_l$)'
+    '|mask2former_video:(youtubevis_2019_(?!r101_rankseg)|vspw_(?!r101$))'
+    '|^eomt:(?!ade20k_l_rankseg|coco_panoptic_dinov3_l$)'
+    '|videomt:(?!youtubevis_2019_dinov3_l$|vspw_l_rankseg)'
 )
 
 
@@ -217,7 +248,7 @@ class TestNumbers:
 def count_parameters(model, num_classes, image_shape):
     """Those of the backbone, which many recipes share, and those of the rest."""
     features, count = backbone_shapes(model.backbone, image_shape)
-    if isinstance(model, EoMT):  # which drives the blocks itself
+    if isinstance(model, EncoderOnly):  # which drives the blocks itself
         few = model.clone(backbone=model.backbone.clone(num_layers=model.num_joint))
         params = jax.eval_shape(lambda: models.init(few, num_classes, 0, image_shape))['params']
         return count + count_leaves(params) - count_leaves(params['backbone'])
@@ -298,14 +329,10 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
         config.data.max_targets, config.loss.num_points, config.optimizer.milestones = 4, 16, ()
     elif config.model.framework == 'upernet':
         config.model.backbone = SMALL_BACKBONES.get(config.model.backbone, 'swin_tinier')
-    elif config.model.framework == 'eomt':
-        config.model.update(
-            backbone='tinier_dino',
-            joint_blocks=1,
-            anneal_start=(0,),
-            anneal_end=(10,),
-            num_queries=5,
-        )
+    elif config.model.framework in ('eomt', 'videomt'):
+        config.model.update(backbone='tinier_dino', joint_blocks=1, num_queries=5)
+        if config.model.anneal_start:
+            config.model.update(anneal_start=(0,), anneal_end=(10,))
         config.data.max_targets, config.loss.num_points = 4, 16
     else:
         config.model.backbone = 'tinier'
@@ -344,13 +371,13 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
     traced = step.trace(state, batch)
     # One by one, since a kernel for GPUs has no form for others. From JAX 0.11 on it is lowered
     # only where there is a GPU.
-    matches = config.model.framework in ('mask2former', 'maskformer', 'eomt')
+    matches = config.model.framework in ('mask2former', 'maskformer', 'eomt', 'videomt')
     for platform in ('tpu', 'cuda')[: 1 if matches and jax.__version_info__ >= (0, 11) else 2]:
         traced.lower(lowering_platforms=(platform,))
     after, metrics = traced.lower().compile()(state, batch)
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
-    if config.model.framework not in ('mask2former', 'eomt'):
+    if config.model.framework not in ('mask2former', 'eomt', 'videomt'):
         config.eval.window, config.eval.stride = (64, 64), (32, 32)
     predict = jax.jit(
         lambda variables, image, presence: inference.segment(

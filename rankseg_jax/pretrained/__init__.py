@@ -1,7 +1,7 @@
 """Public weights to start a run from. `config.model.pretrained` is one of
 
-- a Mask2Former, MaskFormer, EoMT, UPerNet or BeitForSemanticSegmentation in Hugging Face's format:
-  a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic;
+- a Mask2Former, MaskFormer, EoMT, VidEoMT, UPerNet or BeitForSemanticSegmentation in Hugging
+  Face's format: a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
 - DINOv2 or DINOv3 in Hugging Face's format, likewise;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs (DINOv2 and DINOv3 among
@@ -50,6 +50,7 @@ CLASS_LAYER = re.compile(
     r'(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$'
 )
 QUERY_BIAS = 'params/decoder/classes/bias'  # of classes, not there if logits are cosines
+MASK_PROBABILITY = 'batch_stats/mask_probability'  # of an EoMT, not there in a VidEoMT
 
 
 def convert(arrays) -> dict:
@@ -164,6 +165,8 @@ def load(source, variables) -> dict:
     for optional in OPTIONAL:
         if not any(optional.search(key) for key in found):
             expected = {key: value for key, value in expected.items() if not optional.search(key)}
+    if MASK_PROBABILITY not in expected:
+        found.pop(MASK_PROBABILITY, None)
     if QUERY_BIAS not in expected:
         found.pop(QUERY_BIAS, None)
     elif any(key.startswith('params/decoder/classes') for key in found):

@@ -1,4 +1,4 @@
-"""EoMT of Hugging Face `transformers`, on DINOv2 or DINOv3: its config and its names."""
+"""EoMT and VidEoMT of Hugging Face `transformers`, on DINOv2 or DINOv3: config and names."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from absl import logging
 
 from rankseg_jax.backbones.vit import ViT
 from rankseg_jax.frameworks.eomt import EoMT, num_upscales
+from rankseg_jax.frameworks.videomt import VidEoMT
 from rankseg_jax.pretrained import vit
 from rankseg_jax.pretrained.torch_layers import dense, norm, numbered
 
@@ -26,7 +27,7 @@ FIXED = {
 }
 
 
-def build(config, num_classes: int) -> EoMT:
+def build(config, num_classes: int) -> EoMT | VidEoMT:
     """The model that a config describes, with K classes.
 
     Raises:
@@ -50,7 +51,8 @@ def build(config, num_classes: int) -> EoMT:
         layer_scale=config.get('layerscale_value', 1.0),
         **kind_of_backbone(config),
     )
-    return EoMT(
+    framework = VidEoMT if config['model_type'] == 'videomt' else EoMT
+    return framework(
         backbone=backbone,
         num_classes=num_classes,
         num_queries=config['num_queries'],
@@ -61,7 +63,7 @@ def build(config, num_classes: int) -> EoMT:
 def kind_of_backbone(config) -> dict[str, Any]:
     """The fields of a `ViT` in which DINOv2 and DINOv3 differ."""
     width = config['hidden_size']
-    if config['model_type'] == 'eomt':
+    if config['model_type'] != 'eomt_dinov3':
         mlp_dim = int(width * config.get('mlp_ratio', 4))
         gated = config.get('use_swiglu_ffn', False)
         if gated:
@@ -77,7 +79,7 @@ def kind_of_backbone(config) -> dict[str, Any]:
 
 
 def variables(config, state) -> dict:
-    """Variables of an `EoMT`; logs a warning of masks that are used by chance."""
+    """Variables of the model; logs a warning of masks that an `EoMT` uses by chance."""
     encoder = {
         key: value
         for key, value in state.items()
@@ -102,6 +104,8 @@ def variables(config, state) -> dict:
             'depthwise': state[f'{theirs}.conv2.weight'][:, 0].transpose(1, 2, 0),
             'norm': norm(state, f'{theirs}.layernorm2d'),
         }
+    if config['model_type'] == 'videomt':  # its attn_mask_probs are not used
+        return {'params': params | {'update': dense(state, 'query_updater')}}
     probability = np.asarray(state['attn_mask_probs'], np.float32)
     if ((probability > 0) & (probability < 1)).any():
         logging.warning(

@@ -30,7 +30,7 @@ FRAMEWORKS = {
     'upernet': upernet,
     'beit': beit,
 }
-EOMT = ('eomt', 'eomt_dinov3')  # whose backbone is no part of its own
+EOMT = ('eomt', 'eomt_dinov3', 'videomt')  # whose backbone is no part of its own
 BACKBONES = ('dinov2', 'dinov2_with_registers', 'dinov3_vit')  # `model_type`s of their own
 FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
 STAGES = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
