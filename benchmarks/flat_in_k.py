@@ -1,13 +1,14 @@
-"""What do more categories cost? Segmenter, ViT-B/16, one image of 512 x 512, K = 150 to 20,000.
+"""What do more categories cost? Segmenter and EoMT, ViT-B, an image of 512 x 512, K to 20,000.
 
     python benchmarks/flat_in_k.py            # an hour on 2 CPU cores; skips finished cells
     python benchmarks/flat_in_k.py --table    # prints benchmarks/results/flat_in_k.json and
                                               # draws docs/flat_in_k.png
 
 Times are medians of 5: from the normalized image to its label map at full size (predict), or a
-whole optimizer step (train), with κ = 50. `memory` is the temporary memory that XLA reports for the
-compiled program; `peak` is the peak memory of the process, parameters included. Every cell runs in
-a process of its own. A cell that needs more memory than the machine has free stays empty.
+whole optimizer step (train), with κ = 50. EoMT is finished, without masks, and predicts only.
+`memory` is the temporary memory that XLA reports for the compiled program; `peak` is the peak
+memory of the process, parameters included. Every cell runs in a process of its own. A cell that
+needs more memory than the machine has free stays empty.
 """
 
 import functools
@@ -31,14 +32,22 @@ _CELL = flags.DEFINE_list('cell', None, 'Measure one cell, mode,variant,K, in th
 RESULTS = ROOT / 'benchmarks/results/flat_in_k.json'
 PICTURE = ROOT / 'docs/flat_in_k.png'
 CATEGORIES = (150, 847, 1284, 5000, 20_000)
-VARIANTS = ('RankSeg', 'RankSeg, head as released', 'baseline', 'baseline, PyTorch eager')
+SEGMENTERS = ('RankSeg', 'RankSeg, head as released', 'baseline', 'baseline, PyTorch eager')
+EOMTS = ('EoMT, RankSeg', 'EoMT, baseline')
+TABLES = (('predict', SEGMENTERS), ('train', SEGMENTERS), ('predict', EOMTS))
 SIDE, RUNS = 512, 5
 
 
 def make_config(variant: str):
-    """All variants have two decoder blocks; the released head adds one over all K categories."""
-    from configs import common, segmenter
+    """Segmenters have two decoder blocks; the released head adds one over all K categories."""
+    from configs import common, eomt, segmenter
 
+    if variant in EOMTS:
+        config = eomt.get_config('ade20k_l' + '_rankseg' * (variant == 'EoMT, RankSeg'))
+        config.model.update(
+            backbone='dinov2_reg_b16', joint_blocks=3, anneal_start=(), anneal_end=()
+        )
+        return config
     if variant == 'baseline':
         return segmenter.get_config('ade20k_b16')
     config = segmenter.get_config('ade20k_b16_rankseg')
@@ -82,7 +91,9 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
 
     state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
     if mode == 'predict':
-        state = state.replace(optimizer=None)
+        # ViTs have no batch norms; this is the probability of EoMT's masks.
+        finished = jax.tree.map(jnp.zeros_like, state.model['batch_stats'])
+        state = state.replace(optimizer=None, model=state.model | {'batch_stats': finished})
     compiled = jax.jit(run, donate_argnums=donated).lower(state, image).compile()
     row = {'memory': compiled.memory_analysis().temp_size_in_bytes}
     if row['memory'] > available():
@@ -147,9 +158,9 @@ def measure(once) -> dict:
     }
 
 
-def table(mode: str, results: dict) -> str:
+def table(mode: str, variants, results: dict) -> str:
     """A Markdown table with a row per K and a column per variant."""
-    lines = ['| K | ' + ' | '.join(VARIANTS) + ' |', '|---|' + '---|' * len(VARIANTS)]
+    lines = ['| K | ' + ' | '.join(variants) + ' |', '|---|' + '---|' * len(variants)]
 
     def cell(row):
         if 'seconds' not in row:
@@ -158,27 +169,31 @@ def table(mode: str, results: dict) -> str:
         return f'{row["seconds"]:.2f} s{memory}, peak {row["peak"] / 1e9:.1f} GB'
 
     for num_classes in CATEGORIES:
-        rows = [results.get(f'{mode},{variant},{num_classes}', {}) for variant in VARIANTS]
+        rows = [results.get(f'{mode},{variant},{num_classes}', {}) for variant in variants]
         lines.append(f'| {num_classes:,} | ' + ' | '.join(map(cell, rows)) + ' |')
     return '\n'.join(lines)
 
 
-def bars(mode: str, results: dict) -> str:
+def bars(mode: str, variants, results: dict) -> str:
     """A line with the ratios that should stay small."""
+    framework = 'EoMT, ' * (variants == EOMTS)
 
     def get(variant, num_classes, key):
         return results.get(f'{mode},{variant},{num_classes}', {}).get(key, float('nan'))
 
-    own, baseline = functools.partial(get, 'RankSeg'), functools.partial(get, 'baseline')
+    own = functools.partial(get, f'{framework}RankSeg')
+    baseline = functools.partial(get, f'{framework}baseline')
+    times = own(1284, 'seconds') / own(150, 'seconds')
+    memory = own(1284, 'memory') / own(150, 'memory')
     return (
-        f'{mode}: RankSeg at K = 1,284 takes {own(1284, "seconds") / own(150, "seconds"):.2f} x '
-        f'the time and {own(1284, "memory") / own(150, "memory"):.2f} x the memory of K = 150, and '
-        f'{own(1284, "seconds") / baseline(1284, "seconds"):.2f} x the time of the baseline'
+        f'{mode}: {framework}RankSeg at K = 1,284 takes {times:.2f} x the time and {memory:.2f} x '
+        f'the memory of K = 150, and {own(1284, "seconds") / baseline(1284, "seconds"):.2f} x the '
+        'time of the baseline'
     )
 
 
 def draw(results: dict):
-    """Draws time over K, one curve per variant."""
+    """Draws time over K, one curve per Segmenter."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -188,7 +203,7 @@ def draw(results: dict):
     for ax, mode, title in zip(
         axes, ('predict', 'train'), ('Prediction', 'Train step'), strict=True
     ):
-        for variant, style in zip(VARIANTS, ('o-', 'o:', 's-', 's--'), strict=True):
+        for variant, style in zip(SEGMENTERS, ('o-', 'o:', 's-', 's--'), strict=True):
             rows = [
                 (k, results[f'{mode},{variant},{k}']['seconds'])
                 for k in CATEGORIES
@@ -225,9 +240,9 @@ def main(_):
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     keys = [
         f'{mode},{variant},{k}'
-        for mode in ('predict', 'train')
+        for mode, variants in TABLES
         for k in CATEGORIES
-        for variant in VARIANTS
+        for variant in variants
     ]
     for key in [] if _TABLE.value else keys:
         if key not in results:
@@ -240,8 +255,8 @@ def main(_):
             results[key] = json.loads(done.stdout.splitlines()[-1])
             print(key, results[key], flush=True)
             RESULTS.write_text(json.dumps(results, indent=1))
-    for mode in ('predict', 'train'):
-        print(f'\n{table(mode, results)}\n\n{bars(mode, results)}')
+    for mode, variants in TABLES:
+        print(f'\n{table(mode, variants, results)}\n\n{bars(mode, variants, results)}')
     draw(results)
 
 

@@ -19,10 +19,8 @@ from configs import common
 from rankseg_jax import models, train
 from rankseg_jax.decoders.query_classifier import TAU, QueryClasses
 from rankseg_jax.multilabel import build_head
-from rankseg_jax.pretrained import load_hf
 from rankseg_jax.selector import Choice, RankScale, choose
 from rankseg_jax.tasks import queries
-from tests.helpers import mend_torchvision
 
 
 def take_turns(runs, rounds: int, clock=time.perf_counter) -> dict[str, list[float]]:
@@ -147,25 +145,6 @@ def spread(values: Sequence[float]) -> str:
     return f'{mean} ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else mean
 
 
-def hugging_face_swin_t(num_classes: int = 150):
-    """Mask2Former, Swin-T, random weights: Hugging Face's model, ours, and our variables."""
-    mend_torchvision()
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    backbone = transformers.SwinConfig(
-        out_features=[f'stage{i}' for i in range(1, 5)], drop_path_rate=0.0
-    )
-    theirs = transformers.Mask2FormerForUniversalSegmentation(
-        transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=num_classes)
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        model, variables = load_hf(folder)
-    return theirs, model, jax.device_put(variables)
-
-
 def random_images(batch: int, size: int):
     return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(np.float32)
 
@@ -207,7 +186,7 @@ def class_layer_alone(decoder, params, queries, presence_logits):
     options, selection = decoder.rankseg, None
     if options is not None:
         _, selection = choose(options, presence_logits, Choice(), train=False)
-    classes = QueryClasses(decoder.num_classes, decoder.channels, decoder.cosine)
+    classes = QueryClasses(decoder.num_classes, queries.shape[-1], decoder.cosine)
     logits = classes.apply({'params': params['classes']}, queries, selection)
     tau = TAU if decoder.cosine else 1.0
     if selection is None:
@@ -217,8 +196,12 @@ def class_layer_alone(decoder, params, queries, presence_logits):
     )
 
 
-def make_train_step(model, optimizer: optax.GradientTransformation, num_classes: int):
-    """(params, optimizer state, key, images, targets) -> new params, new state, and the loss."""
+def make_train_step(model, rest, optimizer: optax.GradientTransformation, num_classes: int):
+    """(params, optimizer state, key, images, targets) -> new params, new state, and the loss.
+
+    Args:
+      rest: the model's variables besides 'params'.
+    """
     config = common.get_config()
 
     def step(params, state, key, images, targets):
@@ -226,7 +209,8 @@ def make_train_step(model, optimizer: optax.GradientTransformation, num_classes:
         visible = queries.visible_targets(targets.labels, targets.segments, targets.left_out)
 
         def total(params):
-            output = model.apply({'params': params}, images, train=True)
+            variables, rngs = {'params': params, **rest}, {'dropout': key}
+            output = model.apply(variables, images, train=True, rngs=rngs)
             parts, _ = queries.loss(key, output, visible, mask, config, num_classes)
             return sum(part.value for part in parts.values())
 

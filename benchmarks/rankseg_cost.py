@@ -1,10 +1,12 @@
-"""The cost of RankSeg and of matching in Mask2Former: Swin-T, 512 x 512, one image, CPU, float32.
+"""The cost of RankSeg and of matching: Mask2Former with Swin-T, EoMT-B. CPU, float32.
 
     python benchmarks/rankseg_cost.py --out=benchmarks/results/rankseg_cost.json
 
-Measures three tables, or those named by `--parts`, with 100 queries and κ = 50:
+Measures four tables, or those named by `--parts`, for one image of 512 x 512, with 100 queries and
+κ = 50; all but `eomt` for Mask2Former:
   forward     RankSeg's forward pass and its parts, relative to the baseline at K = 150. The
               target is an overhead of at most 3 %.
+  eomt        The same for a finished EoMT, with the parts after one prediction. The target is 1 %.
   matching    Matching all ten predictions, relative to the whole train step. Weights are as at
               the start of training, when targets compete for the same queries. The target is at
               most 5 % of the step.
@@ -14,6 +16,7 @@ Weights are random. The rows of a table take turns; ratios are medians over the 
 the temporary memory that XLA reports for the compiled program.
 """
 
+import json
 import statistics
 import sys
 from functools import partial
@@ -27,11 +30,11 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import hugging_face
 from benchmarks.helpers import (
     class_layer_alone,
     compile_for,
     head_alone,
-    hugging_face_swin_t,
     make_train_step,
     prediction,
     predictions,
@@ -44,6 +47,7 @@ from benchmarks.helpers import (
 )
 from configs import common
 from rankseg_jax import inference, losses, matching, models, postprocessing
+from rankseg_jax.decoders.query_classifier import QueryClassifier
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import from_ranks
@@ -54,8 +58,8 @@ _OUT = flags.DEFINE_string(
 )
 _PARTS = flags.DEFINE_multi_enum(
     'parts',
-    ['forward', 'matching', 'categories'],
-    ['forward', 'matching', 'categories'],
+    ['forward', 'eomt', 'matching', 'categories'],
+    ['forward', 'eomt', 'matching', 'categories'],
     'Tables to measure.',
 )
 _ROUNDS = flags.DEFINE_integer('rounds', 9, 'Timed runs per row.')
@@ -73,44 +77,65 @@ HEADS = {
 NUM_POINTS, WEIGHTS = 12_544, (2.0, 5.0, 5.0)
 
 
-def make_model(variant: str, num_classes: int):
-    """The model of a variant, and its variables."""
+MASK2FORMER = dict(
+    framework='mask2former',
+    backbone='swin_t7',
+    channels=256,
+    decoder_layers=9,
+    decoder_heads=8,
+    cosine=True,
+)
+EOMT = dict(framework='eomt', backbone='dinov2_reg_b16', joint_blocks=3)
+
+
+def make_model(variant: str, num_classes: int, options=MASK2FORMER):
+    """The model of a variant, and its variables.
+
+    Args:
+      options: of the model.
+    """
     config = common.get_config()
-    config.model.update(
-        framework='mask2former',
-        backbone='swin_t7',
-        channels=256,
-        decoder_layers=9,
-        decoder_heads=8,
-        cosine=True,
-    )
+    config.model.update(options)
     if variant == BASELINE:
         config.rankseg = None
     else:
-        config.rankseg.update(num_selected=50, layer=3, **HEADS[variant])
+        config.rankseg.update(num_selected=50, **HEADS[variant])
+        config.rankseg.layer = 3 if options is MASK2FORMER else 0
+        config.rankseg.stride = 16
+    config.augment.crop_size = (_SIZE.value, _SIZE.value)
     model = models.build(config, num_classes)
-    return model, jax.device_put(
-        random_variables(model, random_images(1, 64)) | {'batch_stats': {}}
-    )
+    variables = random_variables(model, random_images(1, 64))
+    # The norms of Mask2Former's backbone have no statistics; those of EoMT are its masks: none.
+    statistics = jax.tree.map(np.zeros_like, dict(variables.get('batch_stats', {})))
+    return model, jax.device_put(variables | {'batch_stats': statistics})
 
 
-def forward(num_classes=150):
+def forward(num_classes=150, options=MASK2FORMER):
     rng, images, runs = np.random.default_rng(0), random_images(1, _SIZE.value), {}
-    queries = rng.normal(size=(1, 10, 100, 256)).astype(np.float32)  # [B, predictions, Q, D]
+    # What the class layer sees: [B, predictions, Q, D], and the head.
+    shape = (1, 10, 100, 256) if options is MASK2FORMER else (1, 1, 100, 768)
+    queries = rng.normal(size=shape).astype(np.float32)
+    side = _SIZE.value // 16
+    seen = queries[:, 3] if options is MASK2FORMER else rng.normal(size=(1, side, side, 768))
     presence_logits = rng.normal(size=(1, num_classes)).astype(np.float32)
     for variant in (BASELINE, *HEADS):
-        model, variables = make_model(variant, num_classes)
-        decoder, params = model.decoder, variables['params']['decoder']
+        model, variables = make_model(variant, num_classes, options)
+        params = variables['params']['decoder']
+        decoder = (
+            model.decoder
+            if options is MASK2FORMER
+            else QueryClassifier(num_classes, queries.shape[-1], rankseg=model.rankseg)
+        )
         runs[variant] = run(jax.jit(partial(prediction, model)), variables, images)
         if variant != BASELINE:
             runs[f'{variant}: head alone'] = run(
-                jax.jit(partial(head_alone, decoder)), params, queries[:, 3]
+                jax.jit(partial(head_alone, decoder)), params, np.float32(seen)
             )
         layer = jax.jit(partial(class_layer_alone, decoder))
         runs[f'{variant}: class layer alone'] = run(layer, params, queries, presence_logits)
     seconds = take_turns(runs, _ROUNDS.value)
     ratios = {name: ratio(seconds, name, BASELINE) for name in runs}
-    print(f'\n| forward, K = {num_classes} | ms | of the baseline |\n|---|---|---|')
+    print(f'\n| {options["framework"]}, K = {num_classes} | ms | of the baseline |\n|---|---|---|')
     for name, values in seconds.items():
         print(f'| {name} | {1e3 * statistics.median(values):.1f} | {100 * ratios[name]:.1f} % |')
     return {'seconds': seconds, 'ratios': ratios}
@@ -140,8 +165,9 @@ def match(key, layers, targets):
     return matching.assign(all_costs(key, layers, targets), targets.labels >= 0)
 
 
-def matchings(num_classes=150):
-    _, model, variables = hugging_face_swin_t(num_classes)
+def matchings():
+    num_classes = hugging_face.NUM_CLASSES
+    _, model, variables = hugging_face.build('Mask2Former Swin-T')
     key, images, optimizer = jax.random.key(0), random_images(1, _SIZE.value), optax.adamw(1e-4)
     arguments = variables['params'], jax.jit(optimizer.init)(variables['params']), key, images
 
@@ -152,7 +178,7 @@ def matchings(num_classes=150):
         )
 
     layers = stacked(variables, images)
-    step, runs = jax.jit(make_train_step(model, optimizer, num_classes)), {}
+    step, runs = jax.jit(make_train_step(model, {}, optimizer, num_classes)), {}
     for num_targets in (10, 40, 100):
         targets = jax.device_put(random_targets(1, _SIZE.value, num_targets, num_classes))
         costs = jax.jit(all_costs)(key, layers, targets)
@@ -235,8 +261,15 @@ def categories(all_num_classes=(60, 150, 847, 1284)):
 
 
 def main(_):
-    measure = {'forward': forward, 'matching': matchings, 'categories': categories}
-    save({part: measure[part]() for part in _PARTS.value}, _OUT.value)
+    measure = {
+        'forward': forward,
+        'eomt': partial(forward, options=EOMT),
+        'matching': matchings,
+        'categories': categories,
+    }
+    out = Path(_OUT.value)
+    results = json.loads(out.read_text()) if out.exists() else {}
+    save(results | {part: measure[part]() for part in _PARTS.value}, _OUT.value)
 
 
 if __name__ == '__main__':

@@ -42,8 +42,16 @@ PQ = {
     'coco_panoptic_swin_l': 57.8,
     'coco_panoptic_swin_l_oracle': None,
 }
-RECIPES = MIOU | PQ
-
+AP = {
+    'coco_instance_r50': 43.7,
+    'coco_instance_swin_t': 45.0,
+    'coco_instance_swin_s': 46.3,
+    'coco_instance_swin_b': 48.1,
+    'coco_instance_swin_b_rankseg': None,
+    'coco_instance_swin_l': 50.1,
+    'coco_instance_swin_l_rankseg': None,
+}
+RECIPES = MIOU | PQ | AP
 
 BACKBONES = {
     'r50': 'resnet50',
@@ -60,11 +68,13 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     backbone = re.search('|'.join(BACKBONES), recipe)[0]
     coco, panoptic, large = 'coco' in recipe, 'panoptic' in recipe, backbone == 'swin_l'
     config = shared_config(backbone, rates={'(backbone|decoder/head)': 0.1})
-    config.task = 'panoptic' if panoptic else 'semantic'
+    config.task = 'panoptic' if panoptic else 'instance' if coco else 'semantic'
     config.steps = 160_000 if not coco else 737_500 if large else 368_750
     config.eval_every = config.steps // 10
 
-    config.data.name = 'coco_panoptic' if coco else 'ade20k_panoptic' if panoptic else 'ade20k'
+    config.data.name = ('coco' if coco else 'ade20k') + (
+        '' if recipe in MIOU else f'_{config.task}'
+    )
     side = 1024 if coco else 640 if panoptic or backbone in ('swin_b', 'swin_l') else 512
     config.augment.crop_size = config.eval.size = (side, side)
     if coco:
@@ -77,7 +87,7 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     config.augment.pad_value = 128.0
     config.eval.base_size = (800, 1333) if coco else (side, 4 * side)
 
-    config.model.num_queries = 200 if large and panoptic else 100
+    config.model.num_queries = 200 if large and recipe not in MIOU else 100
 
     config.optimizer.schedule = 'step' if coco else 'poly'
     config.optimizer.milestones = (
@@ -87,7 +97,7 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
         config.rankseg = None
         return config
 
-    add_rankseg(config, num_selected=133 if coco else 150)
+    add_rankseg(config, num_selected=80 if recipe in AP else 133 if coco else 150)
     config.loss.multilabel_weight = 100.0 if coco else 10.0
     if recipe.endswith('_oracle'):
         config.rankseg.update(oracle=True, temperature='none', head='log_sum_exp')

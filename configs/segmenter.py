@@ -11,14 +11,16 @@ adds scales and mirror images.
 `oce`: class embeddings join before the backbone's last block. `oracle`: the ground truth selects;
 the released one has no multi-label head at all. `decoder_head`, `pooling_head`: multi-label heads
 separate from the mask transformer's first block. Scores on ADE20K-Full and COCO+LVIS are published
-without their recipes; ours take the κ, losses and weight decay of ADE20K.
+without their recipes; ours take the κ, losses and weight decay of ADE20K. The recipes for VSPW,
+whose videos are seen in clips, are ours.
 """
 
 import re
 
-from configs import check_argument, common
+from configs import check_argument, common, use_vspw
 
-# Published mIoU in percent: at a single scale, with scales and mirror images. We have run none yet.
+# Published mIoU in percent: at a single scale, with scales and mirror images; None: not published.
+# We have run none of these recipes yet.
 RECIPES = {
     'ade20k_b16': (48.8, 50.7),
     'ade20k_b16_rankseg': (49.7, 51.4),
@@ -47,6 +49,8 @@ RECIPES = {
     'coco_lvis_b16': (19.4, None),
     'coco_lvis_b16_rankseg': (21.3, None),
     'coco_lvis_b16_oracle': (46.8, None),
+    'vspw_b16': (None, None),
+    'vspw_b16_rankseg': (None, None),
 }
 
 
@@ -62,6 +66,7 @@ def get_config(recipe='ade20k_b16_rankseg'):
         'coco_lvis': 320_000,
         'pascal60': 80_000,
         'coco_stuff10k': 80_000 if '_80k' in recipe else 40_000,
+        'vspw': 80_000,
     }[dataset]
     config.eval_every = config.steps // 10
 
@@ -74,6 +79,9 @@ def get_config(recipe='ade20k_b16_rankseg'):
     config.eval.base_size = config.augment.base_size
     config.eval.size = config.eval.window = config.eval.stride = (side, side)
     config.eval.batch_size = config.batch_size
+    if dataset == 'vspw':
+        use_vspw(config)
+        config.eval.window = config.eval.stride = config.augment.crop_size
 
     config.model.framework = 'segmenter'
     config.model.backbone = 'vit_l16' if large else 'vit_b16'
@@ -113,7 +121,10 @@ def get_config(recipe='ade20k_b16_rankseg'):
     else:
         config.model.decoder_layers = 3
     config.rankseg.oracle = recipe.endswith('_oracle')
-    if dataset in ('ade20k', 'ade20k_full', 'coco_lvis') or recipe == 'pascal60_b16_rankseg':
+    if (
+        dataset in ('ade20k', 'ade20k_full', 'coco_lvis', 'vspw')
+        or recipe == 'pascal60_b16_rankseg'
+    ):
         config.optimizer.weight_decay = 1e-6
         config.optimizer.groups = (
             (r'^decoder/(block0|classify)/', 1.0, 100.0),

@@ -14,11 +14,12 @@ others are published as scores alone; ours take the parts and losses of ADE20K, 
 the schedules of mmsegmentation. Swin's recipe inherits a schedule made for SGD: without a warm-up,
 its learning rate *rises* from 6e-5 to 1e-4, an accident. `ade20k_swin_b_rankseg` keeps it;
 `ade20k_swin_b_rankseg_falling` has the baseline's schedule, as have the Swins on other data sets.
+The recipes for VSPW, whose videos are seen in clips, are ours.
 
 `tiny` and `tiny_baseline` are for two CPU cores: configs/quickstart.py with the released parts.
 """
 
-from configs import check_argument, common, quickstart
+from configs import check_argument, common, quickstart, use_vspw
 
 # Published mIoU in percent: at a single scale, with scales and mirror images; None: not published.
 # We have run none of these recipes yet.
@@ -30,6 +31,8 @@ RECIPES = {
     'coco_stuff10k_swin_b_rankseg': (46.6, 47.9),
     'coco_lvis_swin_b': (20.3, None),
     'coco_lvis_swin_b_rankseg': (20.8, None),
+    'vspw_swin_b': (None, None),
+    'vspw_swin_b_rankseg': (None, None),
     'ade20k_beit_l': (56.7, 57.0),
     'ade20k_beit_l_rankseg': (57.0, 57.8),
     'coco_stuff10k_beit_l': (49.7, 49.9),
@@ -56,6 +59,8 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
         set_beit(config)
     else:
         set_swin(config)
+    if config.data.name == 'vspw':
+        use_vspw(config)
     if '_rankseg' not in recipe:
         config.rankseg = None
         return config

@@ -26,6 +26,7 @@ from configs import (
     eomt,
     mask2former,
     mask2former_video,
+    maskformer,
     segmenter,
     upernet,
     videomt,
@@ -75,12 +76,16 @@ CONFIGS = [
             ('coco_lvis_b16', 1284, 103_370_760),
             ('coco_lvis_b16_rankseg', 1284, 111_445_096),
             ('coco_lvis_b16_oracle', 1284, 111_445_096),
+            ('vspw_b16', 124, 102_382_328),
+            ('vspw_b16_rankseg', 124, 109_566_944),
         ]
     ],
     ('deeplabv3', 'coco_stuff10k', 171, 87_222_198),
     ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
     ('deeplabv3', 'ade20k', 150, 87_206_028),
     ('deeplabv3', 'ade20k_rankseg', 150, 91_485_574),
+    ('deeplabv3', 'vspw', 124, 87_186_008),
+    ('deeplabv3', 'vspw_rankseg', 124, 91_452_216),
     *[
         ('upernet', recipe, num_classes, num_parameters)
         for recipe, num_classes, num_parameters in [
@@ -91,6 +96,8 @@ CONFIGS = [
             ('coco_stuff10k_swin_b_rankseg', 171, 125_199_325),
             ('coco_lvis_swin_b', 1284, 122_288_256),
             ('coco_lvis_swin_b_rankseg', 1284, 126_627_304),
+            ('vspw_swin_b', 124, 121_395_056),
+            ('vspw_swin_b_rankseg', 124, 125_139_024),
             ('ade20k_beit_l', 150, 441_271_084),
             ('ade20k_beit_l_rankseg', 150, 455_228_454),
             ('coco_stuff10k_beit_l', 171, 441_298_006),
@@ -127,6 +134,24 @@ CONFIGS = [
             ('coco_panoptic_swin_b_oracle', 133, 106_952_003),
             ('coco_panoptic_swin_l', 133, 215_535_610),
             ('coco_panoptic_swin_l_oracle', 133, 215_569_791),
+            ('coco_instance_r50', 80, 44_023_377),
+            ('coco_instance_swin_t', 80, 47_421_643),
+            ('coco_instance_swin_s', 80, 68_739_547),
+            ('coco_instance_swin_b', 80, 106_904_201),
+            ('coco_instance_swin_b_rankseg', 80, 110_271_274),
+            ('coco_instance_swin_l', 80, 215_521_989),
+            ('coco_instance_swin_l_rankseg', 80, 218_889_062),
+        ]
+    ],
+    *[
+        ('maskformer', recipe, num_classes, num_parameters)
+        for recipe, num_classes, num_parameters in [
+            ('ade20k_r50', 150, 41_307_863),
+            ('ade20k_swin_b', 150, 101_829_391),
+            ('ade20k_swin_b_rankseg', 150, 105_268_284),
+            ('ade20k_panoptic_r50', 150, 41_307_863),
+            ('ade20k_panoptic_r50_rankseg', 150, 44_746_756),
+            ('ade20k_panoptic_r50_oracle', 150, 44_746_756),
         ]
     ],
     ('eomt_tiny', 'rankseg', 60, 1_368_074),
@@ -215,7 +240,8 @@ def load(name, argument):
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
-    for module in (segmenter, deeplabv3, upernet, mask2former, mask2former_video, eomt, videomt):
+    families = (segmenter, deeplabv3, upernet, maskformer, mask2former, mask2former_video, eomt)
+    for module in (*families, videomt):
         assert sorted([*module.RECIPES, *getattr(module, 'TINY', ())]) == sorted(
             recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1]
         )
@@ -225,10 +251,12 @@ def test_every_config_is_listed():
 SIBLINGS = re.compile(
     'emoji_scenes|camvid:None|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
     '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
-    '|swin_[tsl]|panoptic_r50|ade20k_swin_b'
+    '|swin_[tsl]|panoptic_r50(_oracle)?$|2former:.*ade20k_swin_b|upernet:ade20k_swin'
     '|upernet:(coco_stuff10k_(beit|swin_b$)|coco_lvis|tiny_baseline)'
     '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)|video_tiny'
-    '|mask2former_video:(youtubevis_2019_(?!r101_rankseg)|vspw_(?!r101$))'
+    '|mask2former_video:youtubevis_2019_(?!r101_rankseg)|vspw_(r50|r101_|swin_b$|swin_b_oracle)'
+    '|vspw(_b16)?$'
+    '|mask2former_video:vspw_swin_b|coco_instance_(r50|swin_b)$|maskformer:ade20k_(r50|swin_b)$'
     '|^eomt:(?!ade20k_l_rankseg|coco_panoptic_dinov3_l$)'
     '|videomt:(?!youtubevis_2019_dinov3_l$|vspw_l_rankseg)'
 )
@@ -317,7 +345,7 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
     config.model.channels = config.model.decoder_heads = 16
     if config.model.framework == 'segmenter':
         config.model.update(backbone='tinier_vit', decoder_layers=1)
-    elif config.model.framework == 'mask2former':
+    elif config.model.framework in ('maskformer', 'mask2former'):
         config.model.update(
             backbone=SMALL_BACKBONES.get(config.model.backbone, 'swin_tinier'),
             channels=32,
@@ -362,9 +390,12 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
     if config.task.startswith('video'):
         batch['image'] = rng.normal(size=(2, 2, 64, 64, 3)).astype(np.float32)
         batch['label'] = rng.integers(-1, num_classes, (2, 2, 64, 64)).astype(np.int32)
+    if config.task == 'instance':
+        batch['label'] = rng.integers(0, 2**4, (2, 64, 64)).astype(np.int32)
     if config.task == 'video_instance':
+        batch['label'] = rng.integers(0, 2**4, (2, 2, 64, 64)).astype(np.int32)
+    if config.task.endswith('instance'):
         batch |= {
-            'label': rng.integers(0, 2**4, (2, 2, 64, 64)).astype(np.int32),
             'left_out': np.zeros(2, np.int32),
             'object_labels': rng.integers(-1, num_classes, (2, 4)).astype(np.int32),
         }
@@ -377,7 +408,7 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
     after, metrics = traced.lower().compile()(state, batch)
     assert np.isfinite(metrics['loss']) and jax.tree.structure(after) == jax.tree.structure(state)
     size = np.full((2, 2), 64, np.int32)
-    if config.model.framework not in ('mask2former', 'eomt', 'videomt'):
+    if config.model.framework in ('segmenter', 'deeplabv3', 'upernet'):
         config.eval.window, config.eval.stride = (64, 64), (32, 32)
     predict = jax.jit(
         lambda variables, image, presence: inference.segment(
