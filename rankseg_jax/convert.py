@@ -14,6 +14,7 @@ from rankseg_jax import backbones, checkpoint, models, pretrained, storage, task
 from rankseg_jax.backbones.beit import BEiT
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
+from rankseg_jax.backbones.vit import ViT
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.frameworks.eomt import EoMT
 from rankseg_jax.frameworks.mask2former import Mask2Former
@@ -30,7 +31,8 @@ KNOWN = {
 # Fields of backbones that their names leave open.
 OPTIONS = {
     Swin: ('drop_path',),
-    BEiT: ('drop_path', 'feature_blocks', 'image_size', 'norm_epsilon', 'layer_scale'),
+    BEiT: ('drop_path', 'feature_blocks', 'image_size', 'epsilon', 'layer_scale'),
+    ViT: ('drop_path', 'image_size', 'epsilon', 'layer_scale', 'rescale'),
 }
 # Keys of `config.eval` for the defaults of Hugging Face's post-processing.
 DEFAULTS = {
@@ -38,6 +40,15 @@ DEFAULTS = {
     'instance': {'threshold': 0.5},
     'semantic': {},
 }
+EOMT_DEFAULTS = {
+    'panoptic': {'threshold': 0.8, 'overlap': 0.8},
+    'instance': {'threshold': 0.8},
+    'semantic': {},
+}
+# Names of published models that state the task.
+PUBLISHED = re.compile(
+    r'mask2?former-.*-(semantic|instance|panoptic)|.*_(semantic|instance|panoptic)_eomt_.*'
+)
 
 
 def run(
@@ -54,7 +65,7 @@ def run(
     Args:
       source: as `config.model.pretrained`.
       workdir: of the new run.
-      config: of the new run.
+      config: of the new run. Its `model.pretrained` is added to weights that are differences.
       as_is: True takes the model from `source`, a Hugging Face folder or a name on the hub, and
         changes `config` to describe it. False takes the model from `config`, and weights from
         `source` replace its initial ones.
@@ -104,7 +115,7 @@ def configured_model(source, config):
         lambda: models.init(model, task.num_classes, config.seed, config.augment.crop_size)
     )()
     variables |= {'ema': variables['params']} if config.ema else {}
-    loaded = pretrained.load(source, jax.device_get(variables))
+    loaded = pretrained.load(source, jax.device_get(variables), config.model.pretrained)
     return task.class_names, task.things, loaded
 
 
@@ -123,17 +134,16 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
             f'--input={source} does not say which model its weights belong to: give a --config'
         )
     model, variables = pretrained.load_hf(folder)
-    if isinstance(model, EoMT):
-        raise ValueError(
-            f'--input={source} is an EoMT, of which no config describes the image processor: give '
-            'a --config, or load the model in Python with load_hf'
-        )
     class_names = describe(folder, model, config)
     if isinstance(model, UPerNet):
-        config.task, is_thing, reason = pixel_task(task, things)
+        found = semantic_task('this model classifies pixels', task, things)
+    elif any(config.eval.window):
+        found = semantic_task('images are split into windows', task, things)
     else:
-        config.task, is_thing, reason = published_task(source, class_names, task, things)
-    config.eval.update(DEFAULTS[config.task])
+        found = published_task(source, class_names, task, things)
+    config.task, is_thing, reason = found
+    defaults = EOMT_DEFAULTS if isinstance(model, EoMT) else DEFAULTS
+    config.eval.update(defaults[config.task])
     if config.task == 'instance':
         config.eval.max_objects = config.model.num_queries
         config.augment.max_category_ratio = 1.0  # objects may overlap
@@ -169,6 +179,14 @@ def describe(folder: Path, model, config) -> list[str]:
         config.model.update(
             framework='upernet', channels=model.channels, auxiliary_weight=float(weight)
         )
+    elif isinstance(model, EoMT):
+        num_classes = model.num_classes
+        config.model.update(
+            framework='eomt',
+            joint_blocks=model.num_joint,
+            num_queries=model.num_queries,
+            cosine=False,
+        )
     else:
         decoder, num_classes = model.decoder, model.decoder.num_classes
         config.model.update(
@@ -202,8 +220,9 @@ def describe_backbone(backbone, config) -> None:
     config.model.drop_path = 0.0 if isinstance(backbone, ResNet) else backbone.drop_path
     if isinstance(backbone, BEiT):
         config.model.feature_blocks = backbone.feature_blocks
-        config.model.norm_epsilon = backbone.norm_epsilon
-        config.augment.crop_size = backbone.image_size  # to which its position biases belong
+    if isinstance(backbone, BEiT | ViT):
+        config.model.norm_epsilon = backbone.epsilon
+        config.augment.crop_size = backbone.image_size  # to which position biases and codes belong
 
 
 def describe_input(folder: Path, model_type: str, config) -> None:
@@ -222,11 +241,13 @@ def describe_input(folder: Path, model_type: str, config) -> None:
         config[section].update(keys)
 
 
-def pixel_task(task: str | None, things: Sequence[str] | None) -> tuple[str, list[bool], str]:
-    """As `published_task`, of a model that classifies pixels, which has one task."""
+def semantic_task(
+    why: str, task: str | None, things: Sequence[str] | None
+) -> tuple[str, list[bool], str]:
+    """As `published_task`, of a model that has one task, and `why`."""
     if task not in (None, 'semantic') or things:
-        raise ValueError('this model classifies pixels, which is --task=semantic, without --things')
-    return 'semantic', [], 'since the model classifies pixels'
+        raise ValueError(f'{why}, which is --task=semantic, without --things')
+    return 'semantic', [], f'since {why}'
 
 
 def published_task(
@@ -235,8 +256,8 @@ def published_task(
     """The task of a checkpoint, which its files do not state.
 
     Without `task` and `things` it is told from the names of the categories; those of some data sets
-    serve several tasks, so that the end of a published name, such as
-    mask2former-swin-large-cityscapes-panoptic, decides.
+    serve several tasks, so that a published name, such as
+    mask2former-swin-large-cityscapes-panoptic or ade20k_semantic_eomt_large_512, decides.
 
     Args:
       source: name or folder of the checkpoint.
@@ -280,10 +301,8 @@ def published_task(
             )
         return task, known[1], f'{count(known[1])}, as in {known[0]}'
 
-    published = re.fullmatch(
-        r'mask2?former-.*-(semantic|instance|panoptic)', Path(source).name.lower()
-    )
-    kind = published and published[1]
+    published = PUBLISHED.fullmatch(Path(source).name.lower())
+    kind = published and (published[1] or published[2])
     if kind == 'semantic':
         return 'semantic', [], 'as its name says'
     if not known:

@@ -94,7 +94,7 @@ def test_features_are_hugging_faces(torch, transformers, tmp_path, biases, size)
     found = pretrained.convert(pretrained.read(tmp_path / 'model.safetensors'))
     variables = {key: tree['backbone'] for key, tree in found.items()}
     jax.tree.map(np.testing.assert_array_equal, from_torch(numpy_state(theirs)), variables)
-    ours = apply(tiny(norm_epsilon=1e-12), variables, images(*size))
+    ours = apply(tiny(epsilon=1e-12), variables, images(*size))
     assert list(ours) == [4, 8, 16, 32]
     for feature, their_feature in zip(ours.values(), expected, strict=True):
         assert relative_error(feature, their_feature) <= 1e-5
@@ -117,7 +117,7 @@ def test_which_blocks_hugging_face_takes(torch, transformers):
         torch.testing.assert_close(feature, tokens)
     for added in (0, 1):  # the paper counts blocks from 0
         variables = from_torch(numpy_state(theirs.beit))
-        model = tiny((1, 2, 3, 3) if not added else (2, 3, 4, 4), norm_epsilon=1e-12)
+        model = tiny((1, 2, 3, 3) if not added else (2, 3, 4, 4), epsilon=1e-12)
         variables = variables | random_neck(model, x, variables)
         ours = apply(model, variables, x)[16]
         expected = states.hidden_states[3 + added][:, 1:].reshape(2, 4, 4, 16)

@@ -41,7 +41,17 @@ KINDS = {
     'giant': ('Eomt', dict(use_swiglu_ffn=True)),
     'patch14': ('Eomt', dict(patch_size=14, image_size=56, num_upscale_blocks=1)),
     'dinov3': ('EomtDinov3', dict(intermediate_size=48, layer_norm_eps=1e-3)),
-    '7b': ('EomtDinov3', dict(intermediate_size=48, query_bias=False, value_bias=False)),
+    '7b': (
+        'EomtDinov3',
+        dict(
+            intermediate_size=48,
+            query_bias=False,
+            value_bias=False,
+            use_gated_mlp=True,
+            hidden_act='silu',
+        ),
+    ),
+    'unbiased': ('EomtDinov3', dict(intermediate_size=48, proj_bias=False, mlp_bias=False)),
 }
 
 
@@ -305,6 +315,7 @@ def test_impossible_blocks_are_refused(changes, message):
     'key, value',
     [
         ('hidden_act', 'silu'),
+        ('hidden_act', 'relu'),
         ('use_gated_mlp', True),
         ('num_upscale_blocks', 1),
         ('rope_parameters', {'rope_type': 'default', 'rope_theta': 50.0}),
