@@ -172,12 +172,26 @@ MMSEG = [  # timm's names, as patterns, to those of mmseg 1.x
     (r'\.mlp\.fc2\.', '.ffn.layers.1.'),
     (r'^patch_embed\.proj\.', 'backbone.patch_embed.projection.'),
     (r'^cls_token', 'backbone.cls_token'),
+    (r'^fpn1\.', 'neck.upsample_4x.'),
+    (r'^fpn2\.', 'neck.upsample_2x.'),
 ]
 
 
 def test_mmsegs_names_are_read_alike(torch, timm):
     state = numpy_state(random_timm(torch, timm, use_rel_pos_bias=True, init_values=0.1))
+    rng = np.random.default_rng(0)
+    state |= {
+        f'{name}.{leaf}': rng.normal(size=shape).astype(np.float32)
+        for name, shapes in {
+            'fpn1.0': {'weight': (16, 16, 2, 2), 'bias': 16},
+            'fpn1.1': {'weight': 16, 'bias': 16, 'running_mean': 16, 'running_var': 16},
+            'fpn1.3': {'weight': (16, 16, 2, 2), 'bias': 16},
+            'fpn2.0': {'weight': (16, 16, 2, 2), 'bias': 16},
+        }.items()
+        for leaf, shape in shapes.items()
+    }
     expected = pretrained.convert(state)
+    assert expected['batch_stats']['backbone'].keys() == {'neck4_norm'}
     for pattern, replacement in MMSEG:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
     state['decode_head.conv_seg.weight'] = np.zeros((3, 2, 1, 1), np.float32)

@@ -329,6 +329,21 @@ def test_configs_of_other_models_are_refused(key, value):
         hf.build(hf.Keys(config), {'class_predictor.bias': np.zeros(6)})
 
 
+def test_gated_mlps_of_older_files_are_read(tmp_path):
+    model = hugging_face('giant')
+    model.save_pretrained(tmp_path)
+    state, older = numpy_state(model), {}
+    for key, value in state.items():
+        if '.gate_proj.' in key:
+            up = state[key.replace('gate_proj', 'up_proj')]
+            older[key.replace('gate_proj', 'weights_in')] = np.concatenate([value, up])
+        elif '.up_proj.' not in key:
+            older[key.replace('down_proj', 'weights_out')] = value
+    config, _ = hf.read_folder(tmp_path)
+    found, expected = hf.variables(config, older), hf.variables(config, state)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_a_model_starts_from_a_published_one_of_other_categories_and_size(tmp_path):
     """And from its raw backbone, whose parts alone are replaced."""
     model = hugging_face()

@@ -1,20 +1,24 @@
 """A converted EoMT segments as Hugging Face's own processor, model and post-processing do."""
 
 import json
+import re
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
 from configs import common
-from rankseg_jax import convert, predict
+from rankseg_jax import convert, predict, pretrained
 from rankseg_jax.backbones import vit
 from rankseg_jax.data import fitting
-from tests.helpers import mend_torchvision, random_parameters
+from rankseg_jax.pretrained import hf
+from rankseg_jax.pretrained import vit as pretrained_vit
+from tests.helpers import mend_torchvision, numpy_state, random_parameters
 from tests.test_processor import described, photo
 
 SIDE = 64  # of the model's images
-SIZES = [(48, 80), (100, 60), (64, 64), (37, 126), (59, 61)]  # of three canvases
+SIZES = [(100, 60), (64, 64), (37, 126), (59, 61)]  # of three canvases
 WINDOWS = {'do_split_image': True, 'size': {'shortest_edge': SIDE, 'longest_edge': None}}
 PADDED = {'do_pad': True, 'size': {'shortest_edge': SIDE, 'longest_edge': SIDE}}
 NAMES = {0: 'wall', 1: 'tree', 2: 'sky', 3: 'person', 4: 'car'}
@@ -189,3 +193,103 @@ def test_objects_are_hugging_faces(torch, model, tmp_path):
         assert (ids == expected['segmentation'].numpy()).mean() >= 0.999
         count += len(infos)
     assert count >= 6
+
+
+def authors_names(state):
+    """Hugging Face's names of an EoMT as its authors call them, with a DINOv3."""
+    names = [
+        (r'^embeddings\.', 'encoder.backbone.patch_embed.'),
+        (r'^layers\.', 'encoder.backbone.blocks.'),
+        (r'^layernorm\.', 'encoder.backbone.norm.'),
+        (r'^query\.', 'q.'),
+        (r'^class_predictor\.', 'class_head.'),
+        (r'^mask_head\.fc1\.', 'mask_head.0.'),
+        (r'^mask_head\.fc2\.', 'mask_head.2.'),
+        (r'^mask_head\.fc3\.', 'mask_head.4.'),
+        (r'^upscale_block\.block\.(\d)\.layernorm2d\.', r'upscale.\1.norm.'),
+        (r'^upscale_block\.block\.', 'upscale.'),
+    ]
+    for pattern, replacement in names:
+        state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if not key.startswith('criterion.')}
+    return {f'network.{key}': value for key, value in state.items()} | {
+        'network.encoder.pixel_mean': np.zeros((1, 3, 1, 1), np.float32),
+        'criterion.empty_weight': np.ones(6, np.float32),
+    }
+
+
+def dinov3(torch, kind, **options):
+    """A model of Hugging Face on DINOv3, or such a backbone, with random weights."""
+    import transformers
+
+    name = {'eomt': 'EomtDinov3', 'backbone': 'DINOv3ViT'}[kind]
+    config = getattr(transformers, f'{name}Config')(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=1,
+        intermediate_size=96,
+        patch_size=16,
+        num_register_tokens=4,
+        image_size=SIDE,
+        **options,
+    )
+    suffix = {'eomt': 'ForUniversalSegmentation', 'backbone': 'Model'}[kind]
+    return random_parameters(torch, getattr(transformers, f'{name}{suffix}')(config))
+
+
+def test_differences_from_a_dinov3_are_added(torch, tmp_path):
+    whole = dinov3(torch, 'eomt', num_blocks=2, num_queries=7, num_labels=5)
+    base = dinov3(torch, 'backbone')
+    with torch.no_grad():
+        for value in base.parameters():
+            value.add_(0.01 * torch.randn_like(value))
+    base.save_pretrained(tmp_path / 'dinov3')
+    whole.save_pretrained(tmp_path / 'hf')
+    _, expected = hf.load_hf(tmp_path / 'hf')
+
+    state, taken = numpy_state(whole), numpy_state(base)
+    taken = {re.sub(r'^(model\.)?layer\.', 'layers.', key): x for key, x in taken.items()}
+    taken = {re.sub(r'^norm\.', 'layernorm.', key): x for key, x in taken.items()}
+    assert len(taken.keys() & state.keys()) > 40
+    differences = {key: x - taken[key] if key in taken else x for key, x in state.items()}
+
+    def save(name, arrays):
+        arrays = {key: torch.tensor(x) for key, x in authors_names(arrays).items()}
+        torch.save({'state_dict': arrays}, tmp_path / name)
+        return tmp_path / name
+
+    path = save('pytorch_model.bin', differences)
+    found = pretrained.read_variables(path, tmp_path / 'dinov3')
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), found, expected)
+    with pytest.raises(ValueError, match='differences from those of a DINOv3'):
+        pretrained.read_variables(path)
+    dinov3(torch, 'backbone', use_gated_mlp=True).save_pretrained(tmp_path / 'other')
+    with pytest.raises(ValueError, match='other has other parameters than the DINOv3'):
+        pretrained.read_variables(path, tmp_path / 'other')
+    found = pretrained.read_variables(save('whole.bin', state))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_the_authors_names_on_dinov2_are_read(torch):
+    timm = pytest.importorskip('timm')
+    backbone = timm.models.vision_transformer.VisionTransformer(
+        img_size=SIDE,
+        embed_dim=64,
+        depth=3,
+        num_heads=1,
+        num_classes=0,
+        reg_tokens=4,
+        no_embed_class=True,
+        init_values=1e-5,
+    )
+    whole = dinov3(torch, 'eomt', num_blocks=2, num_queries=7, num_labels=5)
+    state = numpy_state(random_parameters(torch, backbone))
+    others = {
+        key: x for key, x in authors_names(numpy_state(whole)).items() if 'backbone' not in key
+    }
+    found = pretrained.convert(
+        others | {f'network.encoder.backbone.{key}': x for key, x in state.items()}
+    )
+    expected = pretrained_vit.from_torch(state)
+    jax.tree.map(np.testing.assert_array_equal, found['params']['backbone'], expected)
+    assert expected['position'].shape == (4, 4, 64) and found['params'].keys() > {'mask', 'queries'}
