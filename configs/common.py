@@ -96,7 +96,8 @@ def get_config() -> ConfigDict:
     # BeitForSemanticSegmentation takes (2, 4, 6, 10) and (6, 10, 14, 22), and a UPerNet on its
     # BeitBackbone (3, 5, 7, 11) and (7, 11, 15, 23); --mode=convert sets these.
     model.feature_blocks = ()
-    model.norm_epsilon = 1e-6  # BEiT: of layer norms; Hugging Face's have 1e-12
+    # BEiT, ViT: of layer norms; 0: 1e-6, DINOv3's 1e-5. Hugging Face's BEiTs have 1e-12.
+    model.norm_epsilon = 0.0
     model.decoder = 'mask_transformer'  # segmenter: or 'linear'
     # segmenter: blocks of the mask transformer; mask2former, maskformer: layers of the queries.
     model.decoder_layers = 2
@@ -199,12 +200,17 @@ def get_config() -> ConfigDict:
     evaluation.base_size = (0, 0)
     # Stretch images as Hugging Face does: to `size`, or from base_size to the next `multiple`.
     evaluation.stretch = False
+    # Gray value, 0..255, below and right of images that are padded; -1: the mean color.
+    evaluation.pad_value = -1.0
     evaluation.multiple = 32  # of their sides, to which images are padded if `size` is not used
-    # Resize with this filter, as Hugging Face does: nearest, box, bilinear, hamming, bicubic or
-    # lanczos; '': bilinear, as data.antialias says.
+    # Resize with this filter, as Hugging Face does, which also rounds sizes and masks of padded
+    # images in its way: nearest, box, bilinear, hamming, bicubic or lanczos; '': bilinear, as
+    # data.antialias says.
     evaluation.resample = ''
     evaluation.window = (0, 0)  # (height, width) of sliding windows; (0, 0): the whole image
-    evaluation.stride = (0, 0)  # between windows; the window's size: no overlap
+    # Between windows; the window's size: no overlap but for the last one; (0, 0): as few windows as
+    # cover the image, evenly spaced.
+    evaluation.stride = (0, 0)
     evaluation.scales = (1.0,)  # probabilities are averaged over these multiples of the size, …
     evaluation.flip = False  # … and over the mirror images
     # Panoptic: the least class probability of a segment; instance, video_instance: the least score
@@ -212,7 +218,8 @@ def get_config() -> ConfigDict:
     evaluation.threshold = 0.8
     evaluation.overlap = 0.8  # panoptic: the least share of its mask that a segment keeps
     # Per-query frameworks: masks become probabilities at this (height, width), (-1, -1): their own,
-    # and panoptic segments keep unsure pixels, as in Hugging Face; (0, 0): at the image's size.
+    # and panoptic segments keep unsure pixels, as in Hugging Face's Mask2Former; (0, 0): at the
+    # image's size, or at that of windows.
     # Per-pixel ones: (-1, -1) resizes logits directly to the image, (0, 0) to the network's input
     # first.
     evaluation.mask_size = (0, 0)

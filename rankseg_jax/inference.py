@@ -18,6 +18,7 @@ from jax import lax
 
 from rankseg_jax import models, selector, sharding
 from rankseg_jax.data import IGNORE_LABEL
+from rankseg_jax.data.fitting import window_stride
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.postprocessing import View
@@ -142,8 +143,9 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
         if stream is not None and models.carries(config):
             memory = stream.memory
             if memory is None:
-                videos = len(batch['mask']) * (2 if config.eval.flip else 1)
-                memory = [model.memory(videos) for _ in views]
+                cut = functools.partial(cut_windows, evaluation=config.eval)
+                windows = [jax.eval_shape(cut, view)[1].shape for view in views]
+                memory = [model.memory(shape[0] * shape[1]) for shape in windows]
         batch = {name: x for name, x in batch.items() if name not in ('views', 'begins')}
         if 'label' in batch and config.rankseg:
             batch['pixels'] = count(batch['label'])
@@ -224,15 +226,10 @@ def check(config, output: PixelOutput | QueryOutput):
             f'config.eval.mask_size = {mask_size}: {config.model.framework} has no masks, set it '
             'to (0, 0), or to (-1, -1) to resize logits directly to the image'
         )
-    if isinstance(output, PixelOutput) and any(mask_size) and any(config.eval.window):
+    if any(mask_size) and any(config.eval.window):
         raise ValueError(
-            f'config.eval.mask_size = {mask_size}: logits of windows are joined at their size, set '
-            'it or config.eval.window to (0, 0)'
-        )
-    if any(config.eval.window) and not output.slides_windows:
-        raise ValueError(
-            f'config.eval.window = {config.eval.window}: {config.model.framework} sees images '
-            'whole, set it to (0, 0)'
+            f'config.eval.mask_size = {mask_size}: windows are joined at their size, set it or '
+            'config.eval.window to (0, 0)'
         )
     if isinstance(output, QueryOutput) and output.follows and config.eval.clip_overlap:
         raise ValueError(
@@ -308,17 +305,27 @@ def see(model, variables, views, config, task, *, presence=None, shown=None, mem
         selection, presence_logits = outputs[0].selection, outputs[0].presence_logits
     if any(config.eval.mask_size):
         outputs = [output.settle(config.eval.mask_size) for output in outputs]
+    elif any(config.eval.window) and isinstance(outputs[0], QueryOutput):
+        outputs = [output.settle(config.eval.window) for output in outputs]
     return Seen(list(cuts), outputs, selection, presence_logits)
 
 
 def assemble(seen: Seen, size, canvas: tuple[int, int]) -> list[View]:
-    """A view for each scale and mirror image, the windows of each joined side by side."""
+    """A view for each scale and mirror image: its windows side by side, or one for each of them."""
     found = []
     for cut, output in zip(seen.cuts, seen.outputs, strict=True):
-        mirrors = output.split_views(cut.views[0], cut.counts)
+        views = output.split_views(cut.views[0], cut.counts)
         places = cut.places(output.cells, size, canvas, output.direct)
+        if not output.joins_windows:
+            n, m = cut.counts
+            places = [
+                (rows, columns)
+                for below, beside in places
+                for rows in jnp.split(below, n, axis=-1)  # [B, R, h]
+                for columns in jnp.split(beside, m, axis=-1)  # [B, C, w]
+            ]
         held = cut.held(output.cells)
-        found += [View(x, *place, held) for x, place in zip(mirrors, places, strict=True)]
+        found += [View(x, *place, held) for x, place in zip(views, places, strict=True)]
     return found
 
 
@@ -333,7 +340,8 @@ class Cut:
       stride: from one window to the next, (rows, columns).
       mirrored: for each mirror image, whether it is one.
       fringe: whether the first cells beyond the image count where its border lies between cells.
-        They do in the released code, which pads images to a multiple of 32 pixels alone.
+        They do in the released code, which pads images to a multiple of 32 pixels alone, and in
+        Hugging Face's.
     """
 
     content: jax.Array
@@ -364,7 +372,8 @@ class Cut:
           cells: (h, w) of a window's logits.
           size: [B, 2] int32, rows and columns of the original images.
           canvas: (rows, columns) of the result.
-          direct: from the cells of the one window, without its pixels in between.
+          direct: from the cells of the one window, without its pixels in between. Of several, a
+            cell is a pixel.
         """
 
         def weights(axis, mirror=False):
@@ -372,7 +381,7 @@ class Cut:
             stride = self.stride[axis]
             if direct:
                 content = self.held(cells)[:, axis]
-                window = stride = cells[axis]
+                window, stride = cells[axis], stride * cells[axis] // window
             return interpolation(
                 length=canvas[axis],
                 size=size[:, axis],
@@ -398,19 +407,21 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
     leading, whole = image.shape[1:-3], image.shape[-3:-1]
     window, stride = whole, whole
     if any(evaluation.window):
-        window, stride = evaluation.window, evaluation.stride
+        window, stride = evaluation.window, window_stride(evaluation)
     counts = [-(-max(whole[axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)]
     ends = [window[axis] + stride[axis] * (counts[axis] - 1) for axis in (0, 1)]
     missing = [(0, max(ends[axis] - whole[axis], 0)) for axis in (0, 1)]
     image = jnp.pad(image, ((0, 0), *((0, 0) for _ in leading), *missing, (0, 0)))
-    # The last window ends where the image does.
-    starts = [
-        jnp.minimum(
-            jnp.arange(counts[axis]) * stride[axis],
-            jnp.maximum(content[:, axis, None] - window[axis], 0),
-        )
-        for axis in (0, 1)
-    ]  # [B, n], [B, m]
+
+    def start(axis):  # [B, windows]; the last window ends where the image does
+        number, last = jnp.arange(counts[axis]), content[:, axis, None] - window[axis]
+        last = jnp.maximum(last, 0)  # [B, 1]
+        if any(evaluation.stride):
+            return jnp.minimum(number * stride[axis], last)
+        gaps = -(-last // window[axis])  # between the windows that this image needs
+        return jnp.minimum(number, gaps) * last // jnp.maximum(gaps, 1)
+
+    starts = [start(axis) for axis in (0, 1)]
     mirrored = (False, True) if evaluation.flip else (False,)
 
     def windows(image, content, rows, columns):  # of one image
@@ -427,7 +438,8 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
         )
 
     images = jax.vmap(windows)(image, content, *starts)
-    fringe = any(evaluation.base_size) or not any(evaluation.size)
+    padded_to_size = not any(evaluation.base_size) and any(evaluation.size)
+    fringe = not padded_to_size or bool(evaluation.resample)
     return Cut(content, starts, tuple(window), tuple(stride), mirrored, fringe), images
 
 

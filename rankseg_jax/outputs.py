@@ -34,7 +34,7 @@ class PixelOutput:
     auxiliary_logits: jax.Array | None = None
     direct: bool = struct.field(pytree_node=False, default=False)
 
-    slides_windows = True  # an image may be seen window by window
+    joins_windows = True  # in `split_views`
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -131,7 +131,7 @@ class QueryOutput:
     direct: bool = struct.field(pytree_node=False, default=False)
     follows: bool = struct.field(pytree_node=False, default=False)
 
-    slides_windows = False  # queries see an image as a whole
+    joins_windows = False  # each window has queries of its own
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -139,16 +139,17 @@ class QueryOutput:
         return self.mask_logits.shape[-2], self.mask_logits.shape[-1]
 
     def split_views(self, mirrors: int, windows: tuple[int, int]) -> list['QueryOutput']:
-        """An output for each mirror image; see `PixelOutput.split_views`. `windows` is (1, 1)."""
+        """An output for each window of each mirror image; see `PixelOutput.split_views`."""
+        count = mirrors * math.prod(windows)
         return [
             QueryOutput(
-                class_logits=self.class_logits[i::mirrors],
-                mask_logits=self.mask_logits[i::mirrors],
-                queries=None if self.queries is None else self.queries[i::mirrors],
+                class_logits=self.class_logits[i::count],
+                mask_logits=self.mask_logits[i::count],
+                queries=None if self.queries is None else self.queries[i::count],
                 direct=self.direct,
                 follows=self.follows,
             )
-            for i in range(mirrors)
+            for i in range(count)
         ]
 
     def by_clip(self, length: int) -> 'QueryOutput':

@@ -841,6 +841,9 @@ def test_the_released_recipes_of_eomt():
         semantic = config.task == 'semantic'
         assert config.model.num_queries == (100 if semantic else 200)
         assert config.augment.photometric == semantic
+        side = config.augment.crop_size[0]
+        assert config.eval.window == ((side, side) if semantic else (0, 0))
+        assert config.eval.stride == (0, 0) and config.eval.pad_value == 0
     early, last = 0.8**23, 0.8
     expected = [early, early, early, 0.8**20, last]
     assert rates_of(load('eomt', 'ade20k_l')) == pytest.approx(expected)
@@ -851,6 +854,7 @@ def test_the_released_recipes_of_eomt():
     for recipe, blocks, backbone in [
         ('coco_panoptic_b', 3, 'dinov2_reg_b16'),
         ('coco_panoptic_g_1280', 5, 'dinov2_reg_g16'),
+        ('coco_panoptic_dinov3_b', 3, 'dinov3_b16'),
     ]:
         model = load('eomt', recipe).model
         assert (model.joint_blocks, model.backbone) == (blocks, backbone)

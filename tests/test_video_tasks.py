@@ -422,6 +422,8 @@ def test_a_stream_does_not_depend_on_its_clips(folder, name):
     variables = random_like(
         jax.eval_shape(lambda: models.init(model, task.num_classes, 0, (32, 32)))
     )
+    classes = variables['params']['decoder']['classes']  # queries of several classes
+    classes['embedding'], classes['bias'] = 30 * classes['embedding'], 0 * classes['bias']
     for config.eval.clip_length in (1, 3, 11):
         predictor = predict.from_model(model, variables, config, task)
         streams = [

@@ -7,6 +7,7 @@ Before each joint block a prediction is made, whose masks say where queries look
 one prediction, at the end.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -23,8 +24,6 @@ from rankseg_jax.decoders.query_decoder import MaskEmbedding, embedding_init, ma
 from rankseg_jax.layers import resize
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.selector import Choice
-
-gelu = partial(nn.gelu, approximate=False)
 
 
 class EncoderOnly(nn.Module):
@@ -49,11 +48,19 @@ class EncoderOnly(nn.Module):
     def setup(self):
         width, dtype = self.backbone.width, self.dtype
         self.queries = self.param('queries', embedding_init, (self.num_queries, width))
-        self.mask = MaskEmbedding(width, dtype, gelu)
-        self.upscale = [Upscale(dtype) for _ in range(num_upscales(self.backbone.patch))]
+        self.mask = MaskEmbedding(width, dtype, self.activation)
+        self.upscale = [
+            Upscale(self.activation, dtype) for _ in range(num_upscales(self.backbone.patch))
+        ]
         self.decoder = QueryClassifier(
             self.num_classes, width, self.cosine, self.rankseg, dtype=dtype
         )
+
+    @property
+    def activation(self) -> Callable:
+        """Of mask embeddings and upscaling: GELU; SiLU, as of its MLPs, where a DINOv3 is gated."""
+        gated = self.backbone.gated and self.backbone.codes == 'rotary'
+        return nn.silu if gated else partial(nn.gelu, approximate=False)
 
     def encode(self, images, *, train: bool):
         """Tokens [B, L, D] of images before the joint blocks, (h, w), and the blocks' rotation."""
@@ -205,6 +212,7 @@ def num_upscales(patch: int) -> int:
 class Upscale(nn.Module):
     """Doubles a map: transposed convolution, depthwise convolution, norm; [B, h, w, D] alike."""
 
+    activation: Callable
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -214,7 +222,7 @@ class Upscale(nn.Module):
         x = nn.DenseGeneral((2, 2, dim), use_bias=False, dtype=self.dtype, name='expand')(x)
         x = x.swapaxes(2, 3).reshape(batch, 2 * height, 2 * width, dim)
         bias = self.param('bias', nn.initializers.zeros, (dim,))
-        x = gelu(x + bias.astype(self.dtype))
+        x = self.activation(x + bias.astype(self.dtype))
         # Sums of nine shifted maps, which XLA fuses; its grouped convolutions are slow on CPUs.
         kernel = self.param('depthwise', nn.initializers.normal(1 / 3), (3, 3, dim))
         kernel = kernel.astype(self.dtype)
