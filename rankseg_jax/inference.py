@@ -268,7 +268,7 @@ def see(model, variables, views, config, task, *, presence=None, shown=None, mem
     """Selects the categories of each image or clip once, and predicts all its windows over them.
 
     Args: as `segment`, which this is the first part of; `shown` as of `batching.stack`, `memory`
-      as of `Stream`.
+    as of `Stream`.
     """
     memory = memory or [None] * len(views)
     cuts, windows = zip(*[cut_windows(view, config.eval) for view in views], strict=True)

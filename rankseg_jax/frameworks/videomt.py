@@ -168,7 +168,9 @@ def of_clips(output, queries, next_queries, past: Memory, shown, choice: Choice)
     Args:
       output: for [B · t · views], see `views_last`.
       queries: [B · views, t, Q, D], averages.
-      next_queries, past, shown: as of `VidEoMT.propagate`.
+      next_queries: [B · views, Q, D], which the next frame starts from.
+      past: before the clips.
+      shown: [B · views, t] bool, the frames that count.
     """
     views, length = choice.views[0] * choice.views[1], queries.shape[1]
     presence_logits = output.presence_logits
