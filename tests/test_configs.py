@@ -173,6 +173,8 @@ CONFIGS = [
             ('coco_panoptic_l_1280', 133, 321_610_886),
             ('coco_panoptic_g', 133, 1_163_622_022),
             ('coco_panoptic_g_1280', 133, 1_170_994_822),
+            ('coco_panoptic_dinov3_s', 133, 23_356_934),
+            ('coco_panoptic_dinov3_b', 133, 92_425_094),
             ('coco_panoptic_dinov3_l', 133, 315_032_710),
             ('coco_panoptic_dinov3_l_1280', 133, 315_032_710),
             ('coco_instance_l', 80, 316_641_361),
@@ -473,6 +475,7 @@ def test_mask2formers_have_hugging_faces_parameters(recipe, width, depths, windo
         ('ade20k_l', 1024, 24, 4, 100, 512),
         ('coco_panoptic_s', 384, 12, 3, 200, 640),
         ('coco_panoptic_g', 1536, 40, 5, 200, 640),
+        ('coco_panoptic_dinov3_b', 768, 12, 3, 200, 640),
         ('coco_panoptic_dinov3_l', 1024, 24, 4, 200, 640),
     ],
 )
@@ -494,6 +497,8 @@ def test_eomts_have_hugging_faces_parameters(
     name = 'EomtDinov3' if 'dinov3' in recipe else 'Eomt'
     if name == 'Eomt':
         options['use_swiglu_ffn'] = width == 1536
+    else:
+        options['intermediate_size'] = 4 * width
     with torch.device('meta'):
         config = getattr(transformers, f'{name}Config')(**options)
         theirs = getattr(transformers, f'{name}ForUniversalSegmentation')(config)
