@@ -260,8 +260,8 @@ SIBLINGS = re.compile(
     '|mask2former_video:youtubevis_2019_(?!r101_rankseg)|vspw_(r50|r101_|swin_b$|swin_b_oracle)'
     '|vspw(_b16)?$'
     '|mask2former_video:vspw_swin_b|coco_instance_(r50|swin_b)$|maskformer:ade20k_(r50|swin_b)$'
-    '|^eomt:(?!ade20k_l_rankseg|coco_panoptic_dinov3_l$)'
-    '|videomt:(?!youtubevis_2019_dinov3_l$|vspw_l_rankseg)'
+    '|^eomt:(?!ade20k_l_rankseg|coco_(instance|panoptic)_l_rankseg|coco_panoptic_dinov3_l$)'
+    '|videomt:(?!youtubevis_2019_l_rankseg|vspw_l_rankseg)'
 )
 
 
