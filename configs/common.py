@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.framework = 'upernet'  # a module of rankseg_jax/frameworks
     # ResNets: slim, narrow, resnet{18,34,50,101}, resnet{50,101}_v1c; Swins: swin_{t,s,b,l}{7,12};
-    # BEiTs: beit_{b,l}16; ViTs, for segmenter and eomt: vit_slim8, vit_{ti,s,b,l}{8,16,32},
+    # BEiTs: beit_{b,l}16; ViTs, for segmenter, eomt, videomt: vit_slim8, vit_{ti,s,b,l}{8,16,32},
     # dinov2_{s,b,l,g}14, dinov2_reg_{s,b,l,g}{14,16}, dinov3_{s,splus,b,l,hplus,7b}16;
     # efficientnet_lite0. deeplabv3 takes those of convolutions alone.
     model.backbone = 'resnet50'
@@ -96,18 +96,19 @@ def get_config() -> ConfigDict:
     # BeitForSemanticSegmentation takes (2, 4, 6, 10) and (6, 10, 14, 22), and a UPerNet on its
     # BeitBackbone (3, 5, 7, 11) and (7, 11, 15, 23); --mode=convert sets these.
     model.feature_blocks = ()
-    model.norm_epsilon = 1e-6  # BEiT: of layer norms; Hugging Face's have 1e-12
+    # BEiT, ViT: of layer norms; 0: 1e-6, DINOv3's 1e-5. Hugging Face's BEiTs have 1e-12.
+    model.norm_epsilon = 0.0
     model.decoder = 'mask_transformer'  # segmenter: or 'linear'
     # segmenter: blocks of the mask transformer; mask2former, maskformer: layers of the queries.
     model.decoder_layers = 2
     # Attention heads: segmenter, maskformer: of these layers; mask2former: of both decoders.
     model.decoder_heads = 12
-    model.joint_blocks = 4  # eomt: last blocks of the backbone, which the queries join
+    model.joint_blocks = 4  # eomt, videomt: last blocks of the backbone, which the queries join
     # eomt: masked attention in each of them is annealed away from one of these steps …
     model.anneal_start = ()
     model.anneal_end = ()  # … to another; both (): it stays, or as in the weights to start from
     model.pixel_layers = 6  # mask2former: layers of deformable attention in the pixel decoder
-    model.num_queries = 100  # mask2former, maskformer, eomt
+    model.num_queries = 100  # mask2former, maskformer, eomt, videomt
     # The same: class logits are cosines (as released with RankSeg), not products.
     model.cosine = False
     # segmenter: class embeddings join before the backbone's last block (OCE).
@@ -132,10 +133,10 @@ def get_config() -> ConfigDict:
     # segmenter also first_block (as released).
     rankseg.head = 'log_sum_exp'
     # mask2former, maskformer: the head sees queries after this layer; 0: the pixel decoder's map.
-    # eomt: queries after this joint block; 0: tokens before the first.
+    # eomt, videomt: queries after this joint block; 0: tokens before the first.
     rankseg.layer = 3
-    rankseg.tokens = 'patches'  # eomt, layer 0: or 'class', 'registers'
-    # Of the map that the head sees: 4, 8, 16, 32; linear segmenter, eomt: the patch size.
+    rankseg.tokens = 'patches'  # eomt, videomt, layer 0: or 'class', 'registers'
+    # Of the map that the head sees: 4, 8, 16, 32; linear segmenter, eomt, videomt: the patch size.
     rankseg.stride = 32
     # upernet: that map is of the decoder's pyramid; False: the backbone's own (as released).
     rankseg.pyramid = True
@@ -162,6 +163,8 @@ def get_config() -> ConfigDict:
     loss.class_weight = 2.0
     loss.mask_weight = 5.0
     loss.dice_weight = 5.0
+    # Video tasks: mask losses are means over the frames of a clip; False: sums (as released).
+    loss.average_frames = False
     loss.no_object = 0.1  # weight of queries without a target in the class loss
     loss.num_points = 12_544  # points where masks are compared
     loss.multilabel = 'asymmetric'  # or 'bce'
@@ -197,12 +200,17 @@ def get_config() -> ConfigDict:
     evaluation.base_size = (0, 0)
     # Stretch images as Hugging Face does: to `size`, or from base_size to the next `multiple`.
     evaluation.stretch = False
+    # Gray value, 0..255, below and right of images that are padded; -1: the mean color.
+    evaluation.pad_value = -1.0
     evaluation.multiple = 32  # of their sides, to which images are padded if `size` is not used
-    # Resize with this filter, as Hugging Face does: nearest, box, bilinear, hamming, bicubic or
-    # lanczos; '': bilinear, as data.antialias says.
+    # Resize with this filter, as Hugging Face does, which also rounds sizes and masks of padded
+    # images in its way: nearest, box, bilinear, hamming, bicubic or lanczos; '': bilinear, as
+    # data.antialias says.
     evaluation.resample = ''
     evaluation.window = (0, 0)  # (height, width) of sliding windows; (0, 0): the whole image
-    evaluation.stride = (0, 0)  # between windows; the window's size: no overlap
+    # Between windows; the window's size: no overlap but for the last one; (0, 0): as few windows as
+    # cover the image, evenly spaced.
+    evaluation.stride = (0, 0)
     evaluation.scales = (1.0,)  # probabilities are averaged over these multiples of the size, …
     evaluation.flip = False  # … and over the mirror images
     # Panoptic: the least class probability of a segment; instance, video_instance: the least score
@@ -210,7 +218,8 @@ def get_config() -> ConfigDict:
     evaluation.threshold = 0.8
     evaluation.overlap = 0.8  # panoptic: the least share of its mask that a segment keeps
     # Per-query frameworks: masks become probabilities at this (height, width), (-1, -1): their own,
-    # and panoptic segments keep unsure pixels, as in Hugging Face; (0, 0): at the image's size.
+    # and panoptic segments keep unsure pixels, as in Hugging Face's Mask2Former; (0, 0): at the
+    # image's size, or at that of windows.
     # Per-pixel ones: (-1, -1) resizes logits directly to the image, (0, 0) to the network's input
     # first.
     evaluation.mask_size = (0, 0)
@@ -219,6 +228,10 @@ def get_config() -> ConfigDict:
     # it finds is linked from one such clip to the next.
     evaluation.clip_length = 20
     evaluation.clip_overlap = 0
+    # videomt, which goes on from clip to clip without overlap: what it knows of classes is averaged
+    # over the frames of a 'clip' and all before; for each frame over the 'past', itself and all
+    # before, so that clips do not matter; or not at all, over the 'frame', as in Hugging Face.
+    evaluation.average_over = 'clip'
     evaluation.batch_size = 16
     evaluation.recall_at = ()  # further values of κ for recall@κ and precision@κ
     # Loaded by every mode but train: 'last', 'best' (by the task's score, such as mIoU) or a step

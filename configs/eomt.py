@@ -9,12 +9,12 @@ run of COCO's. Masked attention is annealed away block by block, so that the fin
 one prediction without masks; evaluations before take them into account. The backbone rests while
 the new parts warm up; its rate falls by 0.8 from block to block; weights of all kinds decay.
 
-The released code sees semantic images in square windows along the long side, here they are seen
-whole; it pads images to a square with black in evaluation, here with the mean color. It computes in
-half precision; here that is --config.model.dtype=bfloat16.
+As released, semantic images are evaluated in square windows along the long side, others whole and
+padded to a square with black. The released code computes in half precision; here that is
+--config.model.dtype=bfloat16.
 
 RankSeg is ours, not published and not tuned: the multi-label head sees the patches before the joint
-blocks.
+blocks, and categories are selected once for all windows of an image.
 """
 
 import re
@@ -38,6 +38,8 @@ PQ = {
     'coco_panoptic_l_1280': 58.3,
     'coco_panoptic_g': 57.0,
     'coco_panoptic_g_1280': 59.2,
+    'coco_panoptic_dinov3_s': 47.2,
+    'coco_panoptic_dinov3_b': 53.1,
     'coco_panoptic_dinov3_l': 56.8,
     'coco_panoptic_dinov3_l_1280': 58.9,
 }
@@ -59,6 +61,7 @@ ANNEALING = {
     'coco_l': ((14_782, 29_564, 44_346, 59_128), (29_564, 44_346, 59_128, 73_910)),
     'coco_s': ((29_564, 73_910, 118_256), (59_128, 103_474, 147_820)),
     'coco_g': ((14_782, 25_869, 36_955, 48_042, 59_128), (29_564, 40_651, 51_737, 62_824, 73_910)),
+    'coco_dinov3_s': ((0, 73_910, 118_256), (3000, 103_474, 147_820)),
     'coco_dinov3_l': ((0, 29_564, 44_346, 59_128), (3000, 44_346, 59_128, 73_910)),
 }
 
@@ -84,13 +87,15 @@ def get_config(recipe='ade20k_l_rankseg'):
     config.augment.max_category_ratio = 1.0
     config.augment.photometric = semantic
     config.augment.pad_value = 0.0
+    config.eval.pad_value = 0.0
     if semantic:
         config.eval.base_size = (side, 4 * side)
+        config.eval.window = (side, side)
 
     config.model.framework = 'eomt'
     config.model.backbone = f'dinov3_{size}16' if dinov3 else f'dinov2_reg_{size}16'
     kind = f'{"coco" if coco else "ade20k"}{"_dinov3" * dinov3}_{size}'
-    kind = kind.replace('coco_b', 'coco_s')
+    kind = re.sub('_b$', '_s', kind)
     if config.task == 'instance':
         kind = kind.replace('_dinov3', '')
     config.model.anneal_start, config.model.anneal_end = ANNEALING[kind]
@@ -116,16 +121,16 @@ def get_config(recipe='ade20k_l_rankseg'):
     return config
 
 
-def layer_rates(num_blocks: int, full: int):
-    """Groups in which a block has 0.8 of the next one's rate; the last `full` have the full rate.
+def layer_rates(num_blocks: int, full: int = 0, decay: float = 0.8):
+    """Groups in which a block has `decay` × the next one's rate; the last `full` have the full one.
 
     What comes before the blocks has the rate of the first, the final norm the full one.
     """
     if full == num_blocks:
         return ()
     rates = {
-        f'block{i}/': 0.8 ** (num_blocks - 1 - i) if i < num_blocks - full else 1.0
+        f'block{i}/': decay ** (num_blocks - 1 - i) if i < num_blocks - full else 1.0
         for i in range(num_blocks)
     }
-    rates |= {'(patches/|position|class_token|registers)': 0.8 ** (num_blocks - 1)}
+    rates |= {'(patches/|position|class_token|registers)': decay ** (num_blocks - 1)}
     return tuple((f'^backbone/{name}', rate, 1.0) for name, rate in rates.items())

@@ -62,7 +62,7 @@ RANGES = {
     'model.output_stride': at_least(1),
     'model.drop_path': BELOW_1,
     'model.feature_blocks': at_least(1),
-    'model.norm_epsilon': ABOVE_0,
+    'model.norm_epsilon': at_least(0),
     'model.decoder_layers': at_least(1),
     'model.decoder_heads': at_least(1),
     'model.pixel_layers': at_least(0),
@@ -101,6 +101,7 @@ RANGES = {
     'ema': BELOW_1,
     'eval.size': at_least(0),
     'eval.multiple': at_least(1),
+    'eval.pad_value': COLOR_OR_MEAN,
     'eval.mask_size': at_least(-1),
     'eval.base_size': at_least(0),
     'eval.window': at_least(0),
@@ -229,6 +230,7 @@ def known_names() -> dict[str, Iterable[str]]:
         'model.decoder': ('mask_transformer', 'linear'),
         'model.dtype': ('float32', 'bfloat16'),
         'eval.resample': ('', *FILTERS),
+        'eval.average_over': ('clip', 'past', 'frame'),
         'rankseg.head': (*multilabel.ATTENTION_HEADS, *multilabel.POOLING_HEADS, 'first_block'),
         'rankseg.temperature': ('temperature', 'layer_norm', 'shared', 'none'),
         'rankseg.missed': ('force', 'ignore'),
@@ -304,10 +306,10 @@ def check_windows(evaluation) -> None:
     """The stride of sliding windows."""
     window, stride = evaluation.window, evaluation.stride
     fits = all(1 <= step <= side for step, side in zip(stride, window, strict=True))
-    if any(window + stride) and not fits:
+    if any(stride) and not fits:
         raise ValueError(
             f'config.eval.stride = {stride} must be at least 1 and at most config.eval.window = '
-            f'{window}; set it to the window to have no overlap'
+            f'{window}, or (0, 0) for windows that are evenly spaced'
         )
 
 

@@ -14,10 +14,12 @@ from rankseg_jax import backbones, checkpoint, models, pretrained, storage, task
 from rankseg_jax.backbones.beit import BEiT
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
+from rankseg_jax.backbones.vit import ViT
 from rankseg_jax.data.published.label_maps import read_classes
-from rankseg_jax.frameworks.eomt import EoMT
+from rankseg_jax.frameworks.eomt import EncoderOnly, EoMT
 from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.frameworks.upernet import UPerNet
+from rankseg_jax.frameworks.videomt import VidEoMT
 from rankseg_jax.pretrained import hf, processor
 
 # Data sets whose names tell things: title → files of classes; the first says which are things.
@@ -30,7 +32,8 @@ KNOWN = {
 # Fields of backbones that their names leave open.
 OPTIONS = {
     Swin: ('drop_path',),
-    BEiT: ('drop_path', 'feature_blocks', 'image_size', 'norm_epsilon', 'layer_scale'),
+    BEiT: ('drop_path', 'feature_blocks', 'image_size', 'epsilon', 'layer_scale'),
+    ViT: ('drop_path', 'image_size', 'epsilon', 'layer_scale', 'rescale'),
 }
 # Keys of `config.eval` for the defaults of Hugging Face's post-processing.
 DEFAULTS = {
@@ -38,6 +41,20 @@ DEFAULTS = {
     'instance': {'threshold': 0.5},
     'semantic': {},
 }
+EOMT_DEFAULTS = {
+    'panoptic': {'threshold': 0.8, 'overlap': 0.8},
+    'instance': {'threshold': 0.8},
+    'semantic': {},
+}
+# A frame's label map is of its own classes, added up at the masks' size; tracks need an average.
+VIDEO_DEFAULTS = {
+    'video_semantic': {'average_over': 'frame', 'mask_size': (-1, -1)},
+    'video_instance': {'threshold': 0.5, 'max_objects': 10},
+}
+# Names of published models that state the task.
+PUBLISHED = re.compile(
+    r'mask2?former-.*-(semantic|instance|panoptic)|.*_(semantic|instance|panoptic)_eomt_.*'
+)
 
 
 def run(
@@ -54,11 +71,11 @@ def run(
     Args:
       source: as `config.model.pretrained`.
       workdir: of the new run.
-      config: of the new run.
+      config: of the new run. Its `model.pretrained` is added to weights that are differences.
       as_is: True takes the model from `source`, a Hugging Face folder or a name on the hub, and
         changes `config` to describe it. False takes the model from `config`, and weights from
         `source` replace its initial ones.
-      task: of a model as it is, see `published_task`.
+      task: of a model as it is, see `published_task` and `video_task`.
       things: likewise.
 
     Returns:
@@ -104,7 +121,7 @@ def configured_model(source, config):
         lambda: models.init(model, task.num_classes, config.seed, config.augment.crop_size)
     )()
     variables |= {'ema': variables['params']} if config.ema else {}
-    loaded = pretrained.load(source, jax.device_get(variables))
+    loaded = pretrained.load(source, jax.device_get(variables), config.model.pretrained)
     return task.class_names, task.things, loaded
 
 
@@ -123,19 +140,21 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
             f'--input={source} does not say which model its weights belong to: give a --config'
         )
     model, variables = pretrained.load_hf(folder)
-    if isinstance(model, EoMT):
-        raise ValueError(
-            f'--input={source} is an EoMT, of which no config describes the image processor: give '
-            'a --config, or load the model in Python with load_hf'
-        )
     class_names = describe(folder, model, config)
     if isinstance(model, UPerNet):
-        config.task, is_thing, reason = pixel_task(task, things)
+        found = semantic_task('this model classifies pixels', task, things)
+    elif isinstance(model, VidEoMT):
+        found = video_task(source, task, things)
+    elif any(config.eval.window):
+        found = semantic_task('images are split into windows', task, things)
     else:
-        config.task, is_thing, reason = published_task(source, class_names, task, things)
-    config.eval.update(DEFAULTS[config.task])
+        found = published_task(source, class_names, task, things)
+    config.task, is_thing, reason = found
+    defaults = EOMT_DEFAULTS if isinstance(model, EoMT) else DEFAULTS
+    config.eval.update((defaults | VIDEO_DEFAULTS)[config.task])
     if config.task == 'instance':
         config.eval.max_objects = config.model.num_queries
+    if 'instance' in config.task:
         config.augment.max_category_ratio = 1.0  # objects may overlap
     print(f'Task: {config.task}, {reason}. To change it: --task, --things')
     built = models.build(config, len(class_names))
@@ -169,6 +188,14 @@ def describe(folder: Path, model, config) -> list[str]:
         config.model.update(
             framework='upernet', channels=model.channels, auxiliary_weight=float(weight)
         )
+    elif isinstance(model, EncoderOnly):
+        num_classes = model.num_classes
+        config.model.update(
+            framework='eomt' if isinstance(model, EoMT) else 'videomt',
+            joint_blocks=model.num_joint,
+            num_queries=model.num_queries,
+            cosine=False,
+        )
     else:
         decoder, num_classes = model.decoder, model.decoder.num_classes
         config.model.update(
@@ -184,7 +211,8 @@ def describe(folder: Path, model, config) -> list[str]:
         else:
             config.model.dropout = decoder.dropout
     describe_backbone(model.backbone, config)
-    config.data.update(name='folder', num_classes=num_classes)
+    data = 'video_folder' if isinstance(model, VidEoMT) else 'folder'
+    config.data.update(name=data, num_classes=num_classes)
     config.eval.batch_size = 1
     describe_input(folder, theirs['model_type'], config)
     names = theirs.get('id2label') or {str(i): f'LABEL_{i}' for i in range(num_classes)}
@@ -202,13 +230,16 @@ def describe_backbone(backbone, config) -> None:
     config.model.drop_path = 0.0 if isinstance(backbone, ResNet) else backbone.drop_path
     if isinstance(backbone, BEiT):
         config.model.feature_blocks = backbone.feature_blocks
-        config.model.norm_epsilon = backbone.norm_epsilon
-        config.augment.crop_size = backbone.image_size  # to which its position biases belong
+    if isinstance(backbone, BEiT | ViT):
+        config.model.norm_epsilon = backbone.epsilon
+        config.augment.crop_size = backbone.image_size  # to which position biases and codes belong
 
 
 def describe_input(folder: Path, model_type: str, config) -> None:
-    """Sets the keys of `config` for the image processor of a Hugging Face model."""
-    path = folder / processor.FILE
+    """Sets the keys of `config` for the image or video processor of a Hugging Face model."""
+    path = folder / processor.VIDEO_FILE
+    if not path.is_file():
+        path = folder / processor.FILE
     if path.is_file():
         options = hf.read_json(path)
     else:
@@ -222,11 +253,29 @@ def describe_input(folder: Path, model_type: str, config) -> None:
         config[section].update(keys)
 
 
-def pixel_task(task: str | None, things: Sequence[str] | None) -> tuple[str, list[bool], str]:
-    """As `published_task`, of a model that classifies pixels, which has one task."""
+def semantic_task(
+    why: str, task: str | None, things: Sequence[str] | None
+) -> tuple[str, list[bool], str]:
+    """As `published_task`, of a model that has one task, and `why`."""
     if task not in (None, 'semantic') or things:
-        raise ValueError('this model classifies pixels, which is --task=semantic, without --things')
-    return 'semantic', [], 'since the model classifies pixels'
+        raise ValueError(f'{why}, which is --task=semantic, without --things')
+    return 'semantic', [], f'since {why}'
+
+
+def video_task(
+    source, task: str | None, things: Sequence[str] | None
+) -> tuple[str, list[bool], str]:
+    """As `published_task`, of a model that sees videos."""
+    if task not in (None, *VIDEO_DEFAULTS) or things:
+        raise ValueError(
+            f'this model sees videos, which is --task={" or --task=".join(VIDEO_DEFAULTS)}, '
+            'without --things'
+        )
+    if task:
+        return task, [], 'as --task says'
+    if re.search('ytvis|yt_20|ovis', Path(source).name.lower()):
+        return 'video_instance', [], 'as its name says'
+    return 'video_semantic', [], 'since its name tells of no data set with tracks'
 
 
 def published_task(
@@ -235,8 +284,8 @@ def published_task(
     """The task of a checkpoint, which its files do not state.
 
     Without `task` and `things` it is told from the names of the categories; those of some data sets
-    serve several tasks, so that the end of a published name, such as
-    mask2former-swin-large-cityscapes-panoptic, decides.
+    serve several tasks, so that a published name, such as
+    mask2former-swin-large-cityscapes-panoptic or ade20k_semantic_eomt_large_512, decides.
 
     Args:
       source: name or folder of the checkpoint.
@@ -280,10 +329,8 @@ def published_task(
             )
         return task, known[1], f'{count(known[1])}, as in {known[0]}'
 
-    published = re.fullmatch(
-        r'mask2?former-.*-(semantic|instance|panoptic)', Path(source).name.lower()
-    )
-    kind = published and published[1]
+    published = PUBLISHED.fullmatch(Path(source).name.lower())
+    kind = published and (published[1] or published[2])
     if kind == 'semantic':
         return 'semantic', [], 'as its name says'
     if not known:

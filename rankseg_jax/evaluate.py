@@ -28,9 +28,11 @@ def make_eval_step(model, config, task, mesh) -> Callable:
         return task.statistics(batch, prediction), prediction.maps
 
     segment = inference.compiled(model, config, task, mesh, then)
+    stream = inference.Stream()
 
     def eval_step(variables, batch):
-        return segment(variables, sharding.shard_batch(batch, mesh), batch['label'].shape[-2:])
+        canvas = batch['label'].shape[-2:]
+        return segment(variables, sharding.shard_batch(batch, mesh), canvas, stream)
 
     return eval_step
 
@@ -49,9 +51,13 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
     """
     total, num_read = task.empty_statistics(), 0  # of this host's images or clips
     examples = task.examples(source)
+    follow = task.takes_clips and models.carries(config)
+    batches = (batching.video_batches if follow else batching.eval_batches)(
+        examples, config, mesh.size
+    )
 
     def steps():
-        for batch in batching.eval_batches(examples, config, mesh.size):
+        for batch in batches:
             for number, found in enumerate(eval_step(variables, batch)):
                 yield batch, number, *found
 

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax import export
 
 from rankseg_jax import checkpoint, export_example, inference, models, sharding, storage, tasks
+from rankseg_jax.data.fitting import padding_color
 from rankseg_jax.postprocessing import covered
 
 ARTIFACT = 'model.jax_export'
@@ -50,7 +51,8 @@ def serve(model, config, task: tasks.Task) -> Callable:
             shown = jnp.arange(config.eval.clip_length) < lengths[:, None]  # [b, t]
         mean, std = (jnp.array(x, jnp.float32) for x in (config.data.mean, config.data.std))
         normalized = (images.astype(jnp.float32) - mean) / std  # [b, (t,) H, W, 3]
-        views = ({'image': jnp.where(inside[..., None], normalized, 0.0), 'content': sizes},)
+        padded = jnp.where(inside[..., None], normalized, padding_color(config))
+        views = ({'image': padded, 'content': sizes},)
         prediction = inference.segment(
             model, variables, views, sizes, config, task, canvas=config.eval.size, shown=shown
         )
@@ -60,11 +62,16 @@ def serve(model, config, task: tasks.Task) -> Callable:
 
 
 def check(config, output: Path) -> None:
-    """Raises a ValueError if `config` needs labels or not one size, or `output` is taken."""
+    """Raises a ValueError for a config that cannot be exported, and an `output` that is taken."""
     if config.rankseg and config.rankseg.oracle:
         raise ValueError(
             'an oracle selects by the ground truth, which is not there when a model serves: '
             'export with --config.rankseg.oracle=False'
+        )
+    if models.carries(config) and tasks.task_class(config.task).takes_clips:
+        raise ValueError(
+            f'config.model.framework = {config.model.framework!r} goes on from clip to clip, which '
+            'an exported function cannot: predict videos with --mode=predict'
         )
     if not any(config.eval.size):
         raise ValueError(

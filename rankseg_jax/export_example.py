@@ -8,6 +8,7 @@ from rankseg_jax.data import fitting, images, rle, videos
 FIT = (  # copied into every example
     images.to_rgb,
     fitting.fitted_size,
+    fitting.stretched_size,
     fitting.resize,
     fitting.blend,
     fitting.filtered,

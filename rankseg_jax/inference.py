@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax import lax
 
 from rankseg_jax import models, selector, sharding
 from rankseg_jax.data import IGNORE_LABEL
+from rankseg_jax.data.fitting import window_stride
 from rankseg_jax.multilabel import pixel_counts
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.postprocessing import View
@@ -95,17 +97,25 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
     Args:
       then: made for `jit`. The batch has no 'views', but with RankSeg and labels 'pixels' [B, K]
         int32, those of each category. That of a frame has the pixels of its clip, its own labels,
-        and 'first' [B] bool, clips that it is the first frame of.
+        and 'last' [B] bool, clips that it is the last frame of.
 
     Returns:
-      A function of variables, copied to the mesh; a batch of `batching.stack`, split over it; and
-      the canvas, (rows, columns). It yields one result for images, and for clips one for each
-      frame. The oracle selects by the batch's labels.
+      A function of variables, copied to the mesh; a batch of `batching.stack`, split over it; the
+      canvas, (rows, columns); and for clips that follow each other a `Stream`. It yields one result
+      for images, and for clips one for each frame. The oracle selects by the batch's labels.
     """
     networks = collections.OrderedDict()  # shapes of the views → program
 
-    def network(variables, views, presence, shown):
-        return see(model, variables, views, config, task, presence=presence, shown=shown)
+    def network(variables, views, presence, shown, memory, begins, mask):
+        given = dict(presence=presence, shown=shown)
+        if memory is None:
+            return see(model, variables, views, config, task, **given), None
+        before = chosen(begins, jax.tree.map(jnp.zeros_like, memory), memory)
+        seen = see(model, variables, views, config, task, memory=before, **given)
+        outputs = [cast(QueryOutput, output) for output in seen.outputs]
+        after = chosen(mask, [output.memory for output in outputs], memory)
+        outputs = [dataclasses.replace(output, memory=None) for output in outputs]
+        return dataclasses.replace(seen, outputs=outputs), after
 
     @functools.partial(jax.jit, static_argnames='canvas')
     def finish(seen, batch, canvas, number=None):
@@ -127,9 +137,16 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
     def count(labels):
         return pixel_counts(labels, task.num_classes)  # [B, K]
 
-    def run(variables, batch, canvas: tuple[int, int]) -> Iterator:
+    def run(variables, batch, canvas: tuple[int, int], stream: Stream | None = None) -> Iterator:
         views, presence, shown = batch['views'], None, batch.get('shown')
-        batch = {name: x for name, x in batch.items() if name != 'views'}
+        memory, begins = None, batch.get('begins')
+        if stream is not None and models.carries(config):
+            memory = stream.memory
+            if memory is None:
+                cut = functools.partial(cut_windows, evaluation=config.eval)
+                windows = [jax.eval_shape(cut, view)[1].shape for view in views]
+                memory = [model.memory(shape[0] * shape[1]) for shape in windows]
+        batch = {name: x for name, x in batch.items() if name not in ('views', 'begins')}
         if 'label' in batch and config.rankseg:
             batch['pixels'] = count(batch['label'])
             if config.rankseg.oracle:
@@ -140,7 +157,11 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
         networks.move_to_end(shapes)
         if len(networks) > PROGRAMS:
             networks.popitem(last=False)[1].clear_cache()
-        seen = networks[shapes](variables, views, presence, shown)
+        seen, memory = networks[shapes](
+            variables, views, presence, shown, memory, begins, batch['mask']
+        )
+        if stream is not None:
+            stream.memory = memory
         if shown is None:
             yield finish(seen, batch, canvas)
         else:
@@ -150,6 +171,26 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
     return run
 
 
+class Stream:
+    """What the clips of videos hand on to those that follow them, in the same places of batches.
+
+    Attributes:
+      memory: for each scale that of the model, see `models.carries`; None before the first batch.
+    """
+
+    memory = None
+
+
+def chosen(where, these, others):
+    """Trees of [B · views, …], `these` for the images in `where` [B] bool, elsewhere `others`."""
+
+    def choose(this, other):
+        mask = jnp.repeat(where, len(this) // len(where))
+        return jnp.where(jnp.expand_dims(mask, range(1, this.ndim)), this, other)
+
+    return jax.tree.map(choose, these, others)
+
+
 def frame_of(batch, number):
     """A batch of clips, as one of their frames; see `compiled`."""
     batch = dict(batch)
@@ -157,7 +198,8 @@ def frame_of(batch, number):
     if 'label' in batch:
         label = batch['label'][:, number]  # [B, R, C]
         batch['label'] = jnp.where(counted[:, None, None], label, IGNORE_LABEL)
-    return batch | {'mask': batch['mask'] & counted, 'first': batch['mask'] & (number == 0)}
+    last = number == batch['shown'].sum(1) - 1  # [B]
+    return batch | {'mask': batch['mask'] & counted, 'last': batch['mask'] & last}
 
 
 def served(prediction: Prediction, config) -> dict[str, jax.Array]:
@@ -184,15 +226,15 @@ def check(config, output: PixelOutput | QueryOutput):
             f'config.eval.mask_size = {mask_size}: {config.model.framework} has no masks, set it '
             'to (0, 0), or to (-1, -1) to resize logits directly to the image'
         )
-    if isinstance(output, PixelOutput) and any(mask_size) and any(config.eval.window):
+    if any(mask_size) and any(config.eval.window):
         raise ValueError(
-            f'config.eval.mask_size = {mask_size}: logits of windows are joined at their size, set '
-            'it or config.eval.window to (0, 0)'
+            f'config.eval.mask_size = {mask_size}: windows are joined at their size, set it or '
+            'config.eval.window to (0, 0)'
         )
-    if any(config.eval.window) and not output.slides_windows:
+    if isinstance(output, QueryOutput) and output.follows and config.eval.clip_overlap:
         raise ValueError(
-            f'config.eval.window = {config.eval.window}: {config.model.framework} sees images '
-            'whole, set it to (0, 0)'
+            f'config.eval.clip_overlap = {config.eval.clip_overlap}: {config.model.framework} goes '
+            'on from clip to clip, set it to 0'
         )
 
 
@@ -203,7 +245,7 @@ class Seen:
     Attributes:
       cuts: for each scale, how the images were cut.
       outputs: for each scale, the output for all windows.
-      selection, presence_logits: as of `Prediction`.
+      selection, presence_logits: as of `Prediction`; [B, t, …] where frames have their own.
     """
 
     cuts: list['Cut']
@@ -213,36 +255,49 @@ class Seen:
 
     def frame(self, number) -> 'Seen':
         """The same for a frame of each clip, as for an image; `number`: [] int32."""
+
+        def own(x):
+            return lax.dynamic_index_in_dim(x, number, 1, keepdims=False) if x.ndim == 3 else x
+
+        selection, presence_logits = jax.tree.map(own, (self.selection, self.presence_logits))
         outputs = [output.frame(number) for output in self.outputs]
-        return dataclasses.replace(self, outputs=outputs)
+        return Seen(self.cuts, outputs, selection, presence_logits)
 
 
-def see(model, variables, views, config, task, *, presence=None, shown=None) -> Seen:
+def see(model, variables, views, config, task, *, presence=None, shown=None, memory=None) -> Seen:
     """Selects the categories of each image or clip once, and predicts all its windows over them.
 
-    Args: as `segment`, which this is the first part of; `shown` as of `batching.stack`.
+    Args: as `segment`, which this is the first part of; `shown` as of `batching.stack`, `memory`
+    as of `Stream`.
     """
+    memory = memory or [None] * len(views)
     cuts, windows = zip(*[cut_windows(view, config.eval) for view in views], strict=True)
 
-    def run(cut, images, **choice):
+    def run(cut, images, memory, **choice):
         frames = None if shown is None else jnp.repeat(shown, images.shape[1], axis=0)
         images = images.reshape(-1, *images.shape[2:])  # [B · views, (t,) H, W, 3]
-        choice = Choice(shown=frames, views=cut.views, **choice)
+        choice = Choice(
+            shown=frames,
+            views=cut.views,
+            memory=memory,
+            average_over=config.eval.average_over,
+            **choice,
+        )
         return models.forward(model, variables, images, choice)
 
     selection = presence_logits = None
     if len(cuts) > 1 and config.rankseg:
         # Compiled, the two passes share the computation of all that precedes the selection.
         logits = [
-            run(cut, images, all_classes=True).presence_logits
-            for cut, images in zip(cuts, windows, strict=True)
+            run(*view, all_classes=True).presence_logits
+            for view in zip(cuts, windows, memory, strict=True)
         ]  # [B, K] each
         presence_logits, selection = selector.choose(
             config.rankseg, jnp.stack(logits).mean(0), Choice(presence), train=False
         )
     outputs = [
-        run(cut, images, presence=presence, selection=selection)
-        for cut, images in zip(cuts, windows, strict=True)
+        run(*view, presence=presence, selection=selection)
+        for view in zip(cuts, windows, memory, strict=True)
     ]
     check(config, outputs[0])
     task.check(outputs[0])
@@ -250,17 +305,27 @@ def see(model, variables, views, config, task, *, presence=None, shown=None) -> 
         selection, presence_logits = outputs[0].selection, outputs[0].presence_logits
     if any(config.eval.mask_size):
         outputs = [output.settle(config.eval.mask_size) for output in outputs]
+    elif any(config.eval.window) and isinstance(outputs[0], QueryOutput):
+        outputs = [output.settle(config.eval.window) for output in outputs]
     return Seen(list(cuts), outputs, selection, presence_logits)
 
 
 def assemble(seen: Seen, size, canvas: tuple[int, int]) -> list[View]:
-    """A view for each scale and mirror image, the windows of each joined side by side."""
+    """A view for each scale and mirror image: its windows side by side, or one for each of them."""
     found = []
     for cut, output in zip(seen.cuts, seen.outputs, strict=True):
-        mirrors = output.split_views(cut.views[0], cut.counts)
+        views = output.split_views(cut.views[0], cut.counts)
         places = cut.places(output.cells, size, canvas, output.direct)
+        if not output.joins_windows:
+            n, m = cut.counts
+            places = [
+                (rows, columns)
+                for below, beside in places
+                for rows in jnp.split(below, n, axis=-1)  # [B, R, h]
+                for columns in jnp.split(beside, m, axis=-1)  # [B, C, w]
+            ]
         held = cut.held(output.cells)
-        found += [View(x, *place, held) for x, place in zip(mirrors, places, strict=True)]
+        found += [View(x, *place, held) for x, place in zip(views, places, strict=True)]
     return found
 
 
@@ -275,7 +340,8 @@ class Cut:
       stride: from one window to the next, (rows, columns).
       mirrored: for each mirror image, whether it is one.
       fringe: whether the first cells beyond the image count where its border lies between cells.
-        They do in the released code, which pads images to a multiple of 32 pixels alone.
+        They do in the released code, which pads images to a multiple of 32 pixels alone, and in
+        Hugging Face's.
     """
 
     content: jax.Array
@@ -306,7 +372,8 @@ class Cut:
           cells: (h, w) of a window's logits.
           size: [B, 2] int32, rows and columns of the original images.
           canvas: (rows, columns) of the result.
-          direct: from the cells of the one window, without its pixels in between.
+          direct: from the cells of the one window, without its pixels in between. Of several, a
+            cell is a pixel.
         """
 
         def weights(axis, mirror=False):
@@ -314,7 +381,7 @@ class Cut:
             stride = self.stride[axis]
             if direct:
                 content = self.held(cells)[:, axis]
-                window = stride = cells[axis]
+                window, stride = cells[axis], stride * cells[axis] // window
             return interpolation(
                 length=canvas[axis],
                 size=size[:, axis],
@@ -340,19 +407,21 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
     leading, whole = image.shape[1:-3], image.shape[-3:-1]
     window, stride = whole, whole
     if any(evaluation.window):
-        window, stride = evaluation.window, evaluation.stride
+        window, stride = evaluation.window, window_stride(evaluation)
     counts = [-(-max(whole[axis] - window[axis], 0) // stride[axis]) + 1 for axis in (0, 1)]
     ends = [window[axis] + stride[axis] * (counts[axis] - 1) for axis in (0, 1)]
     missing = [(0, max(ends[axis] - whole[axis], 0)) for axis in (0, 1)]
     image = jnp.pad(image, ((0, 0), *((0, 0) for _ in leading), *missing, (0, 0)))
-    # The last window ends where the image does.
-    starts = [
-        jnp.minimum(
-            jnp.arange(counts[axis]) * stride[axis],
-            jnp.maximum(content[:, axis, None] - window[axis], 0),
-        )
-        for axis in (0, 1)
-    ]  # [B, n], [B, m]
+
+    def start(axis):  # [B, windows]; the last window ends where the image does
+        number, last = jnp.arange(counts[axis]), content[:, axis, None] - window[axis]
+        last = jnp.maximum(last, 0)  # [B, 1]
+        if any(evaluation.stride):
+            return jnp.minimum(number * stride[axis], last)
+        gaps = -(-last // window[axis])  # between the windows that this image needs
+        return jnp.minimum(number, gaps) * last // jnp.maximum(gaps, 1)
+
+    starts = [start(axis) for axis in (0, 1)]
     mirrored = (False, True) if evaluation.flip else (False,)
 
     def windows(image, content, rows, columns):  # of one image
@@ -369,7 +438,8 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
         )
 
     images = jax.vmap(windows)(image, content, *starts)
-    fringe = any(evaluation.base_size) or not any(evaluation.size)
+    padded_to_size = not any(evaluation.base_size) and any(evaluation.size)
+    fringe = not padded_to_size or bool(evaluation.resample)
     return Cut(content, starts, tuple(window), tuple(stride), mirrored, fringe), images
 
 

@@ -153,6 +153,7 @@ def query_losses(
     weights=(2.0, 5.0, 5.0),
     num_points: int = 12_544,
     no_object_weight: float = 0.1,
+    average_frames: bool = False,
     mask=None,
 ) -> dict[str, Mean]:
     """Losses of a per-query output, each summed over its layers (Cheng et al., CVPR 2022).
@@ -164,7 +165,7 @@ def query_losses(
 
     The frames of a clip are one mask in the matching. In the losses they are masks of their own,
     which add up, as in Mask2Former for videos (Cheng et al., arXiv 2112.10764): a clip weighs as
-    much as its frames.
+    much as its frames, unless they are averaged.
 
     Args:
       key: random key for the points.
@@ -177,6 +178,7 @@ def query_losses(
       weights: of the class, mask and dice parts, in the matching and in the result.
       num_points: P, static.
       no_object_weight: weight of queries without a target in the class part.
+      average_frames: a clip weighs as much as an image.
       mask: [B] bool, images that take part; None: all.
 
     Returns:
@@ -214,7 +216,8 @@ def query_losses(
         certain = least_certain(logits[..., :num_candidates], num_certain)
         compared = jnp.concatenate([certain, jnp.ones_like(logits[..., num_candidates:])], -1)
         parts = mask_losses(logits, truth, compared)  # [B, N, *t] twice
-        parts = [flat(part[..., None]).sum(-1) for part in parts]  # [B, N] each
+        parts = [flat(part[..., None]) for part in parts]  # [B, N, t or 1] each
+        parts = [part.mean(-1) if average_frames else part.sum(-1) for part in parts]
         pixels, dice = (jnp.where(chosen >= 0, part, 0).sum() / num_targets for part in parts)
         classes = query_cross_entropy(
             class_logits, labels, chosen, no_object_weight=no_object_weight, mask=mask

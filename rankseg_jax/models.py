@@ -37,6 +37,16 @@ def build(config, num_classes: int) -> nn.Module:
     return importlib.import_module(f'rankseg_jax.frameworks.{name}').build(config, num_classes)
 
 
+def carries(config) -> bool:
+    """Whether the model goes through a video from clip to clip, keeping what it knows of it.
+
+    Such a model has a method `memory(count)`: the `outputs.Memory` of as many videos before their
+    first frame.
+    """
+    module = importlib.import_module(f'rankseg_jax.frameworks.{config.model.framework}')
+    return getattr(module, 'CARRIES', False)
+
+
 # The parts of a config that names and shapes of the variables follow from, K apart.
 DECISIVE = ('model', 'rankseg', 'augment', 'ema')
 

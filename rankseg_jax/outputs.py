@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -33,7 +34,7 @@ class PixelOutput:
     auxiliary_logits: jax.Array | None = None
     direct: bool = struct.field(pytree_node=False, default=False)
 
-    slides_windows = True  # an image may be seen window by window
+    joins_windows = True  # in `split_views`
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -84,19 +85,40 @@ class PixelOutput:
 
 
 @struct.dataclass
+class Memory:
+    """What a model keeps of the frames of videos that it has seen; zeros before the first.
+
+    Attributes:
+      frames: [B] float32, their number.
+      next_queries: [B, Q, D], which the next frame starts from.
+      queries: [B, Q, D] float32, the mean of the queries that were classified.
+      presence_logits: [B, K] float32, their mean; None for the baseline.
+    """
+
+    frames: jax.Array
+    next_queries: jax.Array
+    queries: jax.Array
+    presence_logits: jax.Array | None
+
+
+@struct.dataclass
 class QueryOutput:
     """Output of a per-query framework.
 
     Attributes:
       class_logits: [B, Q, κ + 1] in rank order, no-object last; [B, Q, K + 1] without a selection.
+        Where each frame of a clip has its own, [B, t, Q, …]; selection, presence_logits and queries
+        then have the axis of time at the same place.
       mask_logits: [B, Q, *space] at stride 4.
       selection: the categories that the ranks stand for; None for the baseline.
       presence_logits: [B, K] of the multi-label head; None for the baseline.
       queries: [B, Q, D], the embeddings that are classified.
       auxiliary: (class_logits, mask_logits) of the earlier predictions, first to last, used in
         training only.
+      memory: what the next clip of a video goes on from, for a model that carries it.
       direct: `mask_logits` hold probabilities, to be resized directly to the image, see `settle`;
         static.
+      follows: a query stays with its object from frame to frame and from clip to clip; static.
     """
 
     class_logits: jax.Array
@@ -105,9 +127,11 @@ class QueryOutput:
     presence_logits: jax.Array | None = None
     queries: jax.Array | None = None
     auxiliary: tuple = ()
+    memory: Memory | None = None
     direct: bool = struct.field(pytree_node=False, default=False)
+    follows: bool = struct.field(pytree_node=False, default=False)
 
-    slides_windows = False  # queries see an image as a whole
+    joins_windows = False  # each window has queries of its own
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -115,15 +139,17 @@ class QueryOutput:
         return self.mask_logits.shape[-2], self.mask_logits.shape[-1]
 
     def split_views(self, mirrors: int, windows: tuple[int, int]) -> list['QueryOutput']:
-        """An output for each mirror image; see `PixelOutput.split_views`. `windows` is (1, 1)."""
+        """An output for each window of each mirror image; see `PixelOutput.split_views`."""
+        count = mirrors * math.prod(windows)
         return [
             QueryOutput(
-                class_logits=self.class_logits[i::mirrors],
-                mask_logits=self.mask_logits[i::mirrors],
-                queries=None if self.queries is None else self.queries[i::mirrors],
+                class_logits=self.class_logits[i::count],
+                mask_logits=self.mask_logits[i::count],
+                queries=None if self.queries is None else self.queries[i::count],
                 direct=self.direct,
+                follows=self.follows,
             )
-            for i in range(mirrors)
+            for i in range(count)
         ]
 
     def by_clip(self, length: int) -> 'QueryOutput':
@@ -132,8 +158,14 @@ class QueryOutput:
 
     def frame(self, number) -> 'QueryOutput':
         """The output for a frame of each clip, as for an image; `number`: [] int32."""
-        masks = lax.dynamic_index_in_dim(self.mask_logits, number, 2, keepdims=False)
-        return dataclasses.replace(self, mask_logits=masks, auxiliary=())
+        take = functools.partial(lax.dynamic_index_in_dim, index=number, keepdims=False)
+        frame = dataclasses.replace(self, mask_logits=take(self.mask_logits, axis=2), auxiliary=())
+        if self.class_logits.ndim == 3:
+            return frame
+        of_frames = {
+            name: take(getattr(self, name), axis=1) for name in ('class_logits', 'queries')
+        }
+        return dataclasses.replace(frame, **of_frames)
 
     def settle(self, size: tuple[int, int]) -> 'QueryOutput':
         """The same with masks that are probabilities before they are resized to the image.

@@ -32,8 +32,8 @@ class Predictor:
 
     Attributes:
       fit: image uint8 [H, W, 3], or clip [t, H, W, 3] → {'views', 'size'}, see `batching.stack`.
-      segment: batch → the arrays that `inference.served` returns, on the device; of a clip, those
-        of one frame after another.
+      segment: batch, `inference.Stream` or None → the arrays that `inference.served` returns, on
+        the device; of a clip, those of one frame after another.
       task: a `tasks.Task`.
       num_devices: a batch is a multiple of it.
       batch_size: of many images.
@@ -162,7 +162,7 @@ class Predictor:
                 yield example
 
         def run(batch):
-            return batch, next(self.segment(batch))
+            return batch, next(self.segment(batch, None))
 
         batches = batching.batches(keep(), batch_size or self.num_devices)
         for batch, found in batching.behind(map(run, batches)):
@@ -203,6 +203,7 @@ class Video:
 
     def __init__(self, predictor: Predictor, frames: Iterable[np.ndarray]):
         self.predictor, self.length = predictor, 0
+        self.stream = inference.Stream()
         self.follower = predictor.task.follower()
         by_clip = predictor.task.takes_clips
         self.results = self.by_clip(frames) if by_clip else self.by_frame(frames)
@@ -225,19 +226,20 @@ class Video:
         read = map(predictor.read, frames)
         clips = videos.stream_windows(read, options.clip_length, options.clip_overlap)
         for window, clip in clips:
-            found = self.predict_clip(clip)
+            found = self.predict_clip(clip, begins=window.frames[0] == 0)
             new = clip[window.first_new - window.frames[0] :]
             for image, arrays in zip(new, self.follower.add(window, found), strict=True):
                 yield predictor.task.result(image, arrays, predictor.categories(arrays))
 
-    def predict_clip(self, frames: list[np.ndarray]) -> list[dict[str, Any]]:
-        """What is found in each frame of a clip, encoded."""
+    def predict_clip(self, frames: list[np.ndarray], *, begins: bool) -> list[dict[str, Any]]:
+        """What is found in each frame of a clip, encoded; `begins`: it is the video's first."""
         predictor, length = self.predictor, len(frames)
         most = predictor.task.config.eval.clip_length
         clip = videos.pad({'image': np.stack(frames)}, videos.padded_length(length, most))
-        example = predictor.fit(clip['image']) | clip | {'counted': clip['shown'], 'index': 0}
+        example = predictor.fit(clip['image']) | clip
+        example |= {'counted': clip['shown'], 'begins': begins, 'index': 0}
         batch = batching.stack([example], predictor.num_devices)
-        segmented = itertools.islice(predictor.segment(batch), length)
+        segmented = itertools.islice(predictor.segment(batch, self.stream), length)
         return [
             self.follower.encode(
                 predictor.cut({name: x[0] for name, x in jax.device_get(found).items()}, example)
@@ -298,9 +300,9 @@ def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predict
     def fit(image):
         return {'views': fitting.eval_views(image, config), 'size': image.shape[-3:-1]}
 
-    def run(batch):
+    def run(batch, stream):
         canvas = batching.canvas_of(batch['size'])
-        return segment(variables, sharding.shard_batch(batch, mesh), canvas)
+        return segment(variables, sharding.shard_batch(batch, mesh), canvas, stream)
 
     return Predictor(
         fit, run, task, num_devices=mesh.size, batch_size=batching.batch_size(config, mesh.size)
@@ -337,7 +339,8 @@ def from_artifact(folder: Path) -> Predictor:
         )
         return {'views': ({'image': fitted, 'content': size},), 'size': size}
 
-    def run(batch):
+    def run(batch, stream):
+        del stream  # no exported model goes on from clip to clip
         (view,) = batch['views']
         if not task.takes_clips:
             yield call(variables, view['image'], view['content'])

@@ -7,6 +7,7 @@ that shares one selection, so that a rank means the same in all of them.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from flax import struct
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax.multilabel import build_head
+from rankseg_jax.outputs import Memory
 from rankseg_jax.ranking import RankTemperature, Selection, select
 
 
@@ -35,6 +37,8 @@ class Choice:
         first.
       all_classes: classify over all K this time (the warm-up); static.
       step: [] int32, the number of training steps done; None: unknown.
+      memory: of the frames before the clips, for a model that carries it; None: there are none.
+      average_over: see `config.eval.average_over`; static.
     """
 
     presence: jax.Array | None = None
@@ -44,6 +48,8 @@ class Choice:
     views: tuple[int, int] = struct.field(pytree_node=False, default=(1, 1))
     all_classes: bool = struct.field(pytree_node=False, default=False)
     step: jax.Array | None = None
+    memory: Memory | None = None
+    average_over: str = struct.field(pytree_node=False, default='clip')
 
     def by_frame(self) -> 'Choice':
         """The same for what sees frames one by one: those of a clip are windows like others."""
@@ -75,13 +81,22 @@ class CategorySelector(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, choice: Choice, class_embedding, *, train: bool):
+    def __call__(
+        self,
+        features,
+        choice: Choice,
+        class_embedding,
+        *,
+        train: bool,
+        over_frames: Callable | None = None,
+    ):
         """Ranks the categories of each group of images.
 
         Args:
           features: [B · views, h, w, D] or tokens [B · views, L, D].
           choice: that of `Choice.by_frame` if these are features of single frames.
           class_embedding: [K, D] of the classifier; the head uses it with `share_embedding`.
+          over_frames: makes the presence logits of `choice`'s images from those of `features`.
 
         Raises:
           ValueError: as `build_head` and `choose`.
@@ -90,6 +105,8 @@ class CategorySelector(nn.Module):
         nn.share_scope(self, head)  # the head's parameters lie directly under this module's name
         shared = {'class_embedding': class_embedding} if self.options.share_embedding else {}
         presence_logits = head(features, **shared, train=train)  # [B · views, K]
+        if over_frames is not None:
+            presence_logits = over_frames(presence_logits)
         return choose(self.options, presence_logits, choice, train=train)
 
 

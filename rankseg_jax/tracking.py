@@ -40,10 +40,12 @@ class Tracker:
     their queries' embeddings (as Huang et al., NeurIPS 2022, link frames) and of the IoU of their
     masks in the frames that both windows hold, or the cosine alone if there are none. Class
     probabilities are averaged over windows. A single window gives what the whole video would.
+    Where a model tells objects apart itself, `follow` takes the place of `add`.
     """
 
     def __init__(self):
         self.tracks: list[Track] = []
+        self.followed: dict[int, Track] = {}
         self.current: list[Track] = []  # those of the window before, …
         self.frames = range(0)  # … and its frames
 
@@ -88,6 +90,35 @@ class Tracker:
             window.append(track)
         self.current, self.frames = window, frames
         return window
+
+    def follow(
+        self,
+        identities: np.ndarray,
+        frame: int,
+        masks: list[dict | None],
+        probabilities: np.ndarray,
+    ) -> list[Track]:
+        """Adds a frame of objects that are told apart already.
+
+        Args:
+          identities: [M], numbers that stay with the objects.
+          frame: its number.
+          masks: run lengths of the M objects, None where one is not visible.
+          probabilities: [Q, K] of all objects by their numbers, up to this frame.
+
+        Returns:
+          The track of each of the M objects.
+        """
+        for identity, mask in zip(identities.tolist(), masks, strict=True):
+            if identity not in self.followed:
+                track = Track(identity + 1, probabilities[identity], 1, {}, np.zeros(0))
+                self.followed[identity] = track
+                self.tracks.append(track)
+            if mask:
+                self.followed[identity].masks[frame] = mask
+        for identity, track in self.followed.items():
+            track.probabilities = probabilities[identity]
+        return [self.followed[identity] for identity in identities.tolist()]
 
     def similarity(self, frames: range, found: list[dict], embeddings: np.ndarray) -> np.ndarray:
         """[tracks of the window before, M], see the class."""

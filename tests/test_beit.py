@@ -94,7 +94,7 @@ def test_features_are_hugging_faces(torch, transformers, tmp_path, biases, size)
     found = pretrained.convert(pretrained.read(tmp_path / 'model.safetensors'))
     variables = {key: tree['backbone'] for key, tree in found.items()}
     jax.tree.map(np.testing.assert_array_equal, from_torch(numpy_state(theirs)), variables)
-    ours = apply(tiny(norm_epsilon=1e-12), variables, images(*size))
+    ours = apply(tiny(epsilon=1e-12), variables, images(*size))
     assert list(ours) == [4, 8, 16, 32]
     for feature, their_feature in zip(ours.values(), expected, strict=True):
         assert relative_error(feature, their_feature) <= 1e-5
@@ -117,7 +117,7 @@ def test_which_blocks_hugging_face_takes(torch, transformers):
         torch.testing.assert_close(feature, tokens)
     for added in (0, 1):  # the paper counts blocks from 0
         variables = from_torch(numpy_state(theirs.beit))
-        model = tiny((1, 2, 3, 3) if not added else (2, 3, 4, 4), norm_epsilon=1e-12)
+        model = tiny((1, 2, 3, 3) if not added else (2, 3, 4, 4), epsilon=1e-12)
         variables = variables | random_neck(model, x, variables)
         ours = apply(model, variables, x)[16]
         expected = states.hidden_states[3 + added][:, 1:].reshape(2, 4, 4, 16)
@@ -172,12 +172,26 @@ MMSEG = [  # timm's names, as patterns, to those of mmseg 1.x
     (r'\.mlp\.fc2\.', '.ffn.layers.1.'),
     (r'^patch_embed\.proj\.', 'backbone.patch_embed.projection.'),
     (r'^cls_token', 'backbone.cls_token'),
+    (r'^fpn1\.', 'neck.upsample_4x.'),
+    (r'^fpn2\.', 'neck.upsample_2x.'),
 ]
 
 
 def test_mmsegs_names_are_read_alike(torch, timm):
     state = numpy_state(random_timm(torch, timm, use_rel_pos_bias=True, init_values=0.1))
+    rng = np.random.default_rng(0)
+    state |= {
+        f'{name}.{leaf}': rng.normal(size=shape).astype(np.float32)
+        for name, shapes in {
+            'fpn1.0': {'weight': (16, 16, 2, 2), 'bias': 16},
+            'fpn1.1': {'weight': 16, 'bias': 16, 'running_mean': 16, 'running_var': 16},
+            'fpn1.3': {'weight': (16, 16, 2, 2), 'bias': 16},
+            'fpn2.0': {'weight': (16, 16, 2, 2), 'bias': 16},
+        }.items()
+        for leaf, shape in shapes.items()
+    }
     expected = pretrained.convert(state)
+    assert expected['batch_stats']['backbone'].keys() == {'neck4_norm'}
     for pattern, replacement in MMSEG:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
     state['decode_head.conv_seg.weight'] = np.zeros((3, 2, 1, 1), np.float32)

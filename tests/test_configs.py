@@ -29,9 +29,10 @@ from configs import (
     maskformer,
     segmenter,
     upernet,
+    videomt,
 )
 from rankseg_jax import config_check, frameworks, inference, models, optimizers, tasks, train
-from rankseg_jax.frameworks.eomt import EoMT
+from rankseg_jax.frameworks.eomt import EncoderOnly
 from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
 from tests.helpers import mend_torchvision, random_state
 
@@ -173,6 +174,8 @@ CONFIGS = [
             ('coco_panoptic_l_1280', 133, 321_610_886),
             ('coco_panoptic_g', 133, 1_163_622_022),
             ('coco_panoptic_g_1280', 133, 1_170_994_822),
+            ('coco_panoptic_dinov3_s', 133, 23_356_934),
+            ('coco_panoptic_dinov3_b', 133, 92_425_094),
             ('coco_panoptic_dinov3_l', 133, 315_032_710),
             ('coco_panoptic_dinov3_l_1280', 133, 315_032_710),
             ('coco_instance_l', 80, 316_641_361),
@@ -208,6 +211,27 @@ CONFIGS = [
             ('vspw_swin_b_oracle', 124, 110_327_726),
         ]
     ],
+    ('videomt_tiny', 'rankseg', 40, 1_379_422),
+    ('videomt_tiny', 'baseline', 40, 1_374_249),
+    ('videomt_tiny', 'oracle', 40, 1_379_422),
+    ('videomt_tiny', 'semantic_rankseg', 40, 1_379_422),
+    ('videomt_tiny', 'semantic_baseline', 40, 1_374_249),
+    ('videomt_tiny', 'semantic_oracle', 40, 1_379_422),
+    *[
+        ('videomt', recipe, num_classes, num_parameters)
+        for recipe, num_classes, num_parameters in [
+            ('youtubevis_2019_s', 40, 23_989_673),
+            ('youtubevis_2019_b', 40, 93_985_577),
+            ('youtubevis_2019_l', 40, 317_387_817),
+            ('youtubevis_2019_l_rankseg', 40, 317_428_899),
+            ('youtubevis_2019_dinov3_l', 40, 315_986_985),
+            ('youtubevis_2019_dinov3_l_rankseg', 40, 316_028_067),
+            ('vspw_l', 124, 320_226_429),
+            ('vspw_l_rankseg', 124, 320_353_779),
+            ('vspw_dinov3_l', 124, 316_073_085),
+            ('vspw_dinov3_l_rankseg', 124, 316_200_435),
+        ]
+    ],
 ]
 
 
@@ -220,7 +244,7 @@ def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / 'configs').glob('[!_]*.py')}
     assert files == {'common'} | {name for name, *_ in CONFIGS}
     families = (segmenter, deeplabv3, upernet, maskformer, mask2former, mask2former_video, eomt)
-    for module in families:
+    for module in (*families, videomt):
         assert sorted([*module.RECIPES, *getattr(module, 'TINY', ())]) == sorted(
             recipe for name, recipe, *_ in CONFIGS if name == module.__name__.split('.')[1]
         )
@@ -233,9 +257,12 @@ SIBLINGS = re.compile(
     '|swin_[tsl]|panoptic_r50(_oracle)?$|2former:ade20k_swin_b(_oracle)?$|upernet:ade20k_swin'
     '|upernet:(coco_stuff10k_(beit|swin_b$)|coco_lvis|tiny_baseline)'
     '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)|video_tiny'
-    '|youtubevis_2019_(?!r101_rankseg)|vspw_(r50|r101_|swin_b$|swin_b_oracle)|vspw(_b16)?$'
+    '|mask2former_video:youtubevis_2019_(?!r101_rankseg)|vspw_(r50|r101_oracle)'
+    '|vspw_(swin_b$|swin_b_oracle)'
+    '|vspw(_b16)?$'
     '|mask2former_video:vspw_swin_b|coco_instance_(r50|swin_b)$|maskformer:ade20k_(r50|swin_b)$'
-    '|eomt:(?!ade20k_l_rankseg|coco_panoptic_dinov3_l$)'
+    '|^eomt:(?!ade20k_l_rankseg|coco_(instance|panoptic)_l_rankseg|coco_panoptic_dinov3_l$)'
+    '|videomt:(?!youtubevis_2019_l_rankseg|vspw_l_rankseg)'
 )
 
 
@@ -253,7 +280,7 @@ class TestNumbers:
 def count_parameters(model, num_classes, image_shape):
     """Those of the backbone, which many recipes share, and those of the rest."""
     features, count = backbone_shapes(model.backbone, image_shape)
-    if isinstance(model, EoMT):  # which drives the blocks itself
+    if isinstance(model, EncoderOnly):  # which drives the blocks itself
         few = model.clone(backbone=model.backbone.clone(num_layers=model.num_joint))
         params = jax.eval_shape(lambda: models.init(few, num_classes, 0, image_shape))['params']
         return count + count_leaves(params) - count_leaves(params['backbone'])
@@ -334,14 +361,10 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
         config.data.max_targets, config.loss.num_points, config.optimizer.milestones = 4, 16, ()
     elif config.model.framework == 'upernet':
         config.model.backbone = SMALL_BACKBONES.get(config.model.backbone, 'swin_tinier')
-    elif config.model.framework == 'eomt':
-        config.model.update(
-            backbone='tinier_dino',
-            joint_blocks=1,
-            anneal_start=(0,),
-            anneal_end=(10,),
-            num_queries=5,
-        )
+    elif config.model.framework in ('eomt', 'videomt'):
+        config.model.update(backbone='tinier_dino', joint_blocks=1, num_queries=5)
+        if config.model.anneal_start:
+            config.model.update(anneal_start=(0,), anneal_end=(10,))
         config.data.max_targets, config.loss.num_points = 4, 16
     else:
         config.model.backbone = 'tinier'
@@ -383,7 +406,7 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
     traced = step.trace(state, batch)
     # One by one, since a kernel for GPUs has no form for others. From JAX 0.11 on it is lowered
     # only where there is a GPU.
-    matches = config.model.framework in ('mask2former', 'maskformer', 'eomt')
+    matches = config.model.framework in ('mask2former', 'maskformer', 'eomt', 'videomt')
     for platform in ('tpu', 'cuda')[: 1 if matches and jax.__version_info__ >= (0, 11) else 2]:
         traced.lower(lowering_platforms=(platform,))
     after, metrics = traced.lower().compile()(state, batch)
@@ -476,6 +499,7 @@ def test_mask2formers_have_hugging_faces_parameters(recipe, width, depths, windo
         ('ade20k_l', 1024, 24, 4, 100, 512),
         ('coco_panoptic_s', 384, 12, 3, 200, 640),
         ('coco_panoptic_g', 1536, 40, 5, 200, 640),
+        ('coco_panoptic_dinov3_b', 768, 12, 3, 200, 640),
         ('coco_panoptic_dinov3_l', 1024, 24, 4, 200, 640),
     ],
 )
@@ -497,6 +521,8 @@ def test_eomts_have_hugging_faces_parameters(
     name = 'EomtDinov3' if 'dinov3' in recipe else 'Eomt'
     if name == 'Eomt':
         options['use_swiglu_ffn'] = width == 1536
+    else:
+        options['intermediate_size'] = 4 * width
     with torch.device('meta'):
         config = getattr(transformers, f'{name}Config')(**options)
         theirs = getattr(transformers, f'{name}ForUniversalSegmentation')(config)
@@ -846,6 +872,9 @@ def test_the_released_recipes_of_eomt():
         semantic = config.task == 'semantic'
         assert config.model.num_queries == (100 if semantic else 200)
         assert config.augment.photometric == semantic
+        side = config.augment.crop_size[0]
+        assert config.eval.window == ((side, side) if semantic else (0, 0))
+        assert config.eval.stride == (0, 0) and config.eval.pad_value == 0
     early, last = 0.8**23, 0.8
     expected = [early, early, early, 0.8**20, last]
     assert rates_of(load('eomt', 'ade20k_l')) == pytest.approx(expected)
@@ -856,6 +885,7 @@ def test_the_released_recipes_of_eomt():
     for recipe, blocks, backbone in [
         ('coco_panoptic_b', 3, 'dinov2_reg_b16'),
         ('coco_panoptic_g_1280', 5, 'dinov2_reg_g16'),
+        ('coco_panoptic_dinov3_b', 3, 'dinov3_b16'),
     ]:
         model = load('eomt', recipe).model
         assert (model.joint_blocks, model.backbone) == (blocks, backbone)

@@ -41,7 +41,17 @@ KINDS = {
     'giant': ('Eomt', dict(use_swiglu_ffn=True)),
     'patch14': ('Eomt', dict(patch_size=14, image_size=56, num_upscale_blocks=1)),
     'dinov3': ('EomtDinov3', dict(intermediate_size=48, layer_norm_eps=1e-3)),
-    '7b': ('EomtDinov3', dict(intermediate_size=48, query_bias=False, value_bias=False)),
+    '7b': (
+        'EomtDinov3',
+        dict(
+            intermediate_size=48,
+            query_bias=False,
+            value_bias=False,
+            use_gated_mlp=True,
+            hidden_act='silu',
+        ),
+    ),
+    'unbiased': ('EomtDinov3', dict(intermediate_size=48, proj_bias=False, mlp_bias=False)),
 }
 
 
@@ -305,6 +315,7 @@ def test_impossible_blocks_are_refused(changes, message):
     'key, value',
     [
         ('hidden_act', 'silu'),
+        ('hidden_act', 'relu'),
         ('use_gated_mlp', True),
         ('num_upscale_blocks', 1),
         ('rope_parameters', {'rope_type': 'default', 'rope_theta': 50.0}),
@@ -316,6 +327,21 @@ def test_configs_of_other_models_are_refused(key, value):
     )
     with pytest.raises(ValueError, match=key):
         hf.build(hf.Keys(config), {'class_predictor.bias': np.zeros(6)})
+
+
+def test_gated_mlps_of_older_files_are_read(tmp_path):
+    model = hugging_face('giant')
+    model.save_pretrained(tmp_path)
+    state, older = numpy_state(model), {}
+    for key, value in state.items():
+        if '.gate_proj.' in key:
+            up = state[key.replace('gate_proj', 'up_proj')]
+            older[key.replace('gate_proj', 'weights_in')] = np.concatenate([value, up])
+        elif '.up_proj.' not in key:
+            older[key.replace('down_proj', 'weights_out')] = value
+    config, _ = hf.read_folder(tmp_path)
+    found, expected = hf.variables(config, older), hf.variables(config, state)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_model_starts_from_a_published_one_of_other_categories_and_size(tmp_path):

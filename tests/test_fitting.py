@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from configs import common
+from rankseg_jax import export, inference
 from rankseg_jax.data import fitting
 
 SIDES = st.integers(1, 700)
@@ -271,3 +272,22 @@ def test_eval_views_of_free_size(options, contents, shapes):
     views = fitting.eval_views(image, config)
     assert [tuple(view['content']) for view in views] == contents
     assert [view['image'].shape[:2] for view in views] == shapes
+
+
+def test_exported_models_see_padded_images_as_prediction_does(monkeypatch):
+    config = common.get_config()
+    config.data.mean, config.data.std = (50.0, 100.0, 150.0), (50.0, 40.0, 60.0)
+    config.eval.update(size=(40, 40), pad_value=0.0, resample='bilinear')
+    image, seen = noise(50, 31), []
+    (expected,) = fitting.eval_views(image, config)
+    assert expected['content'].tolist() == [40, 25]
+    np.testing.assert_allclose(expected['image'][:, 25:], np.full((40, 15, 3), (-1, -2.5, -2.5)))
+
+    def segment(model, variables, views, *_, **__):
+        seen.extend(views)
+        return inference.Prediction({}, None, None)
+
+    monkeypatch.setattr(inference, 'segment', segment)
+    fitted, content = fitting.fit(image, (40, 40), resample='bilinear')
+    export.serve(None, config, None)(None, fitted[None], content[None])
+    np.testing.assert_allclose(seen[0]['image'][0], expected['image'], rtol=1e-5, atol=1e-6)

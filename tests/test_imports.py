@@ -26,7 +26,7 @@ ALLOWED = {
     'metrics': 'data ranking',
     'losses': 'layers matching',
     'outputs': 'ranking',
-    'selector': 'multilabel ranking',
+    'selector': 'multilabel outputs ranking',
     'backbones': 'backbones layers',
     'decoders': 'decoders layers multilabel outputs ranking selector',
     'frameworks': 'backbones decoders frameworks layers outputs selector',

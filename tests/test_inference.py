@@ -419,5 +419,5 @@ def test_masks_are_asked_of_per_query_frameworks_alone():
 
 def test_logits_of_windows_are_joined_at_their_size():
     config = tiny.config('', eval__mask_size=(-1, -1), eval__window=(32, 32))
-    with pytest.raises(ValueError, match=r'mask_size = \(-1, -1\): logits of windows are joined'):
+    with pytest.raises(ValueError, match=r'mask_size = \(-1, -1\): windows are joined at'):
         inference.check(config, PixelOutput(jnp.zeros((1, 4, 4, 3))))

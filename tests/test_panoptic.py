@@ -321,7 +321,7 @@ def test_impossible_configs_are_refused_before_a_step(trained, tmp_path):
     for change, message in (
         (
             {'window': (16, 16), 'stride': (16, 16)},
-            r'eval.window = \(16, 16\): mask2former sees images whole',
+            r'window = \(16, 16\): panoptic segments come from one view',
         ),
         ({'flip': True}, 'come from one view'),
         ({'scales': (1.0, 2.0)}, 'come from one view'),

@@ -101,6 +101,10 @@ def test_stretched_sizes_are_hugging_faces(size, edges, multiple):
     expected = transforms.get_size_with_aspect_ratio(size, *edges)
     expected = [max(math.ceil(side / multiple), 1) * multiple for side in expected]
     assert fitting.stretched_size(size, edges, multiple).tolist() == expected
+    side = edges[0]
+    expected = transforms.get_size_with_aspect_ratio(size, side, side)
+    expected = np.clip(expected, 1, side).tolist()  # Hugging Face's may have no or one pixel more
+    assert fitting.fitted_size(size, (side, side), 'bilinear').tolist() == expected
 
 
 def test_views_that_are_stretched_or_not_resized():

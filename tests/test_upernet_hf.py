@@ -129,7 +129,7 @@ def test_label_maps_are_those_of_hugging_faces_pipeline(saved, torch, transforme
         assert built.backbone.feature_blocks == (
             (1, 2, 3, 4) if theirs.config.model_type == 'beit' else (2, 3, 4, 5)
         )
-        assert built.backbone.norm_epsilon == 1e-12
+        assert built.backbone.epsilon == 1e-12
     images = transformers.AutoImageProcessor.from_pretrained(path)
     for seed, size in enumerate([(70, 50), (64, 96), (201, 131)]):
         image = photo(*size, seed)

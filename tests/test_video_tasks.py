@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rankseg_jax import evaluate, models, predict, sharding, tasks, train
+from rankseg_jax import evaluate, export, models, predict, sharding, tasks, train
 from rankseg_jax.data import (
     IGNORE_LABEL,
     CorruptExample,
@@ -20,6 +20,7 @@ from rankseg_jax.data import (
     video_files,
     videos,
 )
+from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.prediction_files import predict_files, predict_split
 from rankseg_jax.tasks import queries
 from tests import tiny
@@ -37,9 +38,17 @@ SHARED = QUERIES | dict(
     eval__clip_length=8,
     eval__max_objects=3,
 )
+VIDEOMT = SHARED | dict(
+    model__framework='videomt',
+    model__backbone='tinier_dino',
+    model__joint_blocks=1,
+    rankseg__stride=8,
+)
 KINDS = {
     'video_instance': SHARED | dict(task='video_instance', eval__clip_overlap=2),
     'video_semantic': SHARED | dict(task='video_semantic'),
+    'videomt_instance': VIDEOMT | dict(task='video_instance'),
+    'videomt_semantic': VIDEOMT | dict(task='video_semantic', eval__average_over='past'),
     'per_pixel': {
         name: value
         for name, value in SHARED.items()
@@ -177,7 +186,7 @@ def test_a_run_scores_the_same_again_whatever_the_batch_and_the_devices(run, eva
     for name, value in evaluate.totals(again).items():
         np.testing.assert_allclose(value, others[name], rtol=1e-6, err_msg=name)
     source, task = opened(config)
-    if kind == 'video_instance':
+    if 'instance' in kind:
         entries = json.loads((results / 'results.json').read_text())
         assert {x['video_id'] for x in entries} == {1, 2}
         for entry in entries:
@@ -219,7 +228,7 @@ def test_prediction_of_videos_photos_and_what_cannot_be_read(
         assert len(drawn) == 11 and drawn[0].shape[0] >= 32
         ids = np.array(Image.open(output / name / '00000.png'))
         assert ids.shape == (32, 32)
-        if kind == 'video_instance':
+        if 'instance' in kind:
             assert len(content['tracks']) == 3
             for track in content['tracks']:
                 assert len(track['segmentations']) == 11
@@ -237,7 +246,7 @@ def test_streamed_results_are_those_of_evaluation(run, predictor, evaluated):
     streamed = predictor.video(iter(frames))
     results = list(streamed)
     assert len(results) == 24
-    if kind == 'video_instance':
+    if 'instance' in kind:
         written = json.loads((output / 'results.json').read_text())
         written = [x for x in written if x['video_id'] == 1]
         tracks = streamed.content()['tracks']
@@ -400,3 +409,78 @@ def test_a_video_whose_last_clip_cannot_be_read_keeps_its_tracks(folder):
     ((video, result),) = task.join(examples, items)
     assert video == 0
     assert len(result['tracks'][0]['masks']) == examples.windows[places[-2]].frames[-1] + 1
+
+
+@pytest.mark.parametrize('name', ['videomt_instance', 'videomt_semantic'])
+def test_a_stream_does_not_depend_on_its_clips(folder, name):
+    """Seen frame by frame, in threes and at once, and while another video is predicted."""
+    results, contents = [], []
+    config = tiny.config(folder, **KINDS[name])
+    config.eval.average_over, config.eval.threshold = 'past', 0.0
+    source, task = opened(config)
+    model = models.build(config, task.num_classes)
+    variables = random_like(
+        jax.eval_shape(lambda: models.init(model, task.num_classes, 0, (32, 32)))
+    )
+    classes = variables['params']['decoder']['classes']  # queries of several classes
+    classes['embedding'], classes['bias'] = 30 * classes['embedding'], 0 * classes['bias']
+    for config.eval.clip_length in (1, 3, 11):
+        predictor = predict.from_model(model, variables, config, task)
+        streams = [
+            predictor.video(source.load(index)['image'] for index in list(video)[:11])
+            for _, video in source.videos[:2]
+        ]
+        found, _ = zip(*zip(*streams, strict=True), strict=True)
+        results.append(found)
+        contents.append(streams[0].content())
+    for found, content in zip(results[1:], contents[1:], strict=True):
+        for result, expected in zip(found, results[0], strict=True):
+            np.testing.assert_array_equal(result.labels, expected.labels)
+            assert getattr(result, 'ids', None) == getattr(expected, 'ids', None)
+            for ours, theirs in zip(result.categories, expected.categories, strict=True):
+                assert ours[0] == theirs[0] and ours[1] == pytest.approx(theirs[1], abs=1e-5)
+        for ours, theirs in zip(
+            content.get('tracks', []), contents[0].get('tracks', []), strict=True
+        ):
+            assert ours.pop('score') == pytest.approx(theirs['score'], abs=1e-5)
+            assert ours == {name: x for name, x in theirs.items() if name != 'score'}
+    assert len({tuple(np.unique(result.labels)) for result in results[0]}) > 1
+
+
+def test_clips_that_go_on_from_each_other_keep_their_place_in_batches(folder):
+    config = tiny.config(folder, **KINDS['videomt_semantic'] | dict(eval__clip_length=5))
+    source, task = opened(config)
+    examples = task.examples(source)
+    lanes = examples.lanes(range(len(examples)), 2)
+    assert sorted(sum(lanes, [])) == list(range(len(examples)))
+    followed, seen = {}, []
+    for batch in batching.video_batches(examples, config, 1):
+        for place in np.flatnonzero(batch['mask']):
+            index = int(batch['index'][place])
+            video, frames, _ = examples.windows[index]
+            assert batch['begins'][place] == (frames[0] == 0)
+            assert frames[0] == 0 or followed[place] == (video, frames[0] - 1)
+            followed[place] = video, frames[-1]
+            seen.append(index)
+    assert sorted(seen) == list(range(len(examples)))
+
+
+def test_a_model_that_goes_on_takes_no_overlap_and_no_export(folder, run, tmp_path):
+    name, config, workdir = run
+    if 'videomt' not in name:
+        pytest.skip('sees each clip alone')
+    with pytest.raises(ValueError, match='goes on from clip to clip, which an exported'):
+        export.run(config, workdir, tmp_path / 'export')
+    config = config.copy_and_resolve_references()
+    config.eval.clip_overlap = 2
+    with pytest.raises(ValueError, match='clip_overlap = 2: videomt goes on'):
+        evaluate.run(config, workdir, tmp_path)
+
+
+def test_tracks_need_an_average(folder):
+    config = tiny.config(folder, **KINDS['videomt_instance'])
+    config.eval.average_over = 'frame'
+    _, task = opened(config)
+    output = QueryOutput(jnp.zeros((1, 2, 8)), jnp.zeros((1, 2, 3, 4, 4)), follows=True)
+    with pytest.raises(ValueError, match="average_over = 'frame': a track has one class"):
+        task.check(output)

@@ -68,6 +68,8 @@ def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
         selected = None if found.selection is None else found.selection.labels
         return found.maps['labels'], selected, found.presence_logits
 
+    config = config.copy_and_resolve_references()
+    config.eval.average_over = 'clip'
     segment = inference.compiled(model, config, Semantic(config, class_names), mesh, then)
 
     def run(variables, batch):

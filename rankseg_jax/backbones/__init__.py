@@ -73,10 +73,11 @@ def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> 
         'drop_path': model.drop_path,
         'remat': model.remat,
         'frozen_norm': model.frozen_norm,
-        'norm_epsilon': model.norm_epsilon,
     }
     if model.feature_blocks:
         options['feature_blocks'] = tuple(model.feature_blocks)
+    if model.norm_epsilon:
+        options['epsilon'] = model.norm_epsilon
     fields = field_names(variant)
     options = {key: value for key, value in options.items() if key in fields}
     return variant(dtype=jnp.dtype(model.dtype), **options, **needed)

@@ -27,7 +27,7 @@ class BEiT(nn.Module):
         from the tokens.
       image_size: (height, width) of training images, to which the learned biases belong; for any
         other input they are resized bilinearly.
-      norm_epsilon: of the layer norms.
+      epsilon: of the layer norms.
       drop_path: rate of the last block (see `layers.Block`); it rises linearly from 0 at the first.
       layer_scale: initial factor of the blocks' branches.
       remat: whether the backward pass computes each block again instead of keeping its activations.
@@ -38,7 +38,7 @@ class BEiT(nn.Module):
     num_heads: int
     feature_blocks: tuple[int, ...]
     image_size: tuple[int, int] = (512, 512)
-    norm_epsilon: float = 1e-6
+    epsilon: float = 1e-6
     drop_path: float = 0.0
     layer_scale: float = 0.1
     remat: bool = False
@@ -86,7 +86,7 @@ class BEiT(nn.Module):
                 self.num_heads,
                 mlp_dim=4 * self.width,
                 drop_path=self.drop_path * i / max(self.num_layers - 1, 1),
-                epsilon=self.norm_epsilon,
+                epsilon=self.epsilon,
                 layer_scale=self.layer_scale,
                 unbiased=('key',),
                 dtype=self.dtype,

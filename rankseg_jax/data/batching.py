@@ -2,7 +2,8 @@
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, fitting, reading
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, fitting, reading, videos
 
 SMALLEST_CANVAS = 64
 HELD = 4  # batches of images that wait for others of their size at most
@@ -102,6 +103,7 @@ def stack(examples: list[dict[str, Any]], size: int) -> dict[str, Any]:
       'mask': bool [B], False for what fills up the batch.
       'label': int32 [B, (t,) *canvas], padded with IGNORE_LABEL, if the examples have it.
       'shown', 'counted': bool [B, t] of clips.
+      'begins': bool [B], see `video_batches`, if the examples have it.
     """
     missing = size - len(examples)
 
@@ -127,7 +129,7 @@ def stack(examples: list[dict[str, Any]], size: int) -> dict[str, Any]:
         for place, example in zip(batch['label'], examples, strict=False):
             rows, columns = example['label'].shape[-2:]
             place[..., :rows, :columns] = example['label']
-    for name in ('shown', 'counted'):
+    for name in ('shown', 'counted', 'begins'):
         if name in examples[0]:
             batch[name] = fill([example[name] for example in examples], True)
     return batch
@@ -157,8 +159,47 @@ def eval_batches(source: Source, config, num_devices: int) -> Iterator[dict[str,
       ValueError: the source is empty. While iterating: more than `data.max_corrupt` corrupt
         examples; whatever else the source raises.
     """
-    reading.check_not_empty(source, config.data.eval_split)
     size = batch_size(config, num_devices)
+    share = source.share(jax.process_index(), jax.process_count())
+    return batches(readable(source, share, config, size), size)
+
+
+def video_batches(source: videos.Windows, config, num_devices: int) -> Iterator[dict[str, Any]]:
+    """As `eval_batches`, for clips that go on from each other.
+
+    The clips of a video have the same place in batches that follow each other, and 'begins' is
+    True for the first that could be read.
+    """
+    size, begun = batch_size(config, num_devices), set()
+    share = source.share(jax.process_index(), jax.process_count())
+    places = {
+        index: (step, place)
+        for place, lane in enumerate(source.lanes(share, size))
+        for step, index in enumerate(lane)
+    }
+    examples = readable(source, sorted(places, key=places.__getitem__), config, size)
+    for _, group in itertools.groupby(examples, lambda example: places[example['index']][0]):
+        alike = collections.defaultdict(dict)  # shapes of the views → place → example
+        for example in group:
+            video = source.windows[example['index']].video
+            example['begins'] = video not in begun
+            begun.add(video)
+            shapes = tuple(view['image'].shape for view in example['views'])
+            alike[shapes][places[example['index']][1]] = example
+        for found in alike.values():
+            free = [place for place in range(size) if place not in found]
+            order = np.argsort([*found, *free])
+            batch = stack(list(found.values()), size)
+            yield jax.tree.map(operator.itemgetter(order), batch)
+
+
+def readable(source: Source, indices: Sequence[int], config, size: int) -> Iterator[dict[str, Any]]:
+    """The examples of a source that can be read, in order, for batches of `size`.
+
+    Raises:
+      ValueError: as `eval_batches`.
+    """
+    reading.check_not_empty(source, config.data.eval_split)
 
     def read(index):
         try:
@@ -169,14 +210,13 @@ def eval_batches(source: Source, config, num_devices: int) -> Iterator[dict[str,
         views = fitting.eval_views(example.pop('image'), config)
         return example | {'views': views, 'size': example['label'].shape[-2:], 'index': index}
 
-    def readable():
+    def read_all():
         corrupt = reading.Corrupt(config.data.max_corrupt)
         workers = config.data.num_workers
-        for example in read_ahead(read, share, ahead=2 * size, workers=workers):
+        for example in read_ahead(read, indices, ahead=2 * size, workers=workers):
             if isinstance(example, dict):
                 yield example
             elif error := corrupt.add(*example):
                 raise error
 
-    share = source.share(jax.process_index(), jax.process_count())
-    return batches(readable(), size)
+    return read_all()

@@ -9,9 +9,15 @@ from PIL import Image
 
 
 def fitted_size(
-    size: np.ndarray | tuple[int, int], target: np.ndarray | tuple[int, int]
+    size: np.ndarray | tuple[int, int], target: np.ndarray | tuple[int, int], resample: str = ''
 ) -> np.ndarray:
-    """The largest int32 [2] with the ratio of `size` [2] that fits in `target` [2], at least 1."""
+    """The largest int32 [2] with the ratio of `size` [2] that fits in `target` [2], at least 1.
+
+    With `resample` it is rounded as by Hugging Face's processors, which know squares alone: the
+    long side may lack a pixel.
+    """
+    if resample and target[0] == target[1]:
+        return np.minimum(stretched_size(size, target, 1), target).astype(np.int32)
     size, target = np.asarray(size, np.float32), np.asarray(target, np.float32)
     return np.clip(np.round(size * (target / size).min()), 1, target).astype(np.int32)
 
@@ -55,7 +61,7 @@ def scaled_size(
 def stretched_size(
     size: np.ndarray | tuple[int, int], base_size: np.ndarray | tuple[int, int], multiple: int
 ) -> np.ndarray:
-    """The size that Hugging Face's image processors of Mask2Former and MaskFormer resize to.
+    """The size that Hugging Face's image processors resize to, which keeps the ratio about.
 
     Args:
       size: [2], rows and columns.
@@ -205,7 +211,8 @@ def fit(
       uint8 [(t,) h, w, 3] with the image at the top left, and int32 [2], its rows and columns
       there.
     """
-    content = np.array(size, np.int32) if stretch else fitted_size(image.shape[-3:-1], size)
+    own = image.shape[-3:-1]
+    content = np.array(size, np.int32) if stretch else fitted_size(own, size, resample)
     rows, columns = content
     fitted = np.zeros((*image.shape[:-3], *size, 3), np.uint8)
     fitted[..., :rows, :columns, :] = resize(image, content, antialias, resample).round()
@@ -225,7 +232,7 @@ def view_sizes(size: tuple[int, int], evaluation, scale: float) -> tuple[np.ndar
     fixed = not any(evaluation.base_size) and any(evaluation.size)
     if fixed:
         view = np.maximum([round(side * scale) for side in evaluation.size], 1).astype(np.int32)
-        content = view if evaluation.stretch else fitted_size(size, view)
+        content = view if evaluation.stretch else fitted_size(size, view, evaluation.resample)
     elif evaluation.stretch:
         base_size = evaluation.base_size if any(evaluation.base_size) else np.sort(size)
         base_size = np.floor(np.multiply(base_size, scale))
@@ -234,9 +241,21 @@ def view_sizes(size: tuple[int, int], evaluation, scale: float) -> tuple[np.ndar
         content = scaled_size(size, evaluation.base_size, scale)
         view = -(-content // evaluation.multiple) * evaluation.multiple
     if any(evaluation.window):
-        window, stride = np.array(evaluation.window), np.array(evaluation.stride)
+        window, stride = np.array(evaluation.window), np.array(window_stride(evaluation))
         view = window + stride * -(-np.maximum(content - window, 0) // stride)
     return content, view
+
+
+def window_stride(evaluation) -> tuple[int, int]:
+    """The most rows and columns from one window of `config.eval` to the next."""
+    return evaluation.stride if any(evaluation.stride) else evaluation.window
+
+
+def padding_color(config) -> np.ndarray:
+    """What `eval.pad_value` is after normalization, float32 [3]; the mean color is 0."""
+    mean, std = (np.array(x, np.float32) for x in (config.data.mean, config.data.std))
+    value = config.eval.pad_value
+    return np.zeros(3, np.float32) if value < 0 else (value - mean) / std
 
 
 def eval_views(image: np.ndarray, config) -> tuple[dict[str, np.ndarray], ...]:
@@ -247,10 +266,10 @@ def eval_views(image: np.ndarray, config) -> tuple[dict[str, np.ndarray], ...]:
       config: the run's config; reads `eval`, `data.mean`, `data.std` and `data.antialias`.
 
     Returns:
-      A tuple of {'image': normalized float32 [(t,) h, w, 3], zero below and to the right of the
-      content, 'content': int32 [2], its rows and columns}. If `eval.size` holds, (h, w) is that ×
-      scale; otherwise the content's size, rounded up to `eval.multiple`. With windows, the last one
-      ends where (h, w) does.
+      A tuple of {'image': normalized float32 [(t,) h, w, 3], of `padding_color` below and to the
+      right of the content, 'content': int32 [2], its rows and columns}. If `eval.size` holds,
+      (h, w) is that × scale; otherwise the content's size, rounded up to `eval.multiple`. With
+      windows, the last one ends where (h, w) does.
     """
     evaluation, data = config.eval, config.data
     views = []
@@ -258,7 +277,7 @@ def eval_views(image: np.ndarray, config) -> tuple[dict[str, np.ndarray], ...]:
         content, size = view_sizes(image.shape[-3:-1], evaluation, scale)
         # [(t,) rows, columns, 3]
         fitted = resize(image, content, data.antialias, evaluation.resample)
-        view = np.zeros((*image.shape[:-3], *size, 3), np.float32)
+        view = np.broadcast_to(padding_color(config), (*image.shape[:-3], *size, 3)).copy()
         rows, columns = content
         # A row at a time: NumPy is slow where only three numbers are repeated.
         flat = fitted.reshape(*fitted.shape[:-2], -1)  # [(t,) rows, columns * 3]

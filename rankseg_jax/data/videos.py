@@ -112,6 +112,15 @@ class Windows(Source):
         """The windows of every count-th video."""
         return [i for i, window in enumerate(self.windows) if window.video % count == place]
 
+    def lanes(self, places: Iterable[int], count: int) -> list[list[int]]:
+        """Divides windows into `count` lists of similar length; all of a video are in one of them,
+        in order."""
+        by_video = groupby(places, lambda place: self.windows[place].video)
+        lanes = [[] for _ in range(count)]
+        for video in sorted((list(group) for _, group in by_video), key=len, reverse=True):
+            min(lanes, key=len).extend(video)
+        return lanes
+
     def load(self, index: int):
         """A clip, padded to a power of two of frames; see `pad` and `counted`."""
         video, frames, first_new = self.windows[index]

@@ -1,5 +1,6 @@
 """The end of every per-query framework: each query gets a category, in rank order, and a mask."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +34,14 @@ class QueryClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features, queries, mask_logits, *, train: bool, choice: Choice
+        self,
+        features,
+        queries,
+        mask_logits,
+        *,
+        train: bool,
+        choice: Choice,
+        over_frames: Callable | None = None,
     ) -> QueryOutput:
         """Classifies the queries of each prediction; the last is the output's own.
 
@@ -41,6 +49,7 @@ class QueryClassifier(nn.Module):
           features: what the multi-label head sees, see `head_input`; None without RankSeg.
           queries: list of [B, Q, D].
           mask_logits: list of [B, Q, *space].
+          over_frames: as of `CategorySelector`.
 
         Raises:
           ValueError: as `selector.choose`.
@@ -55,6 +64,7 @@ class QueryClassifier(nn.Module):
                 choice if options.layer else choice.by_frame(),
                 classes.embedding[:-1],
                 train=train,
+                over_frames=over_frames,
             )
         ranks = choice.spread(selection)
         class_logits = classes(jnp.stack(queries, 1), ranks)  # [B, predictions, Q, κ + 1 or K + 1]

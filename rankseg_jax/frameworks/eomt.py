@@ -7,6 +7,7 @@ Before each joint block a prediction is made, whose masks say where queries look
 one prediction, at the end.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -24,23 +25,15 @@ from rankseg_jax.layers import resize
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.selector import Choice
 
-gelu = partial(nn.gelu, approximate=False)
 
-
-class EoMT(nn.Module):
-    """Images -> QueryOutput, masks at a quarter of a patch's side (half, if that is below 16).
-
-    The probability that a query's mask is used in a joint block is a variable, which training
-    sets and a checkpoint holds: `mask_probability` [n] among 'batch_stats'. In training each query
-    draws; otherwise masks are used where it is above 0.
+class EncoderOnly(nn.Module):
+    """What image and video models of this kind share: the tokens, the parts of a prediction.
 
     Attributes:
       backbone: a ViT.
       num_classes: K.
       num_queries: Q.
       num_joint: n, the last blocks of the backbone, which the queries join.
-      anneal_start: of each joint block, the step until which all queries use their masks.
-      anneal_end: the step from which none does. Both empty: the variable stays as it is.
       cosine, rankseg: as for `QueryClassifier`.
     """
 
@@ -48,8 +41,6 @@ class EoMT(nn.Module):
     num_classes: int
     num_queries: int = 200
     num_joint: int = 4
-    anneal_start: tuple[int, ...] = ()
-    anneal_end: tuple[int, ...] = ()
     cosine: bool = False
     rankseg: FrozenConfigDict | None = None
     dtype: Any = jnp.float32
@@ -57,11 +48,80 @@ class EoMT(nn.Module):
     def setup(self):
         width, dtype = self.backbone.width, self.dtype
         self.queries = self.param('queries', embedding_init, (self.num_queries, width))
-        self.mask = MaskEmbedding(width, dtype, gelu)
-        self.upscale = [Upscale(dtype) for _ in range(num_upscales(self.backbone.patch))]
+        self.mask = MaskEmbedding(width, dtype, self.activation)
+        self.upscale = [
+            Upscale(self.activation, dtype) for _ in range(num_upscales(self.backbone.patch))
+        ]
         self.decoder = QueryClassifier(
             self.num_classes, width, self.cosine, self.rankseg, dtype=dtype
         )
+
+    @property
+    def activation(self) -> Callable:
+        """Of mask embeddings and upscaling: GELU; SiLU, as of its MLPs, where a DINOv3 is gated."""
+        gated = self.backbone.gated and self.backbone.codes == 'rotary'
+        return nn.silu if gated else partial(nn.gelu, approximate=False)
+
+    def encode(self, images, *, train: bool):
+        """Tokens [B, L, D] of images before the joint blocks, (h, w), and the blocks' rotation."""
+        x, grid, rotation = self.backbone.embed(images, train=train)
+        for block in self.backbone.blocks[: self.backbone.num_layers - self.num_joint]:
+            x = block(x, train=train, rotation=rotation)
+        return x, grid, rotation
+
+    def embeddings(self, x, grid: tuple[int, int]):
+        """Of tokens: queries [B, Q, D], their mask embeddings, pixel embeddings [B, h', w', D]."""
+        x = self.backbone.norm(x)
+        queries, pixels = x[:, : self.num_queries], self.backbone.patch_map(x, grid)
+        for upscale in self.upscale:
+            pixels = upscale(pixels)
+        return queries, self.mask(queries), pixels
+
+    def head_features(self, before, grid, states):
+        """What the multi-label head sees, see `rankseg.layer` and `rankseg.tokens`.
+
+        Args:
+          before: normalized tokens before the first joint block.
+          states: tokens before the first joint block and after each, with queries.
+
+        Raises:
+          ValueError: as `head_input`, or there are no such tokens.
+        """
+        options, registers = self.rankseg, self.backbone.num_registers
+        if options is None or options.layer or options.tokens == 'patches':
+            queries = [self.backbone.norm(x[:, : self.num_queries]) for x in states]
+            maps = {self.backbone.patch: self.backbone.patch_map(before, grid)}
+            return head_input(options, queries, maps)
+        tokens = {'class': before[:, :1], 'registers': before[:, 1 : 1 + registers]}
+        if options.tokens not in tokens or not tokens[options.tokens].size:
+            raise ValueError(
+                f"config.rankseg.tokens = {options.tokens!r} must be 'patches' or 'class', or "
+                "'registers' of a backbone that has some"
+            )
+        if options.head == 'decoder':
+            raise ValueError(
+                "config.rankseg.head = 'decoder' needs a map: set config.rankseg.tokens = 'patches'"
+            )
+        return tokens[options.tokens]
+
+
+class EoMT(EncoderOnly):
+    """Images -> QueryOutput, masks at a quarter of a patch's side (half, if that is below 16).
+
+    The probability that a query's mask is used in a joint block is a variable, which training
+    sets and a checkpoint holds: `mask_probability` [n] among 'batch_stats'. In training each query
+    draws; otherwise masks are used where it is above 0.
+
+    Attributes:
+      anneal_start: of each joint block, the step until which all queries use their masks.
+      anneal_end: the step from which none does. Both empty: the variable stays as it is.
+    """
+
+    anneal_start: tuple[int, ...] = ()
+    anneal_end: tuple[int, ...] = ()
+
+    def setup(self):
+        super().setup()
         self.mask_probability = self.variable(
             'batch_stats', 'mask_probability', jnp.ones, (self.num_joint,)
         )
@@ -73,20 +133,16 @@ class EoMT(nn.Module):
           ValueError: for clips, or as `head_input` and `QueryClassifier`.
         """
         if choice.frames is not None:
-            raise ValueError('eomt sees single images: use mask2former for videos')
-        backbone = self.backbone
-        x, grid, rotation = backbone.embed(images, train=train)
-        first = backbone.num_layers - self.num_joint
-        for block in backbone.blocks[:first]:
-            x = block(x, train=train, rotation=rotation)
-        before = backbone.norm(x)
+            raise ValueError('eomt sees single images: use videomt or mask2former for videos')
+        x, grid, rotation = self.encode(images, train=train)
+        before = self.backbone.norm(x)
 
-        x = jnp.concatenate([backbone.repeat(self.queries, x.shape[0]), x], 1)  # [B, Q + L, D]
+        x = jnp.concatenate([self.backbone.repeat(self.queries, len(x)), x], 1)  # [B, Q + L, D]
         probability = self.probability(choice.step) if train else self.mask_probability.value
         states, predictions = [x], []
         for i in range(self.num_joint):
 
-            def joint(self, x, mask=None, number=first + i):
+            def joint(self, x, mask=None, number=i - self.num_joint):
                 block = self.backbone.blocks[number]
                 return block(x, train=train, mask=mask, rotation=rotation)
 
@@ -120,14 +176,6 @@ class EoMT(nn.Module):
         self.mask_probability.value = at(step + 1)
         return at(step)
 
-    def embeddings(self, x, grid: tuple[int, int]):
-        """Of tokens: queries [B, Q, D], their mask embeddings, pixel embeddings [B, h', w', D]."""
-        x = self.backbone.norm(x)
-        queries, pixels = x[:, : self.num_queries], self.backbone.patch_map(x, grid)
-        for upscale in self.upscale:
-            pixels = upscale(pixels)
-        return queries, self.mask(queries), pixels
-
     def sights(self, embedding, pixels, probability=None):
         """Where tokens look, bool [B, Q + L, Q + L]: a query at the patches in its mask, and at all
         other tokens; others everywhere.
@@ -152,33 +200,6 @@ class EoMT(nn.Module):
         more = others + grid[0] * grid[1]
         return jnp.pad(inside, ((0, 0), (0, more), (0, 0)), constant_values=True)
 
-    def head_features(self, before, grid, states):
-        """What the multi-label head sees, see `rankseg.layer` and `rankseg.tokens`.
-
-        Args:
-          before: normalized tokens before the first joint block.
-          states: tokens before the first joint block and after each, with queries.
-
-        Raises:
-          ValueError: as `head_input`, or there are no such tokens.
-        """
-        options, registers = self.rankseg, self.backbone.num_registers
-        if options is None or options.layer or options.tokens == 'patches':
-            queries = [self.backbone.norm(x[:, : self.num_queries]) for x in states]
-            maps = {self.backbone.patch: self.backbone.patch_map(before, grid)}
-            return head_input(options, queries, maps)
-        tokens = {'class': before[:, :1], 'registers': before[:, 1 : 1 + registers]}
-        if options.tokens not in tokens or not tokens[options.tokens].size:
-            raise ValueError(
-                f"config.rankseg.tokens = {options.tokens!r} must be 'patches' or 'class', or "
-                "'registers' of a backbone that has some"
-            )
-        if options.head == 'decoder':
-            raise ValueError(
-                "config.rankseg.head = 'decoder' needs a map: set config.rankseg.tokens = 'patches'"
-            )
-        return tokens[options.tokens]
-
 
 POWER = 0.9  # of the annealing
 
@@ -191,6 +212,7 @@ def num_upscales(patch: int) -> int:
 class Upscale(nn.Module):
     """Doubles a map: transposed convolution, depthwise convolution, norm; [B, h, w, D] alike."""
 
+    activation: Callable
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -200,7 +222,7 @@ class Upscale(nn.Module):
         x = nn.DenseGeneral((2, 2, dim), use_bias=False, dtype=self.dtype, name='expand')(x)
         x = x.swapaxes(2, 3).reshape(batch, 2 * height, 2 * width, dim)
         bias = self.param('bias', nn.initializers.zeros, (dim,))
-        x = gelu(x + bias.astype(self.dtype))
+        x = self.activation(x + bias.astype(self.dtype))
         # Sums of nine shifted maps, which XLA fuses; its grouped convolutions are slow on CPUs.
         kernel = self.param('depthwise', nn.initializers.normal(1 / 3), (3, 3, dim))
         kernel = kernel.astype(self.dtype)
@@ -213,12 +235,11 @@ class Upscale(nn.Module):
         return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(x)
 
 
-def build(config, num_classes: int) -> EoMT:
-    """The model that `config` (configs/common.py) describes, for K categories.
+def fields(config, num_classes: int) -> dict[str, Any]:
+    """Those of `EncoderOnly` that `config` (configs/common.py) describes, for K categories.
 
     Raises:
-      ValueError: as `backbones.from_config`; or the backbone has too few blocks, or the annealing
-        is not that of each joint block.
+      ValueError: as `backbones.from_config`, or the backbone has too few blocks.
     """
     options = config.model
     backbone = cast(ViT, backbones.from_config(config, None, num_classes=0))
@@ -227,6 +248,24 @@ def build(config, num_classes: int) -> EoMT:
             f'config.model.joint_blocks = {options.joint_blocks} must be at most the '
             f'{backbone.num_layers} blocks of {options.backbone}'
         )
+    return {
+        'backbone': backbone,
+        'num_classes': num_classes,
+        'num_queries': options.num_queries,
+        'num_joint': options.joint_blocks,
+        'cosine': options.cosine,
+        'rankseg': config.rankseg and FrozenConfigDict(config.rankseg),
+        'dtype': jnp.dtype(options.dtype),
+    }
+
+
+def build(config, num_classes: int) -> EoMT:
+    """The model that `config` (configs/common.py) describes, for K categories.
+
+    Raises:
+      ValueError: as `fields`, or the annealing is not that of each joint block.
+    """
+    options = config.model
     start, end = options.anneal_start, options.anneal_end
     if start or end:
         right = len(start) == len(end) == options.joint_blocks
@@ -235,14 +274,4 @@ def build(config, num_classes: int) -> EoMT:
                 f'config.model.anneal_start = {start} and anneal_end = {end} must each hold a step '
                 f'for each of the {options.joint_blocks} joint blocks, the end after the start'
             )
-    return EoMT(
-        backbone=backbone,
-        num_classes=num_classes,
-        num_queries=options.num_queries,
-        num_joint=options.joint_blocks,
-        anneal_start=tuple(start),
-        anneal_end=tuple(end),
-        cosine=options.cosine,
-        rankseg=config.rankseg and FrozenConfigDict(config.rankseg),
-        dtype=jnp.dtype(options.dtype),
-    )
+    return EoMT(**fields(config, num_classes), anneal_start=tuple(start), anneal_end=tuple(end))

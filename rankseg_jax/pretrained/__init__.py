@@ -1,16 +1,17 @@
 """Public weights to start a run from. `config.model.pretrained` is one of
 
-- a Mask2Former, MaskFormer, EoMT, UPerNet or BeitForSemanticSegmentation in Hugging Face's format:
-  a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic;
+- a Mask2Former, MaskFormer, EoMT, VidEoMT, UPerNet or BeitForSemanticSegmentation in Hugging
+  Face's format: a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic;
 - a run of this library: its workdir, of which the newest checkpoint is read;
 - DINOv2 or DINOv3 in Hugging Face's format, likewise;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs (DINOv2 and DINOv3 among
   them) and ResNets of timm, torchvision or mmseg, Swins and BEiTs of timm, mmseg or Hugging Face,
   an EfficientNet-Lite0 of timm (`.safetensors`, or `.pth` where PyTorch is installed); of a whole
-  mmseg model only the backbone is read;
+  mmseg model only the backbone is read, with the neck of a BEiT;
 - efficientnet_lite0: ImageNet weights of that backbone, which an installed package holds. They
   expect `data.mean` and `data.std` of (127.5, 127.5, 127.5);
-- a file with a whole model: the paper's released Segmenter (`.pth`).
+- a file with a whole model: the paper's released Segmenter (`.pth`), or an EoMT of its authors
+  (`.bin`).
 
 In Python, `load_hf` returns a Hugging Face model unchanged.
 """
@@ -20,6 +21,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import logging
 from flax import traverse_util
@@ -30,6 +32,7 @@ from rankseg_jax.layers import resize
 from rankseg_jax.pretrained import (
     beit,
     efficientnet_lite,
+    eomt,
     hf,
     packages,
     released,
@@ -50,28 +53,37 @@ CLASS_LAYER = re.compile(
     r'(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$'
 )
 QUERY_BIAS = 'params/decoder/classes/bias'  # of classes, not there if logits are cosines
+MASK_PROBABILITY = 'batch_stats/mask_probability'  # of an EoMT, not there in a VidEoMT
 
 
-def convert(arrays) -> dict:
+def convert(arrays, base: str = '') -> dict:
     """Converts arrays that are named as in another project.
 
-    Of an mmsegmentation model only the backbone is converted, save for a released Segmenter.
+    Of an mmsegmentation model only the backbone is converted, with the neck of a BEiT, save for a
+    released Segmenter.
+
+    Args:
+      base: see `load`.
 
     Returns:
       Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
 
     Raises:
-      ValueError: the names belong to no known project.
+      ValueError: the names belong to no known project, or the weights are differences and there is
+        no `base`.
     """
     if 'Transformer/posembed_input/pos_embedding' in arrays:
         return {'params': {'backbone': vit.from_augreg(arrays)}}
     arrays = part(arrays, 'module.') or arrays  # saved while training on several devices
     if 'decode_head.proj_patch' in arrays:
         return {'params': released.segmenter(arrays)}
+    if 'network.attn_mask_probs' in arrays:
+        return complete(eomt.from_authors(arrays), base)
+    neck = {key: value for key, value in arrays.items() if key.startswith('neck.')}
     arrays = part(arrays, 'backbone.') or arrays
     tables = any(key.endswith('relative_position_bias_table') for key in arrays)
     if tables and any(key.endswith('cls_token') for key in arrays):
-        variables = beit.from_torch(arrays)
+        variables = beit.from_torch(arrays | neck)
         return {collection: {'backbone': tree} for collection, tree in variables.items()}
     if any(re.search(r'(^|\.)(cls|class)_token$', key) for key in arrays):
         return {'params': {'backbone': vit.from_torch(arrays)}}
@@ -89,6 +101,31 @@ def convert(arrays) -> dict:
     return {collection: {'backbone': tree} for collection, tree in variables.items()}
 
 
+def complete(variables, base: str) -> dict:
+    """Variables of an EoMT, to whose backbone that of `base` is added if it is a difference.
+
+    Raises:
+      ValueError: it is one, and there is no `base`, or one of other parameters.
+      FileNotFoundError, ImportError, OSError: as `read_variables`.
+    """
+    params = variables['params']
+    if not eomt.is_difference(params['backbone']):
+        return variables
+    if not base:
+        raise ValueError(
+            'the weights of this EoMT are differences from those of a DINOv3: add them up by '
+            '--mode=convert --config=… --input=<these> --config.model.pretrained=<that DINOv3>'
+        )
+    whole = read_variables(base)['params'].get('backbone', {})
+    if jax.tree.map(np.shape, whole) != jax.tree.map(np.shape, params['backbone']):
+        raise ValueError(
+            f'config.model.pretrained = {base} has other parameters than the DINOv3 that this EoMT '
+            'was trained from: choose that of its size'
+        )
+    summed = jax.tree.map(np.add, params['backbone'], whole)
+    return variables | {'params': params | {'backbone': summed}}
+
+
 def locate(source) -> Path:
     """The file or folder of any source that `config.model.pretrained` accepts.
 
@@ -100,10 +137,14 @@ def locate(source) -> Path:
     return hf.locate(source)
 
 
-def read_variables(source) -> dict:
+def read_variables(source, base: str = '') -> dict:
     """Reads weights from any source that `config.model.pretrained` accepts.
 
     From a run it reads the newest checkpoint, with averaged parameters if there are any.
+
+    Args:
+      source: see above.
+      base: see `load`.
 
     Returns:
       Variables {'params'[, 'batch_stats']} of a 'backbone' or of a whole model.
@@ -118,7 +159,7 @@ def read_variables(source) -> dict:
         return {'params': model.get('ema', model['params']), 'batch_stats': model['batch_stats']}
     if (path / 'config.json').is_file():
         return hf.variables(*hf.read_folder(path))
-    return convert(read(path))
+    return convert(read(path), base)
 
 
 def check_order(source, class_names: Sequence[str]) -> None:
@@ -142,7 +183,7 @@ def check_order(source, class_names: Sequence[str]) -> None:
                 )
 
 
-def load(source, variables) -> dict:
+def load(source, variables, base: str = '') -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
     Position codes and biases are resampled to the model's grid, a ViT's kernels to its patches.
@@ -151,11 +192,17 @@ def load(source, variables) -> dict:
     BEiT's neck if the file has none. Queries that are classified by cosines (`config.model.cosine`)
     take weights for products, save their bias, and the reverse.
 
+    Args:
+      source: of the weights.
+      variables: of the model.
+      base: the source of a backbone from which those of `source` may be differences, as those of
+        EoMTs on DINOv3 are.
+
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
       FileNotFoundError, ImportError, OSError: as `read_variables`.
     """
-    found = traverse_util.flatten_dict(read_variables(source), sep='/')
+    found = traverse_util.flatten_dict(read_variables(source, base), sep='/')
     model = traverse_util.flatten_dict(
         {key: variables[key] for key in ('params', 'batch_stats')}, sep='/'
     )
@@ -164,6 +211,8 @@ def load(source, variables) -> dict:
     for optional in OPTIONAL:
         if not any(optional.search(key) for key in found):
             expected = {key: value for key, value in expected.items() if not optional.search(key)}
+    if MASK_PROBABILITY not in expected:
+        found.pop(MASK_PROBABILITY, None)
     if QUERY_BIAS not in expected:
         found.pop(QUERY_BIAS, None)
     elif any(key.startswith('params/decoder/classes') for key in found):

@@ -42,6 +42,8 @@ TO_TIMM = [
     (r'^fpn\.fpn1\.normalization\.', 'fpn1.1.'),
     (r'^fpn\.fpn1\.conv_transpose2\.', 'fpn1.3.'),
     (r'^fpn\.fpn2\.', 'fpn2.0.'),
+    (r'^neck\.upsample_4x\.', 'fpn1.'),
+    (r'^neck\.upsample_2x\.', 'fpn2.'),
 ]
 # Classifiers and what comes before them, and what follows from sizes.
 LEFT_OUT = re.compile(

@@ -1,4 +1,4 @@
-"""The arrays of files that other libraries write: `.npz`, `.safetensors`, `.pth`, `.pt`."""
+"""The arrays of files that other libraries write: `.npz`, `.safetensors`, `.pth`, `.pt`, `.bin`."""
 
 import pickle
 import re
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def read(path) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz`, `.safetensors`, `.pth` or `.pt` file, by name; see `float32`.
+    """The arrays of a `.npz`, `.safetensors`, `.pth`, `.pt` or `.bin` file, by name; see `float32`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -30,10 +30,11 @@ def read(path) -> dict[str, np.ndarray]:
         '.safetensors': read_safetensors,
         '.pth': read_torch,
         '.pt': read_torch,
+        '.bin': read_torch,
     }
     if path.suffix not in readers:
         raise ValueError(
-            f'config.model.pretrained = {path} must be a .npz, .safetensors, .pth or .pt file'
+            f'config.model.pretrained = {path} must be a .npz, .safetensors, .pth, .pt or .bin file'
         )
     return float32(readers[path.suffix](path))
 

@@ -29,10 +29,19 @@ FRAMEWORKS = {
     'maskformer': maskformer,
     'upernet': upernet,
     'beit': beit,
+    'eomt': eomt,
+    'eomt_dinov3': eomt,
+    'videomt': eomt,
 }
-EOMT = ('eomt', 'eomt_dinov3')  # whose backbone is no part of its own
+FLAT = ('beit', 'eomt', 'eomt_dinov3', 'videomt')  # whose config is that of the backbone, too
 BACKBONES = ('dinov2', 'dinov2_with_registers', 'dinov3_vit')  # `model_type`s of their own
-FILES = ['config.json', 'preprocessor_config.json', '*.safetensors', '*.safetensors.index.json']
+FILES = [
+    'config.json',
+    'preprocessor_config.json',
+    'video_preprocessor_config.json',
+    '*.safetensors',
+    '*.safetensors.index.json',
+]
 STAGES = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
 # Keys of a backbone's config with the only values that are supported.
 SWIN = {
@@ -71,7 +80,7 @@ def locate(source) -> Path:
     if (
         path.exists()
         or not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name)
-        or path.suffix in ('.npz', '.safetensors', '.pth', '.pt')
+        or path.suffix in ('.npz', '.safetensors', '.pth', '.pt', '.bin')
     ):
         return path
     try:
@@ -169,14 +178,12 @@ def framework(config):
     Raises:
       ValueError: the framework is not supported, or the config does not describe its backbone.
     """
-    if config.get('model_type') in EOMT:
-        return eomt
     if config.get('model_type') not in FRAMEWORKS:
         raise ValueError(
             f'config.json: model_type = {config.get("model_type")!r} is not supported, '
-            f'only {", ".join([*FRAMEWORKS, *EOMT])}'
+            f'only {", ".join(FRAMEWORKS)}'
         )
-    if config['model_type'] != 'beit' and not config.get('backbone_config'):
+    if config['model_type'] not in FLAT and not config.get('backbone_config'):
         raise ValueError(
             f'config.json: backbone = {config.get("backbone")!r} without a backbone_config is not '
             'supported'
@@ -255,7 +262,7 @@ def build_beit(config, where: str, *, whole: bool) -> BEiT:
         num_heads=config['num_attention_heads'],
         feature_blocks=tuple(index - whole for index in indices),
         image_size=tuple(size) if isinstance(size, list) else (size, size),
-        norm_epsilon=config['layer_norm_eps'],
+        epsilon=config['layer_norm_eps'],
         drop_path=config['drop_path_rate'],
     )
 
@@ -279,7 +286,7 @@ def variables(config, state) -> dict:
         return {'params': {'backbone': vit.from_torch(state, config['num_attention_heads'])}}
     theirs = framework(config)
     if theirs is eomt:
-        return eomt.variables(config, state)
+        return eomt.variables(state, config['num_attention_heads'])
     encoder = part(state, theirs.ENCODER)
     kind = config.get('backbone_config', config)['model_type']
     if kind == 'resnet':

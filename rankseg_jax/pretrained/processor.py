@@ -1,4 +1,4 @@
-"""Hugging Face's image processors, as keys of our config: those of its segmentation models.
+"""Hugging Face's image and video processors, as keys of our config: those for segmentation.
 
 The rules and defaults are those of transformers 5.23; both its backends, Pillow and torchvision,
 follow them.
@@ -11,6 +11,7 @@ from typing import Any
 from rankseg_jax.pretrained.hf import FRAMEWORKS, check_fixed
 
 FILE = 'preprocessor_config.json'
+VIDEO_FILE = 'video_preprocessor_config.json'
 DEFAULTS: dict[str, Any] = {
     'do_resize': True,
     'size': {'shortest_edge': 800, 'longest_edge': 1333},
@@ -25,11 +26,27 @@ DEFAULTS: dict[str, Any] = {
 # Of processors that stretch images to a size, one number of which stands for a square.
 SQUARE: dict[str, dict[str, Any]] = {
     'segformer': DEFAULTS | {'size': 512, 'size_divisor': 1},
+    'videomt': DEFAULTS | {'size': 640, 'size_divisor': 1},
     'beit': DEFAULTS
     | {'size': 224, 'size_divisor': 1, 'resample': 3, 'image_mean': 0.5, 'image_std': 0.5},
 }
-# That of a file that does not say whose it is, by `model_type` of models that classify pixels.
-PROCESSORS = {'upernet': 'segformer', 'beit': 'beit'}
+# Of EoMTs.
+EOMT: dict[str, Any] = DEFAULTS | {
+    'size': {'shortest_edge': 640, 'longest_edge': 640},
+    'size_divisor': 1,
+    'do_split_image': False,
+    'do_pad': False,
+}
+# By `model_type`, the processors that a model may have, its own first; others: as it is called.
+PROCESSORS = {
+    'upernet': ('segformer', 'beit'),
+    'beit': ('beit', 'segformer'),
+    'eomt': ('eomt',),
+    'eomt_dinov3': ('eomt',),
+    'videomt': ('videomt',),
+}
+OTHERS = ('mask2former', 'maskformer')
+LONGEST = 100  # long side of images that are split, in short ones; Hugging Face has no limit
 # Padding to a size, or a part cut out, moves the masks of Hugging Face's post-processing away from
 # the image.
 FIXED = {'pad_size': None, 'do_center_crop': False}
@@ -52,7 +69,7 @@ def input_keys(processor: Mapping[str, Any], model_type: str) -> dict[str, dict[
     given = {key: value for key, value in processor.items() if value is not None}
     check_fixed(given, FIXED, FILE)
     kind = processor_kind(given, model_type)
-    options = SQUARE.get(kind, DEFAULTS) | given
+    options = (SQUARE | {'eomt': EOMT}).get(kind, DEFAULTS) | given
     if kind in SQUARE:
         options['size'] = square(options['size'])
     elif 'size' not in given and 'max_size' in given:
@@ -64,25 +81,21 @@ def input_keys(processor: Mapping[str, Any], model_type: str) -> dict[str, dict[
         )
     # Processors of models that classify pixels post-process alike; what they get depends on the
     # model.
-    framework = FRAMEWORKS[model_type if kind in SQUARE else kind]
-    evaluation = size_keys(options) | {
-        'resample': FILTERS[options['resample']],
-        'mask_size': framework.MASK_SIZE,
-    }
+    mask_size = FRAMEWORKS[model_type if kind in SQUARE else kind].MASK_SIZE
+    keys = eomt_size_keys(options) if kind == 'eomt' else size_keys(options)
+    evaluation = keys | {'resample': FILTERS[options['resample']], 'mask_size': mask_size}
     # Both backends resize with a filter that grows as images shrink.
     return {'data': color_keys(options) | {'antialias': True}, 'eval': evaluation}
 
 
 def processor_kind(processor: Mapping[str, Any], model_type: str) -> str:
-    """Whose image processor this is: a key of SQUARE for models that classify pixels."""
-    key = (
-        'image_processor_type' if 'image_processor_type' in processor else 'feature_extractor_type'
-    )
-    if key not in processor:
-        return PROCESSORS.get(model_type, model_type)
-    of_pixels = model_type in PROCESSORS
-    suitable = SQUARE if of_pixels else [name for name in FRAMEWORKS if name not in PROCESSORS]
-    match = re.match(r'(\w+?)(ImageProcessor|FeatureExtractor)', processor[key])
+    """Whose image processor this is: 'eomt', a key of SQUARE, or one of OTHERS."""
+    keys = ('image_processor_type', 'video_processor_type', 'feature_extractor_type')
+    key = next((key for key in keys if key in processor), None)
+    if key is None:
+        return PROCESSORS.get(model_type, (model_type,))[0]
+    suitable = PROCESSORS.get(model_type, OTHERS)
+    match = re.match(r'(\w+?)(ImageProcessor|VideoProcessor|FeatureExtractor)', processor[key])
     if not match or match[1].lower() not in suitable:
         raise ValueError(
             f'{FILE}: {key} = {processor[key]!r} is not supported, only those of '
@@ -152,3 +165,29 @@ def size_keys(options: Mapping[str, Any]) -> dict[str, Any]:
         )
     fixed = tuple(-(-size[side] // multiple) * multiple for side in ('height', 'width'))
     return {'size': fixed, 'base_size': (0, 0), 'stretch': True, 'multiple': multiple}
+
+
+def eomt_size_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """As `size_keys`, for images that are split into square windows or padded to a square.
+
+    Raises:
+      ValueError: as `size_keys`, or the squares are none.
+    """
+    split = options['do_split_image']
+    if not (split or options['do_pad']):
+        return size_keys(options)
+    check_fixed(options, {'do_resize': True}, FILE)
+    size = options['size']
+    edges = {'shortest_edge': size} if isinstance(size, int) else size
+    side = edges.get('shortest_edge')
+    longest = edges.get('longest_edge')
+    if not side or not split and longest not in (None, side):
+        raise ValueError(
+            f'{FILE}: size = {size!r} is not supported, only shortest_edge, and where images are '
+            'not split longest_edge, the same number'
+        )
+    keys = {'size': (side, side), 'stretch': split}
+    if not split:
+        return keys | {'base_size': (0, 0), 'pad_value': 0.0}
+    windows = {'window': (side, side), 'stride': (0, 0)}
+    return keys | windows | {'base_size': (side, longest or LONGEST * side), 'multiple': 1}

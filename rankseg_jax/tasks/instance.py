@@ -125,10 +125,11 @@ class Instance(Semantic):
                 f'config.task = {task!r} needs a per-query framework such as mask2former, not '
                 f'{self.config.model.framework}'
             )
-        if options.flip or len(options.scales) > 1:
+        if options.flip or len(options.scales) > 1 or any(options.window):
             raise ValueError(
-                f'config.eval.scales = {options.scales} and config.eval.flip = {options.flip}: '
-                f'the masks of config.task = {task!r} come from one view, set one scale and no flip'
+                f'config.eval.scales = {options.scales}, flip = {options.flip} and window = '
+                f'{options.window}: the masks of config.task = {task!r} come from one view, set '
+                'one scale, no flip and a window of (0, 0)'
             )
         if self.config.augment.max_category_ratio < 1:
             raise ValueError(

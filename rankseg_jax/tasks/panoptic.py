@@ -116,10 +116,11 @@ class Panoptic(Semantic):
                 f'{self.config.model.framework}'
             )
         options = self.config.eval
-        if options.flip or len(options.scales) > 1:
+        if options.flip or len(options.scales) > 1 or any(options.window):
             raise ValueError(
-                f'config.eval.scales = {options.scales} and config.eval.flip = {options.flip}: '
-                'panoptic segments come from one view, set one scale and no flip'
+                f'config.eval.scales = {options.scales}, flip = {options.flip} and window = '
+                f'{options.window}: panoptic segments come from one view, set one scale, no flip '
+                'and a window of (0, 0)'
             )
 
     def example(self, source, index, rng):

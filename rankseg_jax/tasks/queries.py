@@ -119,6 +119,7 @@ def loss(
         weights=(options.class_weight, options.mask_weight, options.dice_weight),
         num_points=options.num_points,
         no_object_weight=options.no_object,
+        average_frames=options.average_frames,
         mask=mask,
     )
     return parts, {'targets_left_out': targets.left_out.mean()}

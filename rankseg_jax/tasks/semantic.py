@@ -126,7 +126,7 @@ class Semantic(Task):
             prediction.presence_logits,
             batch['pixels'],
             self.recall_at(),
-            batch.get('first', batch['mask']),  # a clip counts once
+            batch.get('last', batch['mask']),  # a clip counts once
         )
         return {'categories': metric}
 

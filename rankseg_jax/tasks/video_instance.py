@@ -1,7 +1,7 @@
 """Video instance segmentation: tracks of objects, from queries that see a clip at once."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from rankseg_jax.data import TrackSource, rle, tracks
 from rankseg_jax.data.instances import ThingTracks
 from rankseg_jax.metrics.instances import InstanceMetric
+from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.ranking import from_ranks
 from rankseg_jax.tasks import Follower
 from rankseg_jax.tasks.clips import Clips, in_order
@@ -28,17 +29,17 @@ class TrackFollower(Follower):
 
     def add(self, window, frames):
         linked = add_window(self.tracker, window.frames, frames)
-        scores = np.stack([track.scores() for track in linked])  # [M, K]
-        best = np.argsort(-scores.max(1), kind='stable')[: self.task.config.eval.max_objects]
-        for frame, found in zip(window.frames, frames, strict=True):
+        for frame, found, (known, scores) in zip(window.frames, frames, linked, strict=True):
             if frame >= window.first_new:
+                best = np.argsort(-scores.max(1), kind='stable')
+                best = best[: self.task.config.eval.max_objects]
                 visible = [m for m in best if found['masks'][m]]
                 masks = [rle.decode(found['masks'][m]) for m in visible]
                 yield found | {
                     'masks': np.stack(masks) if masks else np.zeros((0, *found['size']), bool),
                     'object_labels': scores[visible].argmax(1),
                     'object_scores': scores[visible].max(1),
-                    'ids': np.array([linked[m].id for m in visible], int),
+                    'ids': np.array([known[m].id for m in visible], int),
                 }
 
     def content(self, length):
@@ -80,6 +81,14 @@ class VideoInstance(Clips, Instance):
             )
         return cls(config, source.class_names)
 
+    def check(self, output):
+        super().check(output)
+        if output.follows and self.config.eval.average_over == 'frame':
+            raise ValueError(
+                "config.eval.average_over = 'frame': a track has one class, set it to 'clip' or "
+                "'past'"
+            )
+
     def example(self, source, index, rng):
         """As `Instance.example`, for a clip and its tracks."""
         frames = self.sample(source, index, rng)
@@ -95,7 +104,11 @@ class VideoInstance(Clips, Instance):
 
     def postprocess(self, views, selection, size, canvas):
         """Masks bool [B, M, *canvas] of the M best queries of the clip in a frame, their
-        'probabilities' [B, M, κ] of the 'ranked' categories [B, κ], 'embeddings' [B, M, D]."""
+        'probabilities' [B, M, κ] of the 'ranked' categories [B, κ], 'embeddings' [B, M, D].
+
+        Of queries that stay with their objects 'identities' [B, M], the numbers of the M best,
+        instead of embeddings, and the probabilities of all, [B, Q, κ].
+        """
         (view,) = views
         classes = class_probabilities(view.output)  # [B, Q, κ]
         # Twice as many as are reported, so that a window does not end what its neighbours see.
@@ -103,11 +116,13 @@ class VideoInstance(Clips, Instance):
         _, chosen = jax.lax.top_k(classes.max(-1), count)  # [B, M]
         masks, _ = object_masks(view, chosen, size, canvas)
         ranks = jnp.broadcast_to(jnp.arange(classes.shape[-1]), classes.shape[::2])  # [B, κ]
+        ranked = ranks if selection is None else from_ranks(ranks, selection)
+        found = {'masks': masks, 'ranked': ranked}
+        if cast(QueryOutput, view.output).follows:
+            return found | {'probabilities': classes, 'identities': chosen}
         take = jnp.take_along_axis
-        return {
-            'masks': masks,
+        return found | {
             'probabilities': take(classes, chosen[..., None], axis=1),
-            'ranked': ranks if selection is None else from_ranks(ranks, selection),
             'embeddings': take(view.output.queries, chosen[..., None], axis=1),
         }
 
@@ -152,25 +167,48 @@ class VideoInstance(Clips, Instance):
 
 
 def add_window(tracker: Tracker, frames: range, found: list[dict[str, Any]]):
-    """Adds a window to a tracker; `found` as of `clips.in_order`. Returns its tracks."""
-    return tracker.add(
+    """Adds a window to a tracker.
+
+    Args:
+      found: as of `clips.in_order`.
+
+    Returns:
+      For each frame the tracks of its M masks, and their scores [M, K] as far as they are known.
+    """
+    if 'identities' in found[0]:
+        return [
+            (
+                tracker.follow(
+                    identities=x['identities'],
+                    frame=frame,
+                    masks=x['masks'],
+                    probabilities=x['probabilities'],
+                ),
+                x['probabilities'][x['identities']],
+            )
+            for frame, x in zip(frames, found, strict=True)
+        ]
+    tracks = tracker.add(
         frames,
         [frame['masks'] for frame in found],
         found[0]['probabilities'],
         found[0]['embeddings'],
     )
+    return [(tracks, np.stack([track.scores() for track in tracks]))] * len(found)
 
 
 def encoded(found: dict[str, np.ndarray], num_classes: int) -> dict[str, Any]:
-    """The arrays of a frame with run lengths for masks, and 'probabilities' [M, K]."""
-    probabilities = np.zeros((len(found['masks']), num_classes))
+    """The arrays of a frame with run lengths for masks, and 'probabilities' [M or Q, K]."""
+    probabilities = np.zeros((len(found['probabilities']), num_classes))
     probabilities[:, found['ranked']] = found['probabilities']
-    return found | {
+    encoded = found | {
         'masks': [rle.encode(mask) for mask in found['masks']],
         'size': found['masks'].shape[1:],
         'probabilities': probabilities,
-        'embeddings': np.asarray(found['embeddings'], np.float32),
     }
+    if 'embeddings' in found:
+        encoded['embeddings'] = np.asarray(found['embeddings'], np.float32)
+    return encoded
 
 
 def segmentations(track: dict[str, Any], length: int) -> list[dict | None]:
