@@ -45,6 +45,7 @@ PQ = {
 }
 AP = {
     'coco_instance_l': 45.2,
+    'coco_instance_l_rankseg': None,
     'coco_instance_l_1280': 48.8,
     'coco_instance_dinov3_l': 45.9,
     'coco_instance_dinov3_l_1280': 49.9,

@@ -179,6 +179,7 @@ CONFIGS = [
             ('coco_panoptic_dinov3_l', 133, 315_032_710),
             ('coco_panoptic_dinov3_l_1280', 133, 315_032_710),
             ('coco_instance_l', 80, 316_641_361),
+            ('coco_instance_l_rankseg', 80, 316_723_463),
             ('coco_instance_l_1280', 80, 321_556_561),
             ('coco_instance_dinov3_l', 80, 314_978_385),
             ('coco_instance_dinov3_l_1280', 80, 314_978_385),
