@@ -1,6 +1,7 @@
 """What do more categories cost? Segmenter and EoMT, ViT-B, an image of 512 x 512, K to 20,000.
 
     python benchmarks/flat_in_k.py            # an hour on 2 CPU cores; skips finished cells
+    python benchmarks/flat_in_k.py --only=EoMT
     python benchmarks/flat_in_k.py --table    # prints benchmarks/results/flat_in_k.json and
                                               # draws docs/flat_in_k.png
 
@@ -27,13 +28,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 _TABLE = flags.DEFINE_bool('table', False, 'Print and draw the finished cells and stop.')
+_ONLY = flags.DEFINE_string('only', '', 'Part of the names of cells to measure, such as EoMT.')
 _CELL = flags.DEFINE_list('cell', None, 'Measure one cell, mode,variant,K, in this process.')
 
 RESULTS = ROOT / 'benchmarks/results/flat_in_k.json'
 PICTURE = ROOT / 'docs/flat_in_k.png'
 CATEGORIES = (150, 847, 1284, 5000, 20_000)
 SEGMENTERS = ('RankSeg', 'RankSeg, head as released', 'baseline', 'baseline, PyTorch eager')
-EOMTS = ('EoMT, RankSeg', 'EoMT, baseline')
+EOMTS = ('EoMT with RankSeg', 'EoMT')
 TABLES = (('predict', SEGMENTERS), ('train', SEGMENTERS), ('predict', EOMTS))
 SIDE, RUNS = 512, 5
 
@@ -43,7 +45,7 @@ def make_config(variant: str):
     from configs import common, eomt, segmenter
 
     if variant in EOMTS:
-        config = eomt.get_config('ade20k_l' + '_rankseg' * (variant == 'EoMT, RankSeg'))
+        config = eomt.get_config('ade20k_l' + '_rankseg' * (variant == 'EoMT with RankSeg'))
         config.model.update(
             backbone='dinov2_reg_b16', joint_blocks=3, anneal_start=(), anneal_end=()
         )
@@ -176,17 +178,16 @@ def table(mode: str, variants, results: dict) -> str:
 
 def bars(mode: str, variants, results: dict) -> str:
     """A line with the ratios that should stay small."""
-    framework = 'EoMT, ' * (variants == EOMTS)
+    own_name, baseline_name = EOMTS if variants == EOMTS else ('RankSeg', 'baseline')
 
     def get(variant, num_classes, key):
         return results.get(f'{mode},{variant},{num_classes}', {}).get(key, float('nan'))
 
-    own = functools.partial(get, f'{framework}RankSeg')
-    baseline = functools.partial(get, f'{framework}baseline')
+    own, baseline = functools.partial(get, own_name), functools.partial(get, baseline_name)
     times = own(1284, 'seconds') / own(150, 'seconds')
     memory = own(1284, 'memory') / own(150, 'memory')
     return (
-        f'{mode}: {framework}RankSeg at K = 1,284 takes {times:.2f} x the time and {memory:.2f} x '
+        f'{mode}: {own_name} at K = 1,284 takes {times:.2f} x the time and {memory:.2f} x '
         f'the memory of K = 150, and {own(1284, "seconds") / baseline(1284, "seconds"):.2f} x the '
         'time of the baseline'
     )
@@ -245,7 +246,7 @@ def main(_):
         for variant in variants
     ]
     for key in [] if _TABLE.value else keys:
-        if key not in results:
+        if key not in results and _ONLY.value in key:
             done = subprocess.run(
                 [sys.executable, __file__, f'--cell={key}'], capture_output=True, text=True
             )
