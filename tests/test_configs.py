@@ -256,7 +256,7 @@ SIBLINGS = re.compile(
     'emoji_scenes|camvid:None|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
     '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
     '|swin_[tsl]|panoptic_r50(_oracle)?$|2former:ade20k_swin_b(_oracle)?$|upernet:ade20k_swin'
-    '|upernet:(coco_stuff10k_(beit|swin_b$)|coco_lvis|tiny_baseline)'
+    '|upernet:(coco_stuff10k|coco_lvis|tiny_baseline)'
     '|panoptic_swin_b(_oracle)?$|tiny:(?!rankseg)|video_tiny'
     '|mask2former_video:youtubevis_2019_(?!r101_rankseg)|vspw_(r50|r101_oracle)'
     '|vspw_(swin_b$|swin_b_oracle)'
@@ -994,7 +994,7 @@ def test_unknown_keys_and_types_are_refused():
         ('eval', 'scales', (), 'eval.scales'),
         ('eval', 'scales', (1.0, 0), 'eval.scales'),
         ('eval', 'window', (0, 32), 'eval.window'),
-        ('eval', 'window', (32, 32), r'eval.stride = \(0, 0\) must'),
+        ('eval', 'stride', (32, 32), r'eval.stride = \(32, 32\) must'),
     ],
 )
 def test_values_out_of_range_are_refused(group, key, value, message):
