@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -101,6 +102,17 @@ def small(rankseg=None, framework=VidEoMT, **fields):
         rankseg = FrozenConfigDict(rankseg)
     model = framework(BACKBONE, 8, num_queries=5, num_joint=2, rankseg=rankseg, **fields)
     return model, random_variables(model, CLIPS[0])
+
+
+@pytest.mark.parametrize('framework', [EoMT, VidEoMT])
+def test_an_exported_model_takes_any_number_of_images(framework):
+    model, variables = small({}, framework)
+    images = np.asarray(CLIPS[0])
+    (count,) = jax.export.symbolic_shape('b')
+    forward = jax.jit(lambda images: model.apply(variables, images, train=False).class_logits)
+    shape = jax.ShapeDtypeStruct((count, *images.shape[1:]), images.dtype)
+    exported = jax.export.export(forward)(shape)
+    np.testing.assert_allclose(exported.call(images), forward(images), rtol=1e-4, atol=1e-4)
 
 
 def alike(found, expected):

@@ -137,7 +137,7 @@ class EoMT(EncoderOnly):
         x, grid, rotation = self.encode(images, train=train)
         before = self.backbone.norm(x)
 
-        x = jnp.concatenate([self.backbone.repeat(self.queries, len(x)), x], 1)  # [B, Q + L, D]
+        x = jnp.concatenate([self.backbone.repeat(self.queries, x.shape[0]), x], 1)  # [B, Q + L, D]
         probability = self.probability(choice.step) if train else self.mask_probability.value
         states, predictions = [x], []
         for i in range(self.num_joint):

@@ -54,7 +54,7 @@ class VidEoMT(eomt.EncoderOnly):
         x, grid, rotation = self.encode(images, train=train)  # [B · views · t, L, D]
         before = self.backbone.norm(x)
         x = x.reshape(-1, length, *x.shape[1:])  # [B · views, t, L, D]
-        past = self.memory(len(x)) if choice.memory is None else choice.memory
+        past = self.memory(x.shape[0]) if choice.memory is None else choice.memory
         shown = jnp.ones(x.shape[:2], bool) if choice.shown is None else choice.shown
         states, next_queries = self.propagate(x, past, shown, rotation, train=train)
 
@@ -105,7 +105,7 @@ class VidEoMT(eomt.EncoderOnly):
                 states[:-1] = [state[:, : self.num_queries] for state in states[:-1]]
             return jnp.where(shown[:, None, None], following, start), states
 
-        first = self.backbone.repeat(self.queries, len(x))  # [B, Q, D]
+        first = self.backbone.repeat(self.queries, x.shape[0])  # [B, Q, D]
         start = jnp.where(past.frames[:, None, None] > 0, past.next_queries, first)
         scan = nn.scan(
             through_frame,
