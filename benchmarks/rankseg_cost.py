@@ -46,7 +46,7 @@ from benchmarks.helpers import (
     take_turns,
 )
 from configs import common
-from rankseg_jax import inference, losses, matching, models, postprocessing
+from rankseg_jax import losses, matching, models, postprocessing, windows
 from rankseg_jax.decoders.query_classifier import QueryClassifier
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.postprocessing import View
@@ -208,7 +208,7 @@ def label_map(outputs):
     batch, _, *cells = mask_logits.shape
     whole = jnp.full(batch, _SIZE.value)
     rows, columns = (
-        inference.interpolation(
+        windows.interpolation(
             length=_SIZE.value,
             size=whole,
             content=whole,

@@ -15,7 +15,7 @@ ROWS, COLUMNS = 64, 256
 
 @struct.dataclass
 class View:
-    """One pass over a batch of images, and its place in the result; see `inference.interpolation`.
+    """One pass over a batch of images, and its place in the result; see `windows.interpolation`.
 
     Attributes:
       output: of the model, its cells [h, w].

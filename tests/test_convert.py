@@ -24,6 +24,7 @@ from rankseg_jax import (
 )
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.pretrained import load_hf
+from rankseg_jax.published_task import published_task
 from tests import tiny
 from tests.helpers import random_init, random_parameters
 
@@ -162,22 +163,18 @@ FACEBOOK = 'facebook/mask2former-swin-large'
     ],
 )
 def test_the_task_is_told_from_the_names_of_the_categories(source, names, flags, task, things):
-    found, is_thing, reason = convert.published_task(
-        source, names, flags.get('task'), flags.get('things')
-    )
+    found, is_thing, reason = published_task(source, names, flags.get('task'), flags.get('things'))
     assert found == task and reason
     assert len(is_thing) == (0 if task == 'semantic' else len(names))
     assert [i for i, thing in enumerate(is_thing) if thing] == list(things)
 
 
 def test_things_of_the_published_panoptic_tasks():
-    _, things, _ = convert.published_task(f'{FACEBOOK}-ade-panoptic', ADE, None, None)
+    _, things, _ = published_task(f'{FACEBOOK}-ade-panoptic', ADE, None, None)
     assert sum(things) == 100
     stuff = [i for i in range(12) if not things[i]]
     assert stuff == [0, 1, 2, 3, 4, 5, 6, 9, 11]
-    _, things, _ = convert.published_task(
-        f'{FACEBOOK}-mapillary-vistas-panoptic', VISTAS, None, None
-    )
+    _, things, _ = published_task(f'{FACEBOOK}-mapillary-vistas-panoptic', VISTAS, None, None)
     assert sum(things) == 37 and len(things) == 65
     assert [VISTAS[i] for i in (8, 23, 43, 58)] == [
         'Crosswalk - Plain', 'Lane Marking - Crosswalk', 'Pothole', 'On Rails',
@@ -199,7 +196,7 @@ def test_things_of_the_published_panoptic_tasks():
 )
 def test_tasks_that_a_checkpoint_cannot_have_are_refused(task, things, message):
     with pytest.raises(ValueError, match=message):
-        convert.published_task('checkpoint-500', UNKNOWN, task, things)
+        published_task('checkpoint-500', UNKNOWN, task, things)
 
 
 @pytest.mark.parametrize('mode, config', [('predict', None), ('convert', common.get_config())])

@@ -37,7 +37,8 @@ ALLOWED = {
     'tasks': (
         'data losses metrics multilabel outputs postprocessing ranking tasks tracking visualize'
     ),
-    'inference': 'data models multilabel outputs postprocessing ranking selector sharding',
+    'windows': 'data',
+    'inference': 'data models multilabel outputs postprocessing ranking selector sharding windows',
     'evaluate': 'checkpoint data inference models sharding storage tasks',
     'export_example': 'data tracking',
     'export': (
@@ -45,7 +46,8 @@ ALLOWED = {
     ),
     'predict': 'checkpoint data export inference models sharding tasks',
     'prediction_files': 'checkpoint data predict storage tasks visualize',
-    'convert': 'backbones checkpoint data frameworks models pretrained storage tasks',
+    'published_task': 'data tasks',
+    'convert': 'backbones checkpoint frameworks models pretrained published_task storage tasks',
     'reporting': 'evaluate optimizers sharding',
     'train': (
         'checkpoint data evaluate inference losses models optimizers pretrained reporting '

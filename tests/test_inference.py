@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from rankseg_jax import inference, models, postprocessing, selector, sharding
+from rankseg_jax import inference, models, postprocessing, selector, sharding, windows
 from rankseg_jax.data import IGNORE_LABEL, Source, batching, fitting
 from rankseg_jax.outputs import PixelOutput
 from rankseg_jax.postprocessing import View
@@ -344,7 +344,7 @@ def test_padding_of_the_input_does_not_leak_into_the_image():
 def test_weights_sum_to_one_over_the_cells_of_the_image(content, window, cells):
     """Sizes for which rounding cells / window up in float32 would count one cell too many."""
     size = jnp.array([content])
-    weights = inference.interpolation(
+    weights = windows.interpolation(
         length=content,
         size=size,
         content=size,

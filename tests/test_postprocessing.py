@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankseg_jax import inference, postprocessing
+from rankseg_jax import postprocessing, windows
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import from_ranks, gather, select
@@ -33,7 +33,7 @@ def best_ranks(views):
 def resizing(length, cells, batch):
     """Weights [B, length, cells] of a bilinear resize."""
     whole = jnp.full(batch, length)
-    return inference.interpolation(
+    return windows.interpolation(
         length=length,
         size=whole,
         content=whole,

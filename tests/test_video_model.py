@@ -9,7 +9,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from configs import common
-from rankseg_jax import inference, losses, matching, models, tasks
+from rankseg_jax import inference, losses, matching, models, tasks, windows
 from rankseg_jax.data import rle
 from rankseg_jax.decoders.query_decoder import QueryDecoder
 from rankseg_jax.layers import sine_code, sine_positions
@@ -258,7 +258,7 @@ def frames_found(task, config, output, selection, *, image_size, padded_size, or
         'image': jnp.zeros((1, length, *padded_size, 3)),
         'content': jnp.asarray(image_size)[None],
     }
-    cut, _ = inference.cut_windows(view, config.eval)
+    cut, _ = windows.cut_windows(view, config.eval)
     seen = inference.Seen([cut], [output], selection, None)
     size, canvas = jnp.asarray(original_size)[None], (64, 128)
 

@@ -465,10 +465,9 @@ def test_clips_that_go_on_from_each_other_keep_their_place_in_batches(folder):
     assert sorted(seen) == list(range(len(examples)))
 
 
+@pytest.mark.parametrize('run', ['videomt_semantic'], indirect=True)
 def test_a_model_that_goes_on_takes_no_overlap_and_no_export(folder, run, tmp_path):
-    name, config, workdir = run
-    if 'videomt' not in name:
-        pytest.skip('sees each clip alone')
+    _, config, workdir = run
     with pytest.raises(ValueError, match='goes on from clip to clip, which an exported'):
         export.run(config, workdir, tmp_path / 'export')
     config = config.copy_and_resolve_references()

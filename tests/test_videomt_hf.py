@@ -9,6 +9,7 @@ from configs import common
 from rankseg_jax import convert, predict
 from rankseg_jax.backbones import vit
 from rankseg_jax.data import rle
+from rankseg_jax.published_task import video_task
 from tests.helpers import mend_torchvision, random_parameters
 from tests.test_eomt_hf import NAMES, SIDE, sharpen
 from tests.test_processor import photo
@@ -104,6 +105,4 @@ def test_other_tasks_are_refused_and_names_tell_of_tracks(published, tmp_path):
     folder, *_ = published
     with pytest.raises(ValueError, match='sees videos, which is --task=video_semantic or'):
         convert.run(folder, tmp_path, common.get_config(), as_is=True, task='panoptic')
-    assert convert.video_task('tue-mps/videomt-dinov2-small-ytvis2019', None, None)[0] == (
-        'video_instance'
-    )
+    assert video_task('tue-mps/videomt-dinov2-small-ytvis2019', None, None)[0] == ('video_instance')
