@@ -27,6 +27,18 @@ vit.VARIANTS['eomt_tiny'] = partial(
 )
 
 
+SMALL = dict(
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_blocks=2,
+    num_queries=12,
+    patch_size=16,
+    image_size=SIDE,
+    id2label=NAMES,
+)
+
+
 @pytest.fixture(scope='module')
 def torch():
     pytest.importorskip('transformers')
@@ -39,16 +51,7 @@ def model(torch):
     """An EoMT of Hugging Face whose masks vary from pixel to pixel, and classes between queries."""
     import transformers
 
-    config = transformers.EomtConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_blocks=2,
-        num_queries=12,
-        patch_size=16,
-        image_size=SIDE,
-        id2label=NAMES,
-    )
+    config = transformers.EomtConfig(**SMALL)
     model = random_parameters(torch, transformers.EomtForUniversalSegmentation(config), 0.3)
     model.attn_mask_probs.zero_()
     inputs = transformers.EomtImageProcessor(**PADDED)(photos(), return_tensors='pt')

@@ -11,7 +11,7 @@ from rankseg_jax.backbones import vit
 from rankseg_jax.data import rle
 from rankseg_jax.published_task import video_task
 from tests.helpers import mend_torchvision, random_parameters
-from tests.test_eomt_hf import NAMES, SIDE, sharpen
+from tests.test_eomt_hf import SIDE, SMALL, sharpen
 from tests.test_processor import photo
 
 FRAMES, SIZE = 5, (50, 90)
@@ -36,16 +36,7 @@ def published(tmp_path_factory):
     """Folder of a model and its processor, frames, Hugging Face's processor and output for them."""
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     mend_torchvision()
-    config = transformers.VideomtConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_blocks=2,
-        num_queries=12,
-        patch_size=16,
-        image_size=SIDE,
-        id2label=NAMES,
-    )
+    config = transformers.VideomtConfig(**SMALL)
     model = random_parameters(torch, transformers.VideomtForUniversalSegmentation(config), 0.3)
     processor = transformers.VideomtVideoProcessor(size={'height': SIDE, 'width': SIDE})
     frames = np.stack([np.asarray(photo(*SIZE, seed)) for seed in range(FRAMES)])
