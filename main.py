@@ -28,6 +28,7 @@ all modes but train and prepare use the config that `workdir` was trained with.
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 # Before TensorFlow is imported. It only reads images here, yet announces oneDNN at length.
@@ -77,6 +78,17 @@ _THINGS = flags.DEFINE_list(
     'convert, without --config: categories that are things, by name or number, such as '
     '0-79,person; or all. Default: those of the data set that the names belong to.',
 )
+_COORDINATES = {
+    'coordinator': flags.DEFINE_string(
+        'coordinator',
+        None,
+        'One run on several hosts: host:port of process 0. These three flags, or their variables '
+        'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, are needed on each of them '
+        'unless it is a cluster that JAX recognizes, such as Cloud TPU, SLURM or a JobSet.',
+    ),
+    'num_processes': flags.DEFINE_integer('num_processes', None, 'Their number, see coordinator.'),
+    'process_id': flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.'),
+}
 
 
 def main(argv):
@@ -89,18 +101,20 @@ def main(argv):
         raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
     try:
         run(_CONFIG.value, Path(_WORKDIR.value).expanduser())
-    except KeyboardInterrupt:
-        sys.exit('Interrupted. The same command goes on after the last checkpoint.')
+    except KeyboardInterrupt as error:
+        from rankseg_jax import processes
+
+        processes.leave(error, 'Interrupted. The same command goes on after the last checkpoint.')
     except Exception as error:
-        from rankseg_jax import storage
+        from rankseg_jax import processes, storage
 
         if storage.is_full(error):
             path = getattr(error, 'filename', None) or written_folder()
             error = OSError(f'no space left on the disk of {path}: free some and start again')
         if not isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
-            raise
+            processes.leave(error, traceback.format_exc())
         logging.debug('', exc_info=True)
-        sys.exit(f'error: {error}\n(--verbosity=1 shows where this comes from)')
+        processes.leave(error, f'error: {error}\n(--verbosity=1 shows where this comes from)')
 
 
 def written_folder() -> str:
@@ -110,8 +124,10 @@ def written_folder() -> str:
 
 
 def run(config, workdir: Path) -> None:
+    import jax
+
     from configs import common  # here and below: --help and bad flags answer at once
-    from rankseg_jax import config_check, sharding
+    from rankseg_jax import config_check, processes
 
     if '://' in _WORKDIR.value:
         raise ValueError(
@@ -123,18 +139,25 @@ def run(config, workdir: Path) -> None:
             '--task and --things describe public weights to --mode=convert without --config; '
             'elsewhere set --config.task'
         )
-    sharding.start_distributed()
+    processes.start(**{name: flag.value for name, flag in _COORDINATES.items()})
     if config is not None:
         config_check.check(config, common.get_config())
     elif _MODE.value != 'convert':
         config = trained_config(workdir)
+    if _MODE.value in ('convert', 'prepare') and jax.process_count() > 1:
+        raise ValueError(f'--mode={_MODE.value} is for one process: start it on one host alone')
     keep_programs((config or common.get_config()).compilation_cache)
-    if _MODE.value == 'prepare':
-        prepare(config, workdir)
-    elif _MODE.value == 'convert':
-        convert(config, workdir)
-    else:
-        run_model(config, workdir)
+    if _MODE.value == 'train':
+        train(config, workdir)
+    elif _MODE.value == 'evaluate':
+        from rankseg_jax import evaluate
+
+        evaluate.run(config, workdir, _OUTPUT.value)
+    elif _MODE.value == 'predict' and _INPUT.value:
+        predict(config, workdir)
+    elif processes.is_first():  # the others would do the same
+        MODES[_MODE.value](config, workdir)
+    processes.end()
 
 
 def keep_programs(folder: str) -> None:
@@ -180,39 +203,35 @@ def trained_config(workdir: Path):
             f'--mode={_MODE.value} without checkpoints needs --config, such as '
             '--config=configs/quickstart.py'
         )
-    return checkpoint.open_run(workdir).config
+    manager = checkpoint.open_checkpoints(workdir)
+    return checkpoint.newest_whole(manager, checkpoint.read_saved)[1].config
 
 
-def run_model(config, workdir: Path) -> None:
-    """The modes that train a model or use it."""
-    if _MODE.value == 'train':
-        from rankseg_jax import evaluate, storage, tasks, train
+def train(config, workdir: Path) -> None:
+    from rankseg_jax import evaluate, processes, storage, tasks, train
 
-        if _OUTPUT.value:
-            storage.make_folder(_OUTPUT.value)  # of the drawings, which come last
-        scores = train.train(config, workdir)
-        if not scores:
-            return  # SIGTERM ended the run
+    if _OUTPUT.value:
+        storage.make_folder(_OUTPUT.value)  # of the drawings, which come last
+    scores = train.train(config, workdir)
+    if scores and processes.is_first():  # or SIGTERM ended the run
         print(evaluate.table(scores, tasks.task_class(config.task).columns))
         predict(config, workdir)
-    elif _MODE.value == 'evaluate':
-        from rankseg_jax import evaluate
 
-        evaluate.run(config, workdir, _OUTPUT.value)
-    elif _MODE.value == 'analyze':
-        from rankseg_jax import analysis
 
-        analysis.run(config, workdir, _OUTPUT.value)
-    elif _MODE.value == 'export':
-        from rankseg_jax import export
+def analyze(config, workdir: Path) -> None:
+    from rankseg_jax import analysis
 
-        print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')
-    else:
-        predict(config, workdir)
+    analysis.run(config, workdir, _OUTPUT.value)
+
+
+def export(config, workdir: Path) -> None:
+    from rankseg_jax import export
+
+    print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')
 
 
 def predict(config, workdir: Path) -> None:
-    from rankseg_jax import predict
+    from rankseg_jax import predict, sharding
     from rankseg_jax.prediction_files import predict_files, predict_split
 
     output = Path(_OUTPUT.value or workdir / 'predictions')
@@ -221,9 +240,19 @@ def predict(config, workdir: Path) -> None:
         predict_files(predictor, _INPUT.value, output)
     elif config.num_pictures:
         print(f'Drawings:     {predict_split(predictor, config, output)}')
-    print(f'Predictions:  {output}')
-    print(f'Checkpoints:  {workdir}/checkpoints')
-    print(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')
+    sharding.print_once(f'Predictions:  {output}')
+    sharding.print_once(f'Checkpoints:  {workdir}/checkpoints')
+    sharding.print_once(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')
+
+
+# By one process alone.
+MODES = {
+    'predict': predict,
+    'analyze': analyze,
+    'export': export,
+    'convert': convert,
+    'prepare': prepare,
+}
 
 
 def parse_flags(argv):

@@ -8,14 +8,22 @@ which also is the data position, and the score that chooses the best checkpoint)
 import dataclasses
 import functools
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import args, checkpoint_managers
+
+T = TypeVar('T')
+
+# What else may go wrong while a checkpoint is read.
+UNDAMAGED = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 # Keys that runs of earlier versions lack, and the values that their models go on with.
 LATER_KEYS = {
@@ -41,8 +49,29 @@ LATER_KEYS = {
 }
 
 
+class DamagedCheckpoint(OSError):
+    """A checkpoint that cannot be read, since files are missing, cut short or changed."""
+
+
+def damaged(manager: ocp.CheckpointManager, step: int, cause: BaseException) -> DamagedCheckpoint:
+    """The error that names a checkpoint and why it cannot be read."""
+    reason = (str(cause).splitlines() or [''])[0][:200]
+    return DamagedCheckpoint(
+        f'checkpoint {manager.directory}/{step} is damaged ({type(cause).__name__}: {reason}); '
+        'those before it may be whole'
+    )
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Of what this process does without waiting for others."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+
+
 def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
     """The checkpoints of a run: to write, where the newest `keep` and the best stay, or to read.
+
+    All processes write together; each reads alone.
 
     Args:
       keep: 0: to read.
@@ -55,14 +84,16 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
         raise FileNotFoundError(
             f'no checkpoints in {workdir}: train first (main.py --mode=train with this --workdir)'
         )
-    policy = checkpoint_managers.AnyPreservationPolicy(
-        [
-            checkpoint_managers.LatestN(keep),
-            checkpoint_managers.BestN(
-                n=1, get_metric_fn=score, keep_checkpoints_without_metrics=False
-            ),
-        ]
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, multiprocessing_options=alone()
     )
+    if keep:
+        best = checkpoint_managers.BestN(
+            n=1, get_metric_fn=score, keep_checkpoints_without_metrics=False
+        )
+        newest = checkpoint_managers.LatestN(keep)
+        policy = checkpoint_managers.AnyPreservationPolicy([newest, best])
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=score)
     return ocp.CheckpointManager(
         folder,
         item_handlers={
@@ -70,9 +101,7 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
             'optimizer': ocp.StandardCheckpointHandler(),
             'run': ocp.JsonCheckpointHandler(),
         },
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=score, read_only=not keep
-        ),
+        options=options,
     )
 
 
@@ -100,12 +129,15 @@ def save(manager: ocp.CheckpointManager, step: int, model, optimizer, run: dict[
 def find(manager: ocp.CheckpointManager, which: str | int) -> int:
     """The step of checkpoint `which`: 'last', 'best' or a step.
 
+    'last' is the newest that is whole.
+
     Raises:
+      DamagedCheckpoint: there are checkpoints, but none is whole.
       FileNotFoundError: there is no such checkpoint.
     """
     steps = manager.all_steps()
     if which == 'last' and steps:
-        return max(steps)
+        return newest_whole(manager, model_arrays)[0]
     if which == 'best':
         scores = {step: score(read_run(manager, step)) for step in steps}
         if scored := [step for step in steps if scores[step] is not None]:
@@ -118,9 +150,53 @@ def find(manager: ocp.CheckpointManager, which: str | int) -> int:
     )
 
 
+def newest_whole(
+    manager: ocp.CheckpointManager, read: Callable[[ocp.CheckpointManager, int], T]
+) -> tuple[int, T]:
+    """The newest step that `read` can read, and what it returns.
+
+    Raises:
+      DamagedCheckpoint: there are checkpoints, but it can read none.
+      FileNotFoundError: there are none.
+    """
+    first = None
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            found = read(manager, step)
+        except DamagedCheckpoint as error:
+            first = first or error
+            continue
+        if first:
+            logging.error('%s. Going on from the one after step %d', first, step)
+        return step, found
+    raise first or FileNotFoundError(f'no checkpoint in {manager.directory}')
+
+
+def read_items(manager: ocp.CheckpointManager, step: int, **items) -> Any:
+    """Items of a checkpoint by name, read as their orbax arguments say.
+
+    Raises:
+      DamagedCheckpoint: they cannot be read.
+    """
+    try:
+        return manager.restore(step, args=args.Composite(**items))
+    except UNDAMAGED:
+        raise
+    except Exception as error:  # orbax and tensorstore raise any kind
+        raise damaged(manager, step, error) from error
+
+
+def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
+    """Renames the damaged checkpoints after a step, which training will reach again."""
+    for step in manager.all_steps():
+        if step > after:
+            folder = Path(manager.directory) / str(step)
+            folder.rename(folder.with_name(f'damaged_{step}_{time.time():.0f}'))
+
+
 def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The item `run` of a checkpoint."""
-    return manager.restore(step, args=args.Composite(run=args.JsonRestore()))['run']
+    """The item `run` of a checkpoint; raises as `read_items`."""
+    return read_items(manager, step, run=args.JsonRestore())['run']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +222,7 @@ class SavedRun:
 
     def shapes(self):
         """Names and shapes of the model's variables, which are float32."""
-        metadata = self.manager.item_metadata(self.step)['model']
+        metadata = shapes_of(self.manager, self.step, 'model')
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), metadata)
 
     def check_categories(self, data, data_config) -> None:
@@ -246,26 +322,47 @@ def restore(manager: ocp.CheckpointManager, step: int, **items):
     """
     for name, expected in items.items():
         check_same(
-            manager.item_metadata(step)[name],
+            shapes_of(manager, step, name),
             expected,
             where=f'{name} of checkpoint {manager.directory}/{step}',
             advice='Use the config of that run, or another --workdir.',
         )
-    composite = args.Composite(**{name: args.StandardRestore(x) for name, x in items.items()})
-    return manager.restore(step, args=composite)
+    return read_items(manager, step, **{name: args.StandardRestore(x) for name, x in items.items()})
 
 
 def read_model(workdir):
-    """The item `model` of a run's newest checkpoint as NumPy arrays, whatever its names and shapes.
+    """The item `model` of a run's newest whole checkpoint, see `model_arrays`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
     """
-    manager = open_checkpoints(workdir)
-    step = find(manager, 'last')
-    metadata = manager.item_metadata(step)['model']
-    shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata)
-    return manager.restore(step, args=args.Composite(model=args.StandardRestore(shapes)))['model']
+    return newest_whole(open_checkpoints(workdir), model_arrays)[1]
+
+
+def model_arrays(manager: ocp.CheckpointManager, step: int):
+    """The item `model` of a checkpoint as NumPy arrays, whatever its names and shapes.
+
+    Raises:
+      DamagedCheckpoint: it cannot be read.
+    """
+    shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes_of(manager, step, 'model'))
+    return read_items(manager, step, model=args.StandardRestore(shapes))['model']
+
+
+def shapes_of(manager: ocp.CheckpointManager, step: int, item: str):
+    """A tree of what has the shape and dtype of each array of an item.
+
+    Raises:
+      DamagedCheckpoint: it cannot be read.
+    """
+    try:
+        if (found := manager.item_metadata(step)[item]) is None:
+            raise FileNotFoundError(f'no {item}')
+    except UNDAMAGED:
+        raise
+    except Exception as error:  # as in `read_items`
+        raise damaged(manager, step, error) from error
+    return found
 
 
 def check_same(found, expected, *, where: str, advice: str) -> None:

@@ -130,7 +130,7 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     """
     if output and jax.process_count() > 1:
         raise ValueError('--output is for evaluation on one host')
-    mesh = sharding.make_mesh(config.mesh_data)
+    mesh = sharding.local_mesh(config.mesh_data)
     source = tasks.open_source(config, config.data.eval_split)
     if not (source.annotated or output):
         raise ValueError(
@@ -143,7 +143,6 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     folder = storage.make_folder(output or workdir)
     model = models.build(config, task.num_classes)
     variables = models.restore(saved, model, config, mesh)
-    mesh, variables = sharding.local(mesh, variables)
     eval_step = make_eval_step(model, config, task, mesh)
     with task.writer(output, source) if output else nullcontext() as writer:
         scores = evaluate(eval_step, variables, source, config, task, mesh, writer)

@@ -105,7 +105,7 @@ def run(config, workdir, output) -> Path:
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    variables = models.restore(saved, model, config, sharding.make_mesh(1))
+    variables = models.restore(saved, model, config, sharding.local_mesh(1))
     variables = {
         'params': variables.get('ema', variables['params']),
         'batch_stats': variables['batch_stats'],
@@ -122,7 +122,8 @@ def run(config, workdir, output) -> Path:
     ]
     artifact = export.export(jax.jit(serve(model, config, task)), platforms=PLATFORMS)(*arguments)
     (output / ARTIFACT).write_bytes(artifact.serialize())
-    with ocp.StandardCheckpointer() as checkpointer:
+    alone = checkpoint.alone()
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         checkpointer.save(output / 'params', variables, force=True)
     about = {
         'labels': task.class_names,

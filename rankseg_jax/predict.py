@@ -281,8 +281,8 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
     available = config.mesh_data <= jax.device_count()
-    mesh = sharding.make_mesh(config.mesh_data if available else -1)
-    mesh, variables = sharding.local(mesh, models.restore(saved, model, config, mesh))
+    mesh = sharding.local_mesh(config.mesh_data if available else -1)
+    variables = models.restore(saved, model, config, mesh)
     return from_model(model, variables, config, task, mesh)
 
 
@@ -292,7 +292,7 @@ def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predict
     Args:
       mesh: of this host's devices, which hold `variables`; None: one device.
     """
-    mesh = mesh or sharding.make_mesh(1)
+    mesh = mesh or sharding.local_mesh(1)
     segment = inference.compiled(
         model, config, task, mesh, lambda prediction, _: inference.served(prediction, config)
     )

@@ -5,18 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-
-def start_distributed() -> None:
-    """Joins the other hosts of a cluster that JAX recognizes; without one, runs alone."""
-    try:
-        jax.distributed.initialize()
-    except ValueError:
-        return  # no cluster
-    logging.info('Host %d of %d', jax.process_index(), jax.process_count())
 
 
 def print_once(*values) -> None:
@@ -37,6 +27,17 @@ def make_mesh(num_devices: int = -1) -> Mesh:
             f'config.mesh_data = {num_devices}, but there are {len(devices)} devices; '
             'use -1 for all of them'
         )
+    return Mesh(np.array(devices[:num_devices] if num_devices > 0 else devices), ('data',))
+
+
+def local_mesh(num_devices: int = -1) -> Mesh:
+    """The mesh over this host's devices, at most the first `num_devices`; -1: all.
+
+    Raises:
+      ValueError: as `make_mesh`.
+    """
+    make_mesh(num_devices)
+    devices = jax.local_devices()
     return Mesh(np.array(devices[:num_devices] if num_devices > 0 else devices), ('data',))
 
 

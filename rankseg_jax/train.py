@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from rankseg_jax import (
     models,
     optimizers,
     pretrained,
+    processes,
     sharding,
     storage,
     tasks,
@@ -191,8 +193,17 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(step)
 
 
+def check_source(source: data.Source, config, split: str) -> None:
+    """Prints what is wrong with a split, and raises a ValueError if it cannot be used."""
+    report = source.check(config.data.max_corrupt)
+    if text := str(report):
+        print(f'{split}: {text}')
+    if report.problems:
+        raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
+
+
 def open_sources(config) -> list[data.Source]:
-    """The training and the evaluation source, validated; the reports are printed.
+    """The training and the evaluation source, validated by the first process.
 
     Raises:
       ValueError: they cannot be used.
@@ -200,11 +211,8 @@ def open_sources(config) -> list[data.Source]:
     sources = []
     for split in (config.data.train_split, config.data.eval_split):
         source = tasks.open_source(config, split)
-        report = source.check(config.data.max_corrupt)
-        if text := str(report):
-            sharding.print_once(f'{split}: {text}')
-        if report.problems:
-            raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
+        if processes.is_first():
+            check_source(source, config, split)
         sources.append(source)
     if not sources[0].annotated:
         raise ValueError(f'split {config.data.train_split!r} has no annotations to learn from')
@@ -217,6 +225,11 @@ def check(config, mesh) -> None:
     for key in ('steps', 'accumulate', *intervals):
         if config[key] < 1:
             raise ValueError(f'config.{key} = {config[key]} must be at least 1')
+    if len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
+        raise ValueError(
+            f'config.mesh_data = {config.mesh_data} leaves some of the {jax.process_count()} '
+            'processes without a device; use -1 for all devices'
+        )
     parts = mesh.size * config.accumulate
     if config.batch_size < 1 or config.batch_size % parts:
         raise ValueError(
@@ -268,7 +281,11 @@ def set_up(config) -> Setup:
     mesh = sharding.make_mesh(config.mesh_data)
     check(config, mesh)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)  # or refused
+    if not processes.is_first():
+        processes.wait('data')  # which the first one may have to generate
     source, eval_source = open_sources(config)
+    if processes.is_first():
+        processes.wait('data')
     task = tasks.from_source(config, source)
     return Setup(
         config=config,
@@ -282,19 +299,31 @@ def set_up(config) -> Setup:
     )
 
 
-def first_state(setup: Setup, manager) -> TrainState:
-    """The state after the newest checkpoint; without one, before the first step.
+def first_state(setup: Setup, workdir: Path) -> TrainState:
+    """The state after the newest whole checkpoint; without one, before the first step.
+
+    Damaged checkpoints after it are renamed.
 
     Raises:
+      DamagedCheckpoint: there are checkpoints, but none is whole.
       ValueError: the run was trained on other categories or another model, or it was converted.
     """
-    newest, workdir = manager.latest_step(), manager.directory.parent
-    if newest == 0:
+    if not (workdir / 'checkpoints').is_dir():
+        return fresh_state(setup)
+    manager = checkpoint.open_checkpoints(workdir)
+    steps = manager.all_steps()
+    if steps == [0]:
         raise ValueError(
             f'{workdir} holds converted weights: train in another --workdir, with '
             f'--config.model.pretrained={workdir}'
         )
-    return fresh_state(setup) if newest is None else resumed_state(setup, manager, newest)
+    if not steps:
+        return fresh_state(setup)
+    step, state = checkpoint.newest_whole(manager, functools.partial(restored_state, setup))
+    if jax.process_index() == 0:
+        checkpoint.set_aside(manager, step)
+    report_resumed(setup, checkpoint.read_saved(manager, step))
+    return state
 
 
 def fresh_state(setup: Setup) -> TrainState:
@@ -315,37 +344,57 @@ def fresh_state(setup: Setup) -> TrainState:
     return state.replace(model=jax.device_put(loaded, setup.shardings.model, may_alias=False))
 
 
-def resumed_state(setup: Setup, manager, step: int) -> TrainState:
-    """The state of checkpoint `step` of the run.
+def restored_state(setup: Setup, manager, step: int) -> TrainState:
+    """The state of checkpoint `step` of the run, if all processes can read their parts of it.
 
     Raises:
+      DamagedCheckpoint: one cannot.
       ValueError: the run was trained on other categories, for another task, or another model.
     """
-    run = checkpoint.read_saved(manager, step)
+    expected = sharding.place(setup.shapes, setup.shardings)
+    restored, problem = {}, ''
+    try:
+        check_run(setup, checkpoint.read_saved(manager, step))
+        restored = checkpoint.restore(
+            manager, step, model=expected.model, optimizer=expected.optimizer
+        )
+    except checkpoint.DamagedCheckpoint as error:
+        problem = str(error)
+    if problems := list(filter(None, sharding.gather(problem))):
+        raise checkpoint.DamagedCheckpoint(problems[0])
+    done = jax.device_put(jnp.int32(step), setup.shardings.step)
+    return TrainState(done, restored['model'], restored['optimizer'])
+
+
+def check_run(setup: Setup, run: checkpoint.SavedRun) -> None:
+    """Raises a ValueError if a run was trained on other categories or for another task."""
     run.check_categories(setup.task, setup.config.data)
     if run.config.task != setup.config.task:
+        workdir = run.manager.directory.parent
         raise ValueError(
-            f'{manager.directory.parent} was trained with config.task = {run.config.task!r}, not '
+            f'{workdir} was trained with config.task = {run.config.task!r}, not '
             f'{setup.config.task!r}: use another --workdir, with '
-            f'--config.model.pretrained={manager.directory.parent} to start from it'
+            f'--config.model.pretrained={workdir} to start from it'
         )
-    expected = sharding.place(setup.shapes, setup.shardings)
-    restored = checkpoint.restore(manager, step, model=expected.model, optimizer=expected.optimizer)
-    before, now = (x.to_dict() for x in (run.config, setup.config))
+
+
+def report_resumed(setup: Setup, run: checkpoint.SavedRun) -> None:
+    """Says where a run goes on, and what its config makes different."""
+    # In JSON, tuples are lists.
+    before, now = (json.loads(json.dumps(x.to_dict())) for x in (run.config, setup.config))
     for key in ('seed', 'batch_size'):
         if before[key] != now[key]:
             sharding.print_once(
                 f'config.{key} was {before[key]} and is {now[key]}: the images come in another '
                 'order now'
             )
+    workdir = run.manager.directory.parent
     if any(before[key] != now[key] for key in ('steps', 'optimizer')):
         sharding.print_once(
-            f'config.steps or config.optimizer differ from those of {manager.directory.parent}: '
+            f'config.steps or config.optimizer differ from those of {workdir}: '
             'the learning rate follows the new schedule from here on'
         )
-    sharding.print_once(f'Resuming {manager.directory.parent} after step {step}')
-    done = jax.device_put(jnp.int32(step), setup.shardings.step)
-    return TrainState(done, restored['model'], restored['optimizer'])
+    sharding.print_once(f'Resuming {workdir} after step {run.step}')
 
 
 def jit_step(setup: Setup, *, all_classes: bool = False) -> Callable:
@@ -387,8 +436,8 @@ def train(config, workdir) -> dict[str, Any]:
     """
     workdir = storage.make_folder(workdir, '--workdir')
     setup = set_up(config)
+    state = first_state(setup, workdir)
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
-    state = first_state(setup, manager)
     mesh, task, source = setup.mesh, setup.eval_task, setup.eval_source
     local_mesh, _ = sharding.local(mesh, {})
     eval_step = evaluate.make_eval_step(setup.model, config, task, local_mesh)

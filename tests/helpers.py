@@ -1,9 +1,11 @@
 """What several test modules need."""
 
 import os
+import socket
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -119,3 +121,31 @@ def mend_torchvision():
         operators.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
         operators.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
         return operators
+
+
+def start_processes(count, *arguments, devices=1, environment=None):
+    """Starts main.py as `count` processes of one run, on CPUs; a list of subprocess.Popen."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    flags = f'--xla_force_host_platform_device_count={devices} {FAST_COMPILATION}'
+    root = Path(__file__).parents[1]
+    return [
+        subprocess.Popen(
+            [sys.executable, 'main.py', *map(str, arguments)],
+            cwd=root,
+            env=os.environ
+            | {
+                'PYTHONPATH': str(root),
+                'XLA_FLAGS': flags,
+                'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+                'JAX_NUM_PROCESSES': str(count),
+                'JAX_PROCESS_ID': str(place),
+            }
+            | (environment or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place in range(count)
+    ]

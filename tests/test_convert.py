@@ -19,6 +19,7 @@ from rankseg_jax import (
     models,
     predict,
     pretrained,
+    processes,
     sharding,
     train,
 )
@@ -208,7 +209,7 @@ def test_flags_of_public_weights_belong_to_their_conversion(tmp_path, mode, conf
 
 
 def test_flags_and_what_was_assumed(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sharding, 'start_distributed', lambda: None)
+    monkeypatch.setattr(processes, 'start', lambda **_: None)
     flags.FLAGS(['main.py', f'--workdir={tmp_path}'])
     with flagsaver.flagsaver(mode='convert', input=[str(folder)], things=['tree', '2']):
         main.run(None, tmp_path)

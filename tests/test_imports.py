@@ -12,6 +12,7 @@ ALLOWED = {
     '__init__': '',
     'config_check': 'backbones data frameworks multilabel tasks',
     'sharding': '',
+    'processes': 'sharding',
     'storage': '',
     'checkpoint': '',
     'optimizers': '',
@@ -50,8 +51,8 @@ ALLOWED = {
     'convert': 'backbones checkpoint frameworks models pretrained published_task storage tasks',
     'reporting': 'evaluate optimizers sharding',
     'train': (
-        'checkpoint data evaluate inference losses models optimizers pretrained reporting '
-        'selector sharding storage tasks'
+        'checkpoint data evaluate inference losses models optimizers pretrained processes '
+        'reporting selector sharding storage tasks'
     ),
     'analysis': ('analysis checkpoint data evaluate fonts inference models sharding storage tasks'),
 }

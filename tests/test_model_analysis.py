@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import sparse
 
 import main
-from rankseg_jax import analysis, checkpoint, data, evaluate, models, sharding, tasks
+from rankseg_jax import analysis, checkpoint, data, evaluate, models, processes, sharding, tasks
 from rankseg_jax.analysis import cost, observations, statistics
 from rankseg_jax.analysis import model as model_analysis
 from rankseg_jax.data import CorruptExample, Source
@@ -350,7 +350,7 @@ def test_a_split_without_a_labelled_pixel_is_refused(folder, tmp_path):
 
 
 def test_data_alone_from_the_command_line(folder, tmp_path, capsys, monkeypatch, caplog):
-    monkeypatch.setattr(sharding, 'start_distributed', lambda: None)
+    monkeypatch.setattr(processes, 'start', lambda **_: None)
     flags.FLAGS(['main.py', '--mode=analyze', f'--workdir={tmp_path}'])
     with pytest.raises(ValueError, match='--mode=analyze without checkpoints needs --config'):
         main.run(None, tmp_path)
@@ -382,12 +382,6 @@ def test_data_alone_from_the_command_line(folder, tmp_path, capsys, monkeypatch,
     assert f', {held} those of every image' in text
     for name in ('categories_per_image', 'long_tail'):
         assert min(Image.open(tmp_path / f'analysis_data/{name}.png').size) > 200
-
-
-def test_several_hosts_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    with pytest.raises(ValueError, match='one host'):
-        analysis.run(tiny.config(''), tmp_path)
 
 
 def test_data_of_which_nothing_can_be_read(folder, tmp_path, capsys):

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import jax
-
 from rankseg_jax import checkpoint
 from rankseg_jax.analysis import dataset, model
 
@@ -18,11 +16,9 @@ def run(config, workdir, output=None) -> dict:
       The contents of analysis.json.
 
     Raises:
-      ValueError: there are several hosts, or nothing to analyze.
+      ValueError: there is nothing to analyze.
       OSError: the folder cannot be written.
     """
-    if jax.process_count() > 1:
-        raise ValueError('--mode=analyze runs on one host')
     workdir = Path(workdir)
     manager = checkpoint.open_checkpoints(workdir) if (workdir / 'checkpoints').is_dir() else None
     if manager is None or not manager.all_steps():

@@ -80,7 +80,7 @@ def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
 
 
 def observe(segment, variables, source, config, mesh) -> Observations:
-    """Goes through `source` once.
+    """Goes through `source` once, all on this host.
 
     Args:
       segment: from `make_segment`.
@@ -100,7 +100,7 @@ def observe(segment, variables, source, config, mesh) -> Observations:
     frame_counts, frame_clips = [], []
 
     def steps():
-        for batch in batching.eval_batches(source, config, mesh.size):
+        for batch in batching.eval_batches(source, config, mesh.size, alone=True):
             for number, outputs in enumerate(segment(variables, batch)):
                 yield batch, number, outputs
 

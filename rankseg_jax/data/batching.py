@@ -146,10 +146,13 @@ def canvas_of(sizes: np.ndarray) -> tuple[int, int]:
     return rows, columns
 
 
-def eval_batches(source: Source, config, num_devices: int) -> Iterator[dict[str, Any]]:
+def eval_batches(
+    source: Source, config, num_devices: int, *, alone: bool = False
+) -> Iterator[dict[str, Any]]:
     """Batches that hold every example of the source exactly once over all hosts; see `stack`.
 
-    Hosts read disjoint parts of the source. A corrupt example is named in the log and left out.
+    Hosts read disjoint parts of the source, or this one all of it if it is `alone`. A corrupt
+    example is named in the log and left out.
 
     Args:
       config: the run's config; reads `eval` and `data`.
@@ -160,7 +163,8 @@ def eval_batches(source: Source, config, num_devices: int) -> Iterator[dict[str,
         examples; whatever else the source raises.
     """
     size = batch_size(config, num_devices)
-    share = source.share(jax.process_index(), jax.process_count())
+    place, count = (0, 1) if alone else (jax.process_index(), jax.process_count())
+    share = source.share(place, count)
     return batches(readable(source, share, config, size), size)
 
 

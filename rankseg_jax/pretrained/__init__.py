@@ -172,7 +172,8 @@ def check_order(source, class_names: Sequence[str]) -> None:
     if not (path / 'checkpoints').is_dir():
         return
     manager = checkpoint.open_checkpoints(path)
-    trained = checkpoint.read_run(manager, checkpoint.find(manager, 'last'))['class_names']
+    _, run = checkpoint.newest_whole(manager, checkpoint.read_run)
+    trained = run['class_names']
     if set(trained) == set(class_names):
         for i, (there, here) in enumerate(zip(trained, class_names, strict=True)):
             if there != here:
