@@ -137,7 +137,7 @@ def find(manager: ocp.CheckpointManager, which: str | int) -> int:
     """
     steps = manager.all_steps()
     if which == 'last' and steps:
-        return newest_whole(manager, model_arrays)[0]
+        return newest_whole(manager, lambda *one: (read_run(*one), model_arrays(*one)))[0]
     if which == 'best':
         scores = {step: score(read_run(manager, step)) for step in steps}
         if scored := [step for step in steps if scores[step] is not None]:

@@ -1,13 +1,16 @@
 """What a run remembers, and what data fit it."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from rankseg_jax import checkpoint
 
 DATA = ConfigDict({'name': 'folder', 'dir': 'photos'})
@@ -58,6 +61,58 @@ def test_things_are_compared_where_both_sides_have_some():
     check('ab', 'ab', [(1, 0), (True, False)])
     with pytest.raises(ValueError, match="category 1, 'b', is stuff in the run, a thing in the d"):
         check('ab', 'ab', [(True, False), (True, True)])
+
+
+def save(workdir, *steps):
+    """Checkpoints whose arrays hold the number of their step."""
+    run = {'config': common.get_config().to_dict(), 'class_names': ['a'], 'score': None}
+    with checkpoint.open_checkpoints(workdir, keep=9) as manager:
+        for step in steps:
+            model, optimizer = ({name: np.full((40, 50), step, np.float32)} for name in 'xy')
+            checkpoint.save(manager, step, model, optimizer, run)
+    return workdir / 'checkpoints' / str(steps[-1])
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    'arrays cut short': lambda folder: [
+        cut_short(x) for x in folder.glob('model/**/d/*') if x.is_file()
+    ],
+    'arrays missing': lambda folder: [x.unlink() for x in folder.glob('model/**/d/*')],
+    'no list of arrays': lambda folder: (folder / 'model/manifest.ocdbt').unlink(),
+    'no names': lambda folder: (folder / 'model/_METADATA').unlink(),
+    'names cut short': lambda folder: cut_short(folder / 'model/_METADATA'),
+    'no model': lambda folder: shutil.rmtree(folder / 'model'),
+    'nothing': lambda folder: [shutil.rmtree(x) for x in folder.iterdir() if x.is_dir()],
+    'no run': lambda folder: shutil.rmtree(folder / 'run'),
+    'run cut short': lambda folder: [cut_short(x) for x in (folder / 'run').iterdir()],
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage, caplog):
+    folder = save(tmp_path, 2, 3)
+    damage(folder)
+    saved = checkpoint.open_run(tmp_path, 'last')
+    assert saved.step == 2
+    assert checkpoint.model_arrays(saved.manager, saved.step)['x'][0, 0] == 2
+    (line,) = (record.message for record in caplog.records if record.levelname == 'ERROR')
+    assert line.startswith(f'checkpoint {folder} is damaged (') and '\n' not in line
+    assert line.endswith('Going on from the one after step 2')
+    with pytest.raises(checkpoint.DamagedCheckpoint, match=f'{folder} is damaged') as error:
+        saved = checkpoint.open_run(tmp_path, 3)  # asked for by its number
+        checkpoint.restore(saved.manager, 3, model={'x': np.empty((40, 50), np.float32)})
+    assert '\n' not in str(error.value)
+
+
+def test_if_no_checkpoint_is_whole_the_newest_is_named(tmp_path):
+    folder = save(tmp_path, 3)
+    shutil.rmtree(folder / 'model')
+    with pytest.raises(checkpoint.DamagedCheckpoint, match=f'{folder} is damaged'):
+        checkpoint.open_run(tmp_path)
 
 
 FULL_DISK = """

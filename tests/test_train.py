@@ -80,6 +80,26 @@ class TestLoop:
         workdir = shutil.copytree(finished[1], tmp_path / 'run')
         train.train(tiny.config(data_dir, steps=8, keep_checkpoints=1), workdir)
         assert 'follows the new schedule' in capsys.readouterr().out
+        train.train(tiny.config(data_dir, steps=8, keep_checkpoints=1), workdir)
+        assert 'schedule' not in capsys.readouterr().out
+
+    def test_a_damaged_checkpoint_is_set_aside(self, finished, tmp_path, capsys):
+        config, workdir, _ = finished
+        workdir = shutil.copytree(workdir, tmp_path / 'run')
+        folder = workdir / 'checkpoints'
+        shutil.copytree(folder / '7', folder / '4')
+        (folder / '7/optimizer/manifest.ocdbt').unlink()
+        train.train(config, workdir)
+        assert 'after step 4' in capsys.readouterr().out
+        assert checkpoint.open_run(workdir).step == 7
+        (aside,) = folder.glob('damaged_7_*')
+        rows = [row['step'] for row in read_rows(workdir / 'metrics.jsonl')]
+        assert rows == sorted(rows)
+        # With no other one, training does not start anew.
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path != aside else path.rename(folder / '7')
+        with pytest.raises(checkpoint.DamagedCheckpoint, match='checkpoints/7 is damaged'):
+            train.train(config, workdir)
 
     def test_resuming_for_another_task_is_refused(self, finished):
         config, workdir, _ = finished
