@@ -155,15 +155,15 @@ def end() -> None:
 
 
 def leave(error: BaseException, message: str) -> NoReturn:
-    """Ends the process after an error, with a message.
+    """Ends the process at once after an error, with a message.
 
-    One of several processes ends at once, without waiting for the others, who wait for it: JAX's
-    runtime ends them, too. If they ended first, that is what the error is about, and the runtime
+    Threads of orbax would wait minutes for a save that failed, and JAX for the other processes,
+    which the runtime ends in turn. If they ended first, and the error is about that, the runtime
     says so.
     """
-    if not jax.distributed.is_initialized():
-        sys.exit(message)
-    if isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error):
+    lost = isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
+    if lost and jax.distributed.is_initialized():
         time.sleep(2 * HEARTBEAT_SECONDS)
+    sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
     os._exit(1)

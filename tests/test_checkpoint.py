@@ -115,8 +115,9 @@ def test_if_no_checkpoint_is_whole_the_newest_is_named(tmp_path):
         checkpoint.open_run(tmp_path)
 
 
-FULL_DISK = """
-import errno, sys
+FAILING_SAVE = """
+import errno, shutil, sys
+from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app
@@ -126,25 +127,40 @@ from rankseg_jax import checkpoint
 async def fail(self, item, directory):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
+def break_folder(workdir):
+    if sys.argv[2] == 'full':
+        ocp.JsonCheckpointHandler._save_fn = fail
+    else:  # nothing can be created in it
+        (workdir / 'checkpoints').rename(workdir / 'before')
+        (workdir / 'checkpoints').write_text('')
+
 def run(config, workdir):
     with checkpoint.open_checkpoints(workdir, keep=1) as manager:
         for step in (1, 2):
             checkpoint.save(manager, step, {'x': np.ones(3)}, None, {'score': None})
             manager.wait_until_finished()
-            ocp.JsonCheckpointHandler._save_fn = fail
+            break_folder(Path(workdir))
 
 main.run = run
 app.run(main.main, ['main.py', f'--workdir={sys.argv[1]}'])
 """
 
 
-def test_a_full_disk_is_one_line_and_loses_no_checkpoint(tmp_path):
-    command = [sys.executable, '-c', FULL_DISK, tmp_path]
+@pytest.mark.parametrize(
+    'kind, message, kept',
+    [
+        ('full', 'no space left on the disk of {}: free some and start again', 'checkpoints'),
+        # Orbax's threads go on waiting for the folder for five minutes.
+        ('unwritable', "[Errno 20] Not a directory: '{}/checkpoints/2.orbax", 'before'),
+    ],
+)
+def test_a_failed_save_is_one_line_and_loses_no_checkpoint(tmp_path, kind, message, kept):
+    command = [sys.executable, '-c', FAILING_SAVE, tmp_path, kind]
     root = Path(__file__).parents[1]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     first, _ = result.stderr.splitlines()  # the second one tells how to see the trace
-    assert first == f'error: no space left on the disk of {tmp_path}: free some and start again'
-    assert checkpoint.open_checkpoints(tmp_path).all_steps() == [1]
+    assert first.startswith(f'error: {message.format(tmp_path)}') and result.returncode == 1
+    assert [path.name for path in (tmp_path / kept).iterdir() if path.name.isdigit()] == ['1']
 
 
 def test_results_on_a_split_in_a_folder_lie_beside_the_others():
