@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -123,29 +124,39 @@ def mend_torchvision():
         return operators
 
 
-def start_processes(count, *arguments, devices=1, environment=None):
-    """Starts main.py as `count` processes of one run, on CPUs; a list of subprocess.Popen."""
+def start_processes(count, *command, **environment):
+    """Starts Python with a command as `count` processes of one run, on a CPU device each.
+
+    `count` 1: as a process alone, unless the environment says something else.
+    """
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
-    flags = f'--xla_force_host_platform_device_count={devices} {FAST_COMPILATION}'
     root = Path(__file__).parents[1]
-    return [
-        subprocess.Popen(
-            [sys.executable, 'main.py', *map(str, arguments)],
+    shared = {'PYTHONPATH': root, 'XLA_FLAGS': FAST_COMPILATION} | environment
+    if count > 1:
+        shared |= {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': count}
+    found = []
+    for place in range(count):
+        own = shared | ({'JAX_PROCESS_ID': place} if count > 1 else {})
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
             cwd=root,
-            env=os.environ
-            | {
-                'PYTHONPATH': str(root),
-                'XLA_FLAGS': flags,
-                'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-                'JAX_NUM_PROCESSES': str(count),
-                'JAX_PROCESS_ID': str(place),
-            }
-            | (environment or {}),
+            env=os.environ | {name: str(value) for name, value in own.items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for place in range(count)
-    ]
+        found.append(process)
+    return found
+
+
+def finish_processes(processes, timeout=600):
+    """Waits for processes; the (returncode, stdout, stderr) of each."""
+    try:
+        with ThreadPoolExecutor(len(processes)) as pool:
+            texts = list(pool.map(lambda process: process.communicate(timeout=timeout), processes))
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
