@@ -124,7 +124,7 @@ def run(config, workdir, output) -> Path:
     (output / ARTIFACT).write_bytes(artifact.serialize())
     alone = checkpoint.alone()
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(output / 'params', variables, force=True)
+        checkpointer.save(output / 'params', jax.device_get(variables), force=True)
     about = {
         'labels': task.class_names,
         'task': config.task,

@@ -1,6 +1,7 @@
 """The processes of a run, mostly one a host: how they find each other, wait, and end."""
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -9,14 +10,14 @@ import time
 from typing import NoReturn
 
 import jax
-from jax.experimental import multihost_utils
-
-from rankseg_jax import sharding
+from orbax.checkpoint import multihost
 
 # JAX's runtime ends all processes when one of them has given no sign of life for so long, …
 HEARTBEAT_SECONDS = 30
 # … and lets one that is done wait so long for the others.
 SHUTDOWN_SECONDS = 30
+LONGEST_SECONDS = 7 * 24 * 3600
+_waits = itertools.count()
 
 # How each flag of main.py is called in the environment.
 VARIABLES = {
@@ -68,10 +69,8 @@ def start(**flags) -> None:
         reason = ' '.join(str(error).split())
         raise OSError(f'cannot join the other processes of this run: {reason}') from error
     filter_runtime()
-    if jax.process_count() > 1:
-        sharding.print_once(
-            f'{jax.process_count()} processes joined, with {jax.device_count()} devices'
-        )
+    if is_first():
+        print(f'{jax.process_count()} processes joined, with {jax.device_count()} devices')
 
 
 def coordinates(flags: dict) -> tuple:
@@ -141,16 +140,18 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def wait(name: str) -> None:
-    """Waits until all processes are here, however long they take."""
+def wait() -> None:
+    """Waits until all processes are here, however long they take; a collective waits seconds."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        everyone = set(range(jax.process_count()))
+        name = f'wait_{next(_waits)}'  # the same for all, since they wait in the same order
+        multihost.sync_global_processes(name, timeout=LONGEST_SECONDS, processes=everyone)
 
 
 def end() -> None:
     """Ends when the others do."""
     if jax.distributed.is_initialized():
-        wait('end')
+        wait()
         jax.distributed.shutdown()
 
 

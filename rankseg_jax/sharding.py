@@ -8,6 +8,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rankseg_jax import processes
+
 
 def print_once(*values) -> None:
     """Prints on the first host only."""
@@ -79,6 +81,7 @@ def gather(value) -> list:
     """The values of all hosts, of this one alone if there are no others; any that pickles."""
     if jax.process_count() == 1:
         return [value]
+    processes.wait()
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(len(data))).tolist()
     padded = np.zeros(max(sizes), np.uint8)

@@ -282,10 +282,10 @@ def set_up(config) -> Setup:
     check(config, mesh)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)  # or refused
     if not processes.is_first():
-        processes.wait('data')  # which the first one may have to generate
+        processes.wait()  # for the data, which the first one may have to generate
     source, eval_source = open_sources(config)
     if processes.is_first():
-        processes.wait('data')
+        processes.wait()
     task = tasks.from_source(config, source)
     return Setup(
         config=config,

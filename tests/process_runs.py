@@ -62,7 +62,7 @@ if __name__ == '__main__':
     flags.FLAGS(['main.py', f'--workdir={workdir}'])
     start, end = processes.start, processes.end
     start(coordinator=None, num_processes=None, process_id=None)
-    processes.start, processes.end = lambda **_: None, lambda: processes.wait('mode')
+    processes.start, processes.end = lambda **_: None, processes.wait
     for options in json.loads(modes):
         with flagsaver.flagsaver(**options):
             main.run(None, Path(workdir))

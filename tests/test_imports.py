@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / 'rankseg_jax'
 ALLOWED = {
     '__init__': '',
     'config_check': 'backbones data frameworks multilabel tasks',
-    'sharding': '',
-    'processes': 'sharding',
+    'sharding': 'processes',
+    'processes': '',
     'storage': '',
     'checkpoint': '',
     'optimizers': '',
