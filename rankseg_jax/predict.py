@@ -280,8 +280,10 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     config = config or saved.config
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    available = config.mesh_data <= jax.device_count()
-    mesh = sharding.make_mesh(config.mesh_data if available else -1)
+    try:
+        mesh = sharding.make_mesh(**config.mesh)
+    except ValueError:  # it was trained on other devices
+        mesh = sharding.make_mesh()
     mesh, variables = sharding.local(mesh, models.restore(saved, model, config, mesh))
     return from_model(model, variables, config, task, mesh)
 
@@ -304,8 +306,9 @@ def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predict
         canvas = batching.canvas_of(batch['size'])
         return segment(variables, sharding.shard_batch(batch, mesh), canvas, stream)
 
+    parts = sharding.batch_parts(mesh)
     return Predictor(
-        fit, run, task, num_devices=mesh.size, batch_size=batching.batch_size(config, mesh.size)
+        fit, run, task, num_devices=parts, batch_size=batching.batch_size(config, parts)
     )
 
 
