@@ -72,7 +72,7 @@ def swin_t():
     """(config, model, variables) of the recipe, at 512 × 512."""
     config = mask2former.get_config('ade20k_swin_t')
     config.eval.base_size, config.eval.size = (0, 0), (512, 512)
-    config.eval.batch_size, config.mesh_data = _BATCH.value, 1
+    config.eval.batch_size, config.mesh.data = _BATCH.value, 1
     model = models.build(config, 150)
     shapes = jax.eval_shape(lambda: models.init(model, 150, 0, (512, 512)))
     return config, model, jax.device_put(random_like(shapes))

@@ -24,7 +24,17 @@ def get_config() -> ConfigDict:
     # segments, 'instance' on data with objects, 'video_instance' on videos with tracks.
     config.task = 'semantic'
     config.accumulate = 1  # micro-batches that a step is computed in, one after another
-    config.mesh_data = -1  # devices along the mesh's `data` axis; -1: all
+    # Devices along the axes of the mesh, see docs/scale.md. Batches are split over data × fsdp,
+    # parameters over fsdp, and what grows with K over model; -1: all that the others leave.
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1
+    mesh.fsdp = 1
+    mesh.model = 1
+    # (pattern, spec): the first pattern found in a parameter's path, such as
+    # decoder/classes/embedding, says which axis of the mesh splits each of its dimensions, like
+    # ('model', 'fsdp') or (None, 'fsdp'); (): it is copied. Others are split as rankseg_jax/
+    # sharding.py: `default_spec` says.
+    config.sharding = ()
     # Folder of compiled programs, which the next start of the same config reads; '': none.
     config.compilation_cache = '~/.cache/rankseg_jax'
 

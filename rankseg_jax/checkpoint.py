@@ -27,6 +27,9 @@ UNDAMAGED = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 # Keys that runs of earlier versions lack, and the values that their models go on with.
 LATER_KEYS = {
+    'mesh.fsdp': 1,
+    'mesh.model': 1,
+    'sharding': (),
     'compilation_cache': '~/.cache/rankseg_jax',
     'data.max_pixels': 250_000_000,
     'eval.stretch': False,
@@ -245,6 +248,9 @@ def read_saved(manager: ocp.CheckpointManager, step: int) -> SavedRun:
     """What the run of a checkpoint says of the model."""
     run = read_run(manager, step)
     config = ConfigDict(run['config'])
+    if 'mesh_data' in config:  # the only axis of earlier versions
+        config.mesh = {'data': config.mesh_data}
+        del config.mesh_data
     for key, value in LATER_KEYS.items():
         *groups, name = key.split('.')
         group = functools.reduce(getattr, groups, config)

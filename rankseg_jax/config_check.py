@@ -37,7 +37,9 @@ RANGES = {
     'batch_size': at_least(1),
     'steps': at_least(1),
     'accumulate': at_least(1),
-    'mesh_data': at_least(-1),
+    'mesh.data': at_least(-1),
+    'mesh.fsdp': at_least(1),
+    'mesh.model': at_least(1),
     'data.num_classes': at_least(0),
     'data.image_size': at_least(1),
     'data.num_train': at_least(0),
@@ -138,6 +140,7 @@ def check(config, defaults) -> None:
     check_short_sides(config.augment)
     check_windows(config.eval)
     check_clips(config.eval)
+    check_sharding(config.sharding)
     check_groups(config.optimizer)
     if config.model.frozen_norm:
         check_frozen_norm_decay(config.optimizer)
@@ -155,7 +158,7 @@ def check_keys(config, defaults, prefix: str) -> None:
             check_keys(value, default, name)
             continue
         check_type(name, value, default)
-        if isinstance(default, tuple) and key != 'groups':
+        if isinstance(default, tuple) and key not in ('groups', 'sharding'):
             check_items(name, value, default, free=not default or key in FREE_LENGTH)
         if valid := RANGES.get(name.removeprefix('config.')):
             check_range(name, value, valid)
@@ -313,6 +316,29 @@ def check_windows(evaluation) -> None:
         )
 
 
+def check_pattern(name: str, pattern: str) -> None:
+    """Refuses what is not a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f'{name}: {pattern!r} is not a regular expression: {error}') from error
+
+
+def check_sharding(rules) -> None:
+    """The form of the sharding rules; the mesh and the model decide whether they hold."""
+    for rule in rules:
+        match rule:
+            case (str(pattern), tuple() | list() as axes) if all(
+                isinstance(axis, str | None) for axis in axes
+            ):
+                check_pattern('config.sharding', pattern)
+            case _:
+                raise ValueError(
+                    f'config.sharding: {rule!r} must be (pattern, spec), like '
+                    "('classes/embedding$', ('model', 'fsdp'))"
+                )
+
+
 def check_groups(optimizer) -> None:
     """The parameter groups."""
     for group in optimizer.groups:
@@ -322,12 +348,7 @@ def check_groups(optimizer) -> None:
                     raise ValueError(
                         f'config.optimizer.groups: the factors of {group!r} must be at least 0'
                     )
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ValueError(
-                        f'config.optimizer.groups: {pattern!r} is not a regular expression: {error}'
-                    ) from error
+                check_pattern('config.optimizer.groups', pattern)
             case _:
                 raise ValueError(
                     f'config.optimizer.groups: {group!r} must be (pattern, × learning rate, × '

@@ -53,7 +53,7 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
     examples = task.examples(source)
     follow = task.takes_clips and models.carries(config)
     batches = (batching.video_batches if follow else batching.eval_batches)(
-        examples, config, mesh.size
+        examples, config, sharding.batch_parts(mesh)
     )
 
     def steps():
@@ -130,7 +130,7 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     """
     if output and jax.process_count() > 1:
         raise ValueError('--output is for evaluation on one host')
-    mesh = sharding.local_mesh(config.mesh_data)
+    mesh = sharding.local_mesh(sharding.make_mesh(**config.mesh))
     source = tasks.open_source(config, config.data.eval_split)
     if not (source.annotated or output):
         raise ValueError(

@@ -105,7 +105,7 @@ def run(config, workdir, output) -> Path:
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    variables = models.restore(saved, model, config, sharding.local_mesh(1))
+    variables = models.restore(saved, model, config, sharding.one_device())
     variables = {
         'params': variables.get('ema', variables['params']),
         'batch_stats': variables['batch_stats'],

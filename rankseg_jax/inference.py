@@ -100,7 +100,7 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
         and 'last' [B] bool, clips that it is the last frame of.
 
     Returns:
-      A function of variables, copied to the mesh; a batch of `batching.stack`, split over it; the
+      A function of variables, on the mesh; a batch of `batching.stack`, split over it; the
       canvas, (rows, columns); and for clips that follow each other a `Stream`. It yields one result
       for images, and for clips one for each frame. The oracle selects by the batch's labels.
     """

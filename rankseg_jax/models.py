@@ -105,5 +105,6 @@ def restore(run: checkpoint.SavedRun, model, config, mesh) -> dict:
         shapes = run.shapes()  # tracing the model takes seconds
     else:
         shapes = jax.eval_shape(fresh)
-    expected = sharding.place(shapes, sharding.state_shardings(mesh, shapes))
+    shardings = sharding.state_shardings(mesh, shapes, shapes['params'], config.sharding)
+    expected = sharding.place(shapes, shardings)
     return checkpoint.restore(run.manager, run.step, model=expected)['model']

@@ -280,8 +280,11 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
     config = config or saved.config
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    available = config.mesh_data <= jax.device_count()
-    mesh = sharding.local_mesh(config.mesh_data if available else -1)
+    try:
+        mesh = sharding.make_mesh(**config.mesh)
+    except ValueError:  # it was trained on other devices
+        mesh = sharding.make_mesh()
+    mesh = sharding.local_mesh(mesh)
     variables = models.restore(saved, model, config, mesh)
     return from_model(model, variables, config, task, mesh)
 
@@ -292,7 +295,7 @@ def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predict
     Args:
       mesh: of this host's devices, which hold `variables`; None: one device.
     """
-    mesh = mesh or sharding.local_mesh(1)
+    mesh = mesh or sharding.one_device()
     segment = inference.compiled(
         model, config, task, mesh, lambda prediction, _: inference.served(prediction, config)
     )
@@ -304,8 +307,9 @@ def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predict
         canvas = batching.canvas_of(batch['size'])
         return segment(variables, sharding.shard_batch(batch, mesh), canvas, stream)
 
+    parts = sharding.batch_parts(mesh)
     return Predictor(
-        fit, run, task, num_devices=mesh.size, batch_size=batching.batch_size(config, mesh.size)
+        fit, run, task, num_devices=parts, batch_size=batching.batch_size(config, parts)
     )
 
 

@@ -225,16 +225,12 @@ def check(config, mesh) -> None:
     for key in ('steps', 'accumulate', *intervals):
         if config[key] < 1:
             raise ValueError(f'config.{key} = {config[key]} must be at least 1')
-    if len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
-        raise ValueError(
-            f'config.mesh_data = {config.mesh_data} leaves some of the {jax.process_count()} '
-            'processes without a device; use -1 for all devices'
-        )
-    parts = mesh.size * config.accumulate
+    parts = sharding.batch_parts(mesh) * config.accumulate
     if config.batch_size < 1 or config.batch_size % parts:
         raise ValueError(
             f'config.batch_size = {config.batch_size} must be a multiple of {parts}: '
-            f'{mesh.size} devices × config.accumulate = {config.accumulate}'
+            f'data × fsdp of config.mesh = {sharding.batch_parts(mesh)}, times '
+            f'config.accumulate = {config.accumulate}'
         )
 
 
@@ -263,7 +259,8 @@ class Setup:
     @functools.cached_property
     def shardings(self) -> TrainState:
         """Where the state lies on the mesh."""
-        return sharding.state_shardings(self.mesh, self.shapes)
+        params, rules = self.shapes.model['params'], self.config.sharding
+        return sharding.state_shardings(self.mesh, self.shapes, params, rules)
 
     def batch_ids(self, step: int) -> list[str]:
         """The names of the examples of a step."""
@@ -278,7 +275,7 @@ def set_up(config) -> Setup:
     Raises:
       ValueError: config and data do not fit each other.
     """
-    mesh = sharding.make_mesh(config.mesh_data)
+    mesh = sharding.make_mesh(**config.mesh)
     check(config, mesh)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)  # or refused
     if not processes.is_first():

@@ -85,6 +85,8 @@ def test_no_number_is_without_a_range(monkeypatch, bad):
         ('optimizer.groups', (('(', 1.0, 0.0),), "groups: '(' is not a regular expression"),
         ('optimizer.groups', (('bias$', 1.0),), "groups: ('bias$', 1.0) must be (pattern"),
         ('optimizer.groups', ('bias$',), "groups: 'bias$' must be (pattern"),
+        ('sharding', (('(', ()),), "config.sharding: '(' is not a regular expression"),
+        ('sharding', (('bias$', 'fsdp'),), "sharding: ('bias$', 'fsdp') must be (pattern, spec)"),
         ('eval.size', (0, 512), 'eval.size = (0, 512) must be at least 1 × 1, or (0, 0)'),
         ('eval.mask_size', (-1, 4), 'eval.mask_size = (-1, 4) must be (0, 0), (-1, -1)'),
     ],

@@ -15,7 +15,7 @@ BLOCK = re.compile(r'(?:`([\w/]+\.py)`:\n\n)?```(python|diff)\n(.*?)```', re.S)
 TINY = {
     'batch_size': 2,
     'steps': 2,
-    'mesh_data': 1,
+    'mesh.data': 1,
     'num_pictures': 1,
     'augment.crop_size': '(32,32)',
     'eval.size': '(32,32)',

@@ -194,7 +194,7 @@ def test_images_in_batches_are_predicted_as_alone(trained, tmp_path):
     config, workdir = trained
     config = config.copy_and_resolve_references()
     config.eval.batch_size = 4
-    config.mesh_data = 2
+    config.mesh.data = 2
     predictor = predict.load(workdir, config=config)
     paths = []
     for i, size in enumerate([(20, 10), (70, 130), (1, 1), (32, 32), (9, 200), (50, 50)]):

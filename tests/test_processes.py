@@ -17,7 +17,7 @@ from tests import tiny
 from tests.helpers import finish_processes, start_processes
 
 STEPS = 10
-OPTIONS = dict(steps=STEPS, mesh_data=2, log_every=1, eval_every=STEPS, checkpoint_every=2)
+OPTIONS = dict(steps=STEPS, mesh__data=2, log_every=1, eval_every=STEPS, checkpoint_every=2)
 
 
 def config_file(folder, data_dir, **options):
@@ -182,7 +182,7 @@ def test_a_killed_and_a_terminated_process_end_the_others_and_the_run_goes_on(
 
 
 def test_four_processes_of_slurm(one, data_dir, tmp_path):
-    file = config_file(tmp_path, data_dir, mesh_data=4, num_pictures=0)
+    file = config_file(tmp_path, data_dir, mesh__data=4, num_pictures=0)
     slurm = {
         'SLURM_JOB_ID': str(random.randrange(4096)),  # the port follows from it
         'SLURM_STEP_NODELIST': 'localhost',

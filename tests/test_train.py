@@ -379,7 +379,7 @@ def test_all_classes_step_trains_the_same_parameters_without_selection():
     [
         ('rankseg__num_selected', 9, 'κ.* = 9 .* K = 8'),
         ('batch_size', 7, 'batch_size = 7 .*accumulate = 2'),
-        ('mesh_data', 99, 'mesh_data = 99, but there are 8'),
+        ('mesh__data', 99, 'needs 99 devices, but there are 8'),
         ('model__backbone', 'vgg', "'vgg'.*resnet50"),
         ('model__framework', 'unet', "'unet'.*upernet"),
         ('task', 'depth', "config.task = 'depth' is unknown; .* semantic, panoptic"),

@@ -181,7 +181,7 @@ def test_a_run_scores_the_same_again_whatever_the_batch_and_the_devices(run, eva
     kind, config, workdir = run
     again, results = evaluated
     config = config.copy_and_resolve_references()
-    config.eval.batch_size, config.mesh_data = 3, 2
+    config.eval.batch_size, config.mesh.data = 3, 2
     others = evaluate.run(config, workdir, tmp_path)
     for name, value in evaluate.totals(again).items():
         np.testing.assert_allclose(value, others[name], rtol=1e-6, err_msg=name)

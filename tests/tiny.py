@@ -76,7 +76,7 @@ def config(data_dir, **overrides):
     c = common.get_config()
     c.batch_size = 8
     c.steps = 6
-    c.mesh_data = 1
+    c.mesh.data = 1
     c.data.dir = str(data_dir)
     c.data.num_classes = 8
     c.data.image_size = 32

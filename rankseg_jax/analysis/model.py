@@ -29,7 +29,7 @@ def run(config, saved: checkpoint.SavedRun, output) -> dict:
     Raises:
       ValueError: the data or `config` do not fit the checkpoint, or no labeled pixel can be read.
     """
-    mesh = sharding.local_mesh(config.mesh_data)
+    mesh = sharding.local_mesh(sharding.make_mesh(**config.mesh))
     source = tasks.open_source(config, config.data.eval_split)
     saved.check_categories(source, config.data)
     task = tasks.build(config, saved.class_names, saved.things)

@@ -1,0 +1,222 @@
+"""A state that is spread over a mesh trains, restores and predicts as on one device."""
+
+import functools
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from rankseg_jax import checkpoint, evaluate, models, optimizers, sharding, tasks, train
+from tests import tiny
+from tests.helpers import random_state
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]  # data × fsdp × model
+SEGMENTER = dict(
+    model__framework='segmenter',
+    model__backbone='tinier_vit',
+    model__channels=16,
+    model__decoder_heads=2,
+    model__decoder_layers=1,
+    rankseg__stride=8,
+)
+
+
+@pytest.fixture(autouse=True)
+def spread_small_parameters(monkeypatch):
+    monkeypatch.setattr(sharding, 'SMALL', 64)
+
+
+def random_batch(seed):
+    """Images of noise, labeled in squares."""
+    rng = np.random.default_rng(seed)
+    squares = rng.integers(-1, 8, (8, 4, 4))
+    return {
+        'image': rng.normal(size=(8, 32, 32, 3)).astype(np.float32),
+        'label': np.kron(squares, np.ones((1, 8, 8))).astype(np.int32),
+        'mask': np.ones(8, bool),
+    }
+
+
+def ten_losses(config, mesh):
+    """The losses of ten steps, and the compiled step."""
+    model, task = models.build(config, 8), tasks.build(config, 'abcdefgh')
+    optimizer = optimizers.make_optimizer(config.optimizer, 10)
+    shapes = jax.eval_shape(lambda: train.create_state(model, optimizer, config, 8))
+    shardings = sharding.state_shardings(mesh, shapes, shapes.model['params'])
+    step = jax.jit(
+        train.make_train_step(model, optimizer, config, task),
+        in_shardings=(shardings, sharding.split(mesh)),
+        out_shardings=(shardings, sharding.copied(mesh)),
+    )
+    state, losses = jax.device_put(random_state(shapes), shardings), []
+    batches = [sharding.shard_batch(random_batch(i), mesh) for i in range(10)]
+    step = step.lower(state, batches[0]).compile()
+    for batch in batches:
+        state, metrics = step(state, batch)
+        losses.append(float(metrics['loss']))
+    return losses, step
+
+
+@pytest.mark.parametrize(
+    'config',
+    [tiny.config('', ema=0.5, **SEGMENTER), tiny.queries_config('', ema=0.5)],
+    ids=lambda config: config.model.framework,
+)
+def test_every_mesh_gives_the_losses_of_one_device_with_less_memory(config):
+    """With dropout, random points, matching, moments and averages."""
+    expected, _ = ten_losses(config, sharding.make_mesh(1))
+    state, total = {}, {}
+    for mesh in MESHES:
+        losses, step = ten_losses(config, sharding.make_mesh(*mesh))
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(mesh))
+        memory = step.memory_analysis()
+        state[mesh] = memory.argument_size_in_bytes
+        total[mesh] = state[mesh] + memory.temp_size_in_bytes
+    assert state[1, 8, 1] < state[2, 4, 1] / 1.5 < state[8, 1, 1] / 4
+    assert total[1, 8, 1] < total[8, 1, 1]
+
+
+def go_on(config, workdir, steps):
+    """Trains as many more steps from the newest checkpoint; returns the examples and the state."""
+    from rankseg_jax.data import pipeline
+
+    setup = train.set_up(config)
+    with checkpoint.open_checkpoints(workdir, keep=9) as manager:
+        state = train.first_state(setup, manager)
+        start, step = int(state.step), train.jit_step(setup)
+        batches = pipeline.train_batches(setup.source, config, setup.task, start_step=start)
+        for _ in range(steps):
+            state, _ = step(state, sharding.shard_batch(next(batches), setup.mesh))
+        batches.close()
+        if not start:
+            train.save(setup, manager, state, score=None)
+    names = [setup.batch_ids(i) for i in range(start, start + steps)]
+    return names, sharding.host_copy(state.model, setup.mesh)
+
+
+def on(mesh, data_dir):
+    """The config of a run on a mesh."""
+    # AdamW makes steps of full size from the rounding of gradients that are 0, such as those of the
+    # biases of attention's keys.
+    config = tiny.config(data_dir, steps=100, optimizer__name='sgd', **SEGMENTER)
+    config.mesh.data, config.mesh.fsdp, config.mesh.model = mesh
+    return config
+
+
+@pytest.fixture(scope='module')
+def saved(data_dir, tmp_path_factory):
+    """The folder of a run of two steps on 8 × 1 devices."""
+    workdir = tmp_path_factory.mktemp('saved')
+    go_on(on((8, 1, 1), data_dir), workdir, 2)
+    return workdir
+
+
+def test_a_run_goes_on_on_another_mesh(saved, data_dir):
+    """Ten steps on half the devices and on other axes; bit-equal where the batch splits alike."""
+    names, expected = go_on(on((8, 1, 1), data_dir), saved, 10)
+    for mesh in [(4, 1, 1), (2, 4, 1), (1, 8, 1)]:
+        found_names, found = go_on(on(mesh, data_dir), saved, 10)
+        assert found_names == names
+        rtol = 1e-5 if math.prod(mesh) == 4 else 0
+        compare = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol / 100)
+        jax.tree.map(compare, found, expected)
+
+
+def test_a_sharded_state_scores_as_a_whole_one(saved, data_dir, tmp_path):
+    scores = [
+        evaluate.totals(evaluate.run(on(mesh, data_dir), saved, tmp_path))
+        for mesh in [(1, 1, 1), (2, 2, 2)]
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)
+
+
+PARAMS = {
+    'backbone': {'kernel': (6, 64), 'bias': (64,), 'odd': (7, 9)},
+    'decoder': {'classes': {'embedding': (151, 64)}, 'head': {'classify': {'kernel': (64, 200)}}},
+}
+
+
+def specs(mesh, rules=()):
+    shapes = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        PARAMS,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    shardings = sharding.state_shardings(sharding.make_mesh(*mesh), shapes, shapes, rules)
+    return {name: x.spec for name, x in sharding.named_leaves(shardings)}
+
+
+def test_axes_take_the_longest_dimension_that_they_divide():
+    found = specs((1, 4, 2))
+    assert found == {
+        'backbone/kernel': PartitionSpec(None, 'fsdp'),
+        'backbone/bias': PartitionSpec('fsdp'),
+        'backbone/odd': PartitionSpec(),
+        'decoder/classes/embedding': PartitionSpec(None, 'model'),
+        'decoder/head/classify/kernel': PartitionSpec('fsdp', 'model'),
+    }
+    found = specs((1, 2, 1), [('^backbone/k', ('fsdp',)), ('kernel$', ())])
+    assert found['backbone/kernel'] == PartitionSpec('fsdp')
+    assert found['decoder/head/classify/kernel'] == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    'mesh, rules, message',
+    [
+        ((3, 3, 1), (), r'config.mesh = 3 × 3 × 1 .* needs 9 devices, but there are 8'),
+        ((-1, 3, 1), (), r'8 devices are not a multiple of fsdp × model = 3'),
+        ((1, 1, 1), [('conv', ())], "'conv' is found in no path of a parameter, such as backbone/"),
+        ((1, 1, 1), [('bias', ('tensor',))], r"'tensor' is no axis of the mesh; use data, fsdp"),
+        ((1, 1, 1), [('bias', (None, 'fsdp'))], r'bias \[64\] has more dimensions than'),
+        ((1, 4, 1), [('kernel', ('fsdp',))], r'kernel \[6, 64\]: fsdp = 4 does not divide 6'),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(mesh, rules, message):
+    with pytest.raises(ValueError, match=message):
+        specs(mesh, rules)
+
+
+HOST = """
+import sys
+import jax, numpy as np
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from rankseg_jax import sharding
+sharding.SMALL = 0
+values = {'kernel': np.arange(128.0).reshape(8, 16), 'odd': np.arange(3.0)}
+for axes in ((1, 8, 1), (2, 4, 1), (2, 2, 2)):
+    mesh = sharding.make_mesh(*axes)
+    placed = jax.device_put(values, sharding.state_shardings(mesh, values, values))
+    here, found = sharding.local(mesh, placed)
+    assert here.size == 4 and sharding.batch_parts(here) == 4 // axes[2], here
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), values)
+    assert found['kernel'].addressable_data(0).size == 128 // here.shape['fsdp']
+    jax.tree.map(np.testing.assert_array_equal, sharding.host_copy(placed, mesh), values)
+"""
+
+
+def test_each_of_two_hosts_gets_the_whole_state():
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        address = f'localhost:{free.getsockname()[1]}'
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', HOST, address, str(number)],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
