@@ -185,6 +185,10 @@ def trained_config(workdir: Path):
 
 def run_model(config, workdir: Path) -> None:
     """The modes that train a model or use it."""
+    from rankseg_jax import from_data
+
+    if _MODE.value != 'train' and (workdir / 'checkpoints').is_dir():
+        config = from_data.as_trained(config, workdir)
     if _MODE.value == 'train':
         from rankseg_jax import evaluate, storage, tasks, train
 
@@ -194,7 +198,7 @@ def run_model(config, workdir: Path) -> None:
         if not scores:
             return  # SIGTERM ended the run
         print(evaluate.table(scores, tasks.task_class(config.task).columns))
-        predict(config, workdir)
+        predict(from_data.as_trained(config, workdir), workdir)
     elif _MODE.value == 'evaluate':
         from rankseg_jax import evaluate
 

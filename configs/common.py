@@ -44,6 +44,9 @@ def get_config() -> ConfigDict:
     # Unreadable images that are skipped, and named in the log, before the run stops.
     data.max_corrupt = 10
     data.max_pixels = 250_000_000  # images with more are not read; such a one takes gigabytes
+    # With a value, augment.base_size, augment.crop_size and eval.size become the usual shape of the
+    # training images, its long side so many pixels; 0: as these say.
+    data.long_side = 0
     data.mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     data.std = (58.395, 57.12, 57.375)
     # Resize with a filter that grows as images shrink, like Pillow's and unlike OpenCV's.
@@ -118,7 +121,8 @@ def get_config() -> ConfigDict:
 
     # None (in a config file) is the baseline: pixels are classified over all K.
     config.rankseg = rankseg = ConfigDict()
-    rankseg.num_selected = 50  # κ
+    # κ; 0: the 99th percentile of categories per training image, counted before training.
+    rankseg.num_selected = 50
     # Scale by rank: temperature (paper), layer_norm (released code), shared (one τ) or none.
     rankseg.temperature = 'layer_norm'
     # Add log σ(presence logit) of a category to its pixel logits (ours, not in the paper).

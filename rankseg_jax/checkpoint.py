@@ -20,6 +20,7 @@ from orbax.checkpoint import args, checkpoint_managers
 # Keys that runs of earlier versions lack, and the values that their models go on with.
 LATER_KEYS = {
     'compilation_cache': '~/.cache/rankseg_jax',
+    'data.long_side': 0,
     'data.max_pixels': 250_000_000,
     'eval.stretch': False,
     'eval.multiple': 32,

@@ -19,6 +19,7 @@ from rankseg_jax import (
     checkpoint,
     data,
     evaluate,
+    from_data,
     inference,
     losses,
     models,
@@ -29,6 +30,7 @@ from rankseg_jax import (
     tasks,
 )
 from rankseg_jax.data import reading
+from rankseg_jax.data.report import Report
 from rankseg_jax.reporting import Progress
 from rankseg_jax.selector import Choice
 
@@ -191,13 +193,15 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(step)
 
 
-def open_sources(config) -> list[data.Source]:
-    """The training and the evaluation source, validated; the reports are printed.
+def open_sources(config) -> tuple[list[data.Source], Report]:
+    """The training and the evaluation source, validated, and the first one's report.
+
+    The reports are printed.
 
     Raises:
       ValueError: they cannot be used.
     """
-    sources = []
+    sources, reports = [], []
     for split in (config.data.train_split, config.data.eval_split):
         source = tasks.open_source(config, split)
         report = source.check(config.data.max_corrupt)
@@ -206,9 +210,10 @@ def open_sources(config) -> list[data.Source]:
         if report.problems:
             raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
         sources.append(source)
+        reports.append(report)
     if not sources[0].annotated:
         raise ValueError(f'split {config.data.train_split!r} has no annotations to learn from')
-    return sources
+    return sources, reports[0]
 
 
 def check(config, mesh) -> None:
@@ -268,7 +273,8 @@ def set_up(config) -> Setup:
     mesh = sharding.make_mesh(config.mesh_data)
     check(config, mesh)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)  # or refused
-    source, eval_source = open_sources(config)
+    (source, eval_source), report = open_sources(config)
+    config = from_data.complete(config, report)
     task = tasks.from_source(config, source)
     return Setup(
         config=config,
@@ -386,8 +392,11 @@ def train(config, workdir) -> dict[str, Any]:
       FloatingPointError: the loss is not finite.
     """
     workdir = storage.make_folder(workdir, '--workdir')
-    setup = set_up(config)
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
+    if manager.latest_step() is not None:
+        config = from_data.as_trained(config, workdir)
+    setup = set_up(config)
+    config = setup.config
     state = first_state(setup, manager)
     mesh, task, source = setup.mesh, setup.eval_task, setup.eval_source
     local_mesh, _ = sharding.local(mesh, {})

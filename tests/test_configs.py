@@ -47,6 +47,8 @@ CONFIGS = [
     ('camvid', None, 11, 3_435_068),
     ('folder', '', 150, 66_573_926),
     ('folder', 'baseline', 150, 66_496_876),
+    ('folder', 'light', 59, 0),
+    ('folder', 'light_baseline', 59, 0),
     *[
         ('segmenter', recipe, num_classes, num_parameters)
         for recipe, num_classes, num_parameters in [
@@ -253,7 +255,7 @@ def test_every_config_is_listed():
 
 # At reduced size these would be the same as another of their family.
 SIBLINGS = re.compile(
-    'emoji_scenes|camvid:None|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
+    'emoji_scenes|camvid:None|light_baseline|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
     '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
     '|swin_[tsl]|panoptic_r50(_oracle)?$|2former:ade20k_swin_b(_oracle)?$|upernet:ade20k_swin'
     '|upernet:(coco_stuff10k|coco_lvis|tiny_baseline)'
@@ -324,6 +326,7 @@ SMALL_BACKBONES = {
     'resnet50': 'tinier',
     'resnet101': 'tinier',
     'narrow': 'tinier',
+    'efficientnet_lite0': 'tinier',
     'slim': 'tiny_pyramid',
     'beit_l16': 'beit_tiny',
 }
