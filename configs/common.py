@@ -123,8 +123,12 @@ def get_config() -> ConfigDict:
     config.rankseg = rankseg = ConfigDict()
     # κ; 0: the 99th percentile of categories per training image, counted before training.
     rankseg.num_selected = 50
-    # Scale by rank: temperature (paper), layer_norm (released code), shared (one τ) or none.
-    rankseg.temperature = 'layer_norm'
+    # Categories that training keeps: at least κ, at most K. With more than κ, few are missed, and κ
+    # may be lowered in a trained run; layer_norm (below) needs the same number in both.
+    rankseg.train_selected = 200
+    # Scale by rank: temperature (paper), affine (with a bias), layer_norm (released code), shared
+    # (one τ) or none.
+    rankseg.temperature = 'affine'
     # Add log σ(presence logit) of a category to its pixel logits (ours, not in the paper).
     rankseg.score_prior = True
     # In training, categories that are present but not selected: 'force' them in, or 'ignore' their
@@ -173,6 +177,8 @@ def get_config() -> ConfigDict:
     loss.num_points = 12_544  # points where masks are compared
     loss.multilabel = 'asymmetric'  # or 'bce'
     loss.multilabel_weight = 10.0
+    # Of the loss that classifies the cells of the map that the head log_sum_exp sees (ours).
+    loss.cell_weight = 0.4
     loss.gamma_neg = 2.0
     loss.gamma_pos = 0.0
     loss.clip = 0.05

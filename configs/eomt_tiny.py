@@ -25,7 +25,6 @@ def get_config(variant='rankseg'):
     config.model.anneal_end = (1000, 1800)
     config.model.num_queries = 20
     config.rankseg.layer = 0
-    config.rankseg.temperature = 'temperature'
     config.eval.threshold = 0.5
     config.loss.num_points = 256
     config.loss.multilabel_weight = 10.0

@@ -27,7 +27,6 @@ def get_config(variant='rankseg'):
     config.model.num_queries = 20
     # The multi-label head learns sooner from the pixel decoder's map than from queries.
     config.rankseg.layer = 0
-    config.rankseg.temperature = 'temperature'  # the scale of a norm sharpens scores slowly
     config.loss.num_points = 256
     config.loss.multilabel_weight = 10.0
     config.optimizer.learning_rate = 1.5e-3

@@ -118,6 +118,7 @@ def add_rankseg(config):
     """RankSeg as released for UPerNet, but for sizes."""
     config.rankseg.update(
         num_selected=50,
+        train_selected=0,
         temperature='layer_norm',
         score_prior=False,
         missed='ignore',

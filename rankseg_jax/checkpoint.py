@@ -35,6 +35,8 @@ LATER_KEYS = {
     'eval.average_over': 'clip',
     'model.feature_blocks': (),
     'model.norm_epsilon': 0.0,
+    'rankseg.train_selected': 0,
+    'loss.cell_weight': 0.0,
     'rankseg.pyramid': True,
     'rankseg.separable': False,
     'rankseg.select_auxiliary': True,

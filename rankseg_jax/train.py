@@ -80,6 +80,11 @@ def loss_parts(
         parts['loss_multilabel'] = losses.multilabel_loss(
             output.presence_logits, presence, batch['mask'], config.loss
         )
+    if output.cell_logits is not None and config.loss.cell_weight:
+        value = losses.pixel_cross_entropy(
+            output.cell_logits, task.category_map(batch), upsample=False
+        )
+        parts['loss_cells'] = config.loss.cell_weight * value
     return parts, figures
 
 

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import folder
-from rankseg_jax import from_data, train
+from rankseg_jax import from_data
 from rankseg_jax.data.report import Report
-from tests.helpers import run_main
 
 
 def report(categories=(3, 5), sizes=((830, 550), (830, 550), (40, 400))):
