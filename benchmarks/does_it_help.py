@@ -29,7 +29,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.helpers import Runs, numbers
-from configs import camvid, folder, mask2former_tiny, quickstart
+from configs import camvid, common, folder, mask2former_tiny, quickstart
 from rankseg_jax import checkpoint, evaluate, train
 from rankseg_jax.data import scenes
 
@@ -82,6 +82,10 @@ def emoji(num_classes: int, steps: int):
 
 def panoptic(steps: int):
     config = scene_config(mask2former_tiny.get_config(), 60)
+    defaults = common.get_config()
+    for name in ('train_selected', 'temperature'):
+        config.rankseg[name] = defaults.rankseg[name]
+    config.loss.cell_weight = defaults.loss.cell_weight
     config.steps = steps
     return config
 
