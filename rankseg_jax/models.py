@@ -17,8 +17,8 @@ def build(config, num_classes: int) -> nn.Module:
     """The Flax module of `config.model.framework`, a module of rankseg_jax/frameworks.
 
     Raises:
-      ValueError: no framework or dtype has this name, κ lies outside 1..K, or layer norms over ranks
-        would see other numbers of them in training and prediction.
+      ValueError: no framework or dtype has this name, κ lies outside 1..K, or layer norms over
+        ranks would see other numbers of them in training and prediction.
     """
     names = frameworks.names()
     name = config.model.framework
