@@ -127,7 +127,7 @@ def run(config, workdir: Path) -> None:
     import jax
 
     from configs import common  # here and below: --help and bad flags answer at once
-    from rankseg_jax import config_check, processes
+    from rankseg_jax import config_check, from_data, processes
 
     if '://' in _WORKDIR.value:
         raise ValueError(
@@ -142,6 +142,7 @@ def run(config, workdir: Path) -> None:
     processes.start(**{name: flag.value for name, flag in _COORDINATES.items()})
     if config is not None:
         config_check.check(config, common.get_config())
+        config = from_data.as_trained(config, workdir)
     elif _MODE.value != 'convert':
         config = trained_config(workdir)
     if _MODE.value in ('convert', 'prepare') and jax.process_count() > 1:
@@ -208,14 +209,14 @@ def trained_config(workdir: Path):
 
 
 def train(config, workdir: Path) -> None:
-    from rankseg_jax import evaluate, processes, storage, tasks, train
+    from rankseg_jax import evaluate, from_data, processes, storage, tasks, train
 
     if _OUTPUT.value:
         storage.make_folder(_OUTPUT.value)  # of the drawings, which come last
     scores = train.train(config, workdir)
     if scores and processes.is_first():  # or SIGTERM ended the run
         print(evaluate.table(scores, tasks.task_class(config.task).columns))
-        predict(config, workdir)
+        predict(from_data.as_trained(config, workdir), workdir)
 
 
 def analyze(config, workdir: Path) -> None:

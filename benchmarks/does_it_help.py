@@ -1,228 +1,426 @@
-"""Does RankSeg help, and which part of it? Same model, steps and data; mean ± spread over seeds.
+"""Does RankSeg help where models converge? Rows of methods, paired by seed, with intervals.
 
-    python benchmarks/does_it_help.py
+    python benchmarks/does_it_help.py --workdir=runs/does_it_help
+    python benchmarks/does_it_help.py --workdir=runs/does_it_help --rows=hypotheses --seeds=0
 
-Trains one run per cell (data set × variant × seed) and scores it on every split. Each finished
-cell is a line of JSON in --out; when started again, the benchmark skips these. A cell takes about
-two and a half minutes on one CPU core, all of them less than four hours. Processes with other
---seeds may run at the same time. `--table` prints the finished cells and trains nothing.
+Every model starts from pretrained features: EfficientNet-Lite0 of ImageNet for photos (ccp59, in
+two folds, with --ccp59=<folder>; CamVid, with --camvid=<folder>), and for composed scenes a narrow
+ResNet that is first trained on scenes of other categories. A cell (data × row × seed × learning
+rate) is a line of JSON in --out and is not repeated; processes with other --data or --seeds may run
+at the same time once --pretrain_only is done. Baseline and RankSeg search their learning rates with
+seed 0, on validation; further seeds take the best. `--table` prints tables without training and
+writes the summary beside --out.
 """
 
 import json
+import math
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags, logging
+from PIL import Image
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.helpers import Runs, numbers, score_table
-from configs import camvid, quickstart
+from benchmarks.helpers import Runs, numbers
+from configs import camvid, common, folder, mask2former_tiny, quickstart
 from rankseg_jax import checkpoint, evaluate, train
+from rankseg_jax.data import scenes
 
-_OUT = flags.DEFINE_string(
-    'out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells, one per line.'
-)
-_DATA = flags.DEFINE_string(
-    'data', '', 'Folder where emoji_scenes are generated; default: that of the config.'
-)
+_OUT = flags.DEFINE_string('out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/does_it_help', 'Folder of the pretrained backbone.')
+_SCENES = flags.DEFINE_string('scenes', '', "Folder of generated scenes; '': TFDS's.")
+_CCP59 = flags.DEFINE_string('ccp59', '', "ccp59's folder; '': left out.")
 _CAMVID = flags.DEFINE_string('camvid', '', "CamVid's folder; '': left out.")
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per data set and variant.')
-_STEPS = flags.DEFINE_integer('steps', 600, 'Optimizer steps per cell, 8 images each.')
-_CELLS = flags.DEFINE_list(
-    'cells', None, 'Only these dataset/variant pairs, such as emoji60/baseline.'
-)
-_TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished cells and stop.')
+_DATA = flags.DEFINE_list('data', None, 'Only these data, such as emoji60.')
+_ROWS = flags.DEFINE_list('rows', ['rows'], 'Names of rows; or rows, hypotheses: all of these.')
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
+_RATES = flags.DEFINE_list('rates', ['1'], 'Multiples of the learning rate to search, seed 0.')
+_PRETRAIN_ONLY = flags.DEFINE_bool('pretrain_only', False, 'Stop after the backbone.')
+_TABLE = flags.DEFINE_bool('table', False, 'Print tables, write the summary, train nothing.')
 
-# Differences from the paper's RankSeg with missed ground truth forced in: one τ per rank and no
-# score prior.
-VARIANTS = {
-    'baseline': None,
-    'baseline + multi-label loss': {'select': False},
-    'missed ignored': {'missed': 'ignore'},
-    'missed ignored + all-K warm-up': {'missed': 'ignore', 'warmup_steps': -1},
-    'forced in + τ by rank': {},
-    'forced in + τ by rank + all-K warm-up': {'warmup_steps': -1},
-    'forced in + layer norm': {'temperature': 'layer_norm'},
-    'forced in + shared τ': {'temperature': 'shared'},
-    'forced in + score prior': {'temperature': 'none', 'score_prior': True},
-    'forced in + τ by rank + score prior': {'score_prior': True},
-    'forced in + layer norm + score prior': {'temperature': 'layer_norm', 'score_prior': True},
-    'κ = K/2 + τ by rank + score prior': {'share': 1 / 2, 'score_prior': True},
-    'κ = K/2 + layer norm + score prior': {
-        'share': 1 / 2,
-        'temperature': 'layer_norm',
-        'score_prior': True,
-    },
-    'κ = K + τ by rank': {'share': 1},
-    'κ = K + τ by rank + score prior': {'share': 1, 'score_prior': True},
-    'κ = K + layer norm + score prior': {
-        'share': 1,
-        'temperature': 'layer_norm',
-        'score_prior': True,
-    },
-    'oracle': {'oracle': True},
+SIDE = 64  # of scenes, in pixels
+OTHERS = range(150, 400)  # categories of the scenes that the narrow backbone is trained on
+
+
+class Data(NamedTuple):
+    """What a cell is trained and scored on.
+
+    Attributes:
+      config: makes the config of RankSeg with our defaults.
+      kappa: κ that recalls 99 % of the categories at convergence; half of it is tried as well.
+      metric: the score that decides.
+      splits: to score on; the first chooses learning rates and rows, the last is reported.
+    """
+
+    config: Callable
+    kappa: int
+    metric: str = 'mIoU'
+    splits: tuple[str, ...] = ('validation', 'test')
+
+
+def scene_config(config, num_classes: int):
+    """Sets the sizes of scenes, and the backbone that is trained on others."""
+    config.data.num_classes, config.data.image_size = num_classes, SIDE
+    config.data.dir = _SCENES.value
+    config.augment.crop_size = config.eval.size = (SIDE, SIDE)
+    config.model.backbone, config.model.pretrained = 'narrow', str(backbone_folder())
+    return config
+
+
+def emoji(num_classes: int, steps: int):
+    config = scene_config(quickstart.get_config(), num_classes)
+    config.steps = steps
+    return config
+
+
+def panoptic(steps: int):
+    config = scene_config(mask2former_tiny.get_config(), 60)
+    defaults = common.get_config()
+    for name in ('train_selected', 'temperature'):
+        config.rankseg[name] = defaults.rankseg[name]
+    config.loss.cell_weight = defaults.loss.cell_weight
+    config.steps = steps
+    return config
+
+
+def photos(fold: str):
+    config = folder.get_config('light')
+    config.data.dir = str(Path(_WORKDIR.value) / f'ccp59_{fold}')
+    config.data.long_side = 192
+    config.steps = 800
+    return config
+
+
+def streets():
+    config = camvid.get_config()
+    config.data.dir = _CAMVID.value
+    light = folder.get_config('light')
+    config.model.update(light.model)
+    config.data.mean, config.data.std = light.data.mean, light.data.std
+    config.optimizer.update(light.optimizer)
+    config.steps = 600
+    return config
+
+
+DATA = {
+    'emoji60': Data(lambda: emoji(60, steps=1200), kappa=16),
+    'emoji150': Data(lambda: emoji(150, steps=2400), kappa=32),
+    'panoptic60': Data(lambda: panoptic(steps=3000), kappa=16, metric='PQ'),
+    'ccp59_a': Data(lambda: photos('a'), kappa=20, splits=('validation',)),
+    'ccp59_b': Data(lambda: photos('b'), kappa=20, splits=('validation',)),
+    'camvid': Data(streets, kappa=11, splits=('validation',)),
 }
-BEST = 'forced in + layer norm + score prior'  # on validation, among those with κ < K/2
-ONLY_60 = [
-    name
-    for name in VARIANTS
-    if ' K' in name or 'all-K' in name or 'score prior' in name and name != BEST
-]
-KAPPA = {60: 16, 150: 50, 847: 100}
-SIDE = 64  # of the emoji scenes, in pixels; CamVid uses 90 × 120
-WARMUP_SHARE = 0.2  # share of the steps, in variants with an all-K warm-up
+
+# Differences from our defaults.
+RELEASED = {
+    'rankseg.train_selected': 0,
+    'rankseg.temperature': 'layer_norm',
+    'rankseg.score_prior': False,
+    'rankseg.missed': 'ignore',
+    'loss.cell_weight': 0.0,
+}
+ROWS = {
+    'baseline': None,
+    'baseline + head': {'rankseg.select': False},
+    'as released': RELEASED,
+    'RankSeg': {},
+    'oracle': {'rankseg.oracle': True},
+}
+BEFORE = {'rankseg.train_selected': 0, 'rankseg.temperature': 'layer_norm', 'loss.cell_weight': 0.0}
+HYPOTHESES = {
+    'defaults before': BEFORE,
+    'trained over κ ranks': {'rankseg.train_selected': 0},
+    'trained over 2κ ranks': {'rankseg.train_selected': 'twice'},
+    'no loss of cells': {'loss.cell_weight': 0.0},
+    'loss of cells × 2.5': {'loss.cell_weight': 1.0},
+    'no prior': {'rankseg.score_prior': False},
+    'a temperature by rank': {'rankseg.temperature': 'temperature'},
+    'no scale by rank': {'rankseg.temperature': 'none'},
+}
+ALL_ROWS = ROWS | HYPOTHESES
 
 
-def cells():
-    """Yields (dataset, variant, seed), seed by seed, so that partial results are comparable."""
-    pairs = [('emoji60', variant) for variant in VARIANTS]
-    pairs += [('emoji150', variant) for variant in VARIANTS if variant not in ONLY_60]
-    pairs += [
-        (dataset, variant) for dataset in ('emoji847', 'camvid') for variant in ('baseline', BEST)
-    ]
-    for seed in map(int, _SEEDS.value):
-        for dataset, variant in pairs:
-            if not _CELLS.value or f'{dataset}/{variant}' in _CELLS.value:
-                yield dataset, variant, seed
+def backbone_folder() -> Path:
+    return Path(_WORKDIR.value) / 'backbone'
 
 
-def make_config(dataset: str, variant: str, seed: int):
-    """The config of a cell, and the splits it is scored on."""
-    if dataset == 'camvid':
-        config = camvid.get_config()
-        config.data.dir = _CAMVID.value
-        config.augment.base_size = config.eval.size = (90, 120)
-        config.augment.crop_size = (80, 96)
-        splits = ['validation']
-    else:
-        config = quickstart.get_config()
-        config.data.num_classes = int(dataset.removeprefix('emoji'))
-        config.data.image_size = SIDE
-        config.augment.crop_size = config.eval.size = (SIDE, SIDE)
-        config.data.dir = _DATA.value or config.data.dir
-        config.rankseg.num_selected = KAPPA[config.data.num_classes]
-        splits = ['validation', 'test', 'unseen']
-    config.seed = seed
-    config.steps = _STEPS.value
+def pretrain() -> None:
+    """Trains the narrow backbone on scenes of other categories, unless it is there."""
+    if (backbone_folder() / 'checkpoints' / '0').is_dir():
+        return
+    root = Path(_WORKDIR.value) / 'pretraining'
+    write_scenes(root / 'data', {'train': 5000, 'validation': 200})
+    config = quickstart.get_config('baseline')
+    config.data.name, config.data.dir, config.data.num_classes = 'folder', str(root / 'data'), 0
+    config.augment.crop_size = config.eval.size = (SIDE, SIDE)
+    config.steps, config.num_pictures = 3000, 0
+    config.eval_every = config.checkpoint_every = config.steps
+    train.train(config, root / 'run')
+    saved = checkpoint.open_run(root / 'run')
+    model = checkpoint.read_model(root / 'run')
+    parts = {name: {'backbone': model[name]['backbone']} for name in ('params', 'batch_stats')}
+    run = {
+        'config': config.to_dict(),
+        'class_names': list(saved.class_names),
+        'things': [],
+        'next_step': 0,
+        'score': None,
+    }
+    with checkpoint.open_checkpoints(backbone_folder(), keep=1) as manager:
+        checkpoint.save(manager, 0, parts, None, run)
+
+
+def write_scenes(root: Path, counts: dict[str, int]) -> None:
+    """Scenes of OTHERS as a `folder` data set."""
+    names = ['background', *(scenes.class_names(max(OTHERS) + 1)[i] for i in OTHERS)]
+    root.mkdir(parents=True, exist_ok=True)
+    (root / 'classes.txt').write_text('\n'.join(names))
+    for number, (split, count) in enumerate(counts.items()):
+        for kind in ('images', 'labels'):
+            (root / kind / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            rng = scenes.generator(len(names), SIDE, 10 + number, i)
+            objects = [
+                item.__class__(item.category + OTHERS[0] - 1, item.pose)
+                for item in scenes.sample_scene(rng, len(names))
+            ]
+            example = scenes.render(objects, scenes.sample_background(rng, SIDE))
+            label = np.maximum(example['label'].astype(int) - (OTHERS[0] - 1), 0)
+            Image.fromarray(example['image']).save(root / 'images' / split / f'{i}.png')
+            Image.fromarray(label.astype(np.uint8)).save(root / 'labels' / split / f'{i}.png')
+
+
+def write_folds(root: Path) -> None:
+    """Two folds of ccp59 as folders of links: another 70 photos are for validation in each."""
+    photos = sorted((root / 'images').glob('*/*.jpg'))
+    for fold, held in (('a', range(70)), ('b', range(70, 140))):
+        target = Path(_WORKDIR.value) / f'ccp59_{fold}'
+        if target.is_dir():
+            continue
+        order = np.random.default_rng(0).permutation(len(photos))
+        for place, i in enumerate(order):
+            split = 'validation' if place in held else 'train'
+            label = root / 'labels' / photos[i].parent.name / f'{photos[i].stem}.png'
+            for kind, path in (('images', photos[i]), ('labels', label)):
+                link = target / kind / split / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.absolute())
+        (target / 'classes.txt').write_text((root / 'classes.txt').read_text())
+
+
+def make_config(data: str, row: str, seed: int, rate: float):
+    """The config of a cell."""
+    setting, changes = DATA[data], ALL_ROWS[row]
+    config = setting.config()
+    config.seed, config.num_pictures = seed, 0
+    config.optimizer.learning_rate *= rate
     config.optimizer.warmup_steps = config.steps // 12
-    config.eval_every = config.steps // 4
-    config.log_every = config.steps // 8
-    config.checkpoint_every = config.steps
-    config.num_pictures = 0
-    if VARIANTS[variant] is None:
+    config.log_every = config.checkpoint_every = config.steps
+    config.eval_every = config.steps // 3
+    if changes is None:
         config.rankseg = None
-    else:
-        changes = {'temperature': 'temperature', 'score_prior': False} | VARIANTS[variant]
-        if 'share' in changes:  # κ as a share of K
-            changes['num_selected'] = int(changes.pop('share') * config.data.num_classes)
-        config.rankseg.update(changes)
-        if config.rankseg.warmup_steps < 0:
-            config.rankseg.warmup_steps = int(WARMUP_SHARE * config.steps)
-    return config, splits
+        return config
+    config.rankseg.num_selected = setting.kappa
+    for key, value in changes.items():
+        group, name = key.split('.')
+        config[group][name] = 2 * setting.kappa if value == 'twice' else value
+    return config
 
 
-def run_cell(dataset: str, variant: str, seed: int) -> dict:
-    """Trains one cell; returns its learning curve on validation and its scores on every split."""
-    config, splits = make_config(dataset, variant, seed)
+def run_cell(data: str, row: str, seed: int, rate: float) -> dict:
+    """Trains a cell; its curve on validation, and its scores by split and κ."""
+    setting, config = DATA[data], make_config(data, row, seed, rate)
     start = time.time()
     with tempfile.TemporaryDirectory() as workdir:
-        train.train(config, workdir)
+        if not train.train(config, workdir):
+            sys.exit('Stopped; the same command starts this cell again.')
         seconds = time.time() - start
-        rows = [
-            json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()
+        lines = map(json.loads, (Path(workdir) / 'metrics.jsonl').read_text().splitlines())
+        curve = [
+            (line['step'], line[f'eval/{setting.metric}'])
+            for line in lines
+            if f'eval/{setting.metric}' in line
         ]
-        curve = [(row['step'], row['eval/mIoU']) for row in rows if 'eval/mIoU' in row]
+        run = checkpoint.open_run(workdir)
         scores = {}
-        for split in splits:
-            config.data.eval_split = split
-            scores[split] = numbers(evaluate.run(config, workdir))
-        classifier = checkpoint.read_model(workdir)['params']['classifier']
-        log_tau = classifier.get('rank', {}).get('temperature', {}).get('log_tau')
-    return {
-        'dataset': dataset,
-        'variant': variant,
-        'seed': seed,
+        for split in setting.splits:
+            for kappa in kappas(run.config, len(run.class_names)):
+                scored = run.config.copy_and_resolve_references()
+                scored.data.eval_split = split
+                if scored.rankseg:
+                    scored.rankseg.num_selected = kappa
+                scores[f'{split}@{kappa}'] = numbers(evaluate.run(scored, workdir))
+    return describe(data, row, seed, rate) | {
         'steps': config.steps,
         'samples': config.steps * config.batch_size,
+        'kappa': setting.kappa,
+        'num_classes': len(run.class_names),
         'seconds': round(seconds, 1),
         'curve': curve,
         'scores': scores,
-        'tau': None if log_tau is None else np.exp(log_tau).round(3).tolist(),
     }
 
 
-def table(rows) -> str:
-    """Markdown tables per data set: scores (mean ± sample standard deviation), learning curves.
+def describe(data: str, row: str, seed: int, rate: float) -> dict:
+    return {'data': data, 'row': row, 'seed': seed, 'rate': rate}
 
-    All values are percentages.
-    """
-    lines = []
-    for dataset, samples in sorted(
-        {(row['dataset'], row['samples']) for row in rows}, key=lambda x: (len(x[0]), x)
-    ):
-        here = [row for row in rows if (row['dataset'], row['samples']) == (dataset, samples)]
-        runs = {
-            variant: [flat(row['scores']) for row in here if row['variant'] == variant]
-            for variant in VARIANTS
-        }
-        columns = [*(f'mIoU {split}' for split in here[0]['scores']), 'category recall@κ']
-        lines += [
-            '',
-            f'**{dataset}**, {samples} training samples',
-            '',
-            score_table({variant: seeds for variant, seeds in runs.items() if seeds}, columns),
-        ]
-        steps = [step for step, _ in here[0]['curve']]
-        lines += [
-            '',
-            '| validation mIoU after | ' + ' | '.join(f'{step} steps' for step in steps) + ' |',
-            '|---' * (len(steps) + 1) + '|',
-        ]
-        for variant in ('baseline', BEST):
-            curves = [
-                [100 * value for _, value in row['curve']]
-                for row in here
-                if row['variant'] == variant
+
+def kappas(config, num_classes: int) -> list[int]:
+    """Where a run is scored: at its κ, at half of it and, if it was trained so far, at K."""
+    options = config.rankseg
+    if not options:
+        return [num_classes]
+    if options.oracle or not options.select or options.temperature == 'layer_norm':
+        return [options.num_selected]
+    most = min(num_classes, max(options.train_selected, options.num_selected))
+    half = options.num_selected // 2
+    return sorted({half, options.num_selected, most} if most == num_classes else {half, most})
+
+
+def score(cell: dict, split: str, metric: str, kappa: int | None = None) -> float:
+    """In percent; by default at the cell's κ, or all K for the baseline."""
+    scores = cell['scores']
+    at = f'{split}@{kappa or cell["kappa"]}'
+    return 100 * scores[at if at in scores else f'{split}@{cell["num_classes"]}'][metric]
+
+
+def interval(differences) -> str:
+    """Mean and 95 % interval of paired differences, by Student's t."""
+    mean = np.mean(differences)
+    if len(differences) < 2:
+        return f'{mean:+.1f}'
+    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+    return f'{mean:+.1f} ± {half:.1f}'
+
+
+def best_rate(cells: list[dict], data: str, row: str) -> float:
+    """The learning rate that is best on validation with seed 0; RankSeg's for its variants."""
+    like = row if ALL_ROWS[row] is None else 'RankSeg'
+    setting = DATA[data]
+    found = [c for c in cells if (c['data'], c['row'], c['seed']) == (data, like, 0)]
+    if not found:
+        return 1.0
+    return max(found, key=lambda c: score(c, setting.splits[0], setting.metric))['rate']
+
+
+def chosen(cells: list[dict], data: str, row: str) -> dict[int, dict]:
+    """The cells of a row at its learning rate, by seed."""
+    rate = best_rate(cells, data, row)
+    return {c['seed']: c for c in cells if (c['data'], c['row'], c['rate']) == (data, row, rate)}
+
+
+def table(cells: list[dict], data: str) -> str:
+    """A row for each method and κ: scores, paired differences from the baseline, recall."""
+    setting = DATA[data]
+    split = setting.splits[-1]
+    metrics = ('PQ', 'mIoU') if setting.metric == 'PQ' else (setting.metric,)
+    base = chosen(cells, data, 'baseline')
+    titles = ['row', 'κ', 'seeds']
+    for metric in metrics:
+        titles += [metric, '− baseline']
+    titles += ['recall@κ', 'last third', 'rate']
+    lines = ['| ' + ' | '.join(titles) + ' |', '|---' * len(titles) + '|']
+    for row in ALL_ROWS:
+        mine = chosen(cells, data, row)
+        if not mine:
+            continue
+        first = next(iter(mine.values()))
+        for at in sorted({int(key.split('@')[1]) for key in first['scores']}):
+            values = [row, str(at), str(len(mine))]
+            for metric in metrics:
+                each = {seed: score(c, split, metric, at) for seed, c in mine.items()}
+                error = stats.sem(list(each.values())) if len(each) > 1 else math.nan
+                paired = [
+                    value - score(base[seed], split, metric)
+                    for seed, value in each.items()
+                    if seed in base
+                ]
+                values.append(f'{np.mean(list(each.values())):.1f} ± {error:.1f}')
+                values.append(interval(paired) if paired and row != 'baseline' else '')
+            recalls = [
+                value
+                for c in mine.values()
+                for name, value in c['scores'][f'{split}@{at}'].items()
+                if name == f'category_recall@{at}'
             ]
-            if curves:
-                lines.append(
-                    f'| {variant} | '
-                    + ' | '.join(f'{value:.1f}' for value in np.mean(curves, 0))
-                    + ' |'
-                )
+            values.append(f'{100 * np.mean(recalls):.1f}' if recalls else '')
+            gains = [100 * (c['curve'][-1][1] - c['curve'][-2][1]) for c in mine.values()]
+            values += [f'{np.mean(gains):+.1f}', f'{first["rate"]:g}']
+            lines.append('| ' + ' | '.join(values) + ' |')
     return '\n'.join(lines)
 
 
-def flat(scores: dict) -> dict:
-    """The scores of a cell by column; categories are recalled on the first split."""
-    found = {f'mIoU {split}': values['mIoU'] for split, values in scores.items()}
-    for name, value in next(iter(scores.values())).items():
-        if name.startswith('category_recall'):
-            found['category recall@κ'] = value
+def summary(cells: list[dict]) -> list[dict]:
+    """For each data and metric, the scores of baseline, RankSeg and oracle by seed, in percent."""
+    found = []
+    for data, setting in DATA.items():
+        for metric in ('PQ', 'mIoU') if setting.metric == 'PQ' else (setting.metric,):
+            rows = {row: chosen(cells, data, row) for row in ('baseline', 'RankSeg', 'oracle')}
+            seeds = sorted(set(rows['baseline']) & set(rows['RankSeg']))
+            if not seeds:
+                continue
+            cell = rows['RankSeg'][seeds[0]]
+            found.append(
+                {
+                    'task': 'panoptic' if setting.metric == 'PQ' else 'semantic',
+                    'data': data,
+                    'framework': 'mask2former' if setting.metric == 'PQ' else 'upernet',
+                    'metric': metric,
+                    'kappa': cell['kappa'],
+                    'num_classes': cell['num_classes'],
+                }
+                | {
+                    row.lower(): [
+                        round(score(mine[seed], setting.splits[-1], metric), 2)
+                        for seed in seeds
+                        if seed in mine
+                    ]
+                    for row, mine in rows.items()
+                }
+            )
     return found
+
+
+def cells_to_run(cells: Callable):
+    """Yields (data, row, seed, learning rate), seed by seed; `cells()` reads the finished ones."""
+    absent = {'camvid': not _CAMVID.value, 'ccp59_a': not _CCP59.value, 'ccp59_b': not _CCP59.value}
+    names = {'rows': list(ROWS), 'hypotheses': list(HYPOTHESES)}
+    rows = [row for name in _ROWS.value for row in names.get(name, [name])]
+    for seed in map(int, _SEEDS.value):
+        for data in _DATA.value or DATA:
+            if absent.get(data):
+                print(f'{data} is left out: a flag says where it lies')
+                continue
+            for row in rows:
+                searched = row in ('baseline', 'RankSeg') and seed == 0
+                for rate in map(float, _RATES.value) if searched else [None]:
+                    yield data, row, seed, rate or best_rate(cells(), data, row)
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
     runs = Runs(_OUT.value)
-
-    def finished():
-        keys = ('dataset', 'variant', 'seed', 'steps')
-        return {tuple(row[key] for key in keys): row for row in runs.read()}
-
-    if not (_TABLE.value or _CAMVID.value):
-        print('camvid is left out: --camvid=<folder> says where it lies')
-    for cell in [] if _TABLE.value else cells():
-        if cell[0] == 'camvid' and not _CAMVID.value:
-            continue
-        if (*cell, _STEPS.value) not in finished():
-            print(f'== {" / ".join(map(str, cell))}', flush=True)
-            runs.add(run_cell(*cell))
-    print(table(list(finished().values())))
+    if not _TABLE.value:
+        pretrain()
+        if _CCP59.value:
+            write_folds(Path(_CCP59.value))
+        for cell in [] if _PRETRAIN_ONLY.value else cells_to_run(runs.read):
+            if not any(describe(*cell).items() <= found.items() for found in runs.read()):
+                print(f'== {" / ".join(map(str, cell))}', flush=True)
+                runs.add(run_cell(*cell))
+    cells = runs.read()
+    for data in DATA:
+        if any(cell['data'] == data for cell in cells):
+            print(f'\n**{data}**\n\n{table(cells, data)}')
+    path = Path(_OUT.value).with_name('summary.json')
+    path.write_text(json.dumps(summary(cells), indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -43,7 +43,7 @@ from tests import tiny
 
 def get_config():
     return tiny.config(
-        {data!r}, steps={steps}, log_every=1, eval_every={steps}, checkpoint_every=5,
+        {data!r}, steps={steps}, mesh__data=-1, log_every=1, eval_every={steps}, checkpoint_every=5,
         keep_checkpoints={kept}, num_pictures=0, compilation_cache={cache!r},
     )
 """

@@ -54,7 +54,7 @@ def make_config(variant: str):
         return segmenter.get_config('ade20k_b16')
     config = segmenter.get_config('ade20k_b16_rankseg')
     if variant == 'RankSeg':
-        config.rankseg.update(common.get_config().rankseg, num_selected=50)
+        config.rankseg.update(common.get_config().rankseg, num_selected=50, train_selected=0)
         config.model.decoder_layers = 2
     return config
 

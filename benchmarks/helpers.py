@@ -191,7 +191,7 @@ def class_layer_alone(decoder, params, queries, presence_logits):
     tau = TAU if decoder.cosine else 1.0
     if selection is None:
         return logits / tau
-    return RankScale(options, tau, no_object=True).apply(
+    return RankScale(options, decoder.num_classes, tau, no_object=True).apply(
         {'params': params['rank']}, logits, selection
     )
 

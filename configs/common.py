@@ -54,6 +54,9 @@ def get_config() -> ConfigDict:
     # Unreadable images that are skipped, and named in the log, before the run stops.
     data.max_corrupt = 10
     data.max_pixels = 250_000_000  # images with more are not read; such a one takes gigabytes
+    # With a value, augment.base_size, augment.crop_size and eval.size become the usual shape of the
+    # training images, its long side so many pixels; 0: as these say.
+    data.long_side = 0
     data.mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     data.std = (58.395, 57.12, 57.375)
     # Resize with a filter that grows as images shrink, like Pillow's and unlike OpenCV's.
@@ -128,9 +131,14 @@ def get_config() -> ConfigDict:
 
     # None (in a config file) is the baseline: pixels are classified over all K.
     config.rankseg = rankseg = ConfigDict()
-    rankseg.num_selected = 50  # κ
-    # Scale by rank: temperature (paper), layer_norm (released code), shared (one τ) or none.
-    rankseg.temperature = 'layer_norm'
+    # κ; 0: the 99th percentile of categories per training image, counted before training.
+    rankseg.num_selected = 50
+    # Categories that training keeps: at least κ, at most K. With more than κ, few are missed, and κ
+    # may be lowered in a trained run; layer_norm (below) needs the same number in both.
+    rankseg.train_selected = 200
+    # Scale by rank: temperature (paper), affine (with a bias), layer_norm (released code), shared
+    # (one τ) or none.
+    rankseg.temperature = 'affine'
     # Add log σ(presence logit) of a category to its pixel logits (ours, not in the paper).
     rankseg.score_prior = True
     # In training, categories that are present but not selected: 'force' them in, or 'ignore' their
@@ -179,6 +187,8 @@ def get_config() -> ConfigDict:
     loss.num_points = 12_544  # points where masks are compared
     loss.multilabel = 'asymmetric'  # or 'bce'
     loss.multilabel_weight = 10.0
+    # Of the loss that classifies the cells of the map that the head log_sum_exp sees (ours).
+    loss.cell_weight = 0.4
     loss.gamma_neg = 2.0
     loss.gamma_pos = 0.0
     loss.clip = 0.05

@@ -52,6 +52,7 @@ def get_config(recipe='coco_stuff10k_rankseg'):
 
     config.rankseg.update(
         num_selected=50,
+        train_selected=0,
         temperature='layer_norm',
         score_prior=False,
         missed='ignore',

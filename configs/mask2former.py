@@ -141,6 +141,7 @@ def add_rankseg(config, num_selected: int):
     config.model.cosine = True
     config.rankseg.update(
         num_selected=num_selected,
+        train_selected=0,
         temperature='layer_norm',
         score_prior=False,
         missed='ignore',

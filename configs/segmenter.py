@@ -102,6 +102,7 @@ def get_config(recipe='ade20k_b16_rankseg'):
 
     config.rankseg.update(
         num_selected=25 if dataset == 'pascal60' else 50,
+        train_selected=0,
         temperature='layer_norm',
         score_prior=False,
         missed='ignore',

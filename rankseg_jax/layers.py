@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 
 class ConvNorm(nn.Module):
@@ -56,6 +57,7 @@ class ConvNorm(nn.Module):
             use_bias=False,
             # As by He et al.; of a kernel's outputs, an input reaches those of its group.
             kernel_init=nn.initializers.variance_scaling(2.0 * self.groups, 'fan_out', 'normal'),
+            conv_general_dilated=depthwise if self.groups == x.shape[-1] == self.features else None,
             dtype=self.dtype,
             name='conv',
         )(x)
@@ -73,6 +75,46 @@ class ConvNorm(nn.Module):
             name='norm',
         )(x)
         return self.activation(x) if self.activation else x
+
+
+def depthwise(x, kernel, window_strides, padding, *, rhs_dilation, **options):
+    """A depthwise convolution, with arguments as of `jax.lax.conv_general_dilated`.
+
+    On a CPU it is a sum of shifted products: XLA's own takes 5 times as long forward and backward.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, l, 1, C].
+    """
+
+    def by_xla(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, window_strides, padding, rhs_dilation=rhs_dilation, **options
+        )
+
+    def by_products(x, kernel):
+        size = [
+            1 + (taps - 1) * step for taps, step in zip(kernel.shape[:2], rhs_dilation, strict=True)
+        ]
+        if isinstance(padding, str):
+            pads = lax.padtype_to_pads(x.shape[1:3], size, window_strides, padding)
+        else:
+            pads = padding
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        # The pixels that a tap of the kernel sees.
+        rows, columns = (
+            [slice(i * step, length - side + i * step + 1, stride) for i in range(taps)]
+            for length, side, step, stride, taps in zip(
+                x.shape[1:3], size, rhs_dilation, window_strides, kernel.shape[:2], strict=True
+            )
+        )
+        return sum(
+            x[:, row, column] * kernel[i, j, 0]
+            for i, row in enumerate(rows)
+            for j, column in enumerate(columns)
+        )  # [B, H', W', C]
+
+    return lax.platform_dependent(x, kernel, cpu=by_products, default=by_xla)
 
 
 def resize(x, shape):

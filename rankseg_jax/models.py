@@ -10,14 +10,15 @@ from flax import linen as nn
 
 from rankseg_jax import checkpoint, frameworks, sharding
 from rankseg_jax.outputs import PixelOutput, QueryOutput
-from rankseg_jax.selector import Choice
+from rankseg_jax.selector import Choice, num_ranks
 
 
 def build(config, num_classes: int) -> nn.Module:
     """The Flax module of `config.model.framework`, a module of rankseg_jax/frameworks.
 
     Raises:
-      ValueError: no framework or dtype has this name, or κ lies outside 1..K.
+      ValueError: no framework or dtype has this name, κ lies outside 1..K, or layer norms over
+        ranks would see other numbers of them in training and prediction.
     """
     names = frameworks.names()
     name = config.model.framework
@@ -33,6 +34,16 @@ def build(config, num_classes: int) -> nn.Module:
         raise ValueError(
             f'config.rankseg.num_selected (κ) = {config.rankseg.num_selected} must be at least 1 '
             f'and at most the number of categories, K = {num_classes}'
+        )
+    if (
+        config.rankseg
+        and config.rankseg.temperature == 'layer_norm'
+        and num_ranks(config.rankseg, num_classes) != config.rankseg.num_selected
+    ):
+        raise ValueError(
+            "config.rankseg.temperature = 'layer_norm' normalizes over the ranks, as many in "
+            'training as in prediction: set config.rankseg.train_selected = 0, not '
+            f'{config.rankseg.train_selected}'
         )
     return importlib.import_module(f'rankseg_jax.frameworks.{name}').build(config, num_classes)
 

@@ -209,22 +209,30 @@ class GlobalPoolHead(nn.Module):
 
 
 class LogSumExpHead(nn.Module):
-    """Classifies every position and pools the logits by log-sum-exp, a smooth maximum.
+    """Classifies every cell and pools the logits by log-sum-exp, a smooth maximum.
 
     The logarithm is taken of the mean instead of the sum, so that the result does not depend on the
-    number of positions.
+    number of cells.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        self.classify = nn.Dense(self.num_classes, dtype=self.dtype)
+
+    def cells(self, features) -> jax.Array:
+        """[B, *space, C] -> logits of each cell [B, *space, K] float32."""
+        return self.classify(features).astype(jnp.float32)
+
+    def pool(self, cell_logits) -> jax.Array:
+        """[B, *space, K] -> presence_logits [B, K]."""
+        logits = as_tokens(cell_logits)  # [B, L, K]
+        return jax.nn.logsumexp(logits, axis=1) - jnp.log(logits.shape[1])
+
     def __call__(self, features, *, train: bool) -> jax.Array:
         """[B, h, w, C] or [B, L, C] -> presence_logits [B, K]."""
-        tokens = as_tokens(features)  # [B, L, C]
-        classify = nn.Dense(self.num_classes, dtype=self.dtype, name='classify')
-        logits = classify(tokens).astype(jnp.float32)  # [B, L, K]
-        return jax.nn.logsumexp(logits, axis=1) - jnp.log(tokens.shape[1])
+        return self.pool(self.cells(features))
 
 
 def as_tokens(features, pool: int = 0) -> jax.Array:

@@ -25,6 +25,8 @@ class PixelOutput:
       presence_logits: [B, K] of the multi-label head; None for the baseline.
       auxiliary_logits: [B, *space', κ or K] of the auxiliary head, used in training only, over all
         K without `rankseg.select_auxiliary`; None without such a head.
+      cell_logits: [B, *space'', K] of the cells of the map that the multi-label head sees, used in
+        training only; None if there are none.
       direct: logits are resized directly to the image, not to the network's input first; static.
     """
 
@@ -32,6 +34,7 @@ class PixelOutput:
     selection: Selection | None = None
     presence_logits: jax.Array | None = None
     auxiliary_logits: jax.Array | None = None
+    cell_logits: jax.Array | None = None
     direct: bool = struct.field(pytree_node=False, default=False)
 
     joins_windows = True  # in `split_views`
@@ -57,11 +60,13 @@ class PixelOutput:
 
     def by_clip(self, length: int) -> 'PixelOutput':
         """The output for clips of `length` frames, from that for their frames."""
-        auxiliary = self.auxiliary_logits
-        if auxiliary is not None:
-            auxiliary = auxiliary.reshape(-1, length, *auxiliary.shape[1:])
-        logits = self.logits.reshape(-1, length, *self.logits.shape[1:])
-        return dataclasses.replace(self, logits=logits, auxiliary_logits=auxiliary)
+
+        def by_clip(logits):
+            return logits.reshape(-1, length, *logits.shape[1:])
+
+        names = ('logits', 'auxiliary_logits', 'cell_logits')
+        of_frames = {name: x for name in names if (x := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **jax.tree.map(by_clip, of_frames))
 
     def frame(self, number) -> 'PixelOutput':
         """The output for a frame of each clip, as for an image; `number`: [] int32."""
@@ -112,6 +117,7 @@ class QueryOutput:
       mask_logits: [B, Q, *space] at stride 4.
       selection: the categories that the ranks stand for; None for the baseline.
       presence_logits: [B, K] of the multi-label head; None for the baseline.
+      cell_logits: [B, *space', K], as of `PixelOutput`.
       queries: [B, Q, D], the embeddings that are classified.
       auxiliary: (class_logits, mask_logits) of the earlier predictions, first to last, used in
         training only.
@@ -125,6 +131,7 @@ class QueryOutput:
     mask_logits: jax.Array
     selection: Selection | None = None
     presence_logits: jax.Array | None = None
+    cell_logits: jax.Array | None = None
     queries: jax.Array | None = None
     auxiliary: tuple = ()
     memory: Memory | None = None

@@ -133,11 +133,14 @@ class RankTemperature(nn.Module):
     """Rank-adaptive scale of logits, [..., ranks] -> [..., ranks].
 
     Attributes:
-      num_ranks: length of the last axis; with 1 and kind 'temperature', all ranks share one τ.
+      num_ranks: the most ranks that the last axis may hold; with 1 and kind 'temperature', all
+        ranks share one τ.
       kind: 'temperature' divides by exp(log_tau), a learned positive τ per rank (the paper);
-        'layer_norm' normalizes over the ranks, then scales and shifts each (the released code);
-        'none' returns the logits unchanged.
+        'affine' also adds a learned bias per rank; 'layer_norm' normalizes over the ranks, always
+        all of them, then scales and shifts each (the released code); 'none' returns the logits
+        unchanged.
       tau: initial τ.
+      no_object: whether the axis ends with a further logit, which is no rank.
 
     Raises:
       ValueError: `kind` is unknown.
@@ -146,14 +149,23 @@ class RankTemperature(nn.Module):
     num_ranks: int
     kind: str = 'temperature'
     tau: float = 1.0
+    no_object: bool = False
 
     @nn.compact
     def __call__(self, logits):
-        if self.kind == 'temperature':
-            log_tau = self.param(
-                'log_tau', nn.initializers.constant(jnp.log(self.tau)), (self.num_ranks,)
-            )
-            return logits * jnp.exp(-log_tau).astype(logits.dtype)  # [..., κ]
+        def of_ranks(name, init):
+            """A parameter by rank, as far as the logits have ranks."""
+            values = self.param(name, init, (self.num_ranks + self.no_object,))
+            ranks = logits.shape[-1] - self.no_object
+            values = jnp.concatenate([values[:ranks], values[self.num_ranks :]])
+            return values.astype(logits.dtype)
+
+        if self.kind in ('temperature', 'affine'):
+            log_tau = of_ranks('log_tau', nn.initializers.constant(jnp.log(self.tau)))
+            logits = logits * jnp.exp(-log_tau)  # [..., κ]
+            if self.kind == 'affine':
+                logits += of_ranks('bias', nn.initializers.zeros)
+            return logits
         if self.kind == 'layer_norm':
             # Cosines lie close together, so computing the variance as E[x²] - E[x]² loses digits.
             norm = nn.LayerNorm(
@@ -164,5 +176,5 @@ class RankTemperature(nn.Module):
             return logits
         raise ValueError(
             f'kind of rank temperature {self.kind!r} is unknown; use '
-            "'temperature', 'layer_norm' or 'none'"
+            "'temperature', 'affine', 'layer_norm' or 'none'"
         )

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax import struct
 from ml_collections import FrozenConfigDict
 
-from rankseg_jax.multilabel import build_head
+from rankseg_jax.multilabel import LogSumExpHead, build_head
 from rankseg_jax.outputs import Memory
 from rankseg_jax.ranking import RankTemperature, Selection, select
 
@@ -69,7 +69,9 @@ class Choice:
 
 
 class CategorySelector(nn.Module):
-    """Features → (presence_logits [B, K], Selection [B, κ] or None).
+    """Features → (presence_logits [B, K], Selection [B, κ] or None, cell_logits or None).
+
+    cell_logits [B · views, h, w, K] are what a `LogSumExpHead` pools of a map, in training only.
 
     Attributes:
       num_classes: K.
@@ -104,10 +106,15 @@ class CategorySelector(nn.Module):
         head = build_head(self.options, self.num_classes, self.dtype)
         nn.share_scope(self, head)  # the head's parameters lie directly under this module's name
         shared = {'class_embedding': class_embedding} if self.options.share_embedding else {}
-        presence_logits = head(features, **shared, train=train)  # [B · views, K]
+        cell_logits = None
+        if train and isinstance(head, LogSumExpHead) and features.ndim == 4:
+            cell_logits = head.cells(features)  # [B · views, h, w, K]
+            presence_logits = head.pool(cell_logits)  # [B · views, K]
+        else:
+            presence_logits = head(features, **shared, train=train)  # [B · views, K]
         if over_frames is not None:
             presence_logits = over_frames(presence_logits)
-        return choose(self.options, presence_logits, choice, train=train)
+        return *choose(self.options, presence_logits, choice, train=train), cell_logits
 
 
 def choose(
@@ -129,6 +136,7 @@ def choose(
     presence_logits = pool(presence_logits, choice)  # [B, K]
     if not options.select or choice.all_classes or choice.selection is not None:
         return presence_logits, choice.selection
+    kept = num_ranks(options, presence_logits.shape[-1]) if train else options.num_selected
     if options.oracle:
         if choice.presence is None:
             raise ValueError(
@@ -136,13 +144,18 @@ def choose(
                 'give `presence`, or set it to False'
             )
         scores = choice.presence.astype(jnp.float32)  # [B, K]
-        return presence_logits, select(scores, options.num_selected)
+        return presence_logits, select(scores, kept)
     if options.missed not in ('force', 'ignore'):
         raise ValueError(
             f"config.rankseg.missed = {options.missed!r} is unknown; use 'force' or 'ignore'"
         )
     forced = choice.presence if train and options.missed == 'force' else None
-    return presence_logits, select(presence_logits, options.num_selected, must_include=forced)
+    return presence_logits, select(presence_logits, kept, must_include=forced)
+
+
+def num_ranks(options, num_classes: int) -> int:
+    """How many categories training keeps: `rankseg.train_selected`, at least κ and at most K."""
+    return min(max(options.num_selected, options.train_selected), num_classes)
 
 
 def pool(presence_logits, choice: Choice):
@@ -184,21 +197,25 @@ class RankScale(nn.Module):
 
     Attributes:
       options: the keys of `config.rankseg`.
+      num_classes: K.
       tau: initial temperature.
       no_object: a last logit, which stands for no category, follows the κ ranks; it has a
         temperature but no score.
     """
 
     options: FrozenConfigDict
+    num_classes: int
     tau: float = 1.0
     no_object: bool = False
 
     @nn.compact
     def __call__(self, logits, selection: Selection):
-        num_ranks, kind = self.options.num_selected + self.no_object, self.options.temperature
+        ranks, kind = num_ranks(self.options, self.num_classes), self.options.temperature
         if kind == 'shared':
-            num_ranks, kind = 1, 'temperature'
-        logits = RankTemperature(num_ranks, kind, self.tau, name='temperature')(logits)
+            scale = RankTemperature(1, 'temperature', self.tau, name='temperature')
+        else:
+            scale = RankTemperature(ranks, kind, self.tau, self.no_object, name='temperature')
+        logits = scale(logits)
         scores = selection.scores  # [B, κ]
         if self.no_object:  # is always present
             scores = jnp.pad(scores, ((0, 0), (0, 1)), constant_values=jnp.inf)  # [B, κ + 1]

@@ -20,6 +20,7 @@ from rankseg_jax import (
     checkpoint,
     data,
     evaluate,
+    from_data,
     inference,
     losses,
     models,
@@ -31,6 +32,7 @@ from rankseg_jax import (
     tasks,
 )
 from rankseg_jax.data import reading
+from rankseg_jax.data.report import Report
 from rankseg_jax.reporting import Progress
 from rankseg_jax.selector import Choice
 
@@ -80,6 +82,11 @@ def loss_parts(
         parts['loss_multilabel'] = losses.multilabel_loss(
             output.presence_logits, presence, batch['mask'], config.loss
         )
+    if output.cell_logits is not None and config.loss.cell_weight:
+        value = losses.pixel_cross_entropy(
+            output.cell_logits, task.category_map(batch), upsample=False
+        )
+        parts['loss_cells'] = config.loss.cell_weight * value
     return parts, figures
 
 
@@ -193,30 +200,31 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(step)
 
 
-def check_source(source: data.Source, config, split: str) -> None:
-    """Prints what is wrong with a split, and raises a ValueError if it cannot be used."""
+def check_source(source: data.Source, config, split: str) -> Report:
+    """What is found in a split, which is printed; a ValueError if it cannot be used."""
     report = source.check(config.data.max_corrupt)
     if text := str(report):
         print(f'{split}: {text}')
     if report.problems:
         raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
+    return report
 
 
-def open_sources(config) -> list[data.Source]:
-    """The training and the evaluation source, validated by the first process.
+def open_sources(config) -> tuple[list[data.Source], Report]:
+    """The training and the evaluation source, validated by the first process, and its report on the
+    training split, which is empty in others.
 
     Raises:
       ValueError: they cannot be used.
     """
-    sources = []
+    sources, reports = [], []
     for split in (config.data.train_split, config.data.eval_split):
         source = tasks.open_source(config, split)
-        if processes.is_first():
-            check_source(source, config, split)
+        reports.append(check_source(source, config, split) if processes.is_first() else Report())
         sources.append(source)
     if not sources[0].annotated:
         raise ValueError(f'split {config.data.train_split!r} has no annotations to learn from')
-    return sources
+    return sources, reports[0]
 
 
 def check(config, mesh) -> None:
@@ -280,9 +288,11 @@ def set_up(config) -> Setup:
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)  # or refused
     if not processes.is_first():
         processes.wait()  # for the data, which the first one may have to generate
-    source, eval_source = open_sources(config)
+    (source, eval_source), report = open_sources(config)
     if processes.is_first():
         processes.wait()
+    if not from_data.is_complete(config):
+        config = from_data.complete(config, sharding.gather(report)[0])
     task = tasks.from_source(config, source)
     return Setup(
         config=config,
@@ -432,8 +442,8 @@ def train(config, workdir) -> dict[str, Any]:
       FloatingPointError: the loss is not finite.
     """
     workdir = storage.make_folder(workdir, '--workdir')
-    setup = set_up(config)
-    state = first_state(setup, workdir)
+    setup = set_up(from_data.as_trained(config, workdir))
+    config, state = setup.config, first_state(setup, workdir)
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
     mesh, task, source = setup.mesh, setup.eval_task, setup.eval_source
     local_mesh, _ = sharding.local(mesh, {})

@@ -39,6 +39,7 @@ def rankseg(golden, **options):
     config = common.get_config().rankseg
     config.update(
         num_selected=int(golden['hparam/num_selected']),
+        train_selected=0,
         pool=int(golden['hparam/pool']),
         temperature='layer_norm',
         missed='ignore',

@@ -41,12 +41,14 @@ README = (ROOT / 'README.md').read_text()
 
 # (config, its argument, K, parameters)
 CONFIGS = [
-    ('quickstart', None, 60, 3_441_448),
-    ('emoji_scenes', '150', 150, 3_453_216),
-    ('emoji_scenes', '1284', 1284, 3_600_736),
+    ('quickstart', None, 60, 3_441_536),
+    ('emoji_scenes', '150', 150, 3_453_416),
+    ('emoji_scenes', '1284', 1284, 3_600_936),
     ('camvid', None, 11, 3_435_068),
-    ('folder', '', 150, 66_573_926),
+    ('folder', '', 150, 66_574_126),
     ('folder', 'baseline', 150, 66_496_876),
+    ('folder', 'light', 59, 3_651_180),
+    ('folder', 'light_baseline', 59, 3_647_227),
     *[
         ('segmenter', recipe, num_classes, num_parameters)
         for recipe, num_classes, num_parameters in [
@@ -162,15 +164,15 @@ CONFIGS = [
         ('eomt', recipe, num_classes, num_parameters)
         for recipe, num_classes, num_parameters in [
             ('ade20k_l', 150, 316_020_887),
-            ('ade20k_l_rankseg', 150, 316_174_739),
-            ('ade20k_l_oracle', 150, 316_174_739),
+            ('ade20k_l_rankseg', 150, 316_174_939),
+            ('ade20k_l_oracle', 150, 316_174_939),
             ('ade20k_dinov3_l', 150, 314_947_735),
-            ('ade20k_dinov3_l_rankseg', 150, 315_101_587),
+            ('ade20k_dinov3_l_rankseg', 150, 315_101_787),
             ('ade20k_panoptic_l', 150, 316_713_111),
             ('coco_panoptic_s', 133, 23_975_942),
             ('coco_panoptic_b', 133, 93_663_110),
             ('coco_panoptic_l', 133, 316_695_686),
-            ('coco_panoptic_l_rankseg', 133, 316_832_113),
+            ('coco_panoptic_l_rankseg', 133, 316_832_279),
             ('coco_panoptic_l_1280', 133, 321_610_886),
             ('coco_panoptic_g', 133, 1_163_622_022),
             ('coco_panoptic_g_1280', 133, 1_170_994_822),
@@ -179,7 +181,7 @@ CONFIGS = [
             ('coco_panoptic_dinov3_l', 133, 315_032_710),
             ('coco_panoptic_dinov3_l_1280', 133, 315_032_710),
             ('coco_instance_l', 80, 316_641_361),
-            ('coco_instance_l_rankseg', 80, 316_723_463),
+            ('coco_instance_l_rankseg', 80, 316_723_523),
             ('coco_instance_l_1280', 80, 321_556_561),
             ('coco_instance_dinov3_l', 80, 314_978_385),
             ('coco_instance_dinov3_l_1280', 80, 314_978_385),
@@ -238,7 +240,11 @@ CONFIGS = [
 
 def load(name, argument):
     module = importlib.import_module(f'configs.{name}')
-    return module.get_config() if argument is None else module.get_config(argument)
+    config = module.get_config() if argument is None else module.get_config(argument)
+    if config.rankseg and not config.rankseg.num_selected:  # left to the data
+        with config.unlocked():
+            config.rankseg.num_selected = 8
+    return config
 
 
 def test_every_config_is_listed():
@@ -253,7 +259,7 @@ def test_every_config_is_listed():
 
 # At reduced size these would be the same as another of their family.
 SIBLINGS = re.compile(
-    'emoji_scenes|camvid:None|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
+    'emoji_scenes|camvid:None|light_baseline|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
     '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
     '|swin_[tsl]|panoptic_r50(_oracle)?$|2former:ade20k_swin_b(_oracle)?$|upernet:ade20k_swin'
     '|upernet:(coco_stuff10k|coco_lvis|tiny_baseline)'
@@ -324,6 +330,7 @@ SMALL_BACKBONES = {
     'resnet50': 'tinier',
     'resnet101': 'tinier',
     'narrow': 'tinier',
+    'efficientnet_lite0': 'tinier',
     'slim': 'tiny_pyramid',
     'beit_l16': 'beit_tiny',
 }

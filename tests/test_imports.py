@@ -49,10 +49,11 @@ ALLOWED = {
     'prediction_files': 'checkpoint data predict storage tasks visualize',
     'published_task': 'data tasks',
     'convert': 'backbones checkpoint frameworks models pretrained published_task storage tasks',
+    'from_data': 'checkpoint data',
     'reporting': 'evaluate optimizers sharding',
     'train': (
-        'checkpoint data evaluate inference losses models optimizers pretrained processes '
-        'reporting selector sharding storage tasks'
+        'checkpoint data evaluate from_data inference losses models optimizers pretrained '
+        'processes reporting selector sharding storage tasks'
     ),
     'analysis': ('analysis checkpoint data evaluate fonts inference models sharding storage tasks'),
 }

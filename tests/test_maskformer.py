@@ -160,7 +160,7 @@ def test_a_config_describes_the_published_sizes(name, backbone, tmp_path):
 
 def test_rank_space_agrees_with_all_classes_and_dropout_drops():
     options = common.get_config().rankseg
-    options.update(num_selected=3, layer=1, temperature='none', score_prior=False)
+    options.update(num_selected=3, train_selected=0, layer=1, temperature='none', score_prior=False)
     model = DetrDecoder(
         num_classes=7,
         num_queries=4,

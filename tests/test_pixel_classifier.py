@@ -13,17 +13,19 @@ from tests.helpers import random_variables
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
 SCORES = np.array([[4, 2, 1, 0, -3], [0, -1, -20, -50, -90]], np.float32)
+HEAD = 'log_sum_exp'
 SELECTION = Selection(jnp.arange(5)[None].repeat(2, 0), jnp.asarray(SCORES))
 
 
 def options(**changes):
     config = common.get_config().rankseg
-    config.update({'num_selected': 5, 'temperature': 'none', 'score_prior': False} | changes)
+    config.update({'num_selected': 5, 'train_selected': 0, 'temperature': 'none'})
+    config.update({'score_prior': False} | changes)
     return FrozenConfigDict(config)
 
 
 def scaled(tau=1.0, params=None, selection=SELECTION, **changes):
-    module = RankScale(options(**changes), tau)
+    module = RankScale(options(**changes), 5, tau)
     return module.apply({'params': params or {}}, LOGITS, selection)
 
 
@@ -45,7 +47,7 @@ def test_temperature_divides_by_rank_and_may_be_shared():
         LOGITS / 0.5,
         rtol=1e-5,
     )
-    variables = RankScale(options(temperature='temperature'), 0.07).init(
+    variables = RankScale(options(temperature='temperature'), 5, 0.07).init(
         jax.random.key(0), LOGITS, SELECTION
     )
     np.testing.assert_allclose(
@@ -97,3 +99,47 @@ def test_a_stride_that_is_not_there_is_named():
             {8: jnp.zeros((1, 2, 2, 3)), 16: None},
             train=False,
         )
+
+
+def test_training_keeps_more_categories_and_prediction_the_first_of_them():
+    """κ = 2 of the 4 that are trained: the same logits, with the scale and bias of their ranks."""
+    chosen = options(num_selected=2, train_selected=4, temperature='affine', stride=8, head=HEAD)
+    model = PixelClassifier(6, chosen)
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 7)), jnp.float32)
+    variables = random_variables(model, pixels, {8: pixels})
+    trained, predicted = (
+        model.apply(variables, pixels, {8: pixels}, train=train, choice=Choice(presence=presence))
+        for train, presence in ((True, jnp.zeros((2, 6), bool)), (False, None))
+    )
+    rank = variables['params']['rank']['temperature']
+    assert rank['log_tau'].shape == rank['bias'].shape == (4,)
+    assert trained.logits.shape == (2, 4, 4, 4) and predicted.logits.shape == (2, 4, 4, 2)
+    np.testing.assert_array_equal(predicted.selection.labels, trained.selection.labels[:, :2])
+    np.testing.assert_allclose(predicted.logits, trained.logits[..., :2], rtol=1e-5)
+    everything = PixelClassifier(6, None).apply(
+        {'params': {'classes': variables['params']['classes']}}, pixels, {}, train=False
+    )
+    expected = np.take_along_axis(
+        np.asarray(everything.logits), np.asarray(predicted.selection.labels)[:, None, None], -1
+    )
+    expected = expected / np.exp(rank['log_tau'][:2]) + rank['bias'][:2]
+    np.testing.assert_allclose(predicted.logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_cells_of_the_head_are_given_in_training_alone():
+    model = PixelClassifier(6, options(num_selected=2, stride=8, head=HEAD))
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3, 7)), jnp.float32)
+    variables = random_variables(model, pixels, {8: pixels})
+    output = model.apply(variables, pixels, {8: pixels}, train=True)
+    kernel, bias = (variables['params']['head']['classify'][name] for name in ('kernel', 'bias'))
+    np.testing.assert_allclose(output.cell_logits, pixels @ kernel + bias, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        output.presence_logits,
+        scipy.special.logsumexp(output.cell_logits, (1, 2)) - np.log(12),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    assert model.apply(variables, pixels, {8: pixels}, train=False).cell_logits is None
+    encoder = PixelClassifier(6, options(stride=8, head='global_pool'))
+    variables = random_variables(encoder, pixels, {8: pixels})
+    assert encoder.apply(variables, pixels, {8: pixels}, train=True).cell_logits is None

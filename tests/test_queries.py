@@ -125,3 +125,23 @@ def test_the_loss_in_rank_space(selected):
         )
     )(outputs, labels, targets)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, expected)
+
+
+def test_categories_of_pixels():
+    """Those of the target that holds a pixel, of the first one where masks overlap."""
+    rng = np.random.default_rng(0)
+    labels = np.array([[3, -1, 8], [-1, -1, -1], [5, 5, 0]], np.int32)
+    segments = rng.integers(-1, 3, (3, 4, 5)).astype(np.int32)
+    masks = rng.random((3, 3, 4, 5)) < 0.4  # [B, N, H, W]
+    of_segments, of_masks = np.full((2, 3, 4, 5), -1)
+    for b, i, j in np.ndindex(3, 4, 5):
+        if segments[b, i, j] >= 0:
+            of_segments[b, i, j] = labels[b, segments[b, i, j]]
+        held = [n for n in range(3) if masks[b, n, i, j]]
+        of_masks[b, i, j] = labels[b, held[0]] if held else -1
+    none = np.zeros(3, np.int32)
+    targets = queries.Targets(jnp.array(labels), jnp.array(segments), none)
+    np.testing.assert_array_equal(targets.category_map(), of_segments)
+    bits = jnp.array([queries.pack(mask, 3) for mask in masks])
+    targets = queries.OverlappingTargets(jnp.array(labels), bits, none)
+    np.testing.assert_array_equal(targets.category_map(), of_masks)

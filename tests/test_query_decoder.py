@@ -17,7 +17,9 @@ K, D = 7, 16
 
 def rankseg(**options):
     config = common.get_config().rankseg
-    config.update(dict(num_selected=3, hidden=8, num_heads=2, mlp_dim=8, layer=1) | options)
+    config.update(
+        dict(num_selected=3, train_selected=0, hidden=8, num_heads=2, mlp_dim=8, layer=1) | options
+    )
     return FrozenConfigDict(config)
 
 
@@ -59,6 +61,7 @@ def test_golden_rank_logits():
     np.testing.assert_array_equal(selection.labels, g['selected_with_no_object'][:, :-1])
     scale = RankScale(
         rankseg(num_selected=num_selected, temperature='layer_norm', score_prior=False),
+        num_classes=g['class_logits'].shape[-1],
         no_object=True,
     )
     norm = {'scale': g['param/ml_norm.weight'], 'bias': g['param/ml_norm.bias']}
@@ -94,6 +97,7 @@ def test_a_query_with_an_empty_mask_attends_everywhere():
     [
         (dict(temperature='layer_norm', head='encoder'), True),
         (dict(temperature='temperature', score_prior=False), False),
+        (dict(temperature='affine', score_prior=False, train_selected=5), False),
     ],
 )
 def test_rank_space_agrees_with_all_classes(options, cosine):
@@ -125,7 +129,11 @@ def test_rank_space_agrees_with_all_classes(options, cosine):
             chosen = chosen * norm['scale'] + norm['bias']
             chosen[..., :-1] -= np.log1p(np.exp(-np.asarray(scores)))[:, None]
         else:
-            chosen = chosen * np.exp(-params['rank']['temperature']['log_tau'])
+            learned = params['rank']['temperature']
+            kept = [0, 1, 2, -1]  # of the ranks that training has, and no-object
+            chosen = chosen * np.exp(-learned['log_tau'][np.array(kept)])
+            if 'bias' in learned:
+                chosen = chosen + learned['bias'][np.array(kept)]
         assert ours.shape == (2, 4, 4)
         np.testing.assert_allclose(ours, chosen, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(masks, same, rtol=1e-4, atol=1e-4)

@@ -124,6 +124,7 @@ def test_decoder_against_numpy(rankseg):
     options = common.get_config().rankseg
     options.update(
         num_selected=5,
+        train_selected=0,
         head='first_block',
         temperature='layer_norm',
         score_prior=False,

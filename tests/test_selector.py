@@ -18,7 +18,7 @@ K = 7
 
 def options(**changes):
     config = common.get_config().rankseg
-    config.update({'num_selected': 3, 'stride': 8} | changes)
+    config.update({'num_selected': 3, 'train_selected': 0, 'stride': 8} | changes)
     return FrozenConfigDict(config)
 
 

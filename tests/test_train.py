@@ -53,6 +53,7 @@ class TestLoop:
         assert [row['step'] for row in rows if 'eval/mIoU' in row] == [3, 6, 7]
         parts = {
             'train/loss_pixel',
+            'train/loss_cells',
             'train/loss_multilabel',
             'train/grad_norm',
             'learning_rate',
@@ -63,7 +64,8 @@ class TestLoop:
         assert parts <= rows[0].keys()
         for row in rows:
             if 'train/loss' in row:
-                total = row['train/loss_pixel'] + row['train/loss_multilabel']
+                parts = ('pixel', 'cells', 'multilabel')
+                total = sum(row[f'train/loss_{name}'] for name in parts)
                 assert row['train/loss'] == pytest.approx(total, rel=1e-5)
         assert scores['mIoU'] == rows[-1]['eval/mIoU'] and 0 <= scores['mIoU'] <= 1
         assert list(workdir.glob('events.out.tfevents.*'))
@@ -112,8 +114,7 @@ class TestLoop:
     def test_resuming_with_another_model_lists_both_sides(self, data_dir, finished):
         config = tiny.config(data_dir, rankseg__num_selected=4)
         with pytest.raises(
-            ValueError,
-            match=r'decoder/rank/temperature/norm/scale: checkpoint \(3,\), model \(4,\)',
+            ValueError, match=r'decoder/rank/temperature/bias: checkpoint \(3,\), model \(4,\)'
         ):
             train.train(config, finished[1])
 
@@ -252,7 +253,7 @@ def test_eight_devices_agree_with_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), *results)
     metrics = results[1][1]
     assert metrics['loss'].sharding.num_devices == 8
-    parts = [metrics[f'loss_{name}'] for name in ('pixel', 'auxiliary', 'multilabel')]
+    parts = [metrics[f'loss_{name}'] for name in ('pixel', 'auxiliary', 'cells', 'multilabel')]
     np.testing.assert_allclose(metrics['loss'], sum(map(float, parts)), rtol=1e-5)
 
 

@@ -131,6 +131,7 @@ def ranked_decoder(g):
     config = common.get_config().rankseg
     config.update(
         num_selected=int(g['hparam/num_selected']),
+        train_selected=0,
         temperature='layer_norm',
         score_prior=False,
         missed='ignore',

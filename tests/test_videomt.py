@@ -98,7 +98,9 @@ CLIPS = np.random.default_rng(0).normal(size=(2, 6, 16, 24, 3)).astype(np.float3
 def small(rankseg=None, framework=VidEoMT, **fields):
     """A VidEoMT of 8 categories and its variables."""
     if rankseg is not None:
-        rankseg = RANKSEG.to_dict() | dict(num_selected=3, stride=4, layer=0) | rankseg
+        rankseg = (
+            RANKSEG.to_dict() | dict(num_selected=3, train_selected=0, stride=4, layer=0) | rankseg
+        )
         rankseg = FrozenConfigDict(rankseg)
     model = framework(BACKBONE, 8, num_queries=5, num_joint=2, rankseg=rankseg, **fields)
     return model, random_variables(model, CLIPS[0])

@@ -87,6 +87,7 @@ def config(data_dir, **overrides):
     c.model.backbone = 'tiny'
     c.model.channels = 8
     c.rankseg.num_selected = 3
+    c.rankseg.train_selected = 0
     c.rankseg.hidden = 8
     c.rankseg.num_heads = 2
     c.log_every, c.eval_every, c.checkpoint_every, c.num_pictures = 2, 3, 4, 2

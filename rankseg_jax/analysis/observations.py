@@ -100,9 +100,7 @@ def observe(segment, variables, source, config, mesh) -> Observations:
     frame_counts, frame_clips = [], []
 
     def steps():
-        for batch in batching.eval_batches(
-            source, config, sharding.batch_parts(mesh), alone=True
-        ):
+        for batch in batching.eval_batches(source, config, sharding.batch_parts(mesh), alone=True):
             for number, outputs in enumerate(segment(variables, batch)):
                 yield batch, number, outputs
 

@@ -74,12 +74,12 @@ def count(
     """
     pixels = np.zeros(len(source.class_names) + 1, np.int64)  # [K + 1], the ignored last
     files = np.zeros_like(pixels)
-    categories, faults = [], {'wrong': [], 'corrupt': []}
+    categories, sizes, faults = [], [], {'wrong': [], 'corrupt': []}
     with ThreadPool() as pool:
         results = pool.imap(
             lambda example: _count_one(*example, len(source.class_names), max_pixels), examples
         )
-        for held, counts, fault, message in tqdm(
+        for held, counts, size, fault, message in tqdm(
             results, 'Checking', len(source), unit=' files', delay=3, mininterval=3
         ):
             if fault:
@@ -88,6 +88,7 @@ def count(
             pixels[held] += counts
             files[held] += 1
             categories.append(np.count_nonzero(held < len(source.class_names)))
+            sizes.append(size)
     problems, warnings = [], []
     if wrong := faults['wrong']:
         problems.append(listed(f'{len(wrong)} label files with wrong values', wrong))
@@ -107,6 +108,7 @@ def count(
         pixels=pixels[:-1],
         images=files[:-1],
         categories=np.array(categories, np.int64),
+        sizes=np.array(sizes, np.int64).reshape(-1, 2),
         ignored=pixels[-1] / max(pixels.sum(), 1),
     )
 
@@ -128,16 +130,16 @@ def nothing_to_learn(source: PairedFiles, pixels: np.ndarray) -> str:
 
 
 def _count_one(image_path: Path, read_label, num_classes: int, max_pixels: int):
-    """Classes in a label map [n] (K: ignored), their pixels [n], a kind of fault, a message."""
+    """Classes in a label map [n] (K: ignored), their pixels [n], its size, a fault, a message."""
     try:
         label = read_label()  # [H, W]
         size = images.read_size(image_path, max_pixels)
         if size != label.shape:
             raise CorruptExample(images.size_mismatch(image_path, size, label.shape))
     except CorruptExample as error:
-        return None, None, 'corrupt', str(error)
+        return None, None, None, 'corrupt', str(error)
     except ValueError as error:
-        return None, None, 'wrong', str(error)
+        return None, None, None, 'wrong', str(error)
     counts = np.bincount(np.where(label == IGNORE_LABEL, num_classes, label).ravel())
     held = np.flatnonzero(counts)  # [n]
-    return held, counts[held], None, ''
+    return held, counts[held], size, None, ''

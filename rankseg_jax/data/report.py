@@ -27,6 +27,7 @@ class Report:
       pixels: int64 [K], labeled pixels of each class.
       images: int64 [K], label files that hold the class.
       categories: int64 [N'], number of categories in each readable label file.
+      sizes: int64 [N', 2], their heights and widths.
       ignored: share of ignored pixels, 0..1.
     """
 
@@ -37,6 +38,7 @@ class Report:
     pixels: np.ndarray = dataclasses.field(default_factory=_no_counts)
     images: np.ndarray = dataclasses.field(default_factory=_no_counts)
     categories: np.ndarray = dataclasses.field(default_factory=_no_counts)
+    sizes: np.ndarray = dataclasses.field(default_factory=_no_counts)
     ignored: float = 0.0
 
     def __str__(self) -> str:

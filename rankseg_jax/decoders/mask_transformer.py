@@ -67,7 +67,7 @@ class MaskTransformer(nn.Module):
             classes = jnp.broadcast_to(
                 embedding.astype(self.dtype), (patches.shape[0], *shape)
             )  # [B, K, D]
-        presence_logits = selection = None
+        presence_logits = selection = cell_logits = None
         if options is not None and options.head == 'first_block':
             first, *blocks = blocks
             coarse = project(as_tokens(features, options.pool)) if options.pool else patches
@@ -80,7 +80,8 @@ class MaskTransformer(nn.Module):
             presence_logits, selection = choose(options, presence_logits, choice, train=train)
         elif options is not None:
             selector = CategorySelector(self.num_classes, options, self.dtype, name='head')
-            presence_logits, selection = selector(features, choice, embedding, train=train)
+            found = selector(features, choice, embedding, train=train)
+            presence_logits, selection, cell_logits = found
         ranks = choice.spread(selection)
         if ranks is not None:
             classes = gather(classes, ranks, 1)  # [B, κ, D]
@@ -102,9 +103,9 @@ class MaskTransformer(nn.Module):
         logits = jnp.einsum('bld,bkd->blk', patches, classes)
         logits = logits.reshape(*features.shape[:-1], -1)  # [B, h, w, κ or K]
         if options is not None and ranks is not None:
-            logits = RankScale(options, TAU, name='rank')(logits, ranks)
+            logits = RankScale(options, self.num_classes, TAU, name='rank')(logits, ranks)
         elif options is not None and options.select:
             logits = logits / TAU  # the warm-up, whose scale has no parameters of its own
         else:
             logits = RankTemperature(self.num_classes, 'layer_norm', name='classes')(logits)
-        return PixelOutput(logits, selection, presence_logits)
+        return PixelOutput(logits, selection, presence_logits, cell_logits=cell_logits)

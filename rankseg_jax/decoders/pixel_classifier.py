@@ -64,19 +64,19 @@ class PixelClassifier(nn.Module):
         """
         choice = choice.by_frame()
         classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
-        presence_logits = selection = None
+        presence_logits = selection = cell_logits = None
         if self.rankseg is not None:
             selector = CategorySelector(self.num_classes, self.rankseg, self.dtype, name='head')
-            presence_logits, selection = selector(
+            presence_logits, selection, cell_logits = selector(
                 head_feature(self.rankseg, features), choice, classes.embedding, train=train
             )
         ranks = choice.spread(selection)
         logits = classes(pixels, ranks)  # [B, *space, κ or K]
         if self.rankseg is not None and ranks is not None:
-            logits = RankScale(self.rankseg, name='rank')(logits, ranks)
+            logits = RankScale(self.rankseg, self.num_classes, name='rank')(logits, ranks)
         if auxiliary is not None:
             dim = auxiliary.shape[-1]
             classes = ClassEmbedding(self.num_classes, dim, name='auxiliary_classes')
             selects = self.rankseg is not None and self.rankseg.select_auxiliary
             auxiliary = classes(auxiliary, ranks if selects else None)
-        return PixelOutput(logits, selection, presence_logits, auxiliary)
+        return PixelOutput(logits, selection, presence_logits, auxiliary, cell_logits)

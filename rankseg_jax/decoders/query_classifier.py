@@ -56,26 +56,34 @@ class QueryClassifier(nn.Module):
         """
         options = self.rankseg
         classes = QueryClasses(self.num_classes, self.dim, self.cosine, name='classes')
-        presence_logits = selection = None
+        presence_logits = selection = cell_logits = None
         if options is not None:
             selector = CategorySelector(self.num_classes, options, self.dtype, name='head')
-            presence_logits, selection = selector(
+            presence_logits, selection, cell_logits = selector(
                 features,
                 choice if options.layer else choice.by_frame(),
                 classes.embedding[:-1],
                 train=train,
                 over_frames=over_frames,
             )
+            if cell_logits is not None and choice.frames is not None:
+                cell_logits = cell_logits.reshape(-1, choice.frames, *cell_logits.shape[1:])
         ranks = choice.spread(selection)
         class_logits = classes(jnp.stack(queries, 1), ranks)  # [B, predictions, Q, κ + 1 or K + 1]
         tau = TAU if self.cosine else 1.0
         if options is None or ranks is None:
             class_logits = class_logits / tau
         else:
-            class_logits = RankScale(options, tau, no_object=True, name='rank')(class_logits, ranks)
+            scale = RankScale(options, self.num_classes, tau, no_object=True, name='rank')
+            class_logits = scale(class_logits, ranks)
         *auxiliary, last = zip(class_logits.swapaxes(0, 1), mask_logits, strict=True)
         return QueryOutput(
-            *last, selection, presence_logits, queries=queries[-1], auxiliary=tuple(auxiliary)
+            *last,
+            selection,
+            presence_logits,
+            cell_logits=cell_logits,
+            queries=queries[-1],
+            auxiliary=tuple(auxiliary),
         )
 
 

@@ -143,6 +143,10 @@ class Task(abc.ABC):
         """The categories in each image of a training batch, [B, K] bool."""
         return pixel_counts(batch['label'], self.num_classes) > 0
 
+    def category_map(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """The category of each pixel of a training batch, [B, *space] int32 or IGNORE_LABEL."""
+        return batch['label']
+
     @abc.abstractmethod
     def loss(
         self, key, output: PixelOutput | QueryOutput, batch

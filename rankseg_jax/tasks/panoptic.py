@@ -152,6 +152,9 @@ class Panoptic(Semantic):
     def presence(self, batch):
         return queries.presence(self.targets(batch).labels, self.num_classes)
 
+    def category_map(self, batch):
+        return self.targets(batch).category_map()
+
     def loss(self, key, output, batch):
         return queries.loss(
             key, output, self.targets(batch), batch['mask'], self.config, self.num_classes

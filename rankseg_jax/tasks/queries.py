@@ -31,6 +31,12 @@ class Targets:
         """The masks at points [P, 2], see `losses.query_losses`: [B, N, *t, P]."""
         return losses.sample_segments(self.segments, self.labels.shape[1], points)
 
+    def category_map(self):
+        """The category of each pixel, [B, *space] int32 or IGNORE_LABEL."""
+        # No target, -1, is the last entry.
+        labels = jnp.pad(self.labels, ((0, 0), (0, 1)), constant_values=IGNORE_LABEL)  # [B, N + 1]
+        return jax.vmap(lambda labels, segments: labels[segments])(labels, self.segments)
+
 
 @struct.dataclass
 class OverlappingTargets:
@@ -49,6 +55,15 @@ class OverlappingTargets:
     def sample(self, points):
         """As `Targets.sample`."""
         return losses.sample_bits(self.bits, self.labels.shape[1], points)
+
+    def category_map(self):
+        """As `Targets.category_map`; of masks that overlap, the first one's."""
+        found = jnp.full(self.bits[:, 0].shape, IGNORE_LABEL, jnp.int32)  # [B, *space]
+        for n in reversed(range(self.labels.shape[1])):
+            held = self.bits[:, n // losses.BITS] >> n % losses.BITS & 1  # [B, *space]
+            label = jnp.expand_dims(self.labels[:, n], range(1, found.ndim))
+            found = jnp.where(held > 0, label, found)
+        return found
 
 
 def pack(masks: np.ndarray, max_targets: int) -> np.ndarray:

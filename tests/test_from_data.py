@@ -1,0 +1,48 @@
+"""What a config leaves to the training images."""
+
+import numpy as np
+import pytest
+
+from configs import folder
+from rankseg_jax import from_data
+from rankseg_jax.data.report import Report
+
+
+def report(categories=(3, 5), sizes=((830, 550), (830, 550), (40, 400))):
+    return Report(class_names=('a',) * 9, categories=np.array(categories), sizes=np.array(sizes))
+
+
+def test_kappa_is_the_99th_percentile():
+    # 1 of 100 images holds 9 categories: leaving out 1 % of them, 7 suffice.
+    few = [7] * 100 + [9]
+    assert from_data.complete(folder.get_config('light'), report(few)).rankseg.num_selected == 7
+    more = [7] * 100 + [9] * 2
+    assert from_data.complete(folder.get_config('light'), report(more)).rankseg.num_selected == 9
+
+
+@pytest.mark.parametrize(
+    'sizes, shape',
+    [
+        ([(830, 550)] * 2 + [(40, 400)], (256, 160)),  # 169.6 wide
+        ([(550, 830)] * 2 + [(400, 40)], (160, 256)),
+        ([(9, 9)], (256, 256)),
+        ([(1, 1000)], (32, 256)),
+    ],
+)
+def test_sizes_are_the_usual_shape(sizes, shape):
+    config = from_data.complete(folder.get_config('light_baseline'), report(sizes=sizes))
+    assert config.augment.crop_size == config.eval.size == shape
+    assert config.augment.base_size == tuple(sorted(shape))
+    assert from_data.is_complete(config)
+
+
+def test_a_complete_config_stays_as_it_is():
+    config = folder.get_config()
+    assert from_data.complete(config, Report()) is config
+
+
+def test_data_that_are_not_counted_are_refused():
+    config = folder.get_config('light').unlock()
+    config.data.name = 'emoji_scenes'
+    with pytest.raises(ValueError, match="'emoji_scenes' is not: set κ"):
+        from_data.complete(config, Report())
