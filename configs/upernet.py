@@ -16,8 +16,8 @@ its learning rate *rises* from 6e-5 to 1e-4, an accident. `ade20k_swin_b_rankseg
 `ade20k_swin_b_rankseg_falling` has the baseline's schedule, as have the Swins on other data sets.
 The recipes for VSPW, whose videos are seen in clips, are ours.
 
-`tiny` and `tiny_baseline` are for two CPU cores: configs/quickstart.py with the released parts. They
-reach 65.8 and 63.0 mIoU.
+`tiny` and `tiny_baseline` are for two CPU cores: configs/quickstart.py with the released parts, at
+65.8 and 63.0 mIoU.
 """
 
 from configs import check_argument, common, quickstart, use_vspw
