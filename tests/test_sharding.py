@@ -1,7 +1,6 @@
 """A state that is spread over a mesh trains, restores and predicts as on one device."""
 
 import functools
-import math
 import os
 import socket
 import subprocess
@@ -120,13 +119,13 @@ def saved(data_dir, tmp_path_factory):
 
 
 def test_a_run_goes_on_on_another_mesh(saved, data_dir):
-    """Ten steps on half the devices and on other axes; bit-equal where the batch splits alike."""
+    """Ten steps on half the devices and on other axes; bit-equal where sums have the same parts."""
     names, expected = go_on(on((8, 1, 1), data_dir), saved, 10)
     for mesh in [(4, 1, 1), (2, 4, 1), (1, 8, 1)]:
         found_names, found = go_on(on(mesh, data_dir), saved, 10)
         assert found_names == names
-        rtol = 1e-5 if math.prod(mesh) == 4 else 0
-        compare = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol / 100)
+        rtol = 0 if mesh == (1, 8, 1) else 1e-5  # others add up in another order
+        compare = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol / 10)
         jax.tree.map(compare, found, expected)
 
 
