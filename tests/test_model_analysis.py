@@ -321,7 +321,7 @@ def test_other_kinds_of_runs(options, folder, tmp_path, monkeypatch, capsys):
     else:
         assert (
             errors['not_selected_pixels'] == 0
-            and len(report['by_rank']['scale']) == len(report['by_rank']['bias']) == 8
+            and len(report['by_rank']['tau']) == len(report['by_rank']['bias']) == 8
         )
         assert all(row['selected'] == 1 for row in report['categories'] if row['images'])
 

@@ -88,8 +88,9 @@ def by_rank(observed: Observations, variables) -> dict:
     """What is learned by rank, and how often the category at each rank is truly in the image.
 
     Returns:
-      present [κ], a share of the images; tau [κ or 1] for a temperature, or scale and bias [κ] for
-      layer_norm, which act on the logits of a pixel normalized over its ranks; neither for 'none'.
+      present [κ], a share of the images; tau [κ or 1] for a temperature, with bias [κ] if it is
+      affine, or scale and bias [κ] for layer_norm, which act on the logits of a pixel normalized
+      over its ranks; neither for 'none'.
     """
     learned = {}
     params = variables.get('ema', variables['params'])
@@ -98,7 +99,7 @@ def by_rank(observed: Observations, variables) -> dict:
         if 'rank/temperature' in '/'.join(parents):
             learned[name] = np.asarray(leaf, np.float64)
     if 'log_tau' in learned:
-        learned = {'tau': np.exp(learned['log_tau'])}
+        learned['tau'] = np.exp(learned.pop('log_tau'))
     learned['present'] = observed.selected_present().mean(0)
     ranks = slice(len(learned['present']))  # a query's no-object class comes after them
     return {name: values[ranks].tolist() for name, values in learned.items()}

@@ -177,7 +177,7 @@ def draw_ranks(found, path, unit: str):
     titles = {
         'tau': 'Temperature τ',
         'scale': 'Scale of the normalized logits',
-        'bias': 'Offset of the normalized logits',
+        'bias': 'Offset',
         'present': f'{unit.capitalize()}s that hold the category',
     }
     names = [name for name in titles if name in found]
