@@ -79,7 +79,7 @@ def test_every_mesh_gives_the_losses_of_one_device_with_less_memory(config):
         memory = step.memory_analysis()
         state[mesh] = memory.argument_size_in_bytes
         total[mesh] = state[mesh] + memory.temp_size_in_bytes
-    assert state[1, 8, 1] < state[2, 4, 1] / 1.5 < state[8, 1, 1] / 4
+    assert state[1, 8, 1] < state[2, 4, 1] < state[8, 1, 1] / 2  # the batch included
     assert total[1, 8, 1] < total[8, 1, 1]
 
 
