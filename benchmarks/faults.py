@@ -35,7 +35,7 @@ _WORKDIR = flags.DEFINE_string('workdir', '/tmp/faults', 'Folder of the runs and
 _OUT = flags.DEFINE_string('out', 'benchmarks/results/faults.jsonl', 'Finished trials, one a line.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished trials and stop.')
 
-STEPS = 300
+STEPS = 100
 KEPT = 3  # checkpoints
 SECONDS = 60  # that survivors may take to end
 CONFIG = """
@@ -43,7 +43,7 @@ from tests import tiny
 
 def get_config():
     return tiny.config(
-        {data!r}, steps={steps}, mesh_data=-1, log_every=1, eval_every={steps}, checkpoint_every=5,
+        {data!r}, steps={steps}, mesh_data=-1, log_every=1, eval_every={steps}, checkpoint_every=2,
         keep_checkpoints={kept}, num_pictures=0, compilation_cache={cache!r},
     )
 """
