@@ -61,6 +61,9 @@ class Run:
     def __init__(self, count: int, workdir: Path):
         self.count, self.workdir, self.text = count, workdir, ''
         self.faults, self.seconds = [], []
+        for folder in (workdir / 'checkpoints', workdir):  # of a drill that was killed
+            while folder.is_mount():
+                subprocess.run(['umount', '--lazy', folder], check=True)
         self.clear()
 
     def clear(self) -> None:
@@ -292,7 +295,7 @@ def main(_):
             CONFIG.format(data=str(workdir / 'data'), steps=STEPS, kept=KEPT, cache=cache)
         )
         turns = [(i, name) for name, (count, *_) in TRIALS.items() for i in range(count)]
-        for number, name in sorted(turns):
+        for number, name in sorted(turns, key=lambda turn: turn[0]):
             _, count, disturb, root = TRIALS[name]
             done = sum(row['name'] == name for row in rows)
             if number < done or (root and os.geteuid()):
