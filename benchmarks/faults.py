@@ -35,7 +35,7 @@ _WORKDIR = flags.DEFINE_string('workdir', '/tmp/faults', 'Folder of the runs and
 _OUT = flags.DEFINE_string('out', 'benchmarks/results/faults.jsonl', 'Finished trials, one a line.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished trials and stop.')
 
-STEPS = 300
+STEPS = 100
 KEPT = 3  # checkpoints
 SECONDS = 60  # that survivors may take to end
 CONFIG = """
@@ -43,7 +43,7 @@ from tests import tiny
 
 def get_config():
     return tiny.config(
-        {data!r}, steps={steps}, mesh__data=-1, log_every=1, eval_every={steps}, checkpoint_every=5,
+        {data!r}, steps={steps}, mesh__data=-1, log_every=1, eval_every={steps}, checkpoint_every=2,
         keep_checkpoints={kept}, num_pictures=0, compilation_cache={cache!r},
     )
 """
@@ -61,6 +61,9 @@ class Run:
     def __init__(self, count: int, workdir: Path):
         self.count, self.workdir, self.text = count, workdir, ''
         self.faults, self.seconds = [], []
+        for folder in (workdir / 'checkpoints', workdir):  # of a drill that was killed
+            while folder.is_mount():
+                subprocess.run(['umount', '--lazy', folder], check=True)
         self.clear()
 
     def clear(self) -> None:
@@ -292,7 +295,7 @@ def main(_):
             CONFIG.format(data=str(workdir / 'data'), steps=STEPS, kept=KEPT, cache=cache)
         )
         turns = [(i, name) for name, (count, *_) in TRIALS.items() for i in range(count)]
-        for number, name in sorted(turns):
+        for number, name in sorted(turns, key=lambda turn: turn[0]):
             _, count, disturb, root = TRIALS[name]
             done = sum(row['name'] == name for row in rows)
             if number < done or (root and os.geteuid()):

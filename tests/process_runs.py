@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from absl.testing import flagsaver
 
 from rankseg_jax import processes, reporting
 from rankseg_jax.data import emoji_scenes, images
@@ -64,6 +63,7 @@ if __name__ == '__main__':
     start(coordinator=None, num_processes=None, process_id=None)
     processes.start, processes.end = lambda **_: None, processes.wait
     for options in json.loads(modes):
-        with flagsaver.flagsaver(**options):
-            main.run(None, Path(workdir))
+        for name in ('mode', 'input', 'output'):
+            flags.FLAGS[name].value = options.get(name)
+        main.run(None, Path(workdir))
     end()

@@ -36,6 +36,11 @@ def run(count, *command, **environment):
     return finish_processes(start_processes(count, *command, **environment))
 
 
+def assert_succeeded(results):
+    for code, _, stderr in results:
+        assert code == 0, stderr
+
+
 def reads(folder):
     """The names that each process read, sorted."""
     return [sorted((folder / place).read_text().split()) for place in ('0', '1')]
@@ -78,7 +83,7 @@ def two(data_dir, tmp_path_factory):
 def test_training_ends_with_the_figures_of_one_process(one, two):
     config, alone, scores = one
     workdir, _, results = two
-    assert [code for code, _, _ in results] == [0, 0], results
+    assert_succeeded(results)
     first, second = (out for _, out, _ in results)
     assert '2 processes joined, with 2 devices' in first
     # All tables and paths are printed once, by the first process.
@@ -128,7 +133,7 @@ def test_other_modes_give_what_one_process_gives(two, tmp_path):
         {'mode': 'export'},
     ]
     results = run(2, '-m', 'tests.process_runs', workdir, json.dumps(modes), READS=folder)
-    assert [code for code, _, _ in results] == [0, 0], results
+    assert_succeeded(results)
     saved = checkpoint.open_run(workdir)
     found = reads(folder)
 
@@ -172,7 +177,7 @@ def test_a_killed_and_a_terminated_process_end_the_others_and_the_run_goes_on(
     assert checkpoint.open_run(workdir).step == step
 
     results = run(2, *command)
-    assert [code for code, _, _ in results] == [0, 0], results
+    assert_succeeded(results)
     assert f'after step {step}' in results[0][1]
     jax.tree.map(np.testing.assert_array_equal, variables(workdir), variables(two[0]))
     rows = [
@@ -195,7 +200,7 @@ def test_four_processes_of_slurm(one, data_dir, tmp_path):
             for i in range(4)
         ]
     )
-    assert [code for code, _, _ in results] == [0] * 4, results
+    assert_succeeded(results)
     assert '4 processes joined, with 4 devices' in results[0][1]
     assert_close(tmp_path / 'run', one[1])
 
