@@ -82,7 +82,7 @@ def test_every_mesh_gives_the_losses_of_one_device_with_less_memory(config, mesh
         memory = step.memory_analysis()
         state.append(memory.argument_size_in_bytes)  # the batch included
         total.append(state[-1] + memory.temp_size_in_bytes)
-    assert max(state[1:]) < state[0] / 2
+    assert max(state[1:]) < state[0] / 1.5
     assert total[1] < total[0]
 
 
