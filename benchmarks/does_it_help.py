@@ -13,7 +13,6 @@ writes the summary beside --out.
 """
 
 import json
-import math
 import sys
 import tempfile
 import time
@@ -336,13 +335,14 @@ def table(cells: list[dict], data: str) -> str:
             values = [row, str(at), str(len(mine))]
             for metric in metrics:
                 each = {seed: score(c, split, metric, at) for seed, c in mine.items()}
-                error = stats.sem(list(each.values())) if len(each) > 1 else math.nan
                 paired = [
                     value - score(base[seed], split, metric)
                     for seed, value in each.items()
                     if seed in base
                 ]
-                values.append(f'{np.mean(list(each.values())):.1f} ± {error:.1f}')
+                found = list(each.values())
+                error = f' ± {stats.sem(found):.1f}' if len(found) > 1 else ''
+                values.append(f'{np.mean(found):.1f}{error}')
                 values.append(interval(paired) if paired and row != 'baseline' else '')
             recalls = [
                 value
