@@ -68,7 +68,9 @@ def test_every_loss_and_the_omitted_targets_are_logged(trained):
     losses = [row for row in rows if 'train/loss' in row]
     assert [row['step'] for row in losses] == [1, 13, 26, 39, 40]
     for row in losses:
-        parts = [row[f'train/loss_{name}'] for name in ('class', 'mask', 'dice', 'multilabel')]
+        parts = [
+            row[f'train/loss_{name}'] for name in ('class', 'mask', 'dice', 'cells', 'multilabel')
+        ]
         assert row['train/loss'] == pytest.approx(sum(parts), rel=1e-5)
         assert row['train/targets_left_out'] >= 0
     assert max(row['train/targets_left_out'] for row in losses) > 0

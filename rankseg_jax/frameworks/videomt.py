@@ -184,7 +184,10 @@ def of_clips(output, queries, next_queries, past: Memory, shown, choice: Choice)
         if presence_logits is None
         else jnp.repeat(presence_logits[:, -1], views, axis=0),
     )
-    output = dataclasses.replace(output, memory=memory, follows=True)
+    cell_logits = output.cell_logits  # [B · t, h, w, K] of frames, in training
+    if cell_logits is not None and choice.frames is not None:
+        cell_logits = cell_logits.reshape(-1, choice.frames, *cell_logits.shape[1:])
+    output = dataclasses.replace(output, cell_logits=cell_logits, memory=memory, follows=True)
     if choice.frames is None or choice.average_over == 'clip':
         return output
 
