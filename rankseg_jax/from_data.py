@@ -75,7 +75,7 @@ def as_trained(config, workdir) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        if config.rankseg and trained.rankseg:
+        if config.rankseg and trained.rankseg and not config.rankseg.num_selected:
             config.rankseg.num_selected = trained.rankseg.num_selected
         if config.data.long_side:
             config.augment.base_size = trained.augment.base_size

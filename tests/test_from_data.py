@@ -1,5 +1,7 @@
 """What a config leaves to the training images."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,17 @@ def test_sizes_are_the_usual_shape(sizes, shape):
     assert config.augment.crop_size == config.eval.size == shape
     assert config.augment.base_size == tuple(sorted(shape))
     assert from_data.is_complete(config)
+
+
+def test_a_trained_run_fills_in_what_is_left_open_alone(tmp_path, monkeypatch):
+    trained = from_data.complete(folder.get_config('light'), report())
+    run = SimpleNamespace(config=trained)
+    monkeypatch.setattr(from_data.checkpoint, 'open_run', lambda workdir: run)
+    assert from_data.as_trained(folder.get_config('light'), tmp_path) == trained
+    config = folder.get_config('light').unlock()
+    config.rankseg.num_selected = 2
+    found = from_data.as_trained(config, tmp_path)
+    assert found.rankseg.num_selected == 2 and found.eval.size == trained.eval.size == (256, 160)
 
 
 def test_a_complete_config_stays_as_it_is():
