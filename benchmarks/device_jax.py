@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.flops import product_flops
 from benchmarks.helpers import random_images, random_targets, seconds_per_call
-from rankseg_jax import inference, matching, models, optimizers, tasks, train
+from rankseg_jax import inference, matching, models, optimizers, tasks, train_step
 from rankseg_jax.decoders import pixel_decoder
 from rankseg_jax.layers import attend
 from rankseg_jax.selector import Choice
@@ -56,7 +56,7 @@ class Recipe:
             self.model = self.model.clone(backbone=backbone)
         self.optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
         self.shapes = jax.eval_shape(
-            lambda: train.create_state(self.model, self.optimizer, config, self.num_classes)
+            lambda: train_step.create_state(self.model, self.optimizer, config, self.num_classes)
         )
 
     @functools.cached_property
@@ -145,9 +145,9 @@ def shapes_of(tree):
 
 
 def train_row(recipe: str, small: bool):
-    """Steps of `train.make_train_step`, each from the state that the one before returned."""
+    """Steps of `train_step.make_train_step`, each from the state that the one before returned."""
     own = build(recipe, small)
-    step = train.make_train_step(own.model, own.optimizer, own.config, own.task)
+    step = train_step.make_train_step(own.model, own.optimizer, own.config, own.task)
     size = own.config.batch_size
     targets = random_targets(size, own.side, NUM_TARGETS, NUM_CLASSES)
     label = np.take_along_axis(targets.labels, targets.segments.reshape(size, -1), 1)

@@ -63,7 +63,7 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from rankseg_jax import inference, models, optimizers, tasks, train
+    from rankseg_jax import inference, models, optimizers, tasks, train_step
 
     config = make_config(variant)
     task = tasks.build(config, [str(label) for label in range(num_classes)])
@@ -82,7 +82,7 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
 
         donated = ()
     else:
-        step = train.make_train_step(model, optimizer, config, task)
+        step = train_step.make_train_step(model, optimizer, config, task)
 
         def run(state, image):
             label = jnp.arange(SIDE)[:, None] // 64 * 8 + jnp.arange(SIDE) // 64  # 64 categories
@@ -91,7 +91,7 @@ def jax_cell(mode: str, variant: str, num_classes: int) -> dict:
 
         donated = (0,)
 
-    state = jax.jit(lambda: train.create_state(model, optimizer, config, num_classes))()
+    state = jax.jit(lambda: train_step.create_state(model, optimizer, config, num_classes))()
     if mode == 'predict':
         # ViTs have no batch norms; this is the probability of EoMT's masks.
         finished = jax.tree.map(jnp.zeros_like, state.model['batch_stats'])

@@ -21,7 +21,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import camvid, common, quickstart
-from rankseg_jax import data, models, optimizers, tasks, train
+from rankseg_jax import data, models, optimizers, tasks, train_step
 from rankseg_jax.data import pipeline
 
 _OUT = flags.DEFINE_string(
@@ -53,8 +53,8 @@ def step_rate(config, seconds):
     config.batch_size = min(config.batch_size, 8)  # a CPU takes minutes for more at 512 x 512
     model = models.build(config, task.num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = jax.jit(lambda: train.create_state(model, optimizer, config, task.num_classes))()
-    step = jax.jit(train.make_train_step(model, optimizer, config, task), donate_argnums=0)
+    state = jax.jit(lambda: train_step.create_state(model, optimizer, config, task.num_classes))()
+    step = jax.jit(train_step.make_train_step(model, optimizer, config, task), donate_argnums=0)
     rng, shape = np.random.default_rng(0), (config.batch_size, *config.augment.crop_size)
     batch = {
         'image': rng.normal(size=(*shape, 3)).astype(np.float32),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import mask2former, segmenter
-from rankseg_jax import models, optimizers, sharding, train
+from rankseg_jax import models, optimizers, sharding, train_step
 
 RESULTS = ROOT / 'benchmarks/results/state_memory.json'
 MODELS = {
@@ -29,15 +29,15 @@ MODELS = {
 DEVICES = (1, 8, 64, 256)
 
 
-def state_shapes(config, num_classes: int) -> train.TrainState:
+def state_shapes(config, num_classes: int) -> train_step.TrainState:
     """The shapes of the state before the first step, with AdamW and averages."""
     config.optimizer.name, config.ema = 'adamw', 0.999
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    return jax.eval_shape(lambda: train.create_state(model, optimizer, config, num_classes))
+    return jax.eval_shape(lambda: train_step.create_state(model, optimizer, config, num_classes))
 
 
-def device_bytes(shapes: train.TrainState, mesh: AbstractMesh) -> int:
+def device_bytes(shapes: train_step.TrainState, mesh: AbstractMesh) -> int:
     """The bytes that a device of the mesh holds of a state."""
     shardings = sharding.state_shardings(mesh, shapes, shapes.model['params'])
     parts = jax.tree.map(

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from configs import common
-from rankseg_jax import tasks, train
+from rankseg_jax import tasks, train_step
 
 FOLDER = Path(os.environ.get('RANKSEG_GOLDEN') or Path(__file__).with_suffix(''))
 
@@ -71,6 +71,8 @@ def loss_parts(golden, output):
     batch = {'label': labels, 'mask': jnp.ones(len(labels), bool)}
     task = tasks.build(config, [''] * num_classes)
     parts, _ = jax.jit(
-        lambda output: train.loss_parts(None, output, batch, task.presence(batch), config, task)
+        lambda output: train_step.loss_parts(
+            None, output, batch, task.presence(batch), config, task
+        )
     )(output)
     return parts

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from rankseg_jax import backbones, models, optimizers, tasks, train
+from rankseg_jax import backbones, models, optimizers, tasks, train_step
 from rankseg_jax.backbones import beit, efficientnet_lite, resnet, swin, vit
 from tests import tiny
 from tests.helpers import random_state
@@ -118,7 +118,9 @@ def test_upernet_with_a_swin_trains_a_step():
     )
     model = models.build(config, 8)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = random_state(jax.eval_shape(lambda: train.create_state(model, optimizer, config, 8)))
+    state = random_state(
+        jax.eval_shape(lambda: train_step.create_state(model, optimizer, config, 8))
+    )
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.normal(size=(2, 32, 32, 3)).astype(np.float32),
@@ -126,7 +128,7 @@ def test_upernet_with_a_swin_trains_a_step():
         'mask': np.ones(2, bool),
     }
     task = tasks.build(config, 'abcdefgh')
-    step = jax.jit(train.make_train_step(model, optimizer, config, task))
+    step = jax.jit(train_step.make_train_step(model, optimizer, config, task))
     after, metrics = step(state, batch)
     assert np.isfinite(metrics['loss'])
     before, after = (variables.model['params']['backbone'] for variables in (state, after))

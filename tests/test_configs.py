@@ -31,7 +31,7 @@ from configs import (
     upernet,
     videomt,
 )
-from rankseg_jax import config_check, frameworks, inference, models, optimizers, tasks, train
+from rankseg_jax import config_check, frameworks, inference, models, optimizers, tasks, train_step
 from rankseg_jax.frameworks.eomt import EncoderOnly
 from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
 from tests.helpers import mend_torchvision, random_state
@@ -382,11 +382,11 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
     model = models.build(config, num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = random_state(
-        jax.eval_shape(lambda: train.create_state(model, optimizer, config, num_classes))
+        jax.eval_shape(lambda: train_step.create_state(model, optimizer, config, num_classes))
     )
     things = [i % 2 == 0 for i in range(num_classes)]
     task = tasks.build(config, [str(i) for i in range(num_classes)], things)
-    step = jax.jit(train.make_train_step(model, optimizer, config, task))
+    step = jax.jit(train_step.make_train_step(model, optimizer, config, task))
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.normal(size=(2, 64, 64, 3)).astype(np.float32),

@@ -51,9 +51,10 @@ ALLOWED = {
     'convert': 'backbones checkpoint frameworks models pretrained published_task storage tasks',
     'from_data': 'checkpoint data',
     'reporting': 'evaluate optimizers sharding',
+    'train_step': 'inference losses models selector',
     'train': (
-        'checkpoint data evaluate from_data inference losses models optimizers pretrained '
-        'processes reporting selector sharding storage tasks'
+        'checkpoint data evaluate from_data models optimizers pretrained processes reporting '
+        'sharding storage tasks train_step'
     ),
     'analysis': ('analysis checkpoint data evaluate fonts inference models sharding storage tasks'),
 }

@@ -25,6 +25,7 @@ from rankseg_jax import (
     sharding,
     tasks,
     train,
+    train_step,
 )
 from rankseg_jax.data import CorruptExample, PanopticSource, Source, coco, pipeline, reading
 from rankseg_jax.outputs import QueryOutput
@@ -268,10 +269,10 @@ def test_losses_stay_finite_for_any_targets(change):
     model = models.build(config, NUM_CLASSES)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = random_state(
-        jax.eval_shape(lambda: train.create_state(model, optimizer, config, NUM_CLASSES))
+        jax.eval_shape(lambda: train_step.create_state(model, optimizer, config, NUM_CLASSES))
     )
     task = tasks.build(config, [''] * NUM_CLASSES, [True] * NUM_CLASSES)
-    step = jax.jit(train.make_train_step(model, optimizer, config, task))
+    step = jax.jit(train_step.make_train_step(model, optimizer, config, task))
     batch = random_batch(np.random.default_rng(0))
     nothing = batch | {'mask': np.zeros(4, bool), 'label': np.full_like(batch['label'], -1)}
     for case in (batch, nothing, batch | {'image': 1e4 * batch['image']}):
@@ -334,7 +335,7 @@ def test_impossible_configs_are_refused_before_a_step(trained, tmp_path):
             jax.eval_shape(partial(segment, changed), variables)
         with pytest.raises(ValueError, match=message):
             task = tasks.from_source(changed, source)
-            train.loss_parts(None, QueryOutput(None, None), {}, None, changed, task)
+            train_step.loss_parts(None, QueryOutput(None, None), {}, None, changed, task)
     semantic = config.copy_and_resolve_references()
     semantic.task = 'semantic'
     evaluate.run(semantic, workdir, tmp_path / 'out')

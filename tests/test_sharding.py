@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from rankseg_jax import checkpoint, evaluate, models, optimizers, sharding, tasks, train
+from rankseg_jax import checkpoint, evaluate, models, optimizers, sharding, tasks, train, train_step
 from tests import tiny
 from tests.helpers import random_state
 
@@ -48,10 +48,10 @@ def ten_losses(config, mesh):
     """The losses of ten steps, and the compiled step."""
     model, task = models.build(config, 8), tasks.build(config, 'abcdefgh')
     optimizer = optimizers.make_optimizer(config.optimizer, 10)
-    shapes = jax.eval_shape(lambda: train.create_state(model, optimizer, config, 8))
+    shapes = jax.eval_shape(lambda: train_step.create_state(model, optimizer, config, 8))
     shardings = sharding.state_shardings(mesh, shapes, shapes.model['params'])
     step = jax.jit(
-        train.make_train_step(model, optimizer, config, task),
+        train_step.make_train_step(model, optimizer, config, task),
         in_shardings=(shardings, sharding.split(mesh)),
         out_shardings=(shardings, sharding.copied(mesh)),
     )

@@ -15,7 +15,17 @@ import pytest
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from rankseg_jax import checkpoint, data, models, optimizers, reporting, sharding, tasks, train
+from rankseg_jax import (
+    checkpoint,
+    data,
+    models,
+    optimizers,
+    reporting,
+    sharding,
+    tasks,
+    train,
+    train_step,
+)
 from rankseg_jax.data import reading
 from rankseg_jax.decoders.pixel_classifier import PixelClassifier
 from rankseg_jax.decoders.query_classifier import QueryClassifier
@@ -222,9 +232,11 @@ def setup(config, model=None, **kwargs):
     """A state before the first step, and the step."""
     model = model or models.build(config, 8)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = random_state(jax.eval_shape(lambda: train.create_state(model, optimizer, config, 8)))
+    state = random_state(
+        jax.eval_shape(lambda: train_step.create_state(model, optimizer, config, 8))
+    )
     task = tasks.build(config, 'abcdefgh')
-    return state, train.make_train_step(model, optimizer, config, task, **kwargs)
+    return state, train_step.make_train_step(model, optimizer, config, task, **kwargs)
 
 
 def random_batch(seed=0, batch=8):
@@ -341,7 +353,7 @@ def test_masked_images_are_excluded_from_the_loss():
     @jax.jit
     def loss(batch):
         output = model.apply(variables, batch['image'], train=False)
-        parts, _ = train.loss_parts(None, output, batch, task.presence(batch), config, task)
+        parts, _ = train_step.loss_parts(None, output, batch, task.presence(batch), config, task)
         return sum(part.value for part in parts.values())
 
     np.testing.assert_allclose(loss(batch), loss(jax.tree.map(lambda x: x[:3], batch)), rtol=1e-5)
