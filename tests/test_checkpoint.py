@@ -92,8 +92,6 @@ DAMAGES = {
 }
 
 
-# Reads of tensorstore that are under way when another one fails.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage, caplog):
     folder = save(tmp_path, 2, 3)

@@ -95,8 +95,6 @@ class TestLoop:
         train.train(tiny.config(data_dir, steps=8, keep_checkpoints=1), workdir)
         assert 'schedule' not in capsys.readouterr().out
 
-    # Reads of tensorstore that are under way when another one fails.
-    @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
     def test_a_damaged_checkpoint_is_set_aside(self, finished, tmp_path, capsys):
         config, workdir, _ = finished
         workdir = shutil.copytree(workdir, tmp_path / 'run')
