@@ -93,7 +93,7 @@ def photos(fold: str):
     config = folder.get_config('light')
     config.data.dir = str(Path(_WORKDIR.value) / f'ccp59_{fold}')
     config.data.long_side = 192
-    config.steps = 800
+    config.steps = 400
     return config
 
 
@@ -109,8 +109,8 @@ def streets():
 
 
 DATA = {
-    'emoji60': Data(lambda: emoji(60, steps=1200), kappa=16),
-    'emoji150': Data(lambda: emoji(150, steps=2400), kappa=32),
+    'emoji60': Data(lambda: emoji(60, steps=3000), kappa=16),
+    'emoji150': Data(lambda: emoji(150, steps=3000), kappa=32),
     'panoptic60': Data(lambda: panoptic(steps=3000), kappa=16, metric='PQ'),
     'ccp59_a': Data(lambda: photos('a'), kappa=20, splits=('validation',)),
     'ccp59_b': Data(lambda: photos('b'), kappa=20, splits=('validation',)),
