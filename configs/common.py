@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
     # segments, 'instance' on data with objects, 'video_instance' on videos with tracks.
     config.task = 'semantic'
     config.accumulate = 1  # micro-batches that a step is computed in, one after another
+    # Images that a device takes at once at most: on fewer devices a step is computed in more
+    # micro-batches, and the batch stays; 0: no limit.
+    config.local_batch_size = 0
     # Devices along the axes of the mesh, see docs/scale.md. Batches are split over data × fsdp,
     # parameters over fsdp, and what grows with K over model; -1: all that the others leave.
     config.mesh = mesh = ConfigDict()

@@ -27,6 +27,7 @@ UNDAMAGED = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 # Keys that runs of earlier versions lack, and the values that their models go on with.
 LATER_KEYS = {
+    'local_batch_size': 0,
     'mesh.fsdp': 1,
     'mesh.model': 1,
     'sharding': (),

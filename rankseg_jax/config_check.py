@@ -37,6 +37,7 @@ RANGES = {
     'batch_size': at_least(1),
     'steps': at_least(1),
     'accumulate': at_least(1),
+    'local_batch_size': at_least(0),
     'mesh.data': at_least(-1),
     'mesh.fsdp': at_least(1),
     'mesh.model': at_least(1),

@@ -102,6 +102,19 @@ def check(config, mesh) -> None:
         )
 
 
+def with_micro_batches(config, mesh):
+    """The config with as many micro-batches as `config.local_batch_size` asks for on a mesh."""
+    share = config.batch_size // sharding.batch_parts(mesh)  # of a device
+    limit = config.local_batch_size or share
+    counts = range(config.accumulate, share + 1)
+    count = next(n for n in counts if share % n == 0 and share // n <= limit)
+    if count > config.accumulate:
+        sharding.print_once(f'{count} micro-batches a step, of {share // count} images a device')
+        config = config.copy_and_resolve_references()
+        config.accumulate = count
+    return config
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """All that stays the same during training."""
@@ -145,6 +158,7 @@ def set_up(config) -> Setup:
     """
     mesh = sharding.make_mesh(**config.mesh)
     check(config, mesh)
+    config = with_micro_batches(config, mesh)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)  # or refused
     if not processes.is_first():
         processes.wait()  # for the data, which the first one may have to generate

@@ -108,7 +108,10 @@ def on(mesh, data_dir):
     """The config of a run on a mesh."""
     # AdamW makes steps of full size from the rounding of gradients that are 0, such as those of the
     # biases of attention's keys.
-    config = tiny.config(data_dir, steps=100, optimizer__name='sgd', **SEGMENTER)
+    options = SEGMENTER | dict(
+        optimizer__name='sgd', model__dropout=0.0
+    )  # micro-batches draw others
+    config = tiny.config(data_dir, steps=100, **options)
     config.mesh.data, config.mesh.fsdp, config.mesh.model = mesh
     return config
 
@@ -130,6 +133,17 @@ def test_a_run_goes_on_on_another_mesh(saved, data_dir):
         rtol = 0 if mesh == (1, 8, 1) else 1e-5  # others add up in another order
         compare = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol / 10)
         jax.tree.map(compare, found, expected)
+
+
+def test_fewer_devices_take_more_micro_batches_of_the_same_batch(saved, data_dir):
+    expected_names, expected = go_on(on((8, 1, 1), data_dir), saved, 10)
+    config = on((2, 1, 1), data_dir)
+    config.local_batch_size = 2
+    assert train.set_up(config).config.accumulate == config.batch_size // 4
+    names, found = go_on(config, saved, 10)
+    assert names == expected_names
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(compare, found, expected)
 
 
 def test_a_sharded_state_scores_as_a_whole_one(saved, data_dir, tmp_path):

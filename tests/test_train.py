@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax._src.array import ArrayImpl
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax import (
@@ -87,6 +88,35 @@ class TestLoop:
         assert checkpoint.find(manager, 'best') == best and checkpoint.find(manager, 'last') == 7
         again = train.train(config, workdir)  # all steps are done
         assert again['mIoU'] == scores['mIoU']
+
+    def test_the_host_reads_nothing_that_a_device_still_computes(
+        self, data_dir, tmp_path, monkeypatch
+    ):
+        """Steps get all they need explicitly; between reports only older metrics are read."""
+        ages, arrays, jit_step, value = [], [], train.jit_step, ArrayImpl._value.fget
+
+        def guarded(*args, **options):
+            step = jit_step(*args, **options)
+
+            def run(state, batch):
+                with jax.transfer_guard('disallow'):
+                    state, metrics = step(state, batch)
+                arrays.append(jax.tree.leaves((state, metrics)))
+                return state, metrics
+
+            return run
+
+        def read(array):
+            made = [i for i, leaves in enumerate(arrays) if any(x is array for x in leaves)]
+            if 1 < len(arrays) < 8:  # the first and the last are reported
+                ages.extend(len(arrays) - 1 - i for i in made)
+            return value(array)
+
+        monkeypatch.setattr(train, 'jit_step', guarded)
+        monkeypatch.setattr(ArrayImpl, '_value', property(read))
+        every = dict(log_every=8, eval_every=8, checkpoint_every=8)
+        train.train(tiny.config(data_dir, steps=8, **every), tmp_path)
+        assert set(ages) == {reporting.AHEAD}
 
     def test_resuming_with_another_schedule_says_so(self, data_dir, finished, tmp_path, capsys):
         workdir = shutil.copytree(finished[1], tmp_path / 'run')
