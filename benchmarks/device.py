@@ -3,6 +3,7 @@
     python benchmarks/device.py --out=benchmarks/results/device.json
     python benchmarks/device.py --rows='train|matrix' --budget=240 --together=4
     python benchmarks/device.py --small --out=/tmp/device.json   # tiny models, runs on a CPU
+    python benchmarks/device.py --lower=cuda,tpu                 # needs no accelerator
 
 Needs only what prediction needs: jax, flax, optax, ml_collections and what orbax brings; PyTorch's
 rows need torch, timm and transformers too. Images, labels and weights are random, recipes as in
@@ -41,6 +42,9 @@ _BUDGET = flags.DEFINE_float('budget', 1e6, 'Seconds after which no further row 
 _LIMIT = flags.DEFINE_float('limit', 300, 'Seconds after which a row, or rows together, are ended.')
 _TOGETHER = flags.DEFINE_integer('together', 1, 'Rows that are compiled at the same time.')
 _SMALL = flags.DEFINE_bool('small', False, 'Tiny models and short runs, to test the benchmark.')
+_LOWER = flags.DEFINE_list(
+    'lower', [], "Only lower JAX's rows for these platforms, as far as can be without them."
+)
 _LIST = flags.DEFINE_bool('list', False, 'Print the names of the rows and stop.')
 _SHOW = flags.DEFINE_bool('show', False, 'Print the table of the results and stop.')
 _LIBRARY = flags.DEFINE_enum('library', None, ['jax', 'torch'], 'For the processes of this script.')
@@ -70,6 +74,10 @@ ORDER = (
     ('jax', 'predict mask2former:ade20k_swin_b'),
     ('jax', 'train mask2former:ade20k_swin_b'),
     ('jax', 'train mask2former:ade20k_swin_b_rankseg'),
+    ('jax', 'predict eomt:coco_panoptic_l'),
+    ('jax', 'train eomt:coco_panoptic_l'),
+    ('jax', 'predict mask2former:ade20k_swin_l'),
+    ('jax', 'train mask2former:ade20k_swin_l'),
     ('jax', 'predict segmenter:ade20k_l16_rankseg'),
     ('jax', 'predict Segmenter with RankSeg, K = 150'),
     ('jax', 'predict Segmenter with RankSeg, K = 20,000'),
@@ -164,6 +172,24 @@ def timed(function, *arguments):
     return function(*arguments), time.perf_counter() - start
 
 
+def lower() -> None:
+    """Lowers the rows of JAX for platforms that need not be here; says which cannot be."""
+    from benchmarks import device_jax
+
+    device_jax.LOWER[:] = _LOWER.value
+    for library, name in ORDER:
+        if library != 'jax' or not re.search(_ROWS.value, name):
+            continue
+        start = time.perf_counter()
+        try:
+            device_jax.ROWS[name](_SMALL.value)
+            found = 'lowered'
+        except Exception as error:
+            found = f'{type(error).__name__}: {error}'[:300]
+        took = time.perf_counter() - start
+        print(f'{name}: {found}, {took:.0f} s', flush=True)
+
+
 # The table
 
 
@@ -221,6 +247,9 @@ def figures(row: dict, entry: dict, rows: list[dict]) -> list[str]:
 def main(_):
     if _LIST.value:
         print('\n'.join(name for _, name in ORDER if re.search(_ROWS.value, name)))
+        return
+    if _LOWER.value:
+        lower()
         return
     if _LIBRARY.value:
         work(_LIBRARY.value)

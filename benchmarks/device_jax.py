@@ -23,6 +23,7 @@ from rankseg_jax.layers import attend
 from rankseg_jax.selector import Choice
 
 NUM_CLASSES, NUM_TARGETS, BATCH = 150, 20, 8
+LOWER: list[str] = []  # platforms to lower for instead of compiling
 CHAIN = 10  # calls of a part that one program makes, so that launching it does not count
 
 
@@ -45,7 +46,7 @@ class Recipe:
 
     def __post_init__(self):
         config = self.config
-        config.model.dtype, config.batch_size = 'bfloat16', BATCH
+        config.task, config.model.dtype, config.batch_size = 'semantic', 'bfloat16', BATCH
         if self.small:
             shrink(config)
         self.side = config.augment.crop_size[0]
@@ -73,6 +74,7 @@ class Recipe:
 
 TINY = {
     'segmenter': {'num_layers': 2},
+    'eomt': {'num_layers': 5},
     'mask2former': {'width': 24, 'depths': (1,) * 4, 'num_heads': (1, 2, 3, 6), 'window': 4},
 }
 
@@ -85,7 +87,10 @@ def shrink(config) -> None:
         config.model.update(backbone='vit_ti16', channels=192, decoder_heads=3, decoder_layers=2)
         config.eval.window = config.eval.stride = (64, 64)
         return
-    config.model.update(backbone='swin_t7', pixel_layers=1, decoder_layers=3, num_queries=25)
+    if config.model.framework == 'eomt':
+        config.model.update(backbone='dinov2_reg_s14', num_queries=25)
+    else:
+        config.model.update(backbone='swin_t7', pixel_layers=1, decoder_layers=3, num_queries=25)
     config.loss.num_points = 256
     config.data.max_targets = 25
 
@@ -125,9 +130,17 @@ def random_variables(shapes):
 
 
 def compile_(function, *shapes, donate_argnums=()):
-    """`function` compiled for arguments of these shapes, and what that took and tells."""
+    """`function` compiled for arguments of these shapes, and what that took and tells.
+
+    Under `--lower` it is lowered for those platforms instead.
+    """
+    jitted = jax.jit(function, donate_argnums=donate_argnums)
+    if LOWER:
+        for platform in LOWER:
+            jitted.trace(*shapes).lower(lowering_platforms=(platform,))
+        return None, {'xla_flops': None}
     start = time.perf_counter()
-    lowered = jax.jit(function, donate_argnums=donate_argnums).lower(*shapes)
+    lowered = jitted.lower(*shapes)
     traced = time.perf_counter()
     compiled = lowered.compile()
     facts = {'trace_s': traced - start, 'compile_s': time.perf_counter() - traced}
@@ -235,6 +248,8 @@ def parts_row(variants: dict[str, tuple[Callable, tuple, int]], small: bool):
                 functools.partial(chained, function), *map(shapes_of, arguments)
             )
         except Exception as error:  # such as a kernel that does not take these shapes
+            if LOWER:
+                raise
             made[name] = {'name': name, 'error': f'{type(error).__name__}: {error}'[:300]}
             continue
         facts.pop('xla_flops')
@@ -402,6 +417,8 @@ ROWS = {
             'mask2former:ade20k_swin_t',
             'mask2former:ade20k_swin_b',
             'mask2former:ade20k_swin_b_rankseg',
+            'mask2former:ade20k_swin_l',
+            'eomt:coco_panoptic_l',
         )
     },
     **{
@@ -411,6 +428,8 @@ ROWS = {
             'segmenter:ade20k_l16_rankseg',
             'mask2former:ade20k_swin_t',
             'mask2former:ade20k_swin_b',
+            'mask2former:ade20k_swin_l',
+            'eomt:coco_panoptic_l',
         )
     },
     **{
