@@ -35,7 +35,7 @@ _WORKDIR = flags.DEFINE_string('workdir', '/tmp/faults', 'Folder of the runs and
 _OUT = flags.DEFINE_string('out', 'benchmarks/results/faults.jsonl', 'Finished trials, one a line.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the table of the finished trials and stop.')
 
-STEPS = 100
+STEPS = 40
 KEPT = 3  # checkpoints
 SECONDS = 60  # that survivors may take to end
 CONFIG = """
@@ -149,7 +149,8 @@ def final_state(workdir: Path):
         )
         for name in ('model', 'optimizer')
     }
-    return checkpoint.restore(manager, STEPS, **shapes)
+    restored = checkpoint.restore(manager, STEPS, **shapes)
+    return {name: restored[name] for name in shapes}
 
 
 def reference(count: int) -> tuple[Path, float]:
