@@ -9,7 +9,7 @@ ResNet that is first trained on scenes of other categories. A cell (data × row 
 rate) is a line of JSON in --out and is not repeated; processes with other --data or --seeds may run
 at the same time once --pretrain_only is done. Baseline and RankSeg search their learning rates with
 seed 0, on validation; further seeds take the best. `--table` prints tables without training and
-writes the summary beside --out.
+writes the summary and a figure of the gains beside --out.
 """
 
 import json
@@ -388,6 +388,45 @@ def summary(cells: list[dict]) -> list[dict]:
     return found
 
 
+def draw(cells: list[dict], path: Path) -> None:
+    """RankSeg's gains with their intervals, against κ as a share of K."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout='constrained')
+    axes = figure.subplots()
+    shift = 0
+    for data, setting in DATA.items():
+        base, mine = (chosen(cells, data, row) for row in ('baseline', 'RankSeg'))
+        seeds = sorted(set(base) & set(mine))
+        if len(seeds) < 3:
+            continue
+        num_classes, split = mine[seeds[0]]['num_classes'], setting.splits[-1]
+        at = sorted({int(key.split('@')[1]) for key in mine[seeds[0]]['scores']})
+        for metric in ('PQ', 'mIoU') if setting.metric == 'PQ' else (setting.metric,):
+            gains = [
+                [score(mine[i], split, metric, k) - score(base[i], split, metric) for i in seeds]
+                for k in at
+            ]
+            half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(gains, axis=1)
+            axes.errorbar(
+                [1.02**shift * k / num_classes for k in at],
+                np.mean(gains, axis=1),
+                half,
+                marker='o',
+                capsize=4,
+                label=f'{data}, {metric}',
+            )
+            shift += 1
+    axes.axhline(0, color='gray', linewidth=1)
+    axes.set_xscale('log')
+    shares = (0.1, 0.2, 0.5, 1)
+    axes.set_xticks(shares, [f'{share:.0%}' for share in shares], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel='κ, as a share of K', ylabel='RankSeg − baseline, points')
+    figure.legend(loc='outside right upper', fontsize='small')
+    figure.savefig(path, dpi=110)
+
+
 def cells_to_run(cells: Callable):
     """Yields (data, row, seed, learning rate), seed by seed; `cells()` reads the finished ones."""
     absent = {'camvid': not _CAMVID.value, 'ccp59_a': not _CCP59.value, 'ccp59_b': not _CCP59.value}
@@ -419,6 +458,7 @@ def main(_):
     for data in DATA:
         if any(cell['data'] == data for cell in cells):
             print(f'\n**{data}**\n\n{table(cells, data)}')
+    draw(cells, Path(_OUT.value).with_name('gain.png'))
     path = Path(_OUT.value).with_name('summary.json')
     path.write_text(json.dumps(summary(cells), indent=1) + '\n')
 
