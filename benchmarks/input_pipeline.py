@@ -161,7 +161,8 @@ def main(_):
     print('| images/s | pipeline alone | train step alone | ratio | ready |\n|---|---|---|---|---|')
     for name, row in results.items():
         cells = f'{row["pipeline"]:.0f} | {row["step"]:.1f} | {row["pipeline"] / row["step"]:.1f}'
-        print(f'| {name} | {cells} | {100 * row["ready"]:.1f} % |')
+        ready = f'{100 * row["ready"]:.1f} %' if 'ready' in row else '–'
+        print(f'| {name} | {cells} | {ready} |')
 
 
 if __name__ == '__main__':
