@@ -290,13 +290,17 @@ def score(cell: dict, split: str, metric: str, kappa: int | None = None) -> floa
     return 100 * scores[at if at in scores else f'{split}@{cell["num_classes"]}'][metric]
 
 
+def half_width(differences) -> float:
+    """Half of the 95 % interval of the mean of paired differences, by Student's t."""
+    return stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+
+
 def interval(differences) -> str:
-    """Mean and 95 % interval of paired differences, by Student's t."""
+    """Mean and 95 % interval of paired differences."""
     mean = np.mean(differences)
     if len(differences) < 2:
         return f'{mean:+.1f}'
-    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return f'{mean:+.1f} ± {half:.1f}'
+    return f'{mean:+.1f} ± {half_width(differences):.1f}'
 
 
 def best_rate(cells: list[dict], data: str, row: str) -> float:
@@ -407,11 +411,10 @@ def draw(cells: list[dict], path: Path) -> None:
                 [score(mine[i], split, metric, k) - score(base[i], split, metric) for i in seeds]
                 for k in at
             ]
-            half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(gains, axis=1)
             axes.errorbar(
                 [1.02**shift * k / num_classes for k in at],
                 np.mean(gains, axis=1),
-                half,
+                [half_width(each) for each in gains],
                 marker='o',
                 capsize=4,
                 label=f'{data}, {metric}',

@@ -107,10 +107,8 @@ def go_on(config, workdir, steps):
 def on(mesh, data_dir):
     """The config of a run on a mesh."""
     # AdamW makes steps of full size from the rounding of gradients that are 0, such as those of the
-    # biases of attention's keys.
-    options = SEGMENTER | dict(
-        optimizer__name='sgd', model__dropout=0.0
-    )  # micro-batches draw others
+    # biases of attention's keys. Micro-batches would drop other activations.
+    options = SEGMENTER | dict(optimizer__name='sgd', model__dropout=0.0)
     config = tiny.config(data_dir, steps=100, **options)
     config.mesh.data, config.mesh.fsdp, config.mesh.model = mesh
     return config
