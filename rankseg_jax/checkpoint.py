@@ -226,7 +226,7 @@ def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
     for step in manager.all_steps():
         if step > after:
             folder = place(manager) / str(step)
-            folder.rename(folder.with_name(f'damaged_{step}_{time.time():.0f}'))
+            storage.rename(folder, folder.with_name(f'damaged_{step}_{time.time():.0f}'))
 
 
 def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

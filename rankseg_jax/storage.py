@@ -174,6 +174,16 @@ def sizes(folder: Any) -> dict[str, int]:
     return {name[start:]: entry['size'] for name, entry in found.items() if name[start:]}
 
 
+def rename(folder: Any, new: Any) -> None:
+    """Renames a folder; in a bucket, its files are copied and removed."""
+    if not is_remote(folder):
+        folder.rename(new)
+        return
+    files, names = _file_system(folder), list(sizes(folder))
+    files.copy([f'{folder}/{name}' for name in names], [f'{new}/{name}' for name in names])
+    files.rm(str(folder), recursive=True)
+
+
 @functools.cache
 def copied(place: Any) -> Path:
     """A file or folder of a bucket, copied to this machine once and kept until the program ends."""
