@@ -140,27 +140,30 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     task = tasks.from_source(config, source)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     saved.check_categories(task, config.data)
-    folder = storage.make_folder(output or workdir)
+    place = storage.make_folder(output or workdir)
     model = models.build(config, task.num_classes)
     variables = models.restore(saved, model, config, mesh)
     eval_step = make_eval_step(model, config, task, mesh)
-    with task.writer(output, source) if output else nullcontext() as writer:
+    path = place / f'scores_{saved.stem(config.data.eval_split)}.json'
+    with (
+        storage.written(place) if output else nullcontext() as folder,
+        task.writer(folder, source) if output else nullcontext() as writer,
+    ):
         scores = evaluate(eval_step, variables, source, config, task, mesh, writer)
         if source.annotated:
             sharding.print_once(table(scores, task.columns))  # before writing
     if not source.annotated:
         sharding.print_once(
             f'The split {config.data.eval_split!r} has no annotations to score against. '
-            f'Predictions: {folder}'
+            f'Predictions: {place}'
         )
         return {}
-    path = folder / f'scores_{saved.stem(config.data.eval_split)}.json'
     if jax.process_index() == 0:
         path.write_text(json.dumps(without_nan(scores), indent=1))
     about = [f'split {config.data.eval_split!r}', f'{len(source)} images', task.protocol()]
     sharding.print_once(
         f'Checkpoint after step {saved.step}, {", ".join(filter(None, about))}. '
-        f'Written to {folder if output else path}'
+        f'Written to {place if output else path}'
     )
     return scores
 

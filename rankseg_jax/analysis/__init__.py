@@ -1,8 +1,6 @@
 """--mode=analyze: what the data hold, or which κ a model needs and what it gets wrong."""
 
-from pathlib import Path
-
-from rankseg_jax import checkpoint
+from rankseg_jax import checkpoint, storage
 from rankseg_jax.analysis import dataset, model
 
 
@@ -19,10 +17,12 @@ def run(config, workdir, output=None) -> dict:
       ValueError: there is nothing to analyze.
       OSError: the folder cannot be written.
     """
-    workdir = Path(workdir)
+    workdir = storage.path(workdir)
     manager = checkpoint.open_checkpoints(workdir) if (workdir / 'checkpoints').is_dir() else None
     if manager is None or not manager.all_steps():
-        return dataset.run(config, Path(output or workdir / 'analysis_data'))
+        with storage.written(output or workdir / 'analysis_data') as folder:
+            return dataset.run(config, folder)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
-    folder = workdir / f'analysis_{saved.stem(config.data.eval_split)}'
-    return model.run(config, saved, Path(output or folder))
+    place = workdir / f'analysis_{saved.stem(config.data.eval_split)}'
+    with storage.written(output or place) as folder:
+        return model.run(config, saved, folder)
