@@ -12,6 +12,7 @@ from rankseg_jax import analysis, checkpoint, data, evaluate, models, processes,
 from rankseg_jax.analysis import cost, observations, statistics
 from rankseg_jax.analysis import model as model_analysis
 from rankseg_jax.data import CorruptExample, Source
+from rankseg_jax.report.observed import Observed
 from tests import tiny
 
 NAMES = (
@@ -137,7 +138,9 @@ def test_categories_equal_scikit_learn(selected):
     chosen = None if selected is None else np.argsort(-logits, 1, kind='stable')[:, :selected]
     empty = sparse.csr_array((6, 6), dtype=np.int64)
     rows = statistics.categories(
-        observations.Observations(sparse.csr_array(counts), logits, chosen, empty, empty, []),
+        observations.Observations(
+            sparse.csr_array(counts), logits, chosen, empty, empty, [], Observed(6)
+        ),
         [f'c{i}' for i in range(6)],
     )
     present = counts > 0

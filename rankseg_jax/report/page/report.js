@@ -1,7 +1,7 @@
 'use strict';
 (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
-  const PER_PAGE = 50;
+  const PER_PAGE = 25;
   const byId = (id) => document.getElementById(id);
 
   // Elements are built from text alone, so that no name can become markup.
@@ -145,6 +145,7 @@
 
   function kappaChart() {
     const { curves, safe, num_selected: chosen } = data;
+    const ticks = [1, 10, 100, 1000].flatMap((x) => [x, 2 * x, 5 * x]);
     const line = (name, values, color, dash) => ({
       name, x: values.map((_, i) => i + 1), y: values.map((x) => 100 * x), mode: 'lines',
       line: { color, dash, width: 2.5 }, hovertemplate: 'κ = %{x}: %{y:.3f} %' });
@@ -155,7 +156,7 @@
       { name: `Smallest safe κ = ${safe}`, x: [safe], y: [100 * curves.pixel_recall[safe - 1]],
         mode: 'markers', marker: { size: 13, symbol: 'diamond', color: color('ink') } },
     ], (color) => ({
-      xaxis: { title: { text: 'κ' }, type: 'log', dtick: 'D2' },
+      xaxis: { title: { text: 'κ' }, type: 'log', tickvals: ticks, ticktext: ticks.map(String) },
       yaxis: { title: { text: '%' }, rangemode: 'tozero' },
       shapes: [{
         type: 'line', x0: Math.min(chosen, data.classes.length), yref: 'paper', y0: 0, y1: 1,
@@ -188,10 +189,10 @@
         line: { color: color('faint'), dash: 'dash' } },
       { name: 'this run', x: confidence, y: present, customdata: number, mode: 'lines+markers',
         line: { color: color('accent'), width: 2.5 }, marker: { size: 9 },
-        hovertemplate: 'confidence %{x:.3f}: %{y:.3f} there, %{customdata} pairs<extra></extra>' },
+        hovertemplate: 'confidence %{x:.3f}: %{y:.3f} present, %{customdata} pairs<extra></extra>' },
     ], () => ({
       xaxis: { title: { text: 'confidence' }, range: [-0.02, 1.02] },
-      yaxis: { title: { text: 'share that is there' }, range: [-0.02, 1.05] }, height: 420,
+      yaxis: { title: { text: 'share that is present' }, range: [-0.02, 1.05] }, height: 420,
     }));
   }
 
@@ -231,7 +232,9 @@
       return line;
     });
     const titles = ['true', 'predicted', '% of all wrong', 'examples'];
-    byId('pair-table').append(element('thead', {}, row('th', titles)),
+    const head = row('th', titles);
+    head.cells[1].className = head.cells[3].className = 'left';
+    byId('pair-table').append(element('thead', {}, head),
       element('tbody', {}, ...lines));
   }
 
@@ -292,14 +295,14 @@
     const lines = item.ranked.map(({ name, score, present }, i) => {
       const bar = element('span', { class: 'bar' });
       bar.style.width = `${Math.round(120 * score)}px`;
-      return row('td', [`${i + 1}. ${name}`, bar, score.toFixed(2), present ? '✓ there' : 'not there']);
+      return row('td', [`${i + 1}. ${name}`, bar, score.toFixed(2), present ? '✓ present' : 'absent']);
     });
     for (const line of lines) line.cells[1].className = line.cells[3].className = 'left';
     byId('ranked').replaceChildren(...(lines.length ? [
       element('h3', {}, 'Ranked categories'), element('table', {}, element('tbody', {}, ...lines)),
       element('p', { id: 'missed', class: item.missed.length ? 'worse' : 'hint' },
         item.missed.length ? `✗ Missed, not selected: ${item.missed.join(', ')}` :
-          'All categories that are there were selected.')] : []));
+          'All categories in the truth were selected.')] : []));
   }
   function tracks(item) {
     const lines = item.tracks.map((track) => {
@@ -384,16 +387,34 @@
     });
   }
 
-  function charts() {
-    if (data.curves) kappaChart();
-    if (data.confusion.names.length) confusionChart();
-    if (data.calibration) calibrationChart();
+  // Plotly takes longest to start: it waits until the page is there and a chart comes into view.
+
+  const charts = new Map();
+  if (data.curves) charts.set(byId('kappa-chart'), kappaChart);
+  if (data.confusion.names.length) charts.set(byId('confusion-chart'), confusionChart);
+  if (data.calibration) charts.set(byId('calibration-chart'), calibrationChart);
+  const drawn = new Set();
+  function drawChart(place) {
+    if (!window.Plotly) {
+      document.head.append(element('script', {}, byId('plotly').textContent));
+    }
+    drawn.add(place);
+    charts.get(place)();
   }
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      watcher.unobserve(target);
+      setTimeout(() => drawChart(target));
+    }
+  }, { rootMargin: '300px' });
   scores();
   if (data.curves) kappa();
   classTable();
   confusion();
   gallery();
-  charts();
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', charts);
+  addEventListener('load', () => setTimeout(() => [...charts.keys()].forEach((place) =>
+    watcher.observe(place))));
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () =>
+    drawn.forEach(drawChart));
 })();
