@@ -193,7 +193,7 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
         predictor = predict.from_model(model, variables, config, task, mesh)
         about = report.about(config, saved, workdir)
         content = report.content(about, observed, scores, task, source, others)
-        report.write(folder, without_nan(content), observed, predictor, source)
+        report.write(folder, without_nan(content), predictor, source)
     about = [f'split {config.data.eval_split!r}', f'{len(source)} images', task.protocol()]
     sharding.print_once(
         f'Checkpoint after step {saved.step}, {", ".join(filter(None, about))}. '

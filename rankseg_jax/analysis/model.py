@@ -75,7 +75,7 @@ def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence =
     )
     content |= {name: report[name] for name in ('notes', 'costs', 'device') if name in report}
     predictor = predict.from_model(model, variables, config, task, mesh)
-    pages.write(output, evaluate.without_nan(content), observed.images, predictor, source)
+    pages.write(output, evaluate.without_nan(content), predictor, source)
     print(
         f'\nCheckpoint after step {saved.step}, split {config.data.eval_split!r}, '
         f'{report["images"]} {report["unit"]}s. Written to {output}\n'

@@ -185,12 +185,11 @@ def examples(observed: Observed, true: int, predicted: int) -> list[int]:
     return sorted(found, key=lambda place: (-found[place], place))[:2]
 
 
-def write(folder: Path, content: dict[str, Any], observed: Observed, predictor, source) -> None:
+def write(folder: Path, content: dict[str, Any], predictor, source) -> None:
     """Writes report.json and report.html.
 
     Args:
       content: see the function of this name, without NaN.
-      observed: what it was made of.
       predictor: draws the images of the gallery once more.
       source: of the images.
     """
@@ -200,11 +199,11 @@ def write(folder: Path, content: dict[str, Any], observed: Observed, predictor, 
     places += [place for pair in content['confusion']['pairs'] for place in pair['examples']]
     items = pictures.draw(list(dict.fromkeys(places)), predictor, source)
     takes_clips = predictor.task.takes_clips
-    scores = scored_units(observed, predictor.task, source)
+    scored = content['image_scores']
+    scores = dict(zip(scored['ids'], scored['scores'], strict=True))
     for place, item in items.items():
-        score = scores.get(place, np.nan)
         item['name'] = source.videos[place][0] if takes_clips else source.ids[place]
-        item['score'] = None if np.isnan(score) else score
+        item['score'] = scores.get(item['name'])
     page = rendered(content | {'items': items})
     (folder / PAGE).write_text(page, encoding='utf-8')
 

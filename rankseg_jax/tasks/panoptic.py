@@ -214,7 +214,7 @@ class Panoptic(Semantic):
         return {'segments': metric}
 
     def image_score(self, metrics):
-        return metrics['segments'].compute(self.things)['PQ']
+        return metrics['segments'].quality()
 
     def scores(self, statistics):
         quality = statistics['segments'].compute(self.things, self.class_names)
