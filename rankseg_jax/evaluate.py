@@ -84,10 +84,10 @@ def evaluate(
                 found = task.cut({name: x[i] for name, x in maps.items()}, batch['size'][i])
                 logits = found.pop('presence_logits', None)
                 if observed is not None:
-                    observe(batch, i, number, found, logits)
+                    observe(observed, batch, i, number, found, logits)
                 yield index, number, found
 
-    def observe(batch, i, number, found, logits):
+    def observe(observed, batch, i, number, found, logits):
         rows, columns = batch['size'][i]
         label, length = batch['label'][i, ..., :rows, :columns], 1  # [(t,) H, W]
         if 'shown' in batch:

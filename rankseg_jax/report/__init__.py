@@ -147,15 +147,19 @@ def confusion(observed: Observed, class_names) -> dict[str, Any]:
     off = wrong.row != wrong.col
     rows, columns, pixels = wrong.row[off], wrong.col[off], wrong.data[off]
     total = int(matrix.sum())
+    together = observed.all_pairs()
+    owner = np.repeat([*observed.pairs], [x.shape[1] for x in observed.pairs.values()])
     pairs = []
     for place in np.argsort(-pixels, kind='stable')[:PAIRS]:
         true, predicted = int(rows[place]), int(columns[place])
+        images = np.flatnonzero((together[0] == true) & (together[1] == predicted))
+        images = images[np.lexsort((owner[images], -together[2, images]))]
         pairs.append(
             {
                 'true': names[true],
                 'predicted': names[predicted],
                 'pixels': int(pixels[place]),
-                'examples': examples(observed, true, predicted),
+                'examples': owner[images[:2]].tolist(),
             }
         )
     sums = np.bincount(rows, pixels, len(names)) + np.bincount(columns, pixels, len(names))
@@ -173,16 +177,6 @@ def confusion(observed: Observed, class_names) -> dict[str, Any]:
         'names': [names[c] for c in shown],
         'shares': shares.tolist(),
     }
-
-
-def examples(observed: Observed, true: int, predicted: int) -> list[int]:
-    """The places of the two images with the most pixels of a class that are taken for another."""
-    found = {}
-    for place, (rows, columns, pixels, _) in observed.pairs.items():
-        number = int(pixels[(rows == true) & (columns == predicted)].sum())
-        if number:
-            found[place] = number
-    return sorted(found, key=lambda place: (-found[place], place))[:2]
 
 
 def write(folder: Path, content: dict[str, Any], predictor, source) -> None:

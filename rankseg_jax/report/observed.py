@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -133,7 +134,7 @@ class Observed:
         right = right[:num_selected] / pixels.sum()
         return recall_curves(ranks, counts) | {'right_pixels': right.tolist()}
 
-    def calibration(self) -> dict[str, list]:
+    def calibration(self) -> dict[str, Any]:
         """The reliability diagram of the multi-label head, bin by bin, of those that hold any.
 
         Returns:
@@ -153,8 +154,8 @@ class Observed:
         """Mean IoU in some images or frames together, over the categories there or predicted."""
         columns = [self.pairs[place] for place in places if place in self.pairs]
         true, predicted, pixels, _ = np.concatenate([np.zeros((4, 0), int), *columns], axis=1)
-        held, places = np.unique([true, predicted], return_inverse=True)  # [n], [2, columns]
-        true, predicted = places.reshape(2, -1)
+        held, index = np.unique([true, predicted], return_inverse=True)  # [n], [2, columns]
+        true, predicted = index.reshape(2, -1)
         right, of_true, of_predicted = (
             np.bincount(x, pixels * weights, len(held))
             for x, weights in ((true, true == predicted), (true, 1), (predicted, 1))
@@ -165,7 +166,10 @@ class Observed:
 
 def class_ranks(presence_logits) -> np.ndarray:
     """[K]: the rank of each category from 0 on; ties rank the lower class id first."""
-    return np.argsort(np.argsort(-np.asarray(presence_logits), kind='stable'))
+    order = np.argsort(-np.asarray(presence_logits), kind='stable')
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order))
+    return ranks
 
 
 def recall_curves(ranks, counts) -> dict[str, list[float]]:
