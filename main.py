@@ -11,10 +11,10 @@
         --config.data.dir=/data/ADEChallengeData2016
 
 train     trains or resumes, evaluates, and draws predictions on the evaluation split.
-evaluate  scores a checkpoint; with --output, also writes its predictions.
+evaluate  scores a checkpoint and writes report.html; with --output, also writes its predictions.
 predict   writes label maps, overlays and JSON for images and videos.
-analyze   shows which κ to use and what the model gets wrong; before training, with --config, what
-          is in the data.
+analyze   shows which κ to use and what the model gets wrong, in report.html, too; before training,
+          with --config, what is in the data.
 export    writes files that serve the model without this package.
 convert   makes public weights a run: a Hugging Face folder or a name on the hub as it is, or, with
           --config, any weights that rankseg_jax/pretrained reads as the start of that model.
@@ -67,6 +67,12 @@ _OUTPUT = flags.DEFINE_string(
     None,
     'Folder to write to instead of one in --workdir, which may then be read-only. '
     "evaluate: writes the scores there, and predictions in the data set's own format.",
+)
+_COMPARE = flags.DEFINE_list(
+    'compare',
+    None,
+    'evaluate, analyze: workdirs of other runs, evaluated before, that the report shows beside '
+    'this one.',
 )
 _TASK = flags.DEFINE_string(
     'task',
@@ -138,6 +144,8 @@ def run(config) -> None:
             '--task and --things describe public weights to --mode=convert without --config; '
             'elsewhere set --config.task'
         )
+    if _COMPARE.value and _MODE.value not in ('evaluate', 'analyze'):
+        raise ValueError('--compare is for the reports of --mode=evaluate and --mode=analyze')
     processes.start(**{name: flag.value for name, flag in _COORDINATES.items()})
     if config is not None:
         config_check.check(config, common.get_config())
@@ -152,7 +160,7 @@ def run(config) -> None:
     elif _MODE.value == 'evaluate':
         from rankseg_jax import evaluate
 
-        evaluate.run(config, workdir, _OUTPUT.value)
+        evaluate.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
     elif _MODE.value == 'predict' and _INPUT.value:
         predict(config, workdir)
     elif processes.is_first():  # the others would do the same
@@ -227,7 +235,7 @@ def train(config, workdir) -> None:
 def analyze(config, workdir) -> None:
     from rankseg_jax import analysis
 
-    analysis.run(config, workdir, _OUTPUT.value)
+    analysis.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
 
 
 def export(config, workdir) -> None:

@@ -41,7 +41,8 @@ ALLOWED = {
     ),
     'windows': 'data',
     'inference': 'data models multilabel outputs postprocessing ranking selector sharding windows',
-    'evaluate': 'checkpoint data inference models sharding storage tasks',
+    'report': 'data metrics predict report storage visualize',
+    'evaluate': 'checkpoint data inference models predict report sharding storage tasks',
     'export_example': 'data tracking',
     'export': (
         'checkpoint data export_example inference models postprocessing sharding storage tasks'
@@ -57,7 +58,10 @@ ALLOWED = {
         'checkpoint data evaluate from_data models optimizers pretrained processes reporting '
         'sharding storage tasks train_step'
     ),
-    'analysis': ('analysis checkpoint data evaluate fonts inference models sharding storage tasks'),
+    'analysis': (
+        'analysis checkpoint data evaluate fonts inference models predict report sharding storage '
+        'tasks'
+    ),
 }
 
 
