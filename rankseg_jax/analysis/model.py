@@ -39,7 +39,7 @@ def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence =
     saved.check_categories(source, config.data)
     task = tasks.build(config, saved.class_names, saved.things)
     examples = task.examples(source)
-    others = pages.read_others(compare, config.data.eval_split, task.class_names)
+    others = pages.read_others(compare, config.data.eval_split, source.class_names)
     storage.make_folder(output)
     model = models.build(config, len(source.class_names))
     variables = models.restore(saved, model, config, mesh)

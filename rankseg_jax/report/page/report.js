@@ -17,7 +17,8 @@
   }
   const percent = (x) => (x == null ? '–' : (100 * x).toFixed(2));
   const whole = (x) => (x == null ? '–' : x.toLocaleString('en'));
-  const signed = (x) => (x == null ? '–' : `${x < 0 ? '−' : '+'}${Math.abs(100 * x).toFixed(2)}`);
+  const signed = (x) => (x == null ? '–' :
+    `${x < 0 ? '−' : x > 0 ? '+' : ''}${Math.abs(100 * x).toFixed(2)}`);
   const minus = (a, b) => (a == null || b == null ? null : a - b);
   const difference = (x) =>
     element('td', { class: x == null || !x ? '' : x > 0 ? 'better' : 'worse' }, signed(x));
