@@ -141,8 +141,8 @@ def written(folder: str | os.PathLike) -> Generator[Path]:
         try:
             yield Path(local)
         finally:
-            upload(Path(local), folder)
-            print(f'Copied to {folder}')
+            if upload(Path(local), folder):
+                print(f'Copied to {folder}')
 
 
 def upload(local: Path, folder: Any) -> list[str]:
