@@ -107,7 +107,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
     try:
-        run(_CONFIG.value)
+        run(_CONFIG.value, _WORKDIR.value)
     except KeyboardInterrupt as error:
         from rankseg_jax import processes
 
@@ -130,13 +130,13 @@ def written_folder() -> str:
     return _WORKDIR.value if into_workdir else _OUTPUT.value or _WORKDIR.value
 
 
-def run(config) -> None:
+def run(config, workdir) -> None:
     import jax
 
     from configs import common  # here and below: --help and bad flags answer at once
     from rankseg_jax import config_check, from_data, processes, storage
 
-    workdir = storage.path(_WORKDIR.value)
+    workdir = storage.path(workdir)
     if _OUTPUT.value:
         storage.path(_OUTPUT.value)  # or refused
     if (_TASK.value or _THINGS.value) and (_MODE.value != 'convert' or config is not None):
