@@ -57,9 +57,10 @@ def find_frames(folder: str | Path) -> list[Path]:
 
     Hidden files are left out.
     """
+    folder = Path(folder) if isinstance(folder, str) else folder  # or in a bucket
     found = [
         path
-        for path in storage.path(folder).glob('*')
+        for path in folder.glob('*')
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
     ]
     return sorted(found, key=lambda path: natural_order(path.name))
