@@ -11,10 +11,10 @@
         --config.data.dir=/data/ADEChallengeData2016
 
 train     trains or resumes, evaluates, and draws predictions on the evaluation split.
-evaluate  scores a checkpoint; with --output, also writes its predictions.
+evaluate  scores a checkpoint and writes report.html; with --output, also writes its predictions.
 predict   writes label maps, overlays and JSON for images and videos.
-analyze   shows which κ to use and what the model gets wrong; before training, with --config, what
-          is in the data.
+analyze   shows which κ to use and what the model gets wrong, in report.html, too; before training,
+          with --config, what is in the data.
 export    writes files that serve the model without this package.
 convert   makes public weights a run: a Hugging Face folder or a name on the hub as it is, or, with
           --config, any weights that rankseg_jax/pretrained reads as the start of that model.
@@ -46,7 +46,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Folder of the run: checkpoints, metrics, drawings. prepare: folder of the records.',
+    'Folder of the run: checkpoints, metrics, drawings; also gs://… or s3://…, see docs/scale.md. '
+    'prepare: folder of the records.',
     required=True,
 )
 _MODE = flags.DEFINE_enum(
@@ -66,6 +67,12 @@ _OUTPUT = flags.DEFINE_string(
     None,
     'Folder to write to instead of one in --workdir, which may then be read-only. '
     "evaluate: writes the scores there, and predictions in the data set's own format.",
+)
+_COMPARE = flags.DEFINE_list(
+    'compare',
+    None,
+    'evaluate, analyze: workdirs of other runs, evaluated before, that the report shows beside '
+    'this one.',
 )
 _TASK = flags.DEFINE_string(
     'task',
@@ -100,7 +107,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value).expanduser())
+        run(_CONFIG.value, _WORKDIR.value)
     except KeyboardInterrupt as error:
         from rankseg_jax import processes
 
@@ -123,22 +130,22 @@ def written_folder() -> str:
     return _WORKDIR.value if into_workdir else _OUTPUT.value or _WORKDIR.value
 
 
-def run(config, workdir: Path) -> None:
+def run(config, workdir) -> None:
     import jax
 
     from configs import common  # here and below: --help and bad flags answer at once
-    from rankseg_jax import config_check, from_data, processes
+    from rankseg_jax import config_check, from_data, processes, storage
 
-    if '://' in _WORKDIR.value:
-        raise ValueError(
-            f'--workdir={_WORKDIR.value} must be a path; mount the bucket, on a pod at the same '
-            'place on every host'
-        )
+    workdir = storage.path(workdir)
+    if _OUTPUT.value:
+        storage.path(_OUTPUT.value)  # or refused
     if (_TASK.value or _THINGS.value) and (_MODE.value != 'convert' or config is not None):
         raise ValueError(
             '--task and --things describe public weights to --mode=convert without --config; '
             'elsewhere set --config.task'
         )
+    if _COMPARE.value and _MODE.value not in ('evaluate', 'analyze'):
+        raise ValueError('--compare is for the reports of --mode=evaluate and --mode=analyze')
     processes.start(**{name: flag.value for name, flag in _COORDINATES.items()})
     if config is not None:
         config_check.check(config, common.get_config())
@@ -153,7 +160,7 @@ def run(config, workdir: Path) -> None:
     elif _MODE.value == 'evaluate':
         from rankseg_jax import evaluate
 
-        evaluate.run(config, workdir, _OUTPUT.value)
+        evaluate.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
     elif _MODE.value == 'predict' and _INPUT.value:
         predict(config, workdir)
     elif processes.is_first():  # the others would do the same
@@ -171,15 +178,21 @@ def keep_programs(folder: str) -> None:
         jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
 
 
-def prepare(config, workdir: Path) -> None:
+def prepare(config, workdir) -> None:
     from rankseg_jax import data, storage
 
+    for flag, place in (('--workdir', workdir), ('--config.data.dir', config.data.dir)):
+        if storage.is_remote(place):
+            raise ValueError(
+                f'{flag}={place} must be a path: records are prepared on a disk, and read from a '
+                'bucket once they are copied into it'
+            )
     storage.make_folder(workdir, '--workdir')
     print(f'Prepared: {data.prepare(config.data, workdir)}')
     print(f'To use it: --config.data.dir={workdir}')
 
 
-def convert(config, workdir: Path) -> None:
+def convert(config, workdir) -> None:
     from configs import common
     from rankseg_jax import convert
 
@@ -192,7 +205,7 @@ def convert(config, workdir: Path) -> None:
     print(f'Converted: {path}')
 
 
-def trained_config(workdir: Path):
+def trained_config(workdir):
     """The config that `workdir` was trained with."""
     from rankseg_jax import checkpoint
 
@@ -208,7 +221,7 @@ def trained_config(workdir: Path):
     return checkpoint.newest_whole(manager, checkpoint.read_saved)[1].config
 
 
-def train(config, workdir: Path) -> None:
+def train(config, workdir) -> None:
     from rankseg_jax import evaluate, from_data, processes, storage, tasks, train
 
     if _OUTPUT.value:
@@ -219,28 +232,31 @@ def train(config, workdir: Path) -> None:
         predict(from_data.as_trained(config, workdir), workdir)
 
 
-def analyze(config, workdir: Path) -> None:
+def analyze(config, workdir) -> None:
     from rankseg_jax import analysis
 
-    analysis.run(config, workdir, _OUTPUT.value)
+    analysis.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
 
 
-def export(config, workdir: Path) -> None:
+def export(config, workdir) -> None:
     from rankseg_jax import export
 
     print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')
 
 
-def predict(config, workdir: Path) -> None:
-    from rankseg_jax import predict, sharding
+def predict(config, workdir) -> None:
+    from rankseg_jax import predict, sharding, storage
     from rankseg_jax.prediction_files import predict_files, predict_split
 
-    output = Path(_OUTPUT.value or workdir / 'predictions')
+    output = storage.path(_OUTPUT.value or workdir / 'predictions')
     predictor = predict.load(workdir, config.eval.checkpoint, config)
     if _INPUT.value:
-        predict_files(predictor, _INPUT.value, output)
+        with storage.written(output) as folder:
+            predict_files(predictor, _INPUT.value, folder)
     elif config.num_pictures:
-        print(f'Drawings:     {predict_split(predictor, config, output)}')
+        with storage.written(output) as folder:
+            grid = predict_split(predictor, config, folder).name
+        print(f'Drawings:     {output / grid}')
     sharding.print_once(f'Predictions:  {output}')
     sharding.print_once(f'Checkpoints:  {workdir}/checkpoints')
     sharding.print_once(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')

@@ -9,16 +9,19 @@ import dataclasses
 import functools
 import re
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import args, checkpoint_managers
+
+from rankseg_jax import storage
+from rankseg_jax.bucket_checkpoints import BucketManager, DamagedCheckpoint
 
 T = TypeVar('T')
 
@@ -56,15 +59,16 @@ LATER_KEYS = {
 }
 
 
-class DamagedCheckpoint(OSError):
-    """A checkpoint that cannot be read, since files are missing, cut short or changed."""
+def place(manager: ocp.CheckpointManager) -> epath.Path:
+    """The folder that holds the checkpoints."""
+    return manager.folder if isinstance(manager, BucketManager) else manager.directory
 
 
 def damaged(manager: ocp.CheckpointManager, step: int, cause: BaseException) -> DamagedCheckpoint:
     """The error that names a checkpoint and why it cannot be read."""
     reason = (str(cause).splitlines() or [''])[0][:200]
     return DamagedCheckpoint(
-        f'checkpoint {manager.directory}/{step} is damaged ({type(cause).__name__}: {reason}); '
+        f'checkpoint {place(manager)}/{step} is damaged ({type(cause).__name__}: {reason}); '
         'those before it may be whole'
     )
 
@@ -86,7 +90,7 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
     Raises:
       FileNotFoundError: there are none to read.
     """
-    folder = Path(workdir).absolute() / 'checkpoints'
+    folder = storage.path(workdir) / 'checkpoints'
     if not keep and not folder.is_dir():
         raise FileNotFoundError(
             f'no checkpoints in {workdir}: train first (main.py --mode=train with this --workdir)'
@@ -101,15 +105,29 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
         newest = checkpoint_managers.LatestN(keep)
         policy = checkpoint_managers.AnyPreservationPolicy([newest, best])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=score)
-    return ocp.CheckpointManager(
-        folder,
-        item_handlers={
-            'model': ocp.StandardCheckpointHandler(),
-            'optimizer': ocp.StandardCheckpointHandler(),
-            'run': ocp.JsonCheckpointHandler(),
-        },
-        options=options,
-    )
+    handlers = {
+        'model': ocp.StandardCheckpointHandler(),
+        'optimizer': ocp.StandardCheckpointHandler(),
+        'run': ocp.JsonCheckpointHandler(),
+    }
+    if only_in_buckets(folder):
+        return BucketManager(folder, item_handlers=handlers, options=options)
+    folder = folder if storage.is_remote(folder) else folder.absolute()
+    return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
+
+
+def only_in_buckets(folder) -> bool:
+    """Whether checkpoints pass through a `BucketManager`: orbax knows no buckets but gs://."""
+    return storage.is_remote(folder) and not str(folder).startswith('gs://')
+
+
+def check_place(workdir) -> None:
+    """Raises a ValueError if several processes cannot write checkpoints together in `workdir`."""
+    if jax.process_count() > 1 and only_in_buckets(workdir):
+        raise ValueError(
+            f'--workdir={workdir}: {jax.process_count()} processes cannot write their checkpoints '
+            'there together; use gs://…, or a path that all of them share'
+        )
 
 
 def score(run: dict[str, Any]) -> Any:
@@ -152,7 +170,7 @@ def find(manager: ocp.CheckpointManager, which: str | int) -> int:
     if str(which).isdigit() and int(which) in steps:
         return int(which)
     raise FileNotFoundError(
-        f"no checkpoint {which!r} in {manager.directory}: use 'last', 'best' or a step; it has "
+        f"no checkpoint {which!r} in {place(manager)}: use 'last', 'best' or a step; it has "
         f'{sorted(steps) or "none"}'
     )
 
@@ -176,7 +194,7 @@ def newest_whole(
         if first:
             logging.error('%s. Going on from the one after step %d', first, step)
         return step, found
-    raise first or FileNotFoundError(f'no checkpoint in {manager.directory}')
+    raise first or FileNotFoundError(f'no checkpoint in {place(manager)}')
 
 
 def read_items(manager: ocp.CheckpointManager, step: int, **items) -> Any:
@@ -185,6 +203,7 @@ def read_items(manager: ocp.CheckpointManager, step: int, **items) -> Any:
     Raises:
       DamagedCheckpoint: they cannot be read.
     """
+    fetch(manager, step, items)
     try:
         return manager.restore(step, args=args.Composite(**items))
     except UNDAMAGED:
@@ -193,12 +212,22 @@ def read_items(manager: ocp.CheckpointManager, step: int, **items) -> Any:
         raise damaged(manager, step, error) from error
 
 
+def fetch(manager: ocp.CheckpointManager, step: int, items: Iterable[str]) -> None:
+    """Copies items of a checkpoint to this machine, if orbax can read them only there.
+
+    Raises:
+      DamagedCheckpoint: a file is missing or cut short.
+    """
+    if isinstance(manager, BucketManager):
+        manager.fetch(step, items)
+
+
 def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
     """Renames the damaged checkpoints after a step, which training will reach again."""
     for step in manager.all_steps():
         if step > after:
-            folder = Path(manager.directory) / str(step)
-            folder.rename(folder.with_name(f'damaged_{step}_{time.time():.0f}'))
+            folder = place(manager) / str(step)
+            storage.rename(folder, folder.with_name(f'damaged_{step}_{time.time():.0f}'))
 
 
 def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -234,7 +263,7 @@ class SavedRun:
 
     def check_categories(self, data, data_config) -> None:
         """As the function of this name, of this run."""
-        where = f'{self.manager.directory}/{self.step}'
+        where = f'{place(self.manager)}/{self.step}'
         check_categories(self, data, where=where, data_config=data_config)
 
 
@@ -334,7 +363,7 @@ def restore(manager: ocp.CheckpointManager, step: int, **items):
         check_same(
             shapes_of(manager, step, name),
             expected,
-            where=f'{name} of checkpoint {manager.directory}/{step}',
+            where=f'{name} of checkpoint {place(manager)}/{step}',
             advice='Use the config of that run, or another --workdir.',
         )
     return read_items(manager, step, **{name: args.StandardRestore(x) for name, x in items.items()})
@@ -365,6 +394,7 @@ def shapes_of(manager: ocp.CheckpointManager, step: int, item: str):
     Raises:
       DamagedCheckpoint: it cannot be read.
     """
+    fetch(manager, step, [item])
     try:
         if (found := manager.item_metadata(step)[item]) is None:
             raise FileNotFoundError(f'no {item}')

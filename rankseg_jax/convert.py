@@ -74,7 +74,7 @@ def run(
       FileNotFoundError, ImportError, OSError: as `pretrained.read_variables`, the data set of
         `config` does not exist, or `workdir` cannot be written.
     """
-    folder = Path(workdir) / 'checkpoints'
+    folder = storage.path(workdir) / 'checkpoints'
     if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
         raise ValueError(f'--workdir={workdir} holds checkpoints already; choose a new folder')
     storage.make_folder(workdir, '--workdir')

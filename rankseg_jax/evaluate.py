@@ -10,22 +10,26 @@ import jax
 import numpy as np
 from absl import logging
 
-from rankseg_jax import checkpoint, inference, models, sharding, storage, tasks
+from rankseg_jax import checkpoint, inference, models, predict, report, sharding, storage, tasks
 from rankseg_jax.data import CorruptExample, batching
+from rankseg_jax.report.observed import Observed
 
 
 def make_eval_step(model, config, task, mesh) -> Callable:
     """Compiled (model variables, batch) → (metrics by name, maps by name), for each frame of clips.
 
     The metrics are sums over the batch; maps are those of its images, split over the mesh, see
-    `tasks.Task.statistics` and `postprocess`.
+    `tasks.Task.statistics` and `postprocess`; with RankSeg 'presence_logits' [B, K], too.
 
     Args:
       mesh: of this host's devices, see `sharding.local`.
     """
 
     def then(prediction, batch):
-        return task.statistics(batch, prediction), prediction.maps
+        maps = prediction.maps
+        if prediction.presence_logits is not None:
+            maps = maps | {'presence_logits': prediction.presence_logits}
+        return task.statistics(batch, prediction), maps
 
     segment = inference.compiled(model, config, task, mesh, then)
     stream = inference.Stream()
@@ -37,7 +41,9 @@ def make_eval_step(model, config, task, mesh) -> Callable:
     return eval_step
 
 
-def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> dict[str, Any]:
+def evaluate(
+    eval_step, variables, source, config, task, mesh, writer=None, observed: Observed | None = None
+) -> dict[str, Any]:
     """Scores of the model on every image or video of a source, each counted once, over all hosts.
 
     While the device works on a batch, threads read the next ones and score those before.
@@ -48,6 +54,7 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
       mesh: of this host's devices.
       writer: see `tasks.Task.writer`, for the predictions of this host's images; None: they are
         only scored.
+      observed: takes what the report needs of this host's images.
     """
     total, num_read = task.empty_statistics(), 0  # of this host's images or clips
     examples = task.examples(source)
@@ -68,13 +75,29 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
             if number == 0:
                 num_read += int(batch['mask'].sum())
                 progress.update(num_read - progress.n)
-            if writer is None and not task.scores_images:
+            if writer is None and observed is None and not task.scores_images:
                 continue
             maps = {name: sharding.local_part(x) for name, x in maps.items()}
             shown = batch['mask'] & batch['shown'][:, number] if 'shown' in batch else batch['mask']
             for i in np.flatnonzero(shown):
-                found = {name: x[i] for name, x in maps.items()}
-                yield int(batch['index'][i]), number, task.cut(found, batch['size'][i])
+                index = int(batch['index'][i])
+                found = task.cut({name: x[i] for name, x in maps.items()}, batch['size'][i])
+                logits = found.pop('presence_logits', None)
+                if observed is not None:
+                    observe(observed, batch, i, number, found, logits)
+                yield index, number, found
+
+    def observe(observed, batch, i, number, found, logits):
+        rows, columns = batch['size'][i]
+        label, length = batch['label'][i, ..., :rows, :columns], 1  # [(t,) H, W]
+        if 'shown' in batch:
+            length = batch['shown'][i].sum()
+        if logits is not None and number == length - 1:  # a clip counts once
+            observed.add_categories(label, logits)
+        if 'counted' not in batch or batch['counted'][i, number]:
+            place = examples.place(int(batch['index'][i]), number)
+            label = label[number] if 'shown' in batch else label
+            observed.add(place, label, task.label_map(found), logits)
 
     def encode(image):
         index, number, found = image
@@ -86,6 +109,8 @@ def evaluate(eval_step, variables, source, config, task, mesh, writer=None) -> d
             metrics = task.image_statistics(source, index, found)
         except CorruptExample as error:
             return error
+        if observed is not None and (rated := task.image_score(metrics)) is not None:
+            observed.scores[index] = rated
         if writer is not None:
             task.write(writer, source, index, found)
         return metrics
@@ -115,18 +140,21 @@ def merge(total: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
     return total | {name: total[name].merge(metric) for name, metric in metrics.items()}
 
 
-def run(config, workdir, output=None) -> dict[str, Any]:
+def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
     """--mode=evaluate: scores a checkpoint of `workdir` on `config.data.eval_split`.
 
-    Prints the scores and writes a JSON file into `workdir`. With a folder `output`, it lies there
-    instead, and so do predictions in the data set's own format. A split without annotations is
-    only predicted.
+    Prints the scores and writes a JSON file and a report into `workdir`. With a folder `output`,
+    they lie there instead, and so do predictions in the data set's own format. A split without
+    annotations is only predicted.
+
+    Args:
+      compare: workdirs of other runs, which the report shows beside this one.
 
     Raises:
-      FileNotFoundError: there is no such checkpoint.
+      FileNotFoundError: there is no such checkpoint, or no report of a run to compare.
       OSError: the folder cannot be written.
-      ValueError: `output` with several hosts; the data has other categories than the run; or it
-        has no annotations, and there is no `output`.
+      ValueError: another run saw other data; `output` with several hosts; the data has other
+        categories than the run; or it has no annotations, and there is no `output`.
     """
     if output and jax.process_count() > 1:
         raise ValueError('--output is for evaluation on one host')
@@ -140,28 +168,41 @@ def run(config, workdir, output=None) -> dict[str, Any]:
     task = tasks.from_source(config, source)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     saved.check_categories(task, config.data)
-    folder = storage.make_folder(output or workdir)
+    others = report.read_others(compare, config.data.eval_split, task.class_names)
+    place = storage.make_folder(output or workdir)
     model = models.build(config, task.num_classes)
     variables = models.restore(saved, model, config, mesh)
     eval_step = make_eval_step(model, config, task, mesh)
-    with task.writer(output, source) if output else nullcontext() as writer:
-        scores = evaluate(eval_step, variables, source, config, task, mesh, writer)
+    observed = Observed(task.num_classes)
+    with (
+        storage.written(place) if output else nullcontext() as folder,
+        task.writer(folder, source) if output else nullcontext() as writer,
+    ):
+        scores = evaluate(
+            eval_step, variables, source, config, task, mesh, writer=writer, observed=observed
+        )
         if source.annotated:
             sharding.print_once(table(scores, task.columns))  # before writing
     if not source.annotated:
         sharding.print_once(
             f'The split {config.data.eval_split!r} has no annotations to score against. '
-            f'Predictions: {folder}'
+            f'Predictions: {place}'
         )
         return {}
-    path = folder / f'scores_{saved.stem(config.data.eval_split)}.json'
+    path = place / f'scores_{saved.stem(config.data.eval_split)}.json'
+    observed = functools.reduce(Observed.merge, sharding.gather(observed))
     if jax.process_index() == 0:
         path.write_text(json.dumps(without_nan(scores), indent=1))
+        predictor = predict.from_model(model, variables, config, task, mesh)
+        about = report.about(config, saved, workdir)
+        content = report.content(about, observed, scores, task, source, others)
+        report.write(place, without_nan(content), predictor, source)
     about = [f'split {config.data.eval_split!r}', f'{len(source)} images', task.protocol()]
     sharding.print_once(
         f'Checkpoint after step {saved.step}, {", ".join(filter(None, about))}. '
-        f'Written to {folder if output else path}'
+        f'Written to {place if output else path}'
     )
+    sharding.print_once(f'Report: {place / report.PAGE}')
     return scores
 
 

@@ -99,7 +99,7 @@ def run(config, workdir, output) -> Path:
       FileNotFoundError: there is no such checkpoint.
       ValueError: as `check`, or `config` describes another model.
     """
-    output = Path(output).absolute()
+    output = storage.path(output)
     check(config, output)
     storage.make_folder(output)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
@@ -121,10 +121,6 @@ def run(config, workdir, output) -> Path:
         *[jax.ShapeDtypeStruct((b,), jnp.int32) for _ in clip],
     ]
     artifact = export.export(jax.jit(serve(model, config, task)), platforms=PLATFORMS)(*arguments)
-    (output / ARTIFACT).write_bytes(artifact.serialize())
-    alone = checkpoint.alone()
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(output / 'params', jax.device_get(variables), force=True)
     about = {
         'labels': task.class_names,
         'task': config.task,
@@ -139,7 +135,12 @@ def run(config, workdir, output) -> Path:
     options = OBJECT_OPTIONS if finds_objects else ()
     options += CLIP_OPTIONS if task.takes_clips else ()
     about |= {name: config.eval[name] for name in options}
-    (output / 'labels.json').write_text(json.dumps(about, indent=1))
     program = export_example.program(clips=task.takes_clips, objects=finds_objects)
-    (output / 'example.py').write_text(program)
+    alone = checkpoint.alone()
+    with storage.written(output) as folder:
+        (folder / ARTIFACT).write_bytes(artifact.serialize())
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+            checkpointer.save(folder.absolute() / 'params', jax.device_get(variables), force=True)
+        (folder / 'labels.json').write_text(json.dumps(about, indent=1))
+        (folder / 'example.py').write_text(program)
     return output

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from PIL import Image
 
-from rankseg_jax import checkpoint, export, inference, models, sharding, tasks
+from rankseg_jax import checkpoint, export, inference, models, sharding, storage, tasks
 from rankseg_jax.data import CorruptExample, batching, fitting, images, video_files, videos
 from rankseg_jax.tasks.semantic import Result
 
@@ -273,9 +273,9 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
       FileNotFoundError: no such checkpoint.
       ValueError: `config` describes another model.
     """
-    workdir = Path(workdir)
+    workdir = storage.path(workdir)
     if (workdir / export.ARTIFACT).is_file():
-        return from_artifact(workdir)
+        return from_artifact(storage.copied(workdir) if storage.is_remote(workdir) else workdir)
     saved = checkpoint.open_run(workdir, which)
     config = config or saved.config
     task = tasks.build(config, saved.class_names, saved.things)

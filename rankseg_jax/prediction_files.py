@@ -65,10 +65,13 @@ def listed(inputs: Iterable[str | Path]) -> list[Path]:
 
     Raises:
       FileNotFoundError: a list is empty.
-      ValueError: a list is not UTF-8 text.
+      ValueError: a list is not UTF-8 text, or an input is in a bucket.
     """
     found = []
-    for path in map(Path, inputs):
+    for path in inputs:
+        if storage.is_remote(path):
+            raise ValueError(f'--input={path} must be a path: copy the files to a disk')
+        path = Path(path)
         if path.suffix.lower() != '.txt' or not path.is_file():
             found.append(path)
             continue

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rankseg_jax import evaluate, optimizers, sharding
+from rankseg_jax import evaluate, optimizers, sharding, storage
 
 AHEAD = 2  # steps that the host runs ahead of the device at most
 
@@ -35,6 +35,9 @@ class Progress:
     """Metrics since the last report: to the terminal, TensorBoard and metrics.jsonl.
 
     Only the first host writes. Metrics stay on the device until the host is `AHEAD` steps ahead.
+
+    Objects in a bucket cannot be appended to: there, the files are written in a temporary folder,
+    and each time all of them are copied.
     """
 
     def __init__(self, setup, workdir: Path, start: int):
@@ -48,10 +51,15 @@ class Progress:
         from clu import metric_writers  # imports TensorFlow
 
         first = jax.process_index() == 0
-        self.writer = metric_writers.SummaryWriter(str(workdir)) if first else None
-        rows = workdir / 'metrics.jsonl'
-        if first and rows.exists():
+        self.workdir = self.folder = workdir
+        if storage.is_remote(workdir):
+            self.folder = storage.temporary_folder(self)
+        rows, kept = self.folder / 'metrics.jsonl', workdir / 'metrics.jsonl'
+        if first and kept.exists():
+            if kept != rows:
+                storage.download(workdir, [rows.name], self.folder)
             drop_rows(rows, start)
+        self.writer = metric_writers.SummaryWriter(str(self.folder)) if first else None
         self.file = rows.open('a') if first else None
 
     def close(self) -> None:
@@ -92,6 +100,8 @@ class Progress:
             row = evaluate.without_nan({k: float(v) for k, v in scalars.items()})
             self.file.write(json.dumps({'step': step} | row) + '\n')
             self.file.flush()
+            if self.folder != self.workdir:
+                storage.upload(self.folder, self.workdir)
 
     def report(self, step: int) -> None:
         """Reports the means since the last report; `step` steps are done."""

@@ -251,7 +251,7 @@ def check_run(setup: Setup, run: checkpoint.SavedRun) -> None:
     """Raises a ValueError if a run was trained on other categories or for another task."""
     run.check_categories(setup.task, setup.config.data)
     if run.config.task != setup.config.task:
-        workdir = run.manager.directory.parent
+        workdir = checkpoint.place(run.manager).parent
         raise ValueError(
             f'{workdir} was trained with config.task = {run.config.task!r}, not '
             f'{setup.config.task!r}: use another --workdir, with '
@@ -269,7 +269,7 @@ def report_resumed(setup: Setup, run: checkpoint.SavedRun) -> None:
                 f'config.{key} was {before[key]} and is {now[key]}: the images come in another '
                 'order now'
             )
-    workdir = run.manager.directory.parent
+    workdir = checkpoint.place(run.manager).parent
     if any(before[key] != now[key] for key in ('steps', 'optimizer')):
         sharding.print_once(
             f'config.steps or config.optimizer differ from those of {workdir}: '
@@ -315,6 +315,7 @@ def train(config, workdir) -> dict[str, Any]:
       ValueError: config, data and checkpoints do not fit each other.
       FloatingPointError: the loss is not finite.
     """
+    checkpoint.check_place(workdir)
     workdir = storage.make_folder(workdir, '--workdir')
     setup = set_up(from_data.as_trained(config, workdir))
     config, state = setup.config, first_state(setup, workdir)

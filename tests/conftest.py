@@ -33,7 +33,15 @@ if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision')
 # Each trains a run, or prepares one, that all its tests share.
 TOGETHER = tuple(
     f'/test_{name}.py'
-    for name in ('instance', 'model_analysis', 'panoptic', 'predict', 'video_export', 'video_tasks')
+    for name in (
+        'instance',
+        'model_analysis',
+        'panoptic',
+        'predict',
+        'report',
+        'video_export',
+        'video_tasks',
+    )
 )
 
 
@@ -67,3 +75,12 @@ def data_dir(tmp_path_factory, worker_id):
         for split in ('train', 'validation'):
             data.get_source(tiny.config(folder).data, split)
     return folder
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    """A browser for `browser.opened`; its event loop is in the way of orbax, which comes before."""
+    from tests import browser
+
+    with browser.chromium() as found:
+        yield found

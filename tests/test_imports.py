@@ -14,7 +14,8 @@ ALLOWED = {
     'sharding': 'processes',
     'processes': '',
     'storage': '',
-    'checkpoint': '',
+    'bucket_checkpoints': 'storage',
+    'checkpoint': 'bucket_checkpoints storage',
     'optimizers': '',
     'fonts': '',
     'visualize': 'fonts visualize',
@@ -23,7 +24,7 @@ ALLOWED = {
     'matching': 'matching_gpu',
     'matching_gpu': '',
     'multilabel': 'layers',
-    'data': 'data',
+    'data': 'data storage',
     'metrics': 'data ranking',
     'losses': 'layers matching',
     'outputs': 'ranking',
@@ -31,7 +32,7 @@ ALLOWED = {
     'backbones': 'backbones layers',
     'decoders': 'decoders layers multilabel outputs ranking selector',
     'frameworks': 'backbones decoders frameworks layers outputs selector',
-    'pretrained': 'backbones checkpoint decoders frameworks layers pretrained',
+    'pretrained': 'backbones checkpoint decoders frameworks layers pretrained storage',
     'models': 'checkpoint frameworks outputs selector sharding',
     'postprocessing': 'data outputs ranking',
     'tracking': '',
@@ -40,23 +41,27 @@ ALLOWED = {
     ),
     'windows': 'data',
     'inference': 'data models multilabel outputs postprocessing ranking selector sharding windows',
-    'evaluate': 'checkpoint data inference models sharding storage tasks',
+    'report': 'data metrics predict report storage visualize',
+    'evaluate': 'checkpoint data inference models predict report sharding storage tasks',
     'export_example': 'data tracking',
     'export': (
         'checkpoint data export_example inference models postprocessing sharding storage tasks'
     ),
-    'predict': 'checkpoint data export inference models sharding tasks',
+    'predict': 'checkpoint data export inference models sharding storage tasks',
     'prediction_files': 'checkpoint data predict storage tasks visualize',
     'published_task': 'data tasks',
     'convert': 'backbones checkpoint frameworks models pretrained published_task storage tasks',
     'from_data': 'checkpoint data',
-    'reporting': 'evaluate optimizers sharding',
+    'reporting': 'evaluate optimizers sharding storage',
     'train_step': 'inference losses models selector',
     'train': (
         'checkpoint data evaluate from_data models optimizers pretrained processes reporting '
         'sharding storage tasks train_step'
     ),
-    'analysis': ('analysis checkpoint data evaluate fonts inference models sharding storage tasks'),
+    'analysis': (
+        'analysis checkpoint data evaluate fonts inference models predict report sharding storage '
+        'tasks'
+    ),
 }
 
 

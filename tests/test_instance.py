@@ -59,6 +59,17 @@ def test_scores_are_those_of_pycocotools_on_the_files(run, tmp_path, capsys):
         expected = np.nan if value == -1 else value
         np.testing.assert_allclose(scores[name], expected, rtol=1e-9, err_msg=name)
 
+    # The score of an image weighs the recall of its categories by their objects.
+    rated = json.loads((tmp_path / 'report.json').read_text())['image_scores']
+    assert rated['name'] == 'AR'
+    name, score = rated['ids'][-1], rated['scores'][-1]
+    evaluation.params.imgIds = [source.image_ids[source.ids.index(name)]]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    recall = evaluation.eval['recall'][:, :, 0, -1].mean(0)  # [K], -1 without an object
+    held = [x['category_id'] for x in source.instances(source.ids.index(name))]
+    assert score == pytest.approx(np.mean([recall[c] for c in held]))
+
 
 def test_prediction_draws_and_writes_objects(run, tmp_path):
     config, workdir = run

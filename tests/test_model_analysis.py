@@ -12,6 +12,7 @@ from rankseg_jax import analysis, checkpoint, data, evaluate, models, processes,
 from rankseg_jax.analysis import cost, observations, statistics
 from rankseg_jax.analysis import model as model_analysis
 from rankseg_jax.data import CorruptExample, Source
+from rankseg_jax.report.observed import Observed
 from tests import tiny
 
 NAMES = (
@@ -137,7 +138,9 @@ def test_categories_equal_scikit_learn(selected):
     chosen = None if selected is None else np.argsort(-logits, 1, kind='stable')[:, :selected]
     empty = sparse.csr_array((6, 6), dtype=np.int64)
     rows = statistics.categories(
-        observations.Observations(sparse.csr_array(counts), logits, chosen, empty, empty, []),
+        observations.Observations(
+            sparse.csr_array(counts), logits, chosen, empty, empty, [], Observed(6)
+        ),
         [f'c{i}' for i in range(6)],
     )
     present = counts > 0
@@ -247,6 +250,14 @@ def test_the_report_agrees_with_the_evaluation(run):
         'labelled_pixels'
     ] == pytest.approx(scores['aAcc'])
     assert json.loads((output / 'analysis.json').read_text()) == evaluate.without_nan(report)
+    figures = json.loads((output / 'report.json').read_text())
+    for name in ('mIoU', 'mAcc', 'aAcc'):
+        assert figures['scores'][name] == pytest.approx(scores[name])
+    assert figures['safe'] == report['kappa']['99.9%'] and figures['costs'] == report['costs']
+    assert figures['curves'].items() >= report['recall'].items()
+    images = [row['images'] for row in report['categories']]
+    assert [row['images'] for row in figures['classes']] == images
+    assert '</html>' in (output / 'report.html').read_text()
 
 
 def test_what_is_reported_of_a_run(run, folder, capsys):
@@ -303,6 +314,8 @@ def test_other_kinds_of_runs(options, folder, tmp_path, monkeypatch, capsys):
             and 'recall' not in report
             and errors['not_selected_pixels'] is None
         )
+        figures = json.loads((tmp_path / 'analysis_validation_5/report.json').read_text())
+        assert not {'curves', 'safe', 'calibration'} & set(figures)
         assert set(report['categories'][0]) == {'name', 'images', 'pixels'} and len(pictures) == 3
     elif 'oracle' in options:
         assert 'oracle' in text

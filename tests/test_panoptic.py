@@ -109,6 +109,15 @@ def test_scores_and_files_agree_with_panopticapi(trained, tmp_path):
             assert scores[name + suffix] == pytest.approx(expected[name.lower()], rel=1e-9)
     assert scores['PQ_stuff'] > 0.1
     assert 'PQ' in evaluate.table(scores, tasks.task_class('panoptic').columns).splitlines()[0]
+    figures = json.loads((tmp_path / 'coco/report.json').read_text())
+    rated = figures['image_scores']
+    pair = pairs[source.ids.index(rated['ids'][0])]
+    alone = evaluation.pq_compute_single_core(
+        0, [pair], truth, tmp_path / 'coco/predictions', categories
+    )
+    assert rated['name'] == 'PQ'
+    assert rated['scores'][0] == pytest.approx(alone.pq_average(categories, None)[0]['pq'])
+    assert {'PQ', 'IoU', 'recall@3', 'images'} <= set(figures['classes'][0])
 
 
 @pytest.fixture(scope='module')

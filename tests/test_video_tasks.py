@@ -1,6 +1,7 @@
 """The tasks on videos, from data to files: perfect predictions score 1, and a short run goes on."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -269,6 +270,20 @@ def test_videos_of_the_split_are_drawn_beside_the_truth(run, predictor, tmp_path
     assert Image.open(grid).size == Image.open(tmp_path / f'{name}_panel.png').size
     assert len(list((tmp_path / name).glob('*.png'))) == 24
     assert len(list(video_files.read_frames(tmp_path / f'{name}.mp4'))) == 24
+
+
+def test_the_report_shows_videos(run, evaluated):
+    figures = json.loads((evaluated[1] / 'report.json').read_text())
+    assert figures['unit'] == 'video' and figures['images'] == len(opened(run[1])[0])
+    names = [name for name, _ in opened(run[1])[0].videos]
+    assert sorted(figures['image_scores']['ids']) == sorted(names)
+    page = (evaluated[1] / 'report.html').read_text('utf-8')
+    data = json.loads(re.search('id="data">(.*?)</script>', page, re.S)[1])
+    item = data['items'][str(figures['gallery']['worst'][0])]
+    assert len(item['frames']) == 24
+    assert all(url.startswith('data:') for url in item['frames'][5].values())
+    for track in item['tracks']:
+        assert len(track['frames']) == 24 and any(track['frames'])
 
 
 def test_empty_videos_and_frames_of_two_sizes_are_named(predictor, tmp_path):

@@ -1,28 +1,37 @@
 """--mode=analyze: what the data hold, or which κ a model needs and what it gets wrong."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
-from rankseg_jax import checkpoint
+from rankseg_jax import checkpoint, storage
 from rankseg_jax.analysis import dataset, model
 
 
-def run(config, workdir, output=None) -> dict:
+def run(config, workdir, output=None, compare: Sequence = ()) -> dict:
     """Analyzes a checkpoint of `workdir`, or the data as long as there is none.
 
-    Prints the essentials and writes analysis.json and charts into the folder `output`; None: one in
-    `workdir`.
+    Prints the essentials and writes analysis.json, charts and, of a checkpoint, a report into the
+    folder `output`; None: one in `workdir`.
+
+    Args:
+      compare: workdirs of other runs, which the report shows beside this one.
 
     Returns:
       The contents of analysis.json.
 
     Raises:
-      ValueError: there is nothing to analyze.
-      OSError: the folder cannot be written.
+      ValueError: there is nothing to analyze, or another run saw other data.
+      OSError: the folder cannot be written, or there is no report of a run to compare.
     """
-    workdir = Path(workdir)
+    workdir = storage.path(workdir)
     manager = checkpoint.open_checkpoints(workdir) if (workdir / 'checkpoints').is_dir() else None
     if manager is None or not manager.all_steps():
-        return dataset.run(config, Path(output or workdir / 'analysis_data'))
+        if compare:
+            raise ValueError(
+                f'--compare compares trained runs, and {workdir} has no checkpoint yet'
+            )
+        with storage.written(output or workdir / 'analysis_data') as folder:
+            return dataset.run(config, folder)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
-    folder = workdir / f'analysis_{saved.stem(config.data.eval_split)}'
-    return model.run(config, saved, Path(output or folder))
+    place = workdir / f'analysis_{saved.stem(config.data.eval_split)}'
+    with storage.written(output or place) as folder:
+        return model.run(config, saved, workdir, folder, compare)

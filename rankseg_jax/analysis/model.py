@@ -2,26 +2,31 @@
 
 import json
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from rankseg_jax import checkpoint, evaluate, models, sharding, storage, tasks
+from rankseg_jax import checkpoint, evaluate, models, predict, sharding, storage, tasks
+from rankseg_jax import report as pages
 from rankseg_jax.analysis import model_charts, statistics, text
 from rankseg_jax.analysis.cost import prediction_cost
 from rankseg_jax.analysis.observations import Observations, make_segment, observe
+from rankseg_jax.report.observed import SAFE, safe_selected
 
-SHARES = (0.99, 0.999)  # of the labeled pixels: for each, the smallest κ that keeps them
+SHARES = (0.99, SAFE)  # of the labeled pixels: for each, the smallest κ that keeps them
 ROWS = 8  # of a printed table
 
 
-def run(config, saved: checkpoint.SavedRun, output) -> dict:
+def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence = ()) -> dict:
     """Analyzes a checkpoint on `config.data.eval_split`.
 
     Args:
       config: of the run.
       saved: the checkpoint.
-      output: pathlib.Path of the folder for analysis.json and charts.
+      workdir: of the run.
+      output: pathlib.Path of the folder for analysis.json, charts and the report.
+      compare: workdirs of other runs, for the report.
 
     Returns:
       The contents of analysis.json; its images are the clips of a video task.
@@ -34,6 +39,7 @@ def run(config, saved: checkpoint.SavedRun, output) -> dict:
     saved.check_categories(source, config.data)
     task = tasks.build(config, saved.class_names, saved.things)
     examples = task.examples(source)
+    others = pages.read_others(compare, config.data.eval_split, source.class_names)
     storage.make_folder(output)
     model = models.build(config, len(source.class_names))
     variables = models.restore(saved, model, config, mesh)
@@ -59,9 +65,21 @@ def run(config, saved: checkpoint.SavedRun, output) -> dict:
     print('\n\n'.join(summary(report)))  # before writing
     (output / 'analysis.json').write_text(json.dumps(evaluate.without_nan(report), indent=1))
     model_charts.draw(report, observed.confusion, source.class_names, output)
+    # Scores of the task itself, if this checkpoint has been evaluated.
+    evaluated = workdir / f'scores_{saved.stem(config.data.eval_split)}.json'
+    scores = observed.images.semantic_scores(source.class_names)
+    if evaluated.exists():
+        scores = json.loads(evaluated.read_text())
+    content = pages.content(
+        pages.about(config, saved, workdir), observed.images, scores, task, source, others
+    )
+    content |= {name: report[name] for name in ('notes', 'costs', 'device') if name in report}
+    predictor = predict.from_model(model, variables, config, task, mesh)
+    pages.write(output, evaluate.without_nan(content), predictor, source)
     print(
         f'\nCheckpoint after step {saved.step}, split {config.data.eval_split!r}, '
-        f'{report["images"]} {report["unit"]}s. Written to {output}'
+        f'{report["images"]} {report["unit"]}s. Written to {output}\n'
+        f'Report: {output / pages.PAGE}'
     )
     return report
 
@@ -114,8 +132,7 @@ def recall_and_costs(observed: Observations, config) -> dict:
     """
     curves = statistics.recall(observed.presence_logits, observed.counts)
     kappa = {'config': config.rankseg.num_selected} | {
-        f'{100 * share:g}%': int(np.searchsorted(curves['pixel_recall'], share)) + 1
-        for share in SHARES
+        f'{100 * share:g}%': safe_selected(curves['pixel_recall'], share) for share in SHARES
     }
     num_classes = observed.counts.shape[1]
     between = np.geomspace(min(2, num_classes), num_classes, 4).round().astype(int).tolist()

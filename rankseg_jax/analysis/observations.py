@@ -9,6 +9,7 @@ from scipy import sparse
 
 from rankseg_jax import inference, sharding
 from rankseg_jax.data import IGNORE_LABEL, batching
+from rankseg_jax.report.observed import Observed, count
 from rankseg_jax.tasks.semantic import Semantic
 
 
@@ -37,6 +38,7 @@ class Observations:
       confusion: sparse int64 [K, K], labeled pixels by true and predicted class.
       missed: sparse int64 [K, K], those of them whose true class had not been selected.
       unread: names of the examples that could not be read.
+      images: for the report.
       frames: of the clips; None for images.
     """
 
@@ -46,6 +48,7 @@ class Observations:
     confusion: sparse.csr_array
     missed: sparse.csr_array
     unread: list[str]
+    images: Observed
     frames: Frames | None = None
 
     def selected_present(self) -> np.ndarray:
@@ -97,6 +100,7 @@ def observe(segment, variables, source, config, mesh) -> Observations:
         sparse.csr_array((num_classes, num_classes), dtype=np.int64) for _ in range(2)
     )
     counts, all_selected, all_logits, seen = [], [], [], []
+    images = Observed(num_classes)
     frame_counts, frame_clips = [], []
 
     def steps():
@@ -109,17 +113,24 @@ def observe(segment, variables, source, config, mesh) -> Observations:
         # The n images of the batch that are not padding: [n, H, W], [n, κ], [n, K].
         labels, selected, logits = jax.tree.map(lambda x, mask=mask: x[mask], outputs)
         true, shape = batch['label'][mask], (len(labels), num_classes)  # [n, (t,) H, W]
+        indices = batch['index'][mask].tolist()
         if number == 0:
-            seen += batch['index'][mask].tolist()
+            seen += indices
             labeled = true != IGNORE_LABEL
             counts.append(count(np.nonzero(labeled)[0], true[labeled], shape))
             if selected is not None:
                 all_selected.append(selected)
             if logits is not None:
                 all_logits.append(logits)
+                for label, scores in zip(true, logits, strict=True):
+                    images.add_categories(label, scores)
         if 'counted' in batch:
             counted = batch['counted'][mask, number]  # [n]
             true = np.where(counted[:, None, None], true[:, number], IGNORE_LABEL)  # [n, H, W]
+        for i, index in enumerate(indices):
+            if 'counted' not in batch or counted[i]:
+                scores = None if logits is None else logits[i]
+                images.add(source.place(index, number), true[i], labels[i], scores)
         image, true, predicted = labeled_pixels(true, labels)
         confusion += count(true, predicted, confusion.shape)
         if selected is not None:
@@ -142,6 +153,7 @@ def observe(segment, variables, source, config, mesh) -> Observations:
         selected=np.concatenate(all_selected) if all_selected else None,
         confusion=confusion,
         missed=missed,
+        images=images,
         unread=[source.ids[i] for i in sorted(set(range(len(source))) - set(seen))],
         frames=frames,
     )
@@ -151,8 +163,3 @@ def labeled_pixels(true, predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """Label maps [n, H, W] -> image, true and predicted class of each labeled pixel, [pixels]."""
     labeled = true != IGNORE_LABEL
     return np.nonzero(labeled)[0], true[labeled], predicted[labeled]
-
-
-def count(rows, columns, shape) -> sparse.csr_array:
-    """How often each pair (row, column) occurs, int64 of `shape`."""
-    return sparse.coo_array((np.ones(len(rows), np.int64), (rows, columns)), shape).tocsr()

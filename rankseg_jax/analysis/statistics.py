@@ -4,6 +4,7 @@ import numpy as np
 from scipy import sparse
 
 from rankseg_jax.analysis.observations import Observations
+from rankseg_jax.report.observed import class_ranks, recall_curves
 
 NUM_PAIRS = 50  # of confused classes that are listed
 ENOUGH = 5  # images that hold a category; fewer say little about how well it is found
@@ -17,28 +18,15 @@ def recall(presence_logits, counts) -> dict:
       counts: sparse [N, K], labeled pixels.
 
     Returns:
-      Lists for κ = 1 … K, of which images without a labeled pixel are excluded. category_recall:
-      the mean over images of the share of their categories; pixel_recall: the share of all labeled
-      pixels; image_pixel_recall: the mean over images of the share of their pixels.
+      As `recall_curves`.
     """
-    num_classes = counts.shape[1]
     ranks = [
-        np.argsort(np.argsort(-logits, kind='stable'))[counts.indices[start:end]]
+        class_ranks(logits)[counts.indices[start:end]]
         for logits, start, end in zip(
             presence_logits, counts.indptr, counts.indptr[1:], strict=False
         )
     ]
-    ranks = np.concatenate(ranks)  # [categories in all images], as counts.data
-    held, pixels = np.diff(counts.indptr), counts.sum(1)  # [N]
-    weights = {
-        'category_recall': 1 / np.repeat(held, held),
-        'pixel_recall': counts.data,
-        'image_pixel_recall': counts.data / np.repeat(pixels, held),
-    }
-    sums = {
-        name: np.bincount(ranks, weight, num_classes).cumsum() for name, weight in weights.items()
-    }
-    return {name: (total / total[-1]).tolist() for name, total in sums.items()}
+    return recall_curves(np.concatenate(ranks), counts)
 
 
 def categories(observed: Observations, class_names) -> list[dict]:

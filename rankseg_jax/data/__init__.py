@@ -93,6 +93,10 @@ class Source(abc.ABC):
         """The examples that the host `place` of `count` hosts evaluates."""
         return range(place, len(self), count)
 
+    def place(self, index: int, number: int) -> int:
+        """Where the images' source holds frame `number` of an example; of images, the example."""
+        return index
+
     @abc.abstractmethod
     def load(self, index: int) -> dict[str, np.ndarray]:
         """Reads {'image': uint8 [H, W, 3], 'label': int32 [H, W] in 0..K-1 or IGNORE_LABEL}.

@@ -8,8 +8,7 @@ Layout and categories of SegNet's release (Badrinarayanan et al., 2017) of the d
 al., 2009.
 """
 
-from pathlib import Path
-
+from rankseg_jax import storage
 from rankseg_jax.data import folder
 
 CLASS_NAMES = (
@@ -36,7 +35,7 @@ def get_source(data_config, split: str) -> folder.PairedFiles:
       ValueError: `num_classes` is neither 0 nor 11.
     """
     folder.check_num_classes(data_config.num_classes, CLASS_NAMES, 'CamVid')
-    root = Path(data_config.dir).expanduser()
+    root = storage.path(data_config.dir)
     name = 'val' if split == 'validation' else split
     layout = f'config.data.dir = {data_config.dir!r} must hold {name}/*.jpg and {name}annot/*.png'
     files = folder.match_files(root / name, root / f'{name}annot', layout)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rankseg_jax.data import CorruptExample, PanopticSource, scenes
-from rankseg_jax.data.published import codecs
+from rankseg_jax.data.published import codecs, files
 
 tfds.disable_progress_bar()  # the lines printed here suffice
 
@@ -166,7 +166,7 @@ def prepared(builder_class: type[EmojiScenes], data_config, split: str) -> Emoji
     config = builder_class.builder_configs.get(config.name, config)  # TFDS refuses an equal twin
     arguments = {
         'config': config,
-        'data_dir': data_config.dir or None,
+        'data_dir': data_config.dir and files.records_folder(data_config.dir, builder_class.name),
         'file_format': 'array_record',
     }
     builder = builder_class(**arguments)

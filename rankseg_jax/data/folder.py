@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankseg_jax import storage
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, check, images
 from rankseg_jax.data.report import Report
 
@@ -152,7 +153,8 @@ def read_class_names(path: Path, layout: str) -> tuple[str, ...]:
     if not path.is_file():
         raise FileNotFoundError(f'no file {path}. {layout}')
     try:
-        names = tuple(line.strip() for line in path.read_text('utf-8-sig').rstrip().split('\n'))
+        text = path.read_bytes().decode('utf-8-sig')
+        names = tuple(line.strip() for line in text.rstrip().split('\n'))
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not UTF-8 text ({error}); save it as UTF-8') from error
     if '' in names:
@@ -182,7 +184,7 @@ def get_source(data_config, split: str) -> PairedFiles:
       FileNotFoundError: a folder or `classes.txt` is missing.
       ValueError: a class has no name or another's, or `num_classes` differs from `classes.txt`.
     """
-    root = Path(data_config.dir).expanduser()
+    root = storage.path(data_config.dir)
     layout = (
         f'config.data.dir = {data_config.dir!r} must hold images/{split}/*, labels/{split}/*.png '
         'and classes.txt'

@@ -1,6 +1,7 @@
 """Finds image files and decodes images and label files of any kind that Pillow reads."""
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -12,6 +13,7 @@ import numpy as np
 from absl import logging
 from PIL import ExifTags, Image, ImageOps
 
+from rankseg_jax import storage
 from rankseg_jax.data import CorruptExample
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.gif')
@@ -29,6 +31,10 @@ def find(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list
     def note(error):
         logging.error('Left out: %s', error)
 
+    if storage.is_remote(folder):
+        place = storage.path(folder)
+        names = [name for name in storage.sizes(place) if name.lower().endswith(suffixes)]
+        return sorted(place / name for name in names if '/.' not in f'/{name}')
     found, visited = [], set()
     for path, folders, files in os.walk(folder, onerror=note, followlinks=True):
         visited.add(os.path.realpath(path))
@@ -51,9 +57,10 @@ def find_frames(folder: str | Path) -> list[Path]:
 
     Hidden files are left out.
     """
+    folder = Path(folder) if isinstance(folder, str) else folder  # or in a bucket
     found = [
         path
-        for path in Path(folder).glob('*')
+        for path in folder.glob('*')
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
     ]
     return sorted(found, key=lambda path: natural_order(path.name))
@@ -168,8 +175,11 @@ def opened(image: str | Path | Image.Image, max_pixels: int) -> Generator[Image.
         if isinstance(image, Image.Image):
             yield image
             return
+        content = image
+        if storage.is_remote(image):
+            content = io.BytesIO(storage.path(image).read_bytes())
         with _lifted_limit():
-            file = Image.open(image)
+            file = Image.open(content)
         with file:
             check_pixels(file.width, file.height, max_pixels)
             yield file

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from rankseg_jax import storage
 from rankseg_jax.data import (
     CorruptExample,
     TrackSource,
@@ -137,7 +138,7 @@ def get_source(data_config, split: str) -> LabeledVideos | TrackedVideos:
       ValueError: the JSON file contradicts itself or lacks what cannot be derived, a class has no
         name or another's, or `num_classes` is another number.
     """
-    root = Path(data_config.dir).expanduser()
+    root = storage.path(data_config.dir)
     names = (split, *ALIASES.get(split, ()))
     layout = (
         f'config.data.dir = {data_config.dir!r} must hold videos/{split}/<video>/*.jpg and either '

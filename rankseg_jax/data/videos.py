@@ -112,6 +112,11 @@ class Windows(Source):
         """The windows of every count-th video."""
         return [i for i, window in enumerate(self.windows) if window.video % count == place]
 
+    def place(self, index: int, number: int) -> int:
+        """See `Source.place`."""
+        video, frames, _ = self.windows[index]
+        return self.source.videos[video][1][frames[number]]
+
     def lanes(self, places: Iterable[int], count: int) -> list[list[int]]:
         """Divides windows into `count` lists of similar length; all of a video are in one of them,
         in order."""

@@ -100,6 +100,18 @@ class InstanceMetric:
         self.matches.extend(other.matches)
         return self
 
+    def recall(self) -> float:
+        """The share of the objects that is found, mean over the overlaps 0.5, 0.55, …, 0.95.
+
+        All categories count together, which suits one image or video; nan without an object.
+        """
+        found = total = 0
+        for match in self.matches:
+            areas = match.by_area[0]
+            found += (areas['dtMatches'] & ~areas['dtIgnore']).sum() / len(areas['dtMatches'])
+            total += (~areas['gtIgnore']).sum()
+        return float(found / total) if total else float('nan')
+
     def curves(self, num_classes: int, recall_at: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Precision and recall of each category, from `COCOeval.accumulate`.
 

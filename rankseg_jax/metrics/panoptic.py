@@ -106,6 +106,12 @@ class PanopticMetric:
             )
         )
 
+    def quality(self) -> float:
+        """PQ alone, as of `compute`."""
+        pairs = self.matched + self.wrong / 2 + self.missed / 2  # [K]
+        seen = pairs > 0
+        return float((self.iou[seen] / pairs[seen]).mean()) if seen.any() else float('nan')
+
     def compute(self, things, class_names=None) -> dict:
         """The scores, as fractions.
 

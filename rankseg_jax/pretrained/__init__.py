@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from rankseg_jax import checkpoint
+from rankseg_jax import checkpoint, storage
 from rankseg_jax.backbones.vit import resize_codes
 from rankseg_jax.layers import resize
 from rankseg_jax.pretrained import (
@@ -132,6 +132,9 @@ def locate(source) -> Path:
     Raises:
       ImportError, OSError: as `hf.locate` and `packages.locate`.
     """
+    if storage.is_remote(source):
+        place = storage.path(source)
+        return place if (place / 'checkpoints').is_dir() else storage.copied(place)
     if str(source) in packages.PACKAGES and not Path(source).exists():
         return packages.locate(str(source))
     return hf.locate(source)

@@ -69,6 +69,7 @@ class Task(abc.ABC):
       best_by: name of the score whose highest value makes the best checkpoint.
       start: what published runs start from, of which training without `model.pretrained` warns.
       takes_clips: whether the model sees clips of videos; such a task is a `clips.Clips`.
+      image_score_name: of `image_score`.
       scores_images: whether `image_statistics` scores images, whose maps the host then fetches.
     """
 
@@ -78,6 +79,7 @@ class Task(abc.ABC):
     best_by: str
     start: str = ''
     takes_clips: bool = False
+    image_score_name: str = 'mIoU'
     scores_images: bool = False
 
     def __init__(self, config, class_names: Sequence[str], things: Sequence[bool] | None = ()):
@@ -265,6 +267,14 @@ class Task(abc.ABC):
           CorruptExample: the ground truth cannot be read.
         """
         return {}
+
+    def image_score(self, metrics: dict[str, Any]) -> float | None:
+        """How good one image or video is, of `image_statistics`; None: the IoU of its label map."""
+        return None
+
+    def label_map(self, found: dict[str, np.ndarray]) -> np.ndarray:
+        """[H, W]: the class of each pixel, IGNORE_LABEL for none; `found` as for `result`."""
+        return found['labels']
 
     @abc.abstractmethod
     def scores(self, statistics: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class Instance(Semantic):
     maps = ('masks',)
     columns = ('AP',)
     best_by = 'AP'
+    image_score_name = 'AR'
     scores_images = True
     recall_at_objects = (1, 10, 100)
 
@@ -206,16 +207,11 @@ class Instance(Semantic):
         return {'masks': masks, 'object_labels': labels, 'object_scores': scores * certainty}
 
     def result(self, image, found, categories):
-        shown = (found['object_scores'] >= self.config.eval.threshold) & found['masks'].any((1, 2))
-        order = np.flatnonzero(shown)
-        order = order[np.argsort(-found['object_scores'][order], stable=True)]
+        order = self.shown(found)
         masks, classes = found['masks'][order], found['object_labels'][order]
-        labels = np.full(image.shape[:2], IGNORE_LABEL, np.int32)
-        for mask, label in zip(masks[::-1], classes[::-1], strict=True):
-            labels[mask] = label
         return InstanceResult(
             image=image,
-            labels=labels,
+            labels=self.painted(found),
             categories=categories,
             class_names=self.class_names,
             masks=masks,
@@ -224,6 +220,22 @@ class Instance(Semantic):
             ),
             ids=found['ids'][order].tolist() if 'ids' in found else list(range(1, len(order) + 1)),
         )
+
+    def shown(self, found) -> np.ndarray:
+        """The places of the objects that score enough, best first."""
+        scores = found['object_scores']
+        order = np.flatnonzero((scores >= self.config.eval.threshold) & found['masks'].any((1, 2)))
+        return order[np.argsort(-scores[order], stable=True)]
+
+    def painted(self, found) -> np.ndarray:
+        """[H, W] int32: the classes of the objects, those of better ones over those of worse."""
+        labels = np.full(found['masks'].shape[1:], IGNORE_LABEL, np.int32)
+        for place in self.shown(found)[::-1]:
+            labels[found['masks'][place]] = found['object_labels'][place]
+        return labels
+
+    def label_map(self, found):
+        return self.painted(found)
 
     def empty_statistics(self):
         empty: dict[str, Any] = {'objects': InstanceMetric.empty()}
@@ -249,6 +261,9 @@ class Instance(Semantic):
 
     def image_statistics(self, source, index, found):
         return {'objects': InstanceMetric.from_image(source.instances(index), found['objects'])}
+
+    def image_score(self, metrics):
+        return metrics['objects'].recall()
 
     def scores(self, statistics):
         scores = statistics['objects'].compute(self.class_names, self.recall_at_objects)

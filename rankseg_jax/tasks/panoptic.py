@@ -90,6 +90,7 @@ class Panoptic(Semantic):
     maps = ('labels', 'segment_ids')
     suffixes = ('', '_overlay', '_panoptic')
     columns = ('PQ', 'IoU', 'Acc')
+    image_score_name = 'PQ'
     scores_images = True
 
     def __init__(self, config, class_names, things=()):
@@ -211,6 +212,9 @@ class Panoptic(Semantic):
             *source.segments(index), found['segment_ids'], predicted, self.num_classes
         )
         return {'segments': metric}
+
+    def image_score(self, metrics):
+        return metrics['segments'].quality()
 
     def scores(self, statistics):
         quality = statistics['segments'].compute(self.things, self.class_names)

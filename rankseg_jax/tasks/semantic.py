@@ -42,6 +42,10 @@ class Result:
     segment_ids = None
     segments = ()
 
+    def segment_labels(self) -> np.ndarray:
+        """[H, W] int32, the class of each pixel as it is drawn."""
+        return self.labels
+
     def overlay(self) -> Image.Image:
         """The label map over the image, with a legend of names."""
         return overlays.overlay(self.image, self.labels, self.class_names)

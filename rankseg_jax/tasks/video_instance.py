@@ -126,6 +126,19 @@ class VideoInstance(Clips, Instance):
             'embeddings': take(view.output.queries, chosen[..., None], axis=1),
         }
 
+    def label_map(self, found):
+        """Of a frame in a clip, each object by its best class."""
+        of_query = found['probabilities']  # [M or Q, κ]
+        if 'identities' in found:
+            of_query = of_query[found['identities']]
+        return self.painted(
+            {
+                'masks': found['masks'],
+                'object_labels': found['ranked'][of_query.argmax(1)],
+                'object_scores': of_query.max(1),
+            }
+        )
+
     def encode(self, examples, index, number, found):
         return encoded(found, self.num_classes)
 

@@ -34,8 +34,7 @@ class VideoSemantic(Clips, Semantic):
         return super().empty_statistics() | {'consistency': ConsistencyMetric.empty()}
 
     def encode(self, examples, index, number, found):
-        video, frames, _ = examples.windows[index]
-        place = examples.source.videos[video][1][frames[number]]
+        place = examples.place(index, number)
         return found | {'place': place, 'codes': examples.source.codes(place)}
 
     def join(self, examples, items):

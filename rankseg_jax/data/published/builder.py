@@ -243,8 +243,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         folder.check_num_classes(
             data_config.num_classes, read_classes(cls.CLASSES)['names'], cls.name
         )
-        path = Path(data_config.dir or tfds.core.constants.DATA_DIR).expanduser()
-        return cls.open_split(path, split)
+        path = data_config.dir or tfds.core.constants.DATA_DIR
+        return cls.open_split(files.records_folder(path, cls.name), split)
 
     @classmethod
     def open_split(cls, path: Path, split: str) -> PublishedSource:
