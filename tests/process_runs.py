@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from rankseg_jax import processes, reporting
+from rankseg_jax import cli, processes, reporting
 from rankseg_jax.data import emoji_scenes, images
 from tests import tiny  # noqa: F401, whose backbones the runs have
 
@@ -54,8 +54,6 @@ def watch():
 
 
 if __name__ == '__main__':
-    import main  # here, since its flags exist already where it is the program itself
-
     workdir, modes = sys.argv[1:]
     watch()
     flags.FLAGS(['main.py', f'--workdir={workdir}'])
@@ -65,5 +63,5 @@ if __name__ == '__main__':
     for options in json.loads(modes):
         for name in ('mode', 'input', 'output'):
             flags.FLAGS[name].value = options.get(name)
-        main.run(None, Path(workdir))
+        cli.run(None, Path(workdir))
     end()

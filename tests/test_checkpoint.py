@@ -121,8 +121,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app
-import main
-from rankseg_jax import checkpoint
+from rankseg_jax import checkpoint, cli
 
 async def fail(self, item, directory):
     raise OSError(errno.ENOSPC, 'No space left on device')
@@ -141,8 +140,8 @@ def run(config, workdir):
             manager.wait_until_finished()
             break_folder(Path(workdir))
 
-main.run = run
-app.run(main.main, ['main.py', f'--workdir={sys.argv[1]}'])
+cli.run = run
+app.run(cli.main, ['main.py', f'--workdir={sys.argv[1]}'])
 """
 
 

@@ -4,6 +4,7 @@ Each has its exact number of parameters, and takes a training step at reduced si
 """
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -31,7 +32,16 @@ from configs import (
     upernet,
     videomt,
 )
-from rankseg_jax import config_check, frameworks, inference, models, optimizers, tasks, train_step
+from rankseg_jax import (
+    config_check,
+    frameworks,
+    inference,
+    models,
+    optimizers,
+    recipes,
+    tasks,
+    train_step,
+)
 from rankseg_jax.frameworks.eomt import EncoderOnly
 from tests import tiny  # noqa: F401  (adds the backbones 'tinier' and so on)
 from tests.helpers import mend_torchvision, random_state
@@ -39,208 +49,15 @@ from tests.helpers import mend_torchvision, random_state
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
+RECIPES = json.loads((ROOT / 'configs' / 'recipes.json').read_text())
 # (config, its argument, K, parameters)
 CONFIGS = [
-    ('quickstart', None, 60, 3_441_536),
-    ('emoji_scenes', '150', 150, 3_453_416),
-    ('emoji_scenes', '1284', 1284, 3_600_936),
-    ('camvid', None, 11, 3_435_068),
-    ('folder', '', 150, 66_574_126),
-    ('folder', 'baseline', 150, 66_496_876),
-    ('folder', 'light', 59, 3_651_180),
-    ('folder', 'light_baseline', 59, 3_647_227),
-    *[
-        ('segmenter', recipe, num_classes, num_parameters)
-        for recipe, num_classes, num_parameters in [
-            ('ade20k_b16', 150, 102_497_580),
-            ('ade20k_b16_rankseg', 150, 109_702_138),
-            ('ade20k_b16_oce', 150, 102_497_580),
-            ('ade20k_b16_oce_rankseg', 150, 109_702_138),
-            ('ade20k_b16_oracle', 150, 109_702_138),
-            ('ade20k_l16', 150, 333_234_476),
-            ('ade20k_l16_rankseg', 150, 345_986_298),
-            ('coco_stuff10k_b16', 171, 102_513_750),
-            ('coco_stuff10k_b16_rankseg', 171, 109_734_415),
-            ('coco_stuff10k_b16_oce', 171, 102_513_750),
-            ('coco_stuff10k_b16_oce_rankseg', 171, 109_734_415),
-            ('coco_stuff10k_b16_oracle', 171, 109_734_415),
-            ('coco_stuff10k_b16_decoder_head', 171, 114_265_103),
-            ('coco_stuff10k_b16_pooling_head', 171, 103_235_599),
-            ('coco_stuff10k_b16_80k', 171, 102_513_750),
-            ('coco_stuff10k_b16_80k_rankseg', 171, 109_734_415),
-            ('coco_stuff10k_l16', 171, 333_256_022),
-            ('coco_stuff10k_l16_rankseg', 171, 346_029_327),
-            ('pascal60_b16', 60, 102_333_048),
-            ('pascal60_b16_rankseg', 60, 109_468_526),
-            ('pascal60_b16_oracle', 60, 109_468_526),
-            ('ade20k_full_b16', 847, 103_034_270),
-            ('ade20k_full_b16_rankseg', 847, 110_773_427),
-            ('ade20k_full_b16_oracle', 847, 110_773_427),
-            ('coco_lvis_b16', 1284, 103_370_760),
-            ('coco_lvis_b16_rankseg', 1284, 111_445_096),
-            ('coco_lvis_b16_oracle', 1284, 111_445_096),
-            ('vspw_b16', 124, 102_382_328),
-            ('vspw_b16_rankseg', 124, 109_566_944),
-        ]
-    ],
-    ('deeplabv3', 'coco_stuff10k', 171, 87_222_198),
-    ('deeplabv3', 'coco_stuff10k_rankseg', 171, 91_512_517),
-    ('deeplabv3', 'ade20k', 150, 87_206_028),
-    ('deeplabv3', 'ade20k_rankseg', 150, 91_485_574),
-    ('deeplabv3', 'vspw', 124, 87_186_008),
-    ('deeplabv3', 'vspw_rankseg', 124, 91_452_216),
-    *[
-        ('upernet', recipe, num_classes, num_parameters)
-        for recipe, num_classes, num_parameters in [
-            ('ade20k_swin_b', 150, 121_415_076),
-            ('ade20k_swin_b_rankseg', 150, 125_172_382),
-            ('ade20k_swin_b_rankseg_falling', 150, 125_172_382),
-            ('coco_stuff10k_swin_b', 171, 121_431_246),
-            ('coco_stuff10k_swin_b_rankseg', 171, 125_199_325),
-            ('coco_lvis_swin_b', 1284, 122_288_256),
-            ('coco_lvis_swin_b_rankseg', 1284, 126_627_304),
-            ('vspw_swin_b', 124, 121_395_056),
-            ('vspw_swin_b_rankseg', 124, 125_139_024),
-            ('ade20k_beit_l', 150, 441_271_084),
-            ('ade20k_beit_l_rankseg', 150, 455_228_454),
-            ('coco_stuff10k_beit_l', 171, 441_298_006),
-            ('coco_stuff10k_beit_l_rankseg', 171, 455_298_405),
-            ('coco_lvis_beit_l', 1284, 442_724_872),
-            ('coco_lvis_beit_l_rankseg', 1284, 459_005_808),
-            ('tiny', 60, 3_806_692),
-            ('tiny_baseline', 60, 3_748_360),
-        ]
-    ],
-    ('mask2former_tiny', 'rankseg', 60, 739_490),
-    ('mask2former_tiny', 'baseline', 60, 735_573),
-    ('mask2former_tiny', 'oracle', 60, 739_490),
-    ('mask2former_tiny', 'camvid', 11, 733_115),
-    *[
-        ('mask2former', recipe, num_classes, num_parameters)
-        for recipe, num_classes, num_parameters in [
-            ('ade20k_r50', 150, 44_041_367),
-            ('ade20k_swin_t', 150, 47_439_633),
-            ('ade20k_swin_s', 150, 68_757_537),
-            ('ade20k_swin_b', 150, 106_922_191),
-            ('ade20k_swin_b_rankseg', 150, 110_361_084),
-            ('ade20k_swin_b_oracle', 150, 106_960_741),
-            ('ade20k_swin_l', 150, 215_488_779),
-            ('ade20k_swin_l_rankseg', 150, 218_927_672),
-            ('ade20k_swin_l_oracle', 150, 215_527_329),
-            ('ade20k_panoptic_r50', 150, 44_041_367),
-            ('ade20k_panoptic_swin_l', 150, 215_539_979),
-            ('ade20k_panoptic_swin_l_rankseg', 150, 218_978_872),
-            ('ade20k_panoptic_swin_l_oracle', 150, 215_578_529),
-            ('coco_panoptic_r50', 133, 44_036_998),
-            ('coco_panoptic_swin_b', 133, 106_917_822),
-            ('coco_panoptic_swin_b_rankseg', 133, 110_339_273),
-            ('coco_panoptic_swin_b_oracle', 133, 106_952_003),
-            ('coco_panoptic_swin_l', 133, 215_535_610),
-            ('coco_panoptic_swin_l_oracle', 133, 215_569_791),
-            ('coco_instance_r50', 80, 44_023_377),
-            ('coco_instance_swin_t', 80, 47_421_643),
-            ('coco_instance_swin_s', 80, 68_739_547),
-            ('coco_instance_swin_b', 80, 106_904_201),
-            ('coco_instance_swin_b_rankseg', 80, 110_271_274),
-            ('coco_instance_swin_l', 80, 215_521_989),
-            ('coco_instance_swin_l_rankseg', 80, 218_889_062),
-        ]
-    ],
-    *[
-        ('maskformer', recipe, num_classes, num_parameters)
-        for recipe, num_classes, num_parameters in [
-            ('ade20k_r50', 150, 41_307_863),
-            ('ade20k_swin_b', 150, 101_829_391),
-            ('ade20k_swin_b_rankseg', 150, 105_268_284),
-            ('ade20k_panoptic_r50', 150, 41_307_863),
-            ('ade20k_panoptic_r50_rankseg', 150, 44_746_756),
-            ('ade20k_panoptic_r50_oracle', 150, 44_746_756),
-        ]
-    ],
-    ('eomt_tiny', 'rankseg', 60, 1_368_074),
-    ('eomt_tiny', 'baseline', 60, 1_360_317),
-    ('eomt_tiny', 'oracle', 60, 1_368_074),
-    *[
-        ('eomt', recipe, num_classes, num_parameters)
-        for recipe, num_classes, num_parameters in [
-            ('ade20k_l', 150, 316_020_887),
-            ('ade20k_l_rankseg', 150, 316_174_939),
-            ('ade20k_l_oracle', 150, 316_174_939),
-            ('ade20k_dinov3_l', 150, 314_947_735),
-            ('ade20k_dinov3_l_rankseg', 150, 315_101_787),
-            ('ade20k_panoptic_l', 150, 316_713_111),
-            ('coco_panoptic_s', 133, 23_975_942),
-            ('coco_panoptic_b', 133, 93_663_110),
-            ('coco_panoptic_l', 133, 316_695_686),
-            ('coco_panoptic_l_rankseg', 133, 316_832_279),
-            ('coco_panoptic_l_1280', 133, 321_610_886),
-            ('coco_panoptic_g', 133, 1_163_622_022),
-            ('coco_panoptic_g_1280', 133, 1_170_994_822),
-            ('coco_panoptic_dinov3_s', 133, 23_356_934),
-            ('coco_panoptic_dinov3_b', 133, 92_425_094),
-            ('coco_panoptic_dinov3_l', 133, 315_032_710),
-            ('coco_panoptic_dinov3_l_1280', 133, 315_032_710),
-            ('coco_instance_l', 80, 316_641_361),
-            ('coco_instance_l_rankseg', 80, 316_723_523),
-            ('coco_instance_l_1280', 80, 321_556_561),
-            ('coco_instance_dinov3_l', 80, 314_978_385),
-            ('coco_instance_dinov3_l_1280', 80, 314_978_385),
-        ]
-    ],
-    ('mask2former_video_tiny', 'rankseg', 40, 736_886),
-    ('mask2former_video_tiny', 'baseline', 40, 734_273),
-    ('mask2former_video_tiny', 'oracle', 40, 736_886),
-    ('mask2former_video_tiny', 'semantic_rankseg', 40, 736_886),
-    ('mask2former_video_tiny', 'semantic_baseline', 40, 734_273),
-    ('mask2former_video_tiny', 'semantic_oracle', 40, 736_886),
-    *[
-        ('mask2former_video', recipe, num_classes, num_parameters)
-        for recipe, num_classes, num_parameters in [
-            ('youtubevis_2019_r50', 40, 44_013_097),
-            ('youtubevis_2019_r101', 40, 63_005_225),
-            ('youtubevis_2019_r101_rankseg', 40, 66_331_258),
-            ('youtubevis_2019_swin_t', 40, 47_411_363),
-            ('youtubevis_2019_swin_s', 40, 68_729_267),
-            ('youtubevis_2019_swin_b', 40, 106_893_921),
-            ('youtubevis_2019_swin_b_rankseg', 40, 110_219_954),
-            ('youtubevis_2019_swin_l', 40, 215_511_709),
-            ('youtubevis_2019_swin_l_rankseg', 40, 218_837_742),
-            ('vspw_r50', 124, 44_034_685),
-            ('vspw_r101', 124, 63_026_813),
-            ('vspw_r101_rankseg', 124, 66_439_030),
-            ('vspw_r101_oracle', 124, 66_439_030),
-            ('vspw_swin_b', 124, 106_915_509),
-            ('vspw_swin_b_rankseg', 124, 110_327_726),
-            ('vspw_swin_b_oracle', 124, 110_327_726),
-        ]
-    ],
-    ('videomt_tiny', 'rankseg', 40, 1_379_422),
-    ('videomt_tiny', 'baseline', 40, 1_374_249),
-    ('videomt_tiny', 'oracle', 40, 1_379_422),
-    ('videomt_tiny', 'semantic_rankseg', 40, 1_379_422),
-    ('videomt_tiny', 'semantic_baseline', 40, 1_374_249),
-    ('videomt_tiny', 'semantic_oracle', 40, 1_379_422),
-    *[
-        ('videomt', recipe, num_classes, num_parameters)
-        for recipe, num_classes, num_parameters in [
-            ('youtubevis_2019_s', 40, 23_989_673),
-            ('youtubevis_2019_b', 40, 93_985_577),
-            ('youtubevis_2019_l', 40, 317_387_817),
-            ('youtubevis_2019_l_rankseg', 40, 317_428_899),
-            ('youtubevis_2019_dinov3_l', 40, 315_986_985),
-            ('youtubevis_2019_dinov3_l_rankseg', 40, 316_028_067),
-            ('vspw_l', 124, 320_226_429),
-            ('vspw_l_rankseg', 124, 320_353_779),
-            ('vspw_dinov3_l', 124, 316_073_085),
-            ('vspw_dinov3_l_rankseg', 124, 316_200_435),
-        ]
-    ],
+    (*row['config'].partition(':')[::2], row['num_classes'], row['parameters']) for row in RECIPES
 ]
 
 
 def load(name, argument):
-    module = importlib.import_module(f'configs.{name}')
-    config = module.get_config() if argument is None else module.get_config(argument)
+    config = recipes.load(f'{name}:{argument}')
     if config.rankseg and not config.rankseg.num_selected:  # left to the data
         with config.unlocked():
             config.rankseg.num_selected = 8
@@ -259,7 +76,7 @@ def test_every_config_is_listed():
 
 # At reduced size these would be the same as another of their family.
 SIBLINGS = re.compile(
-    'emoji_scenes|camvid:None|light_baseline|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
+    'emoji_scenes|camvid:|light_baseline|_l16|_80k|pascal60|coco_stuff10k_b16(_oce.*|_oracle)?$'
     '|ade20k(_b16)?_rankseg$|v3:ade20k$|ade20k_full|coco_lvis_b16(_oracle)?$'
     '|swin_[tsl]|panoptic_r50(_oracle)?$|2former:ade20k_swin_b(_oracle)?$|upernet:ade20k_swin'
     '|upernet:(coco_stuff10k|coco_lvis|tiny_baseline)'
@@ -932,9 +749,7 @@ def test_schedules_of_upernet(recipe, batches, rates):
 
 
 def test_every_key_of_common_is_read_somewhere():
-    code = '\n'.join(
-        path.read_text() for path in [ROOT / 'main.py', *(ROOT / 'rankseg_jax').rglob('*.py')]
-    )
+    code = '\n'.join(path.read_text() for path in (ROOT / 'rankseg_jax').rglob('*.py'))
 
     def leaves(config):
         for key, value in config.items():

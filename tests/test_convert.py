@@ -10,10 +10,10 @@ from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import save_file
 
-import main
 from configs import common
 from rankseg_jax import (
     checkpoint,
+    cli,
     config_check,
     convert,
     models,
@@ -205,14 +205,14 @@ def test_flags_of_public_weights_belong_to_their_conversion(tmp_path, mode, conf
     flags.FLAGS(['main.py', f'--workdir={tmp_path}'])
     with flagsaver.flagsaver(mode=mode, task='panoptic'):
         with pytest.raises(ValueError, match='--task and --things describe public weights'):
-            main.run(config, tmp_path)
+            cli.run(config, tmp_path)
 
 
 def test_flags_and_what_was_assumed(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(processes, 'start', lambda **_: None)
     flags.FLAGS(['main.py', f'--workdir={tmp_path}'])
     with flagsaver.flagsaver(mode='convert', input=[str(folder)], things=['tree', '2']):
-        main.run(None, tmp_path)
+        cli.run(None, tmp_path)
     saved = checkpoint.open_run(tmp_path)
     assert saved.things == (False, True, True) and saved.config.task == 'panoptic'
     assert 'Task: panoptic, 2 of 3 categories are things, as --things says. To change it: ' in (

@@ -58,6 +58,11 @@ ALLOWED = {
         'checkpoint data evaluate from_data models optimizers pretrained processes reporting '
         'sharding storage tasks train_step'
     ),
+    'recipes': 'config_check tasks',
+    'cli': (
+        'analysis checkpoint config_check convert data evaluate export from_data predict '
+        'prediction_files processes recipes sharding storage tasks train'
+    ),
     'analysis': (
         'analysis checkpoint data evaluate fonts inference models predict report sharding storage '
         'tasks'

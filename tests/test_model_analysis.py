@@ -7,8 +7,17 @@ from absl import flags
 from PIL import Image
 from scipy import sparse
 
-import main
-from rankseg_jax import analysis, checkpoint, data, evaluate, models, processes, sharding, tasks
+from rankseg_jax import (
+    analysis,
+    checkpoint,
+    cli,
+    data,
+    evaluate,
+    models,
+    processes,
+    sharding,
+    tasks,
+)
 from rankseg_jax.analysis import cost, observations, statistics
 from rankseg_jax.analysis import model as model_analysis
 from rankseg_jax.data import CorruptExample, Source
@@ -366,8 +375,8 @@ def test_data_alone_from_the_command_line(folder, tmp_path, capsys, monkeypatch,
     monkeypatch.setattr(processes, 'start', lambda **_: None)
     flags.FLAGS(['main.py', '--mode=analyze', f'--workdir={tmp_path}'])
     with pytest.raises(ValueError, match='--mode=analyze without checkpoints needs --config'):
-        main.run(None, tmp_path)
-    main.run(tiny.config(folder, data__name='folder'), tmp_path)
+        cli.run(None, tmp_path)
+    cli.run(tiny.config(folder, data__name='folder'), tmp_path)
     text = capsys.readouterr().out
     assert 'PROBLEM: 1 label files with wrong values' in text and '2.png: label value 77' in text
     assert (

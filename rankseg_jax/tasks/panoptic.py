@@ -90,6 +90,7 @@ class Panoptic(Semantic):
     maps = ('labels', 'segment_ids')
     suffixes = ('', '_overlay', '_panoptic')
     columns = ('PQ', 'IoU', 'Acc')
+    best_by = 'PQ'
     image_score_name = 'PQ'
     scores_images = True
 

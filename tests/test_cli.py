@@ -1,0 +1,76 @@
+"""The installed command `rankseg`, configs by name, and their list."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from rankseg_jax import cli, recipes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    """The folder that a copy of this project is installed into."""
+    source, target = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('target')
+    for name in ('rankseg_jax', 'configs'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'README.md', 'LICENSE', 'requirements.txt'):
+        shutil.copy(ROOT / name, source)
+    command = '-m pip install --quiet --no-deps --no-build-isolation --target'.split()
+    subprocess.run([sys.executable, *command, target, source], check=True)
+    return target
+
+
+def test_installed_command_lists_the_configs(installed, tmp_path):
+    environment = os.environ | {'PYTHONPATH': str(installed)}
+    command = [sys.executable, installed / 'bin' / 'rankseg', '--mode=list']
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    lines = [re.split(r'\s{2,}', line) for line in done.stdout.splitlines()]
+    assert ['quickstart', 'semantic', 'emoji_scenes', '60', '16', '3.4 M'] in [x[:6] for x in lines]
+    assert lines[0][0] == 'config' and len({x[0] for x in lines}) == len(lines)
+    assert (installed / 'rankseg_jax' / 'report' / 'page' / 'report.html.j2').is_file()
+
+
+def test_scores_are_those_of_the_config_files(capsys):
+    lines = recipes.table().splitlines()
+    for name, score in {  # as published in the papers' tables
+        'segmenter:ade20k_b16_rankseg': 'mIoU 49.7 published',
+        'mask2former:coco_panoptic_swin_l': 'PQ 57.8 published',
+        'videomt:vspw_l': 'mIoU 64.9 published',
+    }.items():
+        assert any(re.match(rf'{name} .*  {score}$', line) for line in lines), name
+    measured = [line.split() for line in lines if line.endswith(' measured')]
+    assert len(measured) > 5
+    for name, *_, score, _ in measured:
+        module = import_module(f'configs.{name.partition(":")[0]}')
+        assert re.search(rf'\b{re.escape(score)}\b', module.__doc__), name
+
+
+@pytest.mark.parametrize(
+    'flag, file',
+    [
+        ('--config=quickstart', 'quickstart.py'),
+        ('-config=segmenter:ade20k_b16', 'segmenter.py:ade20k_b16'),
+        ('--config=configs/eomt.py', None),
+        ('--config.steps=3', None),
+    ],
+)
+def test_configs_by_name(flag, file, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli.flags, 'FLAGS', seen.append)
+    cli.parse_flags(['rankseg', flag])
+    assert seen == [['rankseg', f'--config={ROOT}/configs/{file}' if file else flag]]
+
+
+def test_unknown_name_is_one_line():
+    with pytest.raises(SystemExit, match='error: --config=segmentor is no file.*mean segmenter'):
+        cli.parse_flags(['rankseg', '--config=segmentor:ade20k'])
