@@ -40,3 +40,9 @@ def on_page_markdown(markdown, page, config, files):
         return f'{image}[{text}]({relative}{anchor or ""})'
 
     return LINK.sub(adapt, markdown)
+
+
+def on_page_content(html, page, config, files):
+    if page.file.src_uri.endswith('.ipynb'):  # of which MkDocs does not adapt the links
+        html = re.sub(r'href="([\w/]+)\.md"', r'href="\1.html"', html)
+    return html

@@ -88,6 +88,9 @@ def evaluate(
                 yield index, number, found
 
     def observe(observed, batch, i, number, found, logits):
+        predicted = task.label_map(found)
+        if predicted is None:
+            return
         rows, columns = batch['size'][i]
         label, length = batch['label'][i, ..., :rows, :columns], 1  # [(t,) H, W]
         if 'shown' in batch:
@@ -97,7 +100,7 @@ def evaluate(
         if 'counted' not in batch or batch['counted'][i, number]:
             place = examples.place(int(batch['index'][i]), number)
             label = label[number] if 'shown' in batch else label
-            observed.add(place, label, task.label_map(found), logits)
+            observed.add(place, label, predicted, logits)
 
     def encode(image):
         index, number, found = image
@@ -193,6 +196,7 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
     observed = functools.reduce(Observed.merge, sharding.gather(observed))
     if jax.process_index() == 0:
         path.write_text(json.dumps(without_nan(scores), indent=1))
+    if observed.pairs and jax.process_index() == 0:
         predictor = predict.from_model(model, variables, config, task, mesh)
         about = report.about(config, saved, workdir)
         content = report.content(about, observed, scores, task, source, others)
@@ -202,7 +206,8 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
         f'Checkpoint after step {saved.step}, {", ".join(filter(None, about))}. '
         f'Written to {place if output else path}'
     )
-    sharding.print_once(f'Report: {place / report.PAGE}')
+    if observed.pairs:
+        sharding.print_once(f'Report: {place / report.PAGE}')
     return scores
 
 

@@ -379,7 +379,9 @@ def test_folders_that_cannot_be_written_are_refused_first(trained, predictor, mo
 
 def test_scores_are_printed_before_they_are_written(trained, tmp_path, monkeypatch, capsys):
     config, workdir = trained
-    monkeypatch.setattr(evaluate, 'evaluate', lambda *args: {'mIoU': 0.25, 'classes': []})
+    monkeypatch.setattr(
+        evaluate, 'evaluate', lambda *args, **options: {'mIoU': 0.25, 'classes': []}
+    )
     evaluate.run(config, workdir, tmp_path / 'there')
     written = tmp_path / 'there/scores_validation_2.json'
     assert json.loads(written.read_text())['mIoU'] == 0.25

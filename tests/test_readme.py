@@ -118,4 +118,6 @@ def test_table_of_data_sets():
 
 def test_files_in_docs_are_small():
     for path in (ROOT / 'docs').rglob('*'):
-        assert path.stat().st_size < (1_000_000 if path.suffix == '.gif' else 300_000), path
+        assert path.stat().st_size < (
+            1_000_000 if path.suffix in ('.gif', '.ipynb') else 300_000
+        ), path

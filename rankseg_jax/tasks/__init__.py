@@ -272,9 +272,12 @@ class Task(abc.ABC):
         """How good one image or video is, of `image_statistics`; None: the IoU of its label map."""
         return None
 
-    def label_map(self, found: dict[str, np.ndarray]) -> np.ndarray:
-        """[H, W]: the class of each pixel, IGNORE_LABEL for none; `found` as for `result`."""
-        return found['labels']
+    def label_map(self, found: dict[str, np.ndarray]) -> np.ndarray | None:
+        """[H, W]: the class of each pixel, IGNORE_LABEL for none; `found` as for `result`.
+
+        None: this task knows other classes than the data set, and evaluation writes no report.
+        """
+        return None
 
     @abc.abstractmethod
     def scores(self, statistics: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,9 @@ class Semantic(Task):
     def result(self, image, found, categories):
         return Result(image, found['labels'], categories, self.class_names)
 
+    def label_map(self, found):
+        return found['labels']
+
     def empty_statistics(self):
         empty = {'pixels': SemanticMetric.empty(self.num_classes)}
         if self.config.rankseg:
