@@ -47,6 +47,8 @@ ALLOWED = {
     'export': (
         'checkpoint data export_example inference models postprocessing sharding storage tasks'
     ),
+    'model_card': 'storage',
+    'publish': 'checkpoint model_card models pretrained sharding storage tasks',
     'predict': 'checkpoint data export inference models sharding storage tasks',
     'prediction_files': 'checkpoint data predict storage tasks visualize',
     'published_task': 'data tasks',
