@@ -53,8 +53,8 @@ processor.post_process_{task}_segmentation(output, target_sizes=[image.size[::-1
 ```
 """
 NO_LICENSE = (
-    'None has been chosen for these weights yet. Whoever publishes them replaces `license: '
-    'unknown` at the top of README.md by one that suits them and what they were trained on.'
+    'None has been chosen for these weights yet. Whoever publishes them replaces `license: unknown` '
+    'at the top of README.md by one that their data, and the weights they began with, allow.'
 )
 
 
@@ -111,7 +111,7 @@ def text(
     kind, video = config.task.replace('_', ' '), config.task.startswith('video')
     data = 'own data' if own else config.data.name
     title = f'{model.framework} on {model.backbone}: {kind} segmentation of {data}'
-    summary = f'Trained with RankSeg-JAX as a baseline, which classifies over all {num_classes}'
+    summary = f'A baseline without RankSeg: it classifies over all {num_classes} categories'
     if config.rankseg:
         seen = 'a video' if video else 'an image'
         summary = (

@@ -34,11 +34,9 @@ def write(folder: Path, run: dict[str, Any], variables, theirs=None) -> None:
     config, arrays = theirs or (run, traverse_util.flatten_dict(variables, sep='/'))
     if theirs:
         write_json(folder / BESIDE, run)
-    else:
-        (folder / BESIDE).unlink(missing_ok=True)
     write_json(folder / 'config.json', config)
-    arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
-    # Hugging Face reads no file that does not say whose tensors it holds.
+    # Arrays are stored as they lie in memory, and transformers asks whose tensors they are.
+    arrays = {name: np.asarray(x, order='C') for name, x in arrays.items()}
     save_file(arrays, folder / 'model.safetensors', {'format': 'pt' if theirs else 'flax'})
 
 
@@ -52,7 +50,7 @@ def read_run(folder: Path) -> hf.Keys | None:
     Raises:
       ValueError: a file is not JSON, or class names and things do not fit together.
     """
-    for path in (folder / BESIDE, folder / 'config.json'):
+    for path in (folder / 'config.json', folder / BESIDE):
         if path.is_file() and (run := hf.read_json(path)).get('library_name') == LIBRARY:
             break
     else:
