@@ -53,8 +53,8 @@ processor.post_process_{task}_segmentation(output, target_sizes=[image.size[::-1
 ```
 """
 NO_LICENSE = (
-    'None has been chosen for these weights yet. Whoever publishes them replaces `license: unknown` '
-    'at the top of README.md by one that their data, and the weights they began with, allow.'
+    'None has been chosen for these weights yet. Who publishes them replaces `license: unknown` '
+    'at the top of README.md by one that their data and the weights they began with allow.'
 )
 
 

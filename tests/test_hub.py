@@ -18,9 +18,11 @@ from configs import common
 from rankseg_jax import checkpoint, convert, models, pretrained, processes, publish, sharding, tasks
 from rankseg_jax.backbones import resnet, vit
 from rankseg_jax.data import fitting
-from rankseg_jax.pretrained import hf
+from rankseg_jax.pretrained import hf, processor
 from tests import tiny
 from tests.helpers import mend_torchvision, random_init, relative_error
+from tests.test_eomt_hf import PADDED, SIDE, WINDOWS
+from tests.test_processor import PROCESSORS, described
 
 NAMES = ('wall', 'tree', 'sky', 'person', 'car')
 resnet.VARIANTS['resnet_published'] = partial(resnet.ResNet, (1, 1, 1, 2), bottleneck=True, width=4)
@@ -146,22 +148,38 @@ def test_images_of_a_baseline_are_seen_alike(transformers, tmp_path):
     save_run(config, tmp_path / 'run')
     folder = publish.run(config, tmp_path / 'run', tmp_path / 'hub')
     assert 'may differ' not in (folder / 'README.md').read_text('utf-8')
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    theirs = transformers.AutoImageProcessor.from_pretrained(folder)
     colors = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
     image = Image.fromarray(colors).resize((90, 60), Image.Resampling.BICUBIC)
-    (pixels,) = processor(image, return_tensors='np')['pixel_values']
+    (pixels,) = theirs(image, return_tensors='np')['pixel_values']
     (view,) = fitting.eval_views(np.asarray(image), config)
     assert pixels.shape == (3, 64, 64)
     np.testing.assert_allclose(view['image'].transpose(2, 0, 1), pixels, atol=0.02)
 
 
+@pytest.mark.parametrize(
+    'model_type, options',
+    [('mask2former', options) for options in PROCESSORS.values()]
+    + [('eomt', options) for options in (WINDOWS, PADDED, WINDOWS | {'size': PADDED['size']}, {})],
+)
+def test_processors_of_converted_models_are_written_as_they_were(model_type, options):
+    config = described(options, model_type)
+    config.augment.crop_size = (SIDE, SIDE)
+    written, different = processor.described(config, model_type)
+    assert not different
+    found = processor.input_keys(json.loads(json.dumps(written)), model_type)
+    for section, keys in processor.input_keys(options, model_type).items():
+        assert all(processor.same(found[section][key], value) for key, value in keys.items())
+
+
 @pytest.mark.parametrize('task', ['semantic', 'video_instance'])
-def test_a_run_with_ranks_returns(task, tmp_path):
+def test_a_run_with_ranks_returns(task, tmp_path, capsys):
     config = baseline(task=task, rankseg=common.get_config().rankseg, model__backbone='tinier')
     config.rankseg.update(num_selected=5, train_selected=0, layer=1)  # κ = K
     things = (True,) * 5 if task == 'video_instance' else ()
     expected = save_run(config, tmp_path / 'run', things=things)
     folder = publish.run(config, tmp_path / 'run', tmp_path / 'hub')
+    assert 'own, not that of Hugging Face: RankSeg is known to this' in capsys.readouterr().out
     names = {path.name for path in folder.iterdir()}
     assert names == {'model.safetensors', 'config.json', 'README.md'}
     check_returns(folder, tmp_path / 'returned', expected, config, things)
@@ -170,7 +188,6 @@ def test_a_run_with_ranks_returns(task, tmp_path):
 @pytest.mark.parametrize(
     'overrides, line',
     [
-        ({'rankseg': common.get_config().rankseg}, 'RankSeg is known to this library alone'),
         ({'task': 'video_instance'}, 'it sees clips'),
         (MODELS['dinov2'] | {'model__cosine': True}, 'model.cosine is True, there False'),
         ({'model__backbone': 'tiny'}, "model.backbone.stem is 'small', there 'imagenet'"),

@@ -220,8 +220,9 @@ def described(config, model_type: str) -> tuple[dict[str, Any], list[str]]:
         'resample': FILTERS.index(evaluation.resample or 'bilinear'),
     }
     size, base_size = tuple(evaluation.size), tuple(evaluation.base_size)
-    if kind == 'eomt':
-        side, split = config.augment.crop_size[0], any(evaluation.window)
+    split = any(evaluation.window)
+    if kind == 'eomt' and (split or not evaluation.stretch):  # squares, as its model takes them
+        side = config.augment.crop_size[0]
         longest = (base_size[1] or None) if split else side
         options |= {'do_split_image': split, 'do_pad': not split}
         options['size'] = {'shortest_edge': side, 'longest_edge': longest}
