@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from rankseg_jax.pretrained import hf
 
@@ -37,7 +37,8 @@ def write(folder: Path, run: dict[str, Any], variables, theirs=None) -> None:
     write_json(folder / 'config.json', config)
     # Arrays are stored as they lie in memory, and transformers asks whose tensors they are.
     arrays = {name: np.asarray(x, order='C') for name, x in arrays.items()}
-    save_file(arrays, folder / 'model.safetensors', {'format': 'pt' if theirs else 'flax'})
+    content = save(arrays, {'format': 'pt' if theirs else 'flax'})
+    (folder / 'model.safetensors').write_bytes(content)  # `save_file` hides that a disk is full
 
 
 def write_json(path: Path, content) -> None:

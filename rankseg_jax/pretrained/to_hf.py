@@ -94,33 +94,29 @@ def mask2former_config(model: Mask2Former) -> dict[str, Any]:
 def backbone_config(backbone: nn.Module) -> dict[str, Any]:
     """`backbone_config` of a Swin or a ResNet."""
     if isinstance(backbone, Swin):
-        return (
-            hf.SWIN
-            | hf.STAGES
-            | {
-                'model_type': 'swin',
-                'image_size': 224,
-                'embed_dim': backbone.width,
-                'depths': list(backbone.depths),
-                'num_heads': list(backbone.num_heads),
-                'window_size': backbone.window,
-                'use_absolute_embeddings': False,
-                'drop_path_rate': backbone.drop_path,
-            }
-        )
+        return {
+            **hf.SWIN,
+            **hf.STAGES,
+            'model_type': 'swin',
+            'image_size': 224,
+            'embed_dim': backbone.width,
+            'depths': list(backbone.depths),
+            'num_heads': list(backbone.num_heads),
+            'window_size': backbone.window,
+            'use_absolute_embeddings': False,
+            'drop_path_rate': backbone.drop_path,
+        }
     if isinstance(backbone, ResNet):
         expansion = 4 if backbone.bottleneck else 1
-        return (
-            hf.RESNET
-            | hf.STAGES
-            | {
-                'model_type': 'resnet',
-                'embedding_size': backbone.width,
-                'hidden_sizes': [backbone.width * 2**i * expansion for i in range(4)],
-                'depths': list(backbone.stage_sizes),
-                'layer_type': 'bottleneck' if backbone.bottleneck else 'basic',
-            }
-        )
+        return {
+            **hf.RESNET,
+            **hf.STAGES,
+            'model_type': 'resnet',
+            'embedding_size': backbone.width,
+            'hidden_sizes': [backbone.width * 2**i * expansion for i in range(4)],
+            'depths': list(backbone.stage_sizes),
+            'layer_type': 'bottleneck' if backbone.bottleneck else 'basic',
+        }
     raise ValueError(f'its Mask2Former is not built on a {type(backbone).__name__}')
 
 
@@ -149,19 +145,18 @@ def eomt_config(model: EoMT) -> dict[str, Any]:
     if not rotary:
         ratio = 4 if backbone.gated else mlp_dim // width
         return config | {'use_swiglu_ffn': backbone.gated, 'mlp_ratio': ratio}
-    return (
-        config
-        | {
-            'model_type': 'eomt_dinov3',
-            'architectures': ['EomtDinov3ForUniversalSegmentation'],
-            'hidden_act': 'silu' if backbone.gated else 'gelu',
-            'rope_parameters': eomt.FIXED['rope_parameters'],
-            'intermediate_size': mlp_dim,
-            'use_gated_mlp': backbone.gated,
-            'pos_embed_rescale': backbone.rescale,
-        }
-        | {f'{name}_bias': name not in backbone.unbiased for name in ('query', 'key', 'value')}
-    )
+    biased = {f'{part}_bias': part not in backbone.unbiased for part in ('query', 'key', 'value')}
+    return {
+        **config,
+        **biased,
+        'model_type': 'eomt_dinov3',
+        'architectures': ['EomtDinov3ForUniversalSegmentation'],
+        'hidden_act': 'silu' if backbone.gated else 'gelu',
+        'rope_parameters': eomt.FIXED['rope_parameters'],
+        'intermediate_size': mlp_dim,
+        'use_gated_mlp': backbone.gated,
+        'pos_embed_rescale': backbone.rescale,
+    }
 
 
 def state(config: Mapping[str, Any], variables) -> Arrays:
@@ -178,7 +173,7 @@ def state(config: Mapping[str, Any], variables) -> Arrays:
       ValueError: the variables are those of another model; both sides are listed.
     """
     arrays = initial(config)
-    ends = 1 + np.cumsum([x.size for x in arrays.values()])  # place 0: of what is in no file
+    ends = np.cumsum([x.size for x in arrays.values()])
     kind = np.int32 if ends[-1] < 2**31 else np.int64
     places = {
         name: np.arange(end - x.size, end, dtype=kind).reshape(x.shape)
@@ -188,12 +183,10 @@ def state(config: Mapping[str, Any], variables) -> Arrays:
     checkpoint.check_same(
         variables, found, where='the run', advice='Its config describes another model.'
     )
-    values = np.concatenate([[0.0], *[x.ravel() for x in arrays.values()]], dtype=np.float32)
-
-    def put(place, value):
-        values[np.asarray(place, kind)] = value
-
-    jax.tree.map(put, found, dict(variables))
+    values = np.concatenate([x.ravel() for x in arrays.values()], dtype=np.float32)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(variables), strict=True)
+    for leaf, value in pairs:
+        values[leaf] = value
     return {
         name: values[end - x.size : end].reshape(x.shape).astype(x.dtype)
         for (name, x), end in zip(arrays.items(), ends, strict=True)
