@@ -280,7 +280,18 @@ def open_run(workdir, which: str | int = 'last') -> SavedRun:
 def read_saved(manager: ocp.CheckpointManager, step: int) -> SavedRun:
     """What the run of a checkpoint says of the model."""
     run = read_run(manager, step)
-    config = ConfigDict(run['config'])
+    return SavedRun(
+        manager=manager,
+        step=step,
+        config=current_config(run['config']),
+        class_names=tuple(run['class_names']),
+        things=tuple(run.get('things') or ()),
+    )
+
+
+def current_config(content: dict[str, Any]) -> ConfigDict:
+    """The config of a run, with the keys that it lacks if an earlier version wrote it."""
+    config = ConfigDict(content)
     if 'mesh_data' in config:  # the only axis of earlier versions
         config.mesh = {'data': config.mesh_data}
         del config.mesh_data
@@ -289,13 +300,7 @@ def read_saved(manager: ocp.CheckpointManager, step: int) -> SavedRun:
         group = functools.reduce(getattr, groups, config)
         if group is not None and name not in group:  # config.rankseg of a baseline is None
             group[name] = value
-    return SavedRun(
-        manager=manager,
-        step=step,
-        config=config,
-        class_names=tuple(run['class_names']),
-        things=tuple(run.get('things') or ()),
-    )
+    return config
 
 
 def check_categories(run, data, *, where: str, data_config) -> None:

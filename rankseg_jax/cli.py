@@ -6,6 +6,7 @@
     python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,clip.mp4,folder/
     python main.py --workdir=runs/quickstart --mode=analyze
     python main.py --workdir=runs/quickstart --mode=export
+    python main.py --workdir=runs/quickstart --mode=publish
     python main.py --workdir=runs/public --mode=convert \\
         --input=facebook/mask2former-swin-tiny-ade-semantic
     python main.py --config=configs/segmenter.py --workdir=/records --mode=prepare \\
@@ -17,7 +18,8 @@ predict   writes label maps, overlays and JSON for images and videos.
 analyze   shows which κ to use and what the model gets wrong, in report.html, too; before training,
           with --config, what is in the data.
 export    writes files that serve the model without this package.
-convert   makes public weights a run: a Hugging Face folder or a name on the hub as it is, or, with
+publish   writes a folder for the Hugging Face hub: weights, config and model card.
+convert   makes public weights a run: a folder or a name on the Hugging Face hub as it is, or, with
           --config, any weights that rankseg_jax/pretrained reads as the start of that model.
 prepare   writes a published data set as TFDS records into `workdir`, to be read through
           --config.data.dir. The official folder can be read without this step.
@@ -58,7 +60,7 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'predict', 'analyze', 'export', 'convert', 'prepare', 'list'],
+    ['train', 'evaluate', 'predict', 'analyze', 'export', 'publish', 'convert', 'prepare', 'list'],
     'What to do.',
 )
 _INPUT = flags.DEFINE_list(
@@ -258,6 +260,12 @@ def export(config, workdir) -> None:
     print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')
 
 
+def publish(config, workdir) -> None:
+    from rankseg_jax import publish
+
+    print(f'Published: {publish.run(config, workdir, _OUTPUT.value or workdir / "hub")}')
+
+
 def predict(config, workdir) -> None:
     from rankseg_jax import predict, sharding, storage
     from rankseg_jax.prediction_files import predict_files, predict_split
@@ -281,6 +289,7 @@ MODES = {
     'predict': predict,
     'analyze': analyze,
     'export': export,
+    'publish': publish,
     'convert': convert,
     'prepare': prepare,
 }

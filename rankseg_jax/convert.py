@@ -17,7 +17,7 @@ from rankseg_jax.frameworks.eomt import EncoderOnly, EoMT
 from rankseg_jax.frameworks.mask2former import Mask2Former
 from rankseg_jax.frameworks.upernet import UPerNet
 from rankseg_jax.frameworks.videomt import VidEoMT
-from rankseg_jax.pretrained import hf, processor
+from rankseg_jax.pretrained import hf, hub, processor
 from rankseg_jax.published_task import published_task, semantic_task, video_task
 
 # Fields of backbones that their names leave open.
@@ -60,8 +60,8 @@ def run(
       workdir: of the new run.
       config: of the new run. Its `model.pretrained` is added to weights that are differences.
       as_is: True takes the model from `source`, a Hugging Face folder or a name on the hub, and
-        changes `config` to describe it. False takes the model from `config`, and weights from
-        `source` replace its initial ones.
+        changes `config` to describe it; what --mode=publish wrote becomes the run that it was.
+        False takes the model from `config`, and weights from `source` replace its initial ones.
       task: of a model as it is, see `published_task` and `video_task`.
       things: likewise.
 
@@ -78,7 +78,12 @@ def run(
     if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
         raise ValueError(f'--workdir={workdir} holds checkpoints already; choose a new folder')
     storage.make_folder(workdir, '--workdir')
-    if as_is:
+    if as_is and (published := hub.read_run(pretrained.locate(source))):
+        if task or things:
+            raise ValueError(f'--input={source} says its task itself: leave --task, --things out')
+        config, variables = published_run(source, published)
+        class_names, is_thing = published['class_names'], published['things']
+    elif as_is:
         class_names, is_thing, variables = published_model(source, config, task, things)
     else:
         class_names, is_thing, variables = configured_model(source, config)
@@ -110,6 +115,34 @@ def configured_model(source, config):
     variables |= {'ema': variables['params']} if config.ema else {}
     loaded = pretrained.load(source, jax.device_get(variables), config.model.pretrained)
     return task.class_names, task.things, loaded
+
+
+def published_run(source, run):
+    """The config and the variables of a run that --mode=publish wrote.
+
+    Args:
+      run: as `hub.read_run` returns it.
+
+    Raises:
+      ValueError: the weights are not those of the run, or this version has no such model.
+    """
+    names = run['class_names']
+    try:
+        config = checkpoint.current_config(run['config'])
+        model = models.build(config, len(names))
+        expected = jax.eval_shape(
+            lambda: models.init(model, len(names), config.seed, config.augment.crop_size)
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'--input={source} describes no run of this version: {error}') from error
+    variables = {'batch_stats': {}} | pretrained.read_variables(source)
+    checkpoint.check_same(
+        variables,
+        expected,
+        where=f'--input={source}',
+        advice=f'Its files describe a run of {len(names)} categories, but hold other weights.',
+    )
+    return config, variables | ({'ema': variables['params']} if config.ema else {})
 
 
 def published_model(source, config, task: str | None, things: Sequence[str] | None):

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankseg_jax import checkpoint, data, evaluate, export, predict, storage, train
+from configs import common
+from rankseg_jax import (
+    checkpoint,
+    convert,
+    data,
+    evaluate,
+    export,
+    predict,
+    publish,
+    storage,
+    train,
+)
 from rankseg_jax.data.published import files
 from rankseg_jax.prediction_files import predict_split
 from tests import tiny
@@ -128,6 +139,14 @@ class TestRuns:
         labels = predict.load(exported)(image).labels
         np.testing.assert_array_equal(labels, predict.load(disk)(image).labels)
         assert not list(tmp_path.iterdir())
+
+    def test_a_published_run_is_read_back(self, runs, tmp_path):
+        config, disk, place = runs
+        for _ in range(2):  # the second keeps the license of the first
+            folder = publish.run(config, place, f'{place}/hub')
+        convert.run(folder, tmp_path, common.get_config(), as_is=True)
+        for a, b in zip(parameters(disk), parameters(tmp_path), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 class TestData:

@@ -47,6 +47,8 @@ ALLOWED = {
     'export': (
         'checkpoint data export_example inference models postprocessing sharding storage tasks'
     ),
+    'model_card': 'storage',
+    'publish': 'checkpoint model_card models pretrained sharding storage tasks',
     'predict': 'checkpoint data export inference models sharding storage tasks',
     'prediction_files': 'checkpoint data predict storage tasks visualize',
     'published_task': 'data tasks',
@@ -61,7 +63,7 @@ ALLOWED = {
     'recipes': 'config_check tasks',
     'cli': (
         'analysis checkpoint config_check convert data evaluate export from_data predict '
-        'prediction_files processes recipes sharding storage tasks train'
+        'prediction_files processes publish recipes sharding storage tasks train'
     ),
     'analysis': (
         'analysis checkpoint data evaluate fonts inference models predict report sharding storage '

@@ -2,7 +2,8 @@
 
 - a Mask2Former, MaskFormer, EoMT, VidEoMT, UPerNet or BeitForSemanticSegmentation in Hugging
   Face's format: a folder, or a name on the hub such as facebook/mask2former-swin-tiny-ade-semantic;
-- a run of this library: its workdir, of which the newest checkpoint is read;
+- a run of this library: its workdir, of which the newest checkpoint is read, or what --mode=publish
+  made of it: a folder, or a name on the hub;
 - DINOv2 or DINOv3 in Hugging Face's format, likewise;
 - a file with a backbone: original JAX vision transformers (`.npz`); ViTs (DINOv2 and DINOv3 among
   them) and ResNets of timm, torchvision or mmseg, Swins and BEiTs of timm, mmseg or Hugging Face,
@@ -34,6 +35,7 @@ from rankseg_jax.pretrained import (
     efficientnet_lite,
     eomt,
     hf,
+    hub,
     packages,
     released,
     resnet,
@@ -161,7 +163,7 @@ def read_variables(source, base: str = '') -> dict:
         model = float32(checkpoint.read_model(path))
         return {'params': model.get('ema', model['params']), 'batch_stats': model['batch_stats']}
     if (path / 'config.json').is_file():
-        return hf.variables(*hf.read_folder(path))
+        return hub.read_variables(path)
     return convert(read(path), base)
 
 
@@ -172,11 +174,12 @@ def check_order(source, class_names: Sequence[str]) -> None:
       ValueError: it names the first difference.
     """
     path = locate(source)
-    if not (path / 'checkpoints').is_dir():
-        return
-    manager = checkpoint.open_checkpoints(path)
-    _, run = checkpoint.newest_whole(manager, checkpoint.read_run)
-    trained = run['class_names']
+    if (path / 'checkpoints').is_dir():
+        manager = checkpoint.open_checkpoints(path)
+        _, run = checkpoint.newest_whole(manager, checkpoint.read_run)
+    else:
+        run = hub.read_run(path)
+    trained = run['class_names'] if run else ()
     if set(trained) == set(class_names):
         for i, (there, here) in enumerate(zip(trained, class_names, strict=True)):
             if there != here:

@@ -131,7 +131,7 @@ def variables(state, num_heads: int = 0) -> dict:
         }
     if 'query_updater.weight' in state:  # a VidEoMT, whose attn_mask_probs are not used
         return {'params': params | {'update': dense(state, 'query_updater')}}
-    probability = np.asarray(state['attn_mask_probs'], np.float32)
+    probability = np.asarray(state['attn_mask_probs'])
     if ((probability > 0) & (probability < 1)).any():
         logging.warning(
             'attn_mask_probs = %s: masks are used where it is above 0, not by chance', probability

@@ -41,6 +41,7 @@ FILES = [
     'video_preprocessor_config.json',
     '*.safetensors',
     '*.safetensors.index.json',
+    'rankseg_jax.json',  # of `hub`
 ]
 STAGES = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
 # Keys of a backbone's config with the only values that are supported.
@@ -149,18 +150,9 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
       FileNotFoundError: a file is missing.
       ValueError: as `files.read`, or the weights are not those of a whole model or backbone.
     """
-    for name in ('config.json', 'model.safetensors'):
-        if not (folder / name).is_file() and not (folder / f'{name}.index.json').is_file():
-            raise FileNotFoundError(f'{folder} holds no {name}')
-    index = folder / 'model.safetensors.index.json'
-    shards = (
-        sorted(set(json.loads(index.read_text())['weight_map'].values()))
-        if index.is_file()
-        else ['model.safetensors']
-    )
-    state = {}
-    for shard in shards:
-        state |= files.read(folder / shard)
+    if not (folder / 'config.json').is_file():
+        raise FileNotFoundError(f'{folder} holds no config.json')
+    state = read_weights(folder)
     config = read_json(folder / 'config.json')
     if config.get('model_type') in BACKBONES:
         return config, state
@@ -170,6 +162,19 @@ def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
             f'{folder}: the weights are not those of a whole model, but {sorted(state)[:5]} …'
         )
     return config, state
+
+
+def read_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of `model.safetensors`, or of its shards; raises as `read_folder`."""
+    name, index = 'model.safetensors', folder / 'model.safetensors.index.json'
+    if not index.is_file():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f'{folder} holds no {name}')
+        return files.read(folder / name)
+    state = {}
+    for shard in sorted(set(json.loads(index.read_text())['weight_map'].values())):
+        state |= files.read(folder / shard)
+    return state
 
 
 def framework(config):

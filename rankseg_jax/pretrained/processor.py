@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rankseg_jax.pretrained.hf import FRAMEWORKS, check_fixed
 
 FILE = 'preprocessor_config.json'
@@ -191,3 +193,63 @@ def eomt_size_keys(options: Mapping[str, Any]) -> dict[str, Any]:
         return keys | {'base_size': (0, 0), 'pad_value': 0.0}
     windows = {'window': (side, side), 'stride': (0, 0)}
     return keys | windows | {'base_size': (side, longest or LONGEST * side), 'multiple': 1}
+
+
+def described(config, model_type: str) -> tuple[dict[str, Any], list[str]]:
+    """The content of preprocessor_config.json for a run: what comes nearest to its `config.eval`.
+
+    Args:
+      config: of the run.
+      model_type: 'mask2former', 'eomt' or 'eomt_dinov3'.
+
+    Returns:
+      The content, and the keys of the config by which predictions still differ.
+    """
+    kind = PROCESSORS.get(model_type, OTHERS)[0]
+    evaluation = config.eval
+    options = {
+        'image_processor_type': {'eomt': 'EomtImageProcessor'}.get(
+            kind, 'Mask2FormerImageProcessor'
+        ),
+        'do_resize': True,
+        'do_rescale': True,
+        'rescale_factor': 1 / 255,
+        'do_normalize': True,
+        'image_mean': [x / 255 for x in config.data.mean],
+        'image_std': [x / 255 for x in config.data.std],
+        'resample': FILTERS.index(evaluation.resample or 'bilinear'),
+    }
+    size, base_size = tuple(evaluation.size), tuple(evaluation.base_size)
+    split = any(evaluation.window)
+    if kind == 'eomt' and (split or not evaluation.stretch):  # squares, as its model takes them
+        side = config.augment.crop_size[0]
+        longest = (base_size[1] or None) if split else side
+        options |= {'do_split_image': split, 'do_pad': not split}
+        options['size'] = {'shortest_edge': side, 'longest_edge': longest}
+    elif any(base_size):
+        options['size'] = {'shortest_edge': base_size[0], 'longest_edge': base_size[1]}
+        options['size_divisor'] = evaluation.multiple
+    elif not any(size):
+        options['do_resize'] = False
+    elif evaluation.stretch:
+        options['size'] = {'height': size[0], 'width': size[1]}
+        options['size_divisor'] = evaluation.multiple
+    else:
+        options['size'] = {'shortest_edge': min(size), 'longest_edge': max(size)}
+        options['size_divisor'] = evaluation.multiple
+    theirs = input_keys(options, model_type)
+    theirs['eval'] = {'window': (0, 0), 'scales': (1.0,), 'flip': False} | theirs['eval']
+    different = [
+        f'{section}.{key}'
+        for section, keys in theirs.items()
+        for key, value in keys.items()
+        if not same(config[section][key], value)
+    ]
+    return options, different
+
+
+def same(a, b) -> bool:
+    """Whether values of a key are equal, numbers up to rounding."""
+    if isinstance(a, str | bool):
+        return a == b
+    return bool(np.allclose(a, b, rtol=1e-6))
