@@ -36,8 +36,8 @@ import sys
 import traceback
 from pathlib import Path
 
-# Before TensorFlow is imported. It only reads images here, yet announces oneDNN at length.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+# Before TensorFlow is imported. It announces oneDNN at length, and prints errors that it also raises.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 from absl import app, flags, logging

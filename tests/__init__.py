@@ -3,5 +3,6 @@
 # compile.
 FAST_COMPILATION = (
     '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
-    '--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false'
+    '--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false '
+    '--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE'
 )
