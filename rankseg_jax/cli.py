@@ -36,7 +36,7 @@ import sys
 import traceback
 from pathlib import Path
 
-# Before TensorFlow is imported. It announces oneDNN at length, and prints errors that it also raises.
+# Before TensorFlow is imported. It announces oneDNN at length, and also prints what it raises.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
