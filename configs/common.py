@@ -105,8 +105,11 @@ def get_config() -> ConfigDict:
     model.output_stride = 8  # deeplabv3: of the dilated backbone, 8 or 16
     # All but ResNets: rate of the backbone's last block, see `drop_path` in backbones/.
     model.drop_path = 0.0
-    # Swin, BEiT: compute blocks again in the backward pass, to save memory.
+    # Transformers: run blocks again in the backward pass, to save memory. The policy says what is
+    # kept all the same: 'nothing_saveable', 'dots_with_no_batch_dims_saveable' (products with
+    # parameters) or 'dots_saveable' (also those of attention).
     model.remat = False
+    model.remat_policy = 'nothing_saveable'
     # BEiT: features of strides 4, 8, 16 and 32 are the tokens after so many blocks; (): as in the
     # paper, (4, 6, 8, 12) of beit_b16, (8, 12, 16, 24) of beit_l16. Hugging Face's
     # BeitForSemanticSegmentation takes (2, 4, 6, 10) and (6, 10, 14, 22), and a UPerNet on its

@@ -227,7 +227,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def known_names() -> dict[str, Iterable[str]]:
     """The values of every key that names something, but splits, files and checkpoints."""
     # Here, since they are slow to import: a mistyped key is refused at once.
-    from rankseg_jax import backbones, data, frameworks, multilabel, tasks
+    from rankseg_jax import backbones, data, frameworks, layers, multilabel, tasks
 
     return {
         'task': tasks.TASKS,
@@ -236,6 +236,7 @@ def known_names() -> dict[str, Iterable[str]]:
         'model.backbone': backbones.variants(),
         'model.decoder': ('mask_transformer', 'linear'),
         'model.dtype': ('float32', 'bfloat16'),
+        'model.remat_policy': layers.REMAT_POLICIES,
         'eval.resample': ('', *FILTERS),
         'eval.average_over': ('clip', 'past', 'frame'),
         'rankseg.head': (*multilabel.ATTENTION_HEADS, *multilabel.POOLING_HEADS, 'first_block'),

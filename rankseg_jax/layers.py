@@ -10,6 +10,18 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+REMAT_POLICIES = ('nothing_saveable', 'dots_with_no_batch_dims_saveable', 'dots_saveable')
+
+
+def remat(run: Callable, policy: str | None) -> Callable:
+    """A function of modules and arrays that the backward pass runs again: less memory, more time.
+
+    Args:
+      policy: the name in `jax.checkpoint_policies`, one of REMAT_POLICIES, that says which results
+        are kept; None: all, and nothing runs again.
+    """
+    return nn.remat(run, policy=getattr(jax.checkpoint_policies, policy)) if policy else run
+
 
 class ConvNorm(nn.Module):
     """Convolution, batch norm, activation: any [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), D].

@@ -76,8 +76,9 @@ def test_strides_are_those_of_the_features():
 def test_options_reach_the_families_that_have_them():
     config = config_of('upernet', 'swin_t7')
     config.model.update(drop_path=0.3, remat=True, frozen_norm=True)
+    remat = config.model.remat_policy
     backbone = models.build(config, 60).backbone
-    assert backbone == backbones.build('swin_t7', drop_path=0.3, remat=True)
+    assert backbone == backbones.build('swin_t7', drop_path=0.3, remat=remat)
     config.model.backbone = 'resnet50'
     assert models.build(config, 60).backbone == backbones.build('resnet50', frozen_norm=True)
     config.model.framework = 'deeplabv3'

@@ -208,6 +208,29 @@ def test_masks_are_annealed_by_the_step_and_stay_with_the_checkpoint():
     )
 
 
+def test_blocks_that_run_again_have_the_same_gradients_and_keep_less():
+    """With the same masks, which are drawn."""
+    model, variables = small()
+
+    def kept(policy):
+        """The sum over the output, and how many numbers its backward pass keeps."""
+        again = model.clone(backbone=model.backbone.clone(remat=policy))
+
+        def total(params):
+            output, _ = apply(again, variables | {'params': params}, IMAGES, train=True)
+            return sum(jnp.square(x).mean() for x in output.mask_logits)
+
+        found = jax.eval_shape(lambda params: jax.vjp(total, params)[1], variables['params'])
+        return total, sum(x.size for x in jax.tree.leaves(found))
+
+    (plain, most), (again, least), (_, some) = map(
+        kept, (None, 'nothing_saveable', 'dots_with_no_batch_dims_saveable')
+    )
+    assert least < some < most
+    expected, found = (jax.jit(jax.grad(x))(variables['params']) for x in (plain, again))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected)
+
+
 def test_each_query_draws_whether_its_mask_is_used():
     model, variables = small()
     embedding, pixels = (

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / 'rankseg_jax'
 # The modules of the project that each layer may import, in the order of the flow.
 ALLOWED = {
     '__init__': '',
-    'config_check': 'backbones data frameworks multilabel tasks',
+    'config_check': 'backbones data frameworks layers multilabel tasks',
     'sharding': 'processes',
     'processes': '',
     'storage': '',

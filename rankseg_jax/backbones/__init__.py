@@ -71,7 +71,7 @@ def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> 
     options = {
         'image_size': tuple(config.augment.crop_size),
         'drop_path': model.drop_path,
-        'remat': model.remat,
+        'remat': model.remat_policy if model.remat else None,
         'frozen_norm': model.frozen_norm,
     }
     if model.feature_blocks:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from rankseg_jax.backbones.vit import token_init
-from rankseg_jax.layers import Block, resize
+from rankseg_jax.layers import Block, remat, resize
 
 
 class BEiT(nn.Module):
@@ -30,7 +30,8 @@ class BEiT(nn.Module):
       epsilon: of the layer norms.
       drop_path: rate of the last block (see `layers.Block`); it rises linearly from 0 at the first.
       layer_scale: initial factor of the blocks' branches.
-      remat: whether the backward pass computes each block again instead of keeping its activations.
+      remat: name of the policy by which the backward pass keeps results of a block, see
+        `layers.remat`; None: it keeps all.
     """
 
     width: int
@@ -41,7 +42,7 @@ class BEiT(nn.Module):
     epsilon: float = 1e-6
     drop_path: float = 0.0
     layer_scale: float = 0.1
-    remat: bool = False
+    remat: str | None = None
     dtype: Any = jnp.float32
     strides = (4, 8, 16, 32)
 
@@ -75,10 +76,10 @@ class BEiT(nn.Module):
         token = jnp.broadcast_to(token, (batch, 1, self.width))
         x = jnp.concatenate([token, x.reshape(batch, -1, self.width)], 1)  # [B, 1 + L, D]
 
-        def run(block, position_bias, x):
+        def call(block, position_bias, x):
             return block(x, train=train, bias=position_bias(grid))
 
-        run = nn.remat(run) if self.remat else run
+        run = remat(call, self.remat)
         tokens = {}  # after each of `feature_blocks`
         rows, columns = (-(-side // 16) for side in self.image_size)
         for i in range(self.num_layers):

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from rankseg_jax.backbones.vit import resize_bicubic, token_init
-from rankseg_jax.layers import Mlp, attend
+from rankseg_jax.layers import Mlp, attend, remat
 
 
 class Swin(nn.Module):
@@ -27,7 +27,8 @@ class Swin(nn.Module):
       position_shape: (rows, columns) of learned absolute position codes, resized bicubically to the
         input's grid; None: no such codes.
       drop_path: rate of the last block (see `SwinBlock`); it rises linearly from 0 at the first.
-      remat: whether the backward pass computes each block again instead of keeping its activations.
+      remat: name of the policy by which the backward pass keeps results of a block, see
+        `layers.remat`; None: it keeps all.
     """
 
     width: int
@@ -36,7 +37,7 @@ class Swin(nn.Module):
     window: int = 7
     position_shape: tuple[int, int] | None = None
     drop_path: float = 0.0
-    remat: bool = False
+    remat: str | None = None
     dtype: Any = jnp.float32
     strides = (4, 8, 16, 32)
 
@@ -47,10 +48,10 @@ class Swin(nn.Module):
         def norm(name, x):
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
 
-        def run(block, x):
+        def call(block, x):
             return block(x, train=train)
 
-        run = nn.remat(run) if self.remat else run
+        run = remat(call, self.remat)
         x = nn.Conv(
             self.width,
             kernel_size=(4, 4),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from rankseg_jax.layers import Block
+from rankseg_jax.layers import Block, remat
 
 token_init = nn.initializers.truncated_normal(0.02)
 
@@ -37,6 +37,8 @@ class ViT(nn.Module):
         (see `patch_angles`).
       rescale: with rotary codes, in training, coordinates are multiplied by one factor drawn
         between 1 / rescale and rescale.
+      remat: name of the policy by which the backward pass keeps results of a block, see
+        `layers.remat`; None: it keeps all.
       epsilon, layer_scale, gated, unbiased: as of `layers.Block`.
     """
 
@@ -51,6 +53,7 @@ class ViT(nn.Module):
     num_registers: int = 0
     codes: str = 'all'
     rescale: float = 2.0
+    remat: str | None = None
     epsilon: float = 1e-6
     layer_scale: float | None = None
     gated: bool = False
@@ -96,10 +99,13 @@ class ViT(nn.Module):
             setattr(self, f'block{i}', block)
         self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
 
-    @property
-    def blocks(self) -> list[Block]:
-        """The blocks, first to last."""
-        return [getattr(self, f'block{i}') for i in range(self.num_layers)]
+    def run_block(self, number: int, x, **options):
+        """Tokens [B, L, D] after block `number`, from 0, with the options of `layers.Block`."""
+
+        def call(self, x):
+            return getattr(self, f'block{number}')(x, **options)
+
+        return remat(call, self.remat)(self, x)
 
     def embed(self, images, *, train: bool):
         """The tokens of images [B, H, W, 3] before the first block.
@@ -141,11 +147,11 @@ class ViT(nn.Module):
     def __call__(self, images, *, train: bool) -> dict[int | str, jax.Array]:
         """Images [B, H, W, 3] -> {patch: [B, ceil(H / patch), ceil(W / patch), D]}."""
         x, grid, rotation = self.embed(images, train=train)  # [B, L, D]
-        for i, block in enumerate(self.blocks):
+        for i in range(self.num_layers):
             if self.num_classes and i == self.num_layers - 1:
                 classes = self.repeat(self.class_embedding, x.shape[0])
                 x = jnp.concatenate([classes, x], 1)  # [B, K + L, D]
-            x = block(x, train=train, rotation=rotation)
+            x = self.run_block(i, x, train=train, rotation=rotation)
         x = self.norm(x)
         features: dict[int | str, jax.Array] = {self.patch: self.patch_map(x, grid)}
         return features | ({'classes': x[:, : self.num_classes]} if self.num_classes else {})

@@ -65,8 +65,8 @@ class EncoderOnly(nn.Module):
     def encode(self, images, *, train: bool):
         """Tokens [B, L, D] of images before the joint blocks, (h, w), and the blocks' rotation."""
         x, grid, rotation = self.backbone.embed(images, train=train)
-        for block in self.backbone.blocks[: self.backbone.num_layers - self.num_joint]:
-            x = block(x, train=train, rotation=rotation)
+        for i in range(self.backbone.num_layers - self.num_joint):
+            x = self.backbone.run_block(i, x, train=train, rotation=rotation)
         return x, grid, rotation
 
     def embeddings(self, x, grid: tuple[int, int]):
@@ -142,9 +142,9 @@ class EoMT(EncoderOnly):
         states, predictions = [x], []
         for i in range(self.num_joint):
 
-            def joint(self, x, mask=None, number=i - self.num_joint):
-                block = self.backbone.blocks[number]
-                return block(x, train=train, mask=mask, rotation=rotation)
+            def joint(self, x, mask=None, number=self.backbone.num_layers - self.num_joint + i):
+                options = {'train': train, 'mask': mask, 'rotation': rotation}
+                return self.backbone.run_block(number, x, **options)
 
             def masked(self, x, joint=joint):
                 return joint(self, x, self.sights(*self.embeddings(x, grid)[1:]))

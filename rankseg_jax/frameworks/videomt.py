@@ -97,8 +97,10 @@ class VidEoMT(eomt.EncoderOnly):
         def through_frame(self, start, frame):
             x, shown = frame
             states = [jnp.concatenate([start, x], 1)]  # [B, Q + L, D]
-            for block in self.backbone.blocks[-self.num_joint :]:
-                states.append(block(states[-1], train=train, rotation=rotation))
+            end = self.backbone.num_layers
+            for i in range(end - self.num_joint, end):
+                options = {'train': train, 'rotation': rotation}
+                states.append(self.backbone.run_block(i, states[-1], **options))
             following = self.update(states[-1][:, : self.num_queries]) + self.queries
             following = following.astype(start.dtype)
             if not train:
