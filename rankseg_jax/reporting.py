@@ -48,7 +48,7 @@ class Progress:
         self.schedule = optimizers.make_schedule(config.optimizer, config.steps)
         self.rows, self.time, self.step, self.saved = [], time.time(), start, start
         self.pending = collections.deque()
-        from clu import metric_writers  # imports TensorFlow
+        from tensorboard.summary import Writer  # imports TensorFlow if that is installed
 
         first = jax.process_index() == 0
         self.workdir = self.folder = workdir
@@ -59,7 +59,7 @@ class Progress:
             if kept != rows:
                 storage.download(workdir, [rows.name], self.folder)
             drop_rows(rows, start)
-        self.writer = metric_writers.SummaryWriter(str(self.folder)) if first else None
+        self.writer = Writer(str(self.folder)) if first else None
         self.file = rows.open('a') if first else None
 
     def close(self) -> None:
@@ -95,7 +95,8 @@ class Progress:
     def write(self, step: int, scalars: dict) -> None:
         """Writes scalars under the number of a step."""
         if self.writer and self.file:
-            self.writer.write_scalars(step, scalars)
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
             self.writer.flush()
             row = evaluate.without_nan({k: float(v) for k, v in scalars.items()})
             self.file.write(json.dumps({'step': step} | row) + '\n')

@@ -102,6 +102,6 @@ def test_only_training_data_load_tensorflow():
         'import sys; '
         'from rankseg_jax import analysis, convert, evaluate, export, models, prediction_files; '
         'from rankseg_jax.train import make_train_step; '
-        'assert not {"tensorflow", "tensorflow_datasets", "clu"} & sys.modules.keys()'
+        'assert not {"tensorflow", "tensorflow_datasets", "tensorboard"} & sys.modules.keys()'
     )
     subprocess.run([sys.executable, '-c', program], check=True, cwd=PACKAGE.parent)
