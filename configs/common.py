@@ -106,8 +106,8 @@ def get_config() -> ConfigDict:
     # All but ResNets: rate of the backbone's last block, see `drop_path` in backbones/.
     model.drop_path = 0.0
     # Transformers: run blocks again in the backward pass, to save memory. The policy says what is
-    # kept all the same: 'nothing_saveable', 'dots_with_no_batch_dims_saveable' (products with
-    # parameters) or 'dots_saveable' (also those of attention).
+    # kept all the same: 'nothing_saveable', or 'dots_with_no_batch_dims_saveable', the products with
+    # parameters, after which little is left to compute.
     model.remat = False
     model.remat_policy = 'nothing_saveable'
     # BEiT: features of strides 4, 8, 16 and 32 are the tokens after so many blocks; (): as in the

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-REMAT_POLICIES = ('nothing_saveable', 'dots_with_no_batch_dims_saveable', 'dots_saveable')
+REMAT_POLICIES = ('nothing_saveable', 'dots_with_no_batch_dims_saveable')
 
 
 def remat(run: Callable, policy: str | None) -> Callable:

@@ -15,6 +15,7 @@ from configs import common
 from rankseg_jax import models, pretrained
 from rankseg_jax.backbones.vit import ViT
 from rankseg_jax.frameworks.eomt import EoMT
+from rankseg_jax.layers import REMAT_POLICIES
 from rankseg_jax.pretrained import hf
 from rankseg_jax.selector import Choice
 from tests.helpers import (
@@ -223,9 +224,7 @@ def test_blocks_that_run_again_have_the_same_gradients_and_keep_less():
         found = jax.eval_shape(lambda params: jax.vjp(total, params)[1], variables['params'])
         return total, sum(x.size for x in jax.tree.leaves(found))
 
-    (plain, most), (again, least), (_, some) = map(
-        kept, (None, 'nothing_saveable', 'dots_with_no_batch_dims_saveable')
-    )
+    (plain, most), (again, least), (_, some) = map(kept, (None, *REMAT_POLICIES))
     assert least < some < most
     expected, found = (jax.jit(jax.grad(x))(variables['params']) for x in (plain, again))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected)

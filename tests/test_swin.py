@@ -190,7 +190,7 @@ def test_drop_path_and_remat():
 
         return jax.jit(jax.grad(loss, has_aux=True))(params)
 
-    (kept, dropped), (again, _) = gradient(), gradient(remat='dots_saveable')
+    (kept, dropped), (again, _) = gradient(), gradient(remat='dots_with_no_batch_dims_saveable')
     # Each image of a batch draws on its own.
     assert len(np.unique(np.asarray(dropped).round(4), axis=0)) > 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), again, kept)
