@@ -5,6 +5,7 @@
     python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,clip.mp4,folder/
     python main.py --workdir=runs/quickstart --mode=analyze
     python main.py --workdir=runs/quickstart --mode=export
+    python main.py --workdir=runs/quickstart --mode=demo
     python main.py --workdir=runs/public --mode=convert \\
         --input=facebook/mask2former-swin-tiny-ade-semantic
     python main.py --config=configs/segmenter.py --workdir=/records --mode=prepare \\
@@ -16,6 +17,7 @@ predict   writes label maps, overlays and JSON for images and videos.
 analyze   shows which κ to use and what the model gets wrong, in report.html, too; before training,
           with --config, what is in the data.
 export    writes files that serve the model without this package.
+demo      serves a page on this machine that segments photos and videos, with a run or an export.
 convert   makes public weights a run: a Hugging Face folder or a name on the hub as it is, or, with
           --config, any weights that rankseg_jax/pretrained reads as the start of that model.
 prepare   writes a published data set as TFDS records into `workdir`, to be read through
@@ -53,7 +55,7 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'predict', 'analyze', 'export', 'convert', 'prepare'],
+    ['train', 'evaluate', 'predict', 'analyze', 'export', 'demo', 'convert', 'prepare'],
     'What to do.',
 )
 _INPUT = flags.DEFINE_list(
@@ -206,9 +208,11 @@ def convert(config, workdir) -> None:
 
 
 def trained_config(workdir):
-    """The config that `workdir` was trained with."""
-    from rankseg_jax import checkpoint
+    """The config that `workdir` was trained with; None for an exported model."""
+    from rankseg_jax import checkpoint, export
 
+    if _MODE.value == 'demo' and (workdir / export.ARTIFACT).is_file():
+        return None  # an exported model, which needs none
     if _MODE.value == 'prepare':
         raise ValueError('--mode=prepare needs --config, with config.data.name and config.data.dir')
     untrained = _MODE.value == 'analyze' and not (workdir / 'checkpoints').is_dir()
@@ -244,6 +248,12 @@ def export(config, workdir) -> None:
     print(f'Exported: {export.run(config, workdir, _OUTPUT.value or workdir / "export")}')
 
 
+def demo(config, workdir) -> None:
+    from rankseg_jax import demo
+
+    demo.run(config, workdir)
+
+
 def predict(config, workdir) -> None:
     from rankseg_jax import predict, sharding, storage
     from rankseg_jax.prediction_files import predict_files, predict_split
@@ -267,6 +277,7 @@ MODES = {
     'predict': predict,
     'analyze': analyze,
     'export': export,
+    'demo': demo,
     'convert': convert,
     'prepare': prepare,
 }

@@ -49,6 +49,7 @@ ALLOWED = {
     ),
     'predict': 'checkpoint data export inference models sharding storage tasks',
     'prediction_files': 'checkpoint data predict storage tasks visualize',
+    'demo': 'data inference predict prediction_files report tasks visualize',
     'published_task': 'data tasks',
     'convert': 'backbones checkpoint frameworks models pretrained published_task storage tasks',
     'from_data': 'checkpoint data',
