@@ -234,6 +234,11 @@ def drawn(result, labels: np.ndarray, before: np.ndarray) -> dict[str, Any]:
     }
 
 
+def one_line(error: Exception, path: str) -> str:
+    """What is wrong with an uploaded file, without the folder that it lies in."""
+    return str(error).replace(path, Path(path).name)
+
+
 def make_page(demo: Demo, run_name: str) -> Any:
     """The page, a `gradio.Blocks`, and the endpoint `/predict`."""
     import gradio as gr  # only here: an extra, and it takes seconds
@@ -241,25 +246,24 @@ def make_page(demo: Demo, run_name: str) -> Any:
     task = demo.predictor.task
     kind = task.config.task.replace('_', ' ')
 
-    def one_line(path: str, function, *args):
-        """Calls a function with a path; a bad file is one line on the page."""
+    def view(path: str, *args):
+        """`Demo.view`, or the line that says why the file cannot be read."""
         try:
-            return function(Path(path), *args)
+            return demo.view(Path(path), *args)
         except CorruptExample as error:
-            line = str(error).replace(path, Path(path).name)
-            raise gr.Error(line, duration=None, print_exception=False) from error
+            return {'error': one_line(error, path)}, None
 
     def show(path: str | None):
         if path is None:
             return None, None, demo.num_ranks
-        value, maps = one_line(path, demo.view, demo.num_ranks)
+        value, maps = view(path, demo.num_ranks)
         return value, (path, maps), demo.num_ranks
 
     def show_again(shown, kept: int):
-        if shown is None:
-            return None
+        if not shown or not shown[1]:
+            return gr.skip()
         path, maps = shown
-        return one_line(path, demo.view, kept, maps)[0]
+        return view(path, kept, maps)[0]
 
     def predict_file(file: gr.FileData) -> tuple[dict, gr.FileData]:
         """Segments a photo or a video.
@@ -267,8 +271,12 @@ def make_page(demo: Demo, run_name: str) -> Any:
         Returns what --mode=predict writes: the content of the JSON file; and the label map of a
         photo, or the video with what was found drawn over it.
         """
-        content, path = one_line(dict(file)['path'], demo.predict)  # Gradio passes a dict
-        return content, gr.FileData(path=str(path))
+        path = dict(file)['path']  # Gradio passes a dict
+        try:
+            content, output = demo.predict(Path(path))
+        except CorruptExample as error:
+            raise gr.Error(one_line(error, path), print_exception=False) from error
+        return content, gr.FileData(path=str(output))
 
     files = {
         name: (Path(__file__).parent / f'viewer.{name}').read_text('utf-8')

@@ -102,10 +102,11 @@ function stop() {
 function open() {
   stop();
   ({ value } = props);
-  const frames = value ? value.frames.length : 0;
-  find('hint').hidden = Boolean(value);
-  for (const part of ['stage', 'controls', 'lists']) find(part).hidden = !value;
-  if (!value) return;
+  const frames = value?.frames?.length;
+  find('hint').hidden = Boolean(frames);
+  find('hint').textContent = value?.error ?? find('hint').dataset.text;
+  for (const part of ['stage', 'controls', 'lists']) find(part).hidden = !frames;
+  if (!frames) return;
   element.querySelector('.stack img').alt = value.name;
   find('player').hidden = frames < 2;
   find('frame').max = frames - 1;
