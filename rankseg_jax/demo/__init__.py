@@ -41,7 +41,7 @@ def run(config, workdir) -> None:
 
     Raises:
       ImportError: Gradio is missing.
-      OSError: the port $GRADIO_SERVER_PORT is taken.
+      OSError: no port from $GRADIO_SERVER_PORT (7860) to the hundredth after it is free.
       ValueError: the run selects categories by the ground truth, or as `predict.load`.
     """
     if not importlib.util.find_spec('gradio'):

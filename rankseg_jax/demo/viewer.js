@@ -59,7 +59,7 @@ function paint() {
     const color = edge || striped ? [255, 255, 255] : colors[place];
     if (!color) continue;
     picture.data.set(color, 4 * i);
-    picture.data[4 * i + 3] = pointed === null || pointed === place ? 255 : 90;
+    picture.data[4 * i + 3] = pointed === null || pointed === place ? 255 : 150;
   }
   canvas.getContext('2d').putImageData(picture, 0, 0);
   canvas.style.opacity = opacity / 100;
