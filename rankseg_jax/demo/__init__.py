@@ -90,8 +90,8 @@ class Demo:
     def results(self, path: Path, kept: int, seconds: list[float]) -> Iterator[Result]:
         """The result of a photo, or those of the first frames of a video.
 
-        Every call passes the network: a video's logits would not fit into memory, and those of a
-        photo take little time. Ranks are dropped after it, so that no κ compiles it again.
+        Ranks are dropped after the network, so that no n compiles it again. Every call passes it:
+        the outputs for a whole video would not fit into memory.
 
         Args:
           kept: n, ranks that take part.
@@ -105,7 +105,7 @@ class Demo:
             if self.num_ranks:
                 batch = batch | {'kept': np.full(len(batch['mask']), kept, np.int32)}
             shapes = str(jax.tree.map(np.shape, batch)), batching.canvas_of(batch['size'])
-            if shapes not in self._compiled:
+            if shapes not in self._compiled:  # compiles before time is taken
                 for _ in self.predictor.segment(batch, inference.Stream()):
                     self._compiled.add(shapes)
             found = self.predictor.segment(batch, stream)
