@@ -1,10 +1,11 @@
-"""What the backward pass keeps and computes again, by policy of `config.model.remat`: no array is made.
+"""What the backward pass keeps and computes again, by `config.model.remat_policy`.
 
     python benchmarks/remat.py
 
 Traces the gradient of models (bfloat16, one image at the recipe's crop) and adds up the results of
 the forward pass that the backward pass is given besides the parameters, and the floating-point
-operations of both before XLA optimizes them. Prints a table and writes results/remat.json.
+operations of both before XLA optimizes them; no array is made. Prints a table and writes
+results/remat.json.
 """
 
 import json

@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
     # All but ResNets: rate of the backbone's last block, see `drop_path` in backbones/.
     model.drop_path = 0.0
     # Transformers: run blocks again in the backward pass, to save memory. The policy says what is
-    # kept all the same: 'nothing_saveable', or 'dots_with_no_batch_dims_saveable', the products with
+    # kept all the same: 'nothing_saveable', or 'dots_with_no_batch_dims_saveable', products with
     # parameters, after which little is left to compute.
     model.remat = False
     model.remat_policy = 'nothing_saveable'

@@ -5,6 +5,7 @@
     python main.py --workdir=runs/quickstart --mode=evaluate
     python main.py --workdir=runs/quickstart --mode=predict --input=photo.jpg,clip.mp4,folder/
     python main.py --workdir=runs/quickstart --mode=analyze
+    python main.py --workdir=runs/quickstart --mode=demo
     python main.py --workdir=runs/quickstart --mode=export
     python main.py --workdir=runs/quickstart --mode=publish
     python main.py --workdir=runs/public --mode=convert \\
@@ -17,6 +18,7 @@ evaluate  scores a checkpoint and writes report.html; with --output, also writes
 predict   writes label maps, overlays and JSON for images and videos.
 analyze   shows which κ to use and what the model gets wrong, in report.html, too; before training,
           with --config, what is in the data.
+demo      serves a page on this machine that segments photos and videos, with a run or an export.
 export    writes files that serve the model without this package.
 publish   writes a folder for the Hugging Face hub: weights, config and model card.
 convert   makes public weights a run: a folder or a name on the Hugging Face hub as it is, or, with
@@ -60,7 +62,18 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'evaluate', 'predict', 'analyze', 'export', 'publish', 'convert', 'prepare', 'list'],
+    [
+        'train',
+        'evaluate',
+        'predict',
+        'analyze',
+        'demo',
+        'export',
+        'publish',
+        'convert',
+        'prepare',
+        'list',
+    ],
     'What to do.',
 )
 _INPUT = flags.DEFINE_list(
@@ -222,9 +235,11 @@ def convert(config, workdir) -> None:
 
 
 def trained_config(workdir):
-    """The config that `workdir` was trained with."""
-    from rankseg_jax import checkpoint
+    """The config that `workdir` was trained with; None for an exported model, which needs none."""
+    from rankseg_jax import checkpoint, export
 
+    if _MODE.value == 'demo' and (workdir / export.ARTIFACT).is_file():
+        return None
     if _MODE.value == 'prepare':
         raise ValueError('--mode=prepare needs --config, with config.data.name and config.data.dir')
     untrained = _MODE.value == 'analyze' and not (workdir / 'checkpoints').is_dir()
@@ -252,6 +267,12 @@ def analyze(config, workdir) -> None:
     from rankseg_jax import analysis
 
     analysis.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
+
+
+def demo(config, workdir) -> None:
+    from rankseg_jax import demo
+
+    demo.run(config, workdir)
 
 
 def export(config, workdir) -> None:
@@ -288,6 +309,7 @@ def predict(config, workdir) -> None:
 MODES = {
     'predict': predict,
     'analyze': analyze,
+    'demo': demo,
     'export': export,
     'publish': publish,
     'convert': convert,

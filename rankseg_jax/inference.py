@@ -102,7 +102,9 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
     Returns:
       A function of variables, on the mesh; a batch of `batching.stack`, split over it; the
       canvas, (rows, columns); and for clips that follow each other a `Stream`. It yields one result
-      for images, and for clips one for each frame. The oracle selects by the batch's labels.
+      for images, and for clips one for each frame. The oracle selects by the batch's labels. If the
+      batch has 'kept' [B] int32, only that many of the κ ranks take part, from the first on; the
+      network sees nothing of it.
     """
     networks = collections.OrderedDict()  # shapes of the views → program
 
@@ -121,6 +123,9 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
     def finish(seen, batch, canvas, number=None):
         if number is not None:
             seen, batch = seen.frame(number), frame_of(batch, number)
+        if 'kept' in batch:
+            outputs = [output.keep_ranks(batch['kept']) for output in seen.outputs]
+            seen = dataclasses.replace(seen, outputs=outputs)
 
         def postprocess(seen, size):
             return task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)

@@ -73,6 +73,10 @@ class PixelOutput:
         logits = lax.dynamic_index_in_dim(self.logits, number, 1, keepdims=False)
         return PixelOutput(logits, direct=self.direct)
 
+    def keep_ranks(self, kept) -> 'PixelOutput':
+        """The same where only the first `kept` [B] ranks can win a pixel."""
+        return dataclasses.replace(self, logits=keep_ranks(self.logits, kept))
+
     def settle(self, size: tuple[int, int]) -> 'PixelOutput':
         """The same, to be resized directly to the image; `size` is (-1, -1)."""
         return dataclasses.replace(self, direct=True)
@@ -174,6 +178,12 @@ class QueryOutput:
         }
         return dataclasses.replace(frame, **of_frames)
 
+    def keep_ranks(self, kept) -> 'QueryOutput':
+        """The same where queries have one of the first `kept` [B] ranks, or none."""
+        ranks, no_object = self.class_logits[..., :-1], self.class_logits[..., -1:]
+        logits = jnp.concatenate([keep_ranks(ranks, kept), no_object], axis=-1)
+        return dataclasses.replace(self, class_logits=logits)
+
     def settle(self, size: tuple[int, int]) -> 'QueryOutput':
         """The same with masks that are probabilities before they are resized to the image.
 
@@ -204,3 +214,14 @@ class QueryOutput:
         classes = jax.nn.softmax(self.class_logits.astype(jnp.float32))[..., :-1]  # [B, Q, κ]
         masks = self.mask_probabilities(rows, columns)  # [B, Q, *t, R, C]
         return jnp.einsum('bq...,bqk->b...k', masks, classes, precision='highest')
+
+
+def keep_ranks(logits, kept):
+    """Logits [B · views, …, κ] that are as low as can be from rank `kept` [B] on.
+
+    They stay finite, since they are interpolated: 0 · ∞ is no number.
+    """
+    kept = jnp.repeat(kept, len(logits) // len(kept))
+    kept = jnp.expand_dims(kept, range(1, logits.ndim))  # [B · views, 1, …, 1]
+    lowest = jnp.finfo(logits.dtype).min / 2
+    return jnp.where(jnp.arange(logits.shape[-1]) < kept, logits, lowest)

@@ -26,10 +26,11 @@ def chromium() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def opened(browser, path: Path, **options) -> Iterator[Any]:
-    """A page from disk; fails if it prints an error or asks for anything beyond its own file.
+def opened(browser, place: Path | str, **options) -> Iterator[Any]:
+    """A page; fails if it prints an error or asks for anything beyond its own file or server.
 
     Args:
+      place: the file, or the address of the server.
       options: of the browser's context, such as color_scheme='dark'.
     """
     context = browser.new_context(**{'viewport': {'width': 1280, 'height': 900}} | options)
@@ -38,9 +39,10 @@ def opened(browser, path: Path, **options) -> Iterator[Any]:
     page.on('console', lambda message: message.type == 'error' and errors.append(message.text))
     page.on('pageerror', lambda error: errors.append(str(error)))
     page.on('request', lambda request: requests.append(request.url))
-    page.goto(path.as_uri())
+    address = place.as_uri() if isinstance(place, Path) else place
+    page.goto(address)
     yield page
     context.close()
     assert not errors, errors
-    loaded = [url for url in requests if not url.startswith(('data:', 'blob:'))]
-    assert loaded == [path.as_uri()], loaded
+    elsewhere = [url for url in requests if not url.startswith(('data:', 'blob:', address))]
+    assert not elsewhere, elsewhere

@@ -34,6 +34,7 @@ if importlib.util.find_spec('torch') and importlib.util.find_spec('torchvision')
 TOGETHER = tuple(
     f'/test_{name}.py'
     for name in (
+        'demo',
         'instance',
         'model_analysis',
         'panoptic',

@@ -51,6 +51,7 @@ ALLOWED = {
     'publish': 'checkpoint model_card models pretrained sharding storage tasks',
     'predict': 'checkpoint data export inference models sharding storage tasks',
     'prediction_files': 'checkpoint data predict storage tasks visualize',
+    'demo': 'data inference predict prediction_files report tasks visualize',
     'published_task': 'data tasks',
     'convert': 'backbones checkpoint frameworks models pretrained published_task storage tasks',
     'from_data': 'checkpoint data',
@@ -62,7 +63,7 @@ ALLOWED = {
     ),
     'recipes': 'config_check tasks',
     'cli': (
-        'analysis checkpoint config_check convert data evaluate export from_data predict '
+        'analysis checkpoint config_check convert data demo evaluate export from_data predict '
         'prediction_files processes publish recipes sharding storage tasks train'
     ),
     'analysis': (
