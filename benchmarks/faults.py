@@ -89,12 +89,17 @@ class Run:
         return sorted(int(path.name) for path in found if path.name.isdigit())
 
     def moment(self, at_least: int = 1) -> list[subprocess.Popen]:
-        """The processes of a run at a random moment, when there are `at_least` checkpoints."""
+        """The processes of a run at a random moment, when there are `at_least` checkpoints.
+
+        If there must be some, the last one of the run is still to come.
+        """
         while True:
             processes = self.start()
             end = time.time() + random.uniform(0, reference(self.count)[1])
             while all(process.poll() is None for process in processes):
-                if time.time() > end and len(self.steps()) >= at_least:
+                steps = self.steps()
+                ready = len(steps) >= at_least and not (at_least and STEPS in steps)
+                if time.time() > end and ready:
                     return processes
                 time.sleep(0.02)
             finish_processes(processes)  # it was done before
