@@ -21,7 +21,7 @@ from rankseg_jax import backbones
 from rankseg_jax.backbones.vit import ViT
 from rankseg_jax.decoders.query_classifier import QueryClassifier, head_input
 from rankseg_jax.decoders.query_decoder import MaskEmbedding, embedding_init, mask_products
-from rankseg_jax.layers import resize
+from rankseg_jax.layers import remat, resize
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.selector import Choice
 
@@ -73,8 +73,9 @@ class EncoderOnly(nn.Module):
         """Of tokens: queries [B, Q, D], their mask embeddings, pixel embeddings [B, h', w', D]."""
         x = self.backbone.norm(x)
         queries, pixels = x[:, : self.num_queries], self.backbone.patch_map(x, grid)
+        double = remat(lambda upscale, pixels: upscale(pixels), self.backbone.remat)
         for upscale in self.upscale:
-            pixels = upscale(pixels)
+            pixels = double(upscale, pixels)
         return queries, self.mask(queries), pixels
 
     def head_features(self, before, grid, states):
