@@ -10,6 +10,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -144,7 +145,13 @@ def save(manager: ocp.CheckpointManager, step: int, model, optimizer, run: dict[
       optimizer: likewise, or None.
       run: of which `run['score']` is a number, so that the checkpoint may stay as the best, or
         None.
+
+    Raises:
+      OSError: the folder cannot be written, or an earlier checkpoint could not be.
     """
+    if jax.process_index() == 0 and not storage.is_remote(manager.directory):
+        # Orbax would say so after five minutes, when its threads have waited for each other.
+        storage.check_writable(Path(manager.directory), '--workdir')
     items = {'model': args.StandardSave(model), 'run': args.JsonSave(run)}
     if optimizer is not None:
         items['optimizer'] = args.StandardSave(optimizer)

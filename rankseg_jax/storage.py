@@ -104,15 +104,26 @@ def make_folder(folder: str | os.PathLike, flag: str = '--output') -> Any:
         except Exception as error:  # each library raises its own
             raise _unreachable('write to', folder, error) from error
         return folder
-    try:
+    with _refused(folder, flag):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b'0')
+    check_writable(folder, flag)
+    return folder
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Raises an OSError if a folder of a disk cannot be written; `flag` as for `make_folder`."""
+    with _refused(folder, flag), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b'0')
+
+
+@contextlib.contextmanager
+def _refused(folder: Path, flag: str) -> Generator[None]:
+    try:
+        yield
     except OSError as error:
         raise OSError(
             f'cannot write to {folder} ({error.strerror}): choose another folder with {flag}'
         ) from error
-    return folder
 
 
 def temporary_folder(owner: Any) -> Path:
