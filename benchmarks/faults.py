@@ -91,8 +91,8 @@ class Run:
     def moment(self, at_least: int = 1) -> list[subprocess.Popen]:
         """The processes of a run at a random moment, when there are `at_least` checkpoints.
 
-        If there must be some, the last one of the run is still to come. Several processes have found
-        each other: before, each waits five minutes for the others, which may be slow to start.
+        If there must be some, the last one of the run is still to come. Several processes have
+        found each other: before, each waits five minutes for those that may be slow to start.
         """
         while True:
             processes = self.start()
@@ -209,7 +209,7 @@ def damaged(run: Run) -> None:
             os.truncate(path, random.randrange(path.stat().st_size))
     run.finish()
     # Not all files are needed: such as those that say how arrays were split.
-    used = f'{newest} is damaged' in run.text or f'after step {newest.name}' in run.text
+    used = f'{newest} is damaged' in run.text or f'after step {newest.name}\n' in run.text
     run.expect(used, f'{newest} is not named in {run.text[-400:]}')
 
 
