@@ -34,11 +34,11 @@ from tests.test_eomt_hf import PADDED, SIDE, WINDOWS
 from tests.test_processor import PROCESSORS, described
 
 NAMES = ('wall', 'tree', 'sky', 'person', 'car')
-resnet.VARIANTS['resnet_published'] = partial(resnet.ResNet, (1, 1, 1, 2), bottleneck=True, width=4)
-vit.VARIANTS['dinov2_published'] = partial(
+resnet.VARIANTS['resnet_tiny'] = partial(resnet.ResNet, (1, 1, 1, 2), bottleneck=True, width=4)
+vit.VARIANTS['dinov2_tiny'] = partial(
     vit.ViT, 16, 32, 2, 2, num_registers=4, codes='patches', layer_scale=1e-5
 )
-vit.VARIANTS['dinov3_published'] = partial(
+vit.VARIANTS['dinov3_tiny'] = partial(
     vit.ViT,
     patch=8,
     width=32,
@@ -55,9 +55,9 @@ vit.VARIANTS['dinov3_published'] = partial(
 # Of models without RankSeg that Hugging Face has, too.
 MODELS = {
     'swin': {'model__backbone': 'swin_tinier'},
-    'resnet': {'model__backbone': 'resnet_published', 'model__frozen_norm': True},
-    'dinov2': {'model__framework': 'eomt', 'model__backbone': 'dinov2_published'},
-    'dinov3': {'model__framework': 'eomt', 'model__backbone': 'dinov3_published'},
+    'resnet': {'model__backbone': 'resnet_tiny', 'model__frozen_norm': True},
+    'dinov2': {'model__framework': 'eomt', 'model__backbone': 'dinov2_tiny'},
+    'dinov3': {'model__framework': 'eomt', 'model__backbone': 'dinov3_tiny'},
 }
 
 
