@@ -106,7 +106,12 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
         )
         newest = checkpoint_managers.LatestN(keep)
         policy = checkpoint_managers.AnyPreservationPolicy([newest, best])
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=score)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=score,
+            # In the background, a folder that cannot be made would be an error after five minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
     handlers = {
         'model': ocp.StandardCheckpointHandler(),
         'optimizer': ocp.StandardCheckpointHandler(),
@@ -150,7 +155,7 @@ def save(manager: ocp.CheckpointManager, step: int, model, optimizer, run: dict[
       OSError: the folder cannot be written, or an earlier checkpoint could not be.
     """
     if jax.process_index() == 0 and not storage.is_remote(manager.directory):
-        # Orbax would say so after five minutes, when its threads have waited for each other.
+        # Orbax would make a folder that has vanished anew.
         storage.check_writable(Path(manager.directory), '--workdir')
     items = {'model': args.StandardSave(model), 'run': args.JsonSave(run)}
     if optimizer is not None:
