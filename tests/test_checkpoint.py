@@ -149,8 +149,7 @@ app.run(cli.main, ['main.py', f'--workdir={sys.argv[1]}'])
     'kind, message, kept',
     [
         ('full', 'no space left on the disk of {}: free some and start again', 'checkpoints'),
-        # Orbax's threads go on waiting for the folder for five minutes.
-        ('unwritable', "[Errno 20] Not a directory: '{}/checkpoints/2.orbax", 'before'),
+        ('unwritable', 'cannot write to {}/checkpoints (Not a directory): choose', 'before'),
     ],
 )
 def test_a_failed_save_is_one_line_and_loses_no_checkpoint(tmp_path, kind, message, kept):
