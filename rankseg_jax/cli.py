@@ -134,8 +134,9 @@ def main(argv):
     try:
         run(_CONFIG.value, _WORKDIR.value)
     except KeyboardInterrupt as error:
-        from rankseg_jax import processes
+        from rankseg_jax import processes, storage
 
+        storage.remove_temporary_folders()
         processes.leave(error, 'Interrupted. The same command goes on after the last checkpoint.')
     except Exception as error:
         from rankseg_jax import processes, storage
@@ -143,6 +144,7 @@ def main(argv):
         if storage.is_full(error):
             path = getattr(error, 'filename', None) or written_folder()
             error = OSError(f'no space left on the disk of {path}: free some and start again')
+        storage.remove_temporary_folders()
         if not isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
             processes.leave(error, traceback.format_exc())
         logging.debug('', exc_info=True)
@@ -326,12 +328,17 @@ def parse_flags(argv):
         for i, argument in enumerate(argv):
             if path := re.fullmatch(r'--?(config(\.\w+)+)(=.*)?', argument, re.S):
                 config_check.check_path(path[1], common.get_config())
-            if name := re.fullmatch(r'--?config=(\w+)(:.*)?', argument, re.S):
+                if not any(re.match('--?config(=|$)', other) for other in argv):
+                    raise ValueError(f'--{path[1]} needs --config=<the config that it changes>')
+            if name := re.fullmatch(r'--?config=([^:]*)(:.*)?', argument, re.S):
                 argv[i] = f'--config={recipes.file(name[1])}{name[2] or ""}'
+            elif argument in ('-config', '--config'):
+                raise ValueError('--config needs =, as in --config=quickstart')
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         lines = str(error).strip('"\n ').splitlines()  # a traceback if a config file is wrong
-        sys.exit(f'error: {lines[-1] if len(lines) > 2 else " ".join(lines)}')
+        line = lines[-1] if len(lines) > 2 else ' '.join(lines)
+        sys.exit(f'error: {line.removeprefix("ValueError: ")}')
 
 
 def start() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
-from rankseg_jax import backbones, checkpoint, models, pretrained, storage, tasks
+from rankseg_jax import backbones, checkpoint, config_check, models, pretrained, storage, tasks
 from rankseg_jax.backbones.beit import BEiT
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
@@ -81,7 +82,7 @@ def run(
     if as_is and (published := hub.read_run(pretrained.locate(source))):
         if task or things:
             raise ValueError(f'--input={source} says its task itself: leave --task, --things out')
-        config, variables = published_run(source, published)
+        config, variables = published_run(source, published, config)
         class_names, is_thing = published['class_names'], published['things']
     elif as_is:
         class_names, is_thing, variables = published_model(source, config, task, things)
@@ -117,10 +118,11 @@ def configured_model(source, config):
     return task.class_names, task.things, loaded
 
 
-def published_run(source, run):
+def published_run(source, run, defaults):
     """The config and the variables of a run that --mode=publish wrote.
 
     Args:
+      defaults: see `config_check.check`.
       run: as `hub.read_run` returns it.
 
     Raises:
@@ -129,6 +131,7 @@ def published_run(source, run):
     names = run['class_names']
     try:
         config = checkpoint.current_config(run['config'])
+        config_check.check(ConfigDict(with_tuples(config.to_dict())), defaults)
         model = models.build(config, len(names))
         expected = jax.eval_shape(
             lambda: models.init(model, len(names), config.seed, config.augment.crop_size)
@@ -143,6 +146,13 @@ def published_run(source, run):
         advice=f'Its files describe a run of {len(names)} categories, but hold other weights.',
     )
     return config, variables | ({'ema': variables['params']} if config.ema else {})
+
+
+def with_tuples(value):
+    """Plain data in which lists, all that JSON knows, are tuples."""
+    if isinstance(value, dict):
+        return {key: with_tuples(x) for key, x in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def published_model(source, config, task: str | None, things: Sequence[str] | None):

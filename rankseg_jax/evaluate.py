@@ -195,7 +195,8 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
     path = place / f'scores_{saved.stem(config.data.eval_split)}.json'
     observed = functools.reduce(Observed.merge, sharding.gather(observed))
     if jax.process_index() == 0:
-        path.write_text(json.dumps(without_nan(scores), indent=1))
+        content = without_nan(scores) | {'settings': settings(config)}
+        path.write_text(json.dumps(content, indent=1))
     if observed.pairs and jax.process_index() == 0:
         predictor = predict.from_model(model, variables, config, task, mesh)
         about = report.about(config, saved, workdir)
@@ -209,6 +210,31 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
     if observed.pairs:
         sharding.print_once(f'Report: {place / report.PAGE}')
     return scores
+
+
+def settings(config) -> dict[str, Any]:
+    """Plain data of what scores depend on besides the checkpoint and the split."""
+    rankseg = config.rankseg.to_dict() if config.rankseg else None
+    kept = {'eval': config.eval.to_dict(), 'rankseg': rankseg}
+    for name in ('checkpoint', 'batch_size'):
+        kept['eval'].pop(name)
+    return json.loads(json.dumps(kept))  # tuples as lists, as they are read
+
+
+def read_scores(path: Any, config) -> dict[str, Any] | None:
+    """The scores in a file of `run`; None if it is not there, or they were made otherwise.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        scores = json.loads(path.read_text())
+        same = scores.pop('settings', None) == settings(config)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f'{path} is damaged ({error}): remove it or evaluate again') from error
+    return scores if same else None
 
 
 def without_nan(values):

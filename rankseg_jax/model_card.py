@@ -1,11 +1,10 @@
 """The model card of a published run: README.md, as the Hugging Face hub shows it."""
 
-import json
 from pathlib import Path
 
 import yaml
 
-from rankseg_jax import storage
+from rankseg_jax import evaluate, storage
 
 OWN_DATA = ('folder', 'video_folder')  # readers of any data, which they do not name
 UNKNOWN = 'unknown'
@@ -58,26 +57,30 @@ NO_LICENSE = (
 )
 
 
-def found_scores(workdir, step: int) -> dict[str, dict[str, float]]:
+def found_scores(workdir, config, step: int) -> dict[str, dict[str, float]]:
     """The scores in percent that --mode=evaluate wrote into a workdir for a checkpoint, by split.
 
-    Those of categories, and those that are not numbers, are left out.
+    Those of categories, those that are not numbers, and those of other settings than the config's
+    are left out.
+
+    Raises:
+      ValueError: a file is damaged.
     """
     found = {}
     for file in sorted(storage.path(workdir).glob(f'scores_*_{step}.json')):
         split = file.name.removeprefix('scores_').removesuffix(f'_{step}.json')
-        found[split] = {
-            name: round(100 * float(x), 2)
-            for name, x in json.loads(file.read_text()).items()
-            if isinstance(x, float)
-        }
+        if scores := evaluate.read_scores(file, config):
+            found[split] = {
+                name: round(100 * float(x), 2) for name, x in scores.items() if isinstance(x, float)
+            }
     return found
 
 
 def license_in(card: Path) -> str:
     """The license that a card names, which its owner may have filled in; else `UNKNOWN`."""
     try:
-        return str(yaml.safe_load(card.read_text('utf-8').split('---\n')[1])['license'])
+        found = yaml.safe_load(card.read_text('utf-8').split('---\n')[1])['license']
+        return found if isinstance(found, str) else UNKNOWN
     except (FileNotFoundError, IndexError, KeyError, TypeError, yaml.YAMLError):
         return UNKNOWN
 

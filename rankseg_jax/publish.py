@@ -32,9 +32,9 @@ def run(config, workdir, output) -> Path:
       ValueError: `output` holds other files, or `config` describes another model.
     """
     workdir, output = storage.path(workdir), storage.path(output)
-    if output.is_dir() and any(output.iterdir()) and not (output / 'config.json').is_file():
+    if output.is_dir() and any(output.iterdir()) and hub.read_run(output) is None:
         raise ValueError(
-            f'--output={output} holds other files than a published model; choose another folder'
+            f'--output={output} holds other files than a published run; choose another folder'
         )
     storage.make_folder(output)
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
@@ -57,7 +57,7 @@ def run(config, workdir, output) -> Path:
     picture = workdir / 'predictions' / 'grid.png'
     card = model_card.text(
         config,
-        model_card.found_scores(workdir, saved.step),
+        model_card.found_scores(workdir, config, saved.step),
         num_classes=task.num_classes,
         num_parameters=sum(x.size for x in jax.tree.leaves(variables['params'])),
         step=saved.step,

@@ -12,16 +12,18 @@ TITLES = ('config', 'task', 'data', 'K', 'κ', 'parameters', 'score in percent')
 
 
 def file(name: str) -> Path:
-    """The config file of this name, such as quickstart.
+    """The config file at this path or of this name, such as quickstart.
 
     Raises:
       ValueError: there is none; the nearest name is suggested.
     """
-    names = [path.stem for path in FOLDER.glob('[!_]*.py')]
+    names = [path.stem for path in FOLDER.glob('[!_]*.py') if path.stem != 'common']
+    if Path(name).is_file():
+        return Path(name)
     if name not in names:
         raise ValueError(
             f'--config={name} is no file, and no config has this name; did you mean '
-            f'{config_check.nearest(name, names)}? --mode=list shows all'
+            f'{config_check.nearest(Path(name).stem, names)}? --mode=list shows all'
         )
     return FOLDER / f'{name}.py'
 

@@ -22,6 +22,7 @@ os.environ.setdefault('EPATH_USE_TF', 'false')
 
 from etils import epath
 
+_removals: list[weakref.finalize] = []
 PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}  # that read these buckets
 FULL = ('No space left on device', 'Disk quota exceeded')  # as orbax and TensorFlow say it, too
 
@@ -129,8 +130,14 @@ def _refused(folder: Path, flag: str) -> Generator[None]:
 def temporary_folder(owner: Any) -> Path:
     """A new folder of this machine that goes with its owner, or when the program ends."""
     folder = Path(tempfile.mkdtemp(prefix='rankseg_jax_'))
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    _removals.append(weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True))
     return folder
+
+
+def remove_temporary_folders() -> None:
+    """Removes those that are left, for programs that end at once; see `processes.leave`."""
+    for remove in _removals:
+        remove()
 
 
 @contextlib.contextmanager

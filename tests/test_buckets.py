@@ -204,3 +204,14 @@ class TestMessages:
         with pytest.raises(ValueError, match='2 processes cannot write .* use gs://'):
             checkpoint.check_place('s3://things/run')
         checkpoint.check_place('gs://things/run')
+
+
+def test_temporary_folders_go_before_a_program_ends_at_once():
+    class Owner:
+        pass
+
+    owner = Owner()
+    folder = storage.temporary_folder(owner)
+    (folder / 'file').write_text('')
+    storage.remove_temporary_folders()
+    assert not folder.exists()

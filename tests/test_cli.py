@@ -61,7 +61,6 @@ def test_scores_are_those_of_the_config_files(capsys):
         ('--config=quickstart', 'quickstart.py'),
         ('-config=segmenter:ade20k_b16', 'segmenter.py:ade20k_b16'),
         ('--config=configs/eomt.py', None),
-        ('--config.steps=3', None),
     ],
 )
 def test_configs_by_name(flag, file, monkeypatch):
@@ -71,6 +70,15 @@ def test_configs_by_name(flag, file, monkeypatch):
     assert seen == [['rankseg', f'--config={ROOT}/configs/{file}' if file else flag]]
 
 
-def test_unknown_name_is_one_line():
-    with pytest.raises(SystemExit, match='error: --config=segmentor is no file.*mean segmenter'):
-        cli.parse_flags(['rankseg', '--config=segmentor:ade20k'])
+@pytest.mark.parametrize(
+    'flag, message',
+    [
+        ('--config=segmentor:ade20k', '--config=segmentor is no file.*mean segmenter'),
+        ('--config=eomt.py', '--config=eomt.py is no file.*mean eomt'),
+        ('--config', '--config needs =, as in --config=quickstart'),
+        ('--config.steps=3', '--config.steps needs --config=<the config'),
+    ],
+)
+def test_a_wrong_config_is_one_line(flag, message):
+    with pytest.raises(SystemExit, match=f'^error: {message}'):
+        cli.parse_flags(['rankseg', flag])

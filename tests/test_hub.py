@@ -18,6 +18,7 @@ from rankseg_jax import (
     checkpoint,
     cli,
     convert,
+    evaluate,
     models,
     pretrained,
     processes,
@@ -223,8 +224,14 @@ def published(tmp_path, monkeypatch):
     config = tiny.config('/data', data__num_classes=300)
     save_run(config, tmp_path / 'run', [f'class {i}' for i in range(300)])
     scores = {'mIoU': 0.45678, 'PQ': None, 'recall': 1.0, 'classes': [{'name': 'a', 'IoU': 0.5}]}
-    (tmp_path / 'run/scores_validation_7.json').write_text(json.dumps(scores))
-    (tmp_path / 'run/scores_validation_6.json').write_text(json.dumps({'mIoU': 0.1}))
+    settings = evaluate.settings(config)
+    other = settings | {'rankseg': settings['rankseg'] | {'oracle': True}}
+    for name, content in {
+        'validation_7': scores | {'settings': settings},
+        'validation_6': {'mIoU': 0.1, 'settings': settings},
+        'unseen_7': {'mIoU': 0.9, 'settings': other},
+    }.items():
+        (tmp_path / f'run/scores_{name}.json').write_text(json.dumps(content))
     (tmp_path / 'run/predictions').mkdir()
     Image.new('RGB', (4, 4)).save(tmp_path / 'run/predictions/grid.png')
     flags.FLAGS(['main.py', f'--workdir={tmp_path / "run"}'])
@@ -292,7 +299,7 @@ def test_what_is_wrong_with_a_folder_is_named(published, tmp_path):
     write(class_names=content['class_names'][:299])
     check(ValueError, r'(?s)checkpoint \(300,.*a run of 299 categories, but hold other weights')
     write(things=[True])
-    check(ValueError, 'config.json names 300 categories, but 1 things or not')
+    check(ValueError, 'config.json: things must be a list of 300 values, or empty')
     write(config={'model': {}})
     check(ValueError, 'describes no run of this version')
     changed = content['config'] | {'model': content['config']['model'] | {'backbone': 'vit_b99'}}

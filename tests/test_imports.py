@@ -47,13 +47,16 @@ ALLOWED = {
     'export': (
         'checkpoint data export_example inference models postprocessing sharding storage tasks'
     ),
-    'model_card': 'storage',
+    'model_card': 'evaluate storage',
     'publish': 'checkpoint model_card models pretrained sharding storage tasks',
     'predict': 'checkpoint data export inference models sharding storage tasks',
     'prediction_files': 'checkpoint data predict storage tasks visualize',
     'demo': 'data inference predict prediction_files report tasks visualize',
     'published_task': 'data tasks',
-    'convert': 'backbones checkpoint frameworks models pretrained published_task storage tasks',
+    'convert': (
+        'backbones checkpoint config_check frameworks models pretrained published_task storage '
+        'tasks'
+    ),
     'from_data': 'checkpoint data',
     'reporting': 'evaluate optimizers sharding storage',
     'train_step': 'inference losses models selector',

@@ -67,9 +67,9 @@ def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence =
     model_charts.draw(report, observed.confusion, source.class_names, output)
     # Scores of the task itself, if this checkpoint has been evaluated.
     evaluated = workdir / f'scores_{saved.stem(config.data.eval_split)}.json'
-    scores = observed.images.semantic_scores(source.class_names)
-    if evaluated.exists():
-        scores = json.loads(evaluated.read_text())
+    scores = evaluate.read_scores(evaluated, config)
+    if scores is None:
+        scores = observed.images.semantic_scores(source.class_names)
     content = pages.content(
         pages.about(config, saved, workdir), observed.images, scores, task, source, others
     )

@@ -49,8 +49,8 @@ def run(config, workdir) -> None:
     predictor = predict.load(workdir, config.eval.checkpoint if config else 'last', config)
     with tempfile.TemporaryDirectory(prefix='rankseg_demo_') as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder  # read when Gradio is imported, too
-        page = make_page(Demo(predictor, Path(folder)), Path(workdir).name)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # deletes the folder, too
+        page = make_page(Demo(predictor, Path(folder)), Path(workdir).name)
         _, address, _ = page.launch(
             server_name='127.0.0.1',
             share=False,
@@ -271,7 +271,11 @@ def make_page(demo: Demo, run_name: str) -> Any:
         Returns what --mode=predict writes: the content of the JSON file; and the label map of a
         photo, or the video with what was found drawn over it.
         """
-        path = dict(file)['path']  # Gradio passes a dict
+        given: Any = file  # Gradio passes a dict, or what a call has sent
+        path = given.get('path') if isinstance(given, dict) else None
+        # Gradio itself lets calls name any file of this machine.
+        if not path or not Path(path).resolve().is_relative_to(demo.folder.resolve()):
+            raise gr.Error('upload a file first, as handle_file does', print_exception=False)
         try:
             content, output = demo.predict(Path(path))
         except CorruptExample as error:

@@ -59,9 +59,11 @@ def read_run(folder: Path) -> hf.Keys | None:
     lacking = {'config', 'class_names', 'things'} - run.keys()
     if lacking:
         raise ValueError(f'{path} describes no run: it lacks {", ".join(sorted(lacking))}')
-    count = len(run['class_names'])
-    if len(run['things']) not in (0, count):
-        raise ValueError(f'{path} names {count} categories, but {len(run["things"])} things or not')
+    names, things = run['class_names'], run['things']
+    if not isinstance(names, list) or not names or not all(isinstance(x, str) for x in names):
+        raise ValueError(f'{path}: class_names must be a list of names')
+    if not isinstance(things, list) or len(things) not in (0, len(names)):
+        raise ValueError(f'{path}: things must be a list of {len(names)} values, or empty')
     return run
 
 

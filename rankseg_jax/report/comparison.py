@@ -38,11 +38,20 @@ def read_other(workdir: Any, split: str, class_names: Sequence[str]) -> dict[str
                 f'--compare: {workdir} has no {FIGURES}; make it with {command}'
             )
         path = paths[-1]
-    found = json.loads(path.read_text())
+    needed = {'run', 'checkpoint', 'split', 'scores', 'classes', 'image_scores'}
+    try:
+        found = json.loads(path.read_text())
+        missing = needed - found.keys()
+    except (AttributeError, ValueError):
+        missing = needed
+    if missing:
+        raise ValueError(
+            f'--compare: {path} lacks {", ".join(sorted(missing))}; make it anew with {command}'
+        )
     if found['split'] != split:
         raise ValueError(
             f'--compare: {path} is about the split {found["split"]!r}, not {split!r}; evaluate it '
-            f'again with {command} --config.data.eval_split={split}'
+            f'again with {command} --config=<its config> --config.data.eval_split={split}'
         )
     names = [row['name'] for row in found['classes']]
     if names != list(class_names):
