@@ -315,7 +315,7 @@ def test_what_is_wrong_with_a_folder_is_named(published, tmp_path):
     published.mkdir()
     (published / 'photo.jpg').write_text('')
     config = checkpoint.open_run(tmp_path / 'run').config
-    with pytest.raises(ValueError, match='hub holds other files than a published model'):
+    with pytest.raises(ValueError, match='hub holds other files than a published run'):
         publish.run(config, tmp_path / 'run', published)
 
 
