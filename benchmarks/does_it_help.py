@@ -92,8 +92,8 @@ def panoptic(steps: int):
 def photos(fold: str):
     config = folder.get_config('light')
     config.data.dir = str(Path(_WORKDIR.value) / f'ccp59_{fold}')
-    config.data.long_side = 192
-    config.steps = 400
+    config.data.long_side = 128
+    config.steps = 1500
     return config
 
 

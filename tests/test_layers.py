@@ -5,7 +5,15 @@ import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rankseg_jax.layers import Block, ConvNorm, SelfAttention, adaptive_average_pool, attend, resize
+from rankseg_jax.layers import (
+    Block,
+    ConvNorm,
+    SelfAttention,
+    adaptive_average_pool,
+    attend,
+    depthwise,
+    resize,
+)
 from rankseg_jax.pretrained import torch_layers
 from tests.helpers import (
     apply,
@@ -219,3 +227,34 @@ def test_block_is_dinov3s(gated):
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
     ours = block.apply({'params': params}, x, train=False, rotation=angles)
     assert relative_error(ours, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    'shape, taps, stride, dilation',
+    [
+        ((2, 9, 12, 4), 3, 1, 1),
+        ((3, 8, 7, 6), 5, 2, 1),
+        ((1, 12, 10, 3), 3, 1, 2),
+        ((2, 6, 11, 2), 3, 2, 1),
+        ((1, 1, 1, 2), 5, 1, 1),
+    ],
+)
+@pytest.mark.parametrize('padding', ['SAME', ((2, 2), (4, 4))])
+def test_depthwise_convolution_and_its_gradients_are_xlas(shape, taps, stride, dilation, padding):
+    x, kernel = random(*shape), random(taps, taps, 1, shape[-1], seed=1)
+    options = {
+        'window_strides': (stride, stride),
+        'padding': padding,
+        'rhs_dilation': (dilation, dilation),
+        'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'),
+        'feature_group_count': shape[-1],
+    }
+    ours, our_gradients = jax.vjp(lambda *given: depthwise(*given, **options), x, kernel)
+    theirs, their_gradients = jax.vjp(
+        lambda *given: jax.lax.conv_general_dilated(*given, **options), x, kernel
+    )
+    gradient = random(*theirs.shape, seed=2)
+    for found, expected in zip(
+        (ours, *our_gradients(gradient)), (theirs, *their_gradients(gradient)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
