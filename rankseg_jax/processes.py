@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import jax
@@ -25,7 +26,10 @@ VARIABLES = {
     'num_processes': 'JAX_NUM_PROCESSES',
     'process_id': 'JAX_PROCESS_ID',
 }
-LOST = 'error: another process of this run has ended; start the same command again on all of them'
+LOST = (
+    'error: another process of this run has ended or has not been started; start the same command '
+    'again on all of them'
+)
 # The runtime ends a process by abort(), with a stack trace. This leaves one line of what it prints.
 FILTER = f"""
 import os, signal
@@ -57,6 +61,7 @@ def start(**flags) -> None:
     given = coordinates(flags)
     if not given and is_lone_pod():
         return
+    unfilter = filter_runtime()
     try:
         jax.distributed.initialize(
             *given,
@@ -64,11 +69,11 @@ def start(**flags) -> None:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except ValueError:
-        return  # JAX sees no cluster
+        unfilter()  # JAX sees no cluster
+        return
     except RuntimeError as error:
         reason = ' '.join(str(error).split())
         raise OSError(f'cannot join the other processes of this run: {reason}') from error
-    filter_runtime()
     if is_first():
         print(f'{jax.process_count()} processes joined, with {jax.device_count()} devices')
 
@@ -125,14 +130,26 @@ def is_lone_pod() -> bool:
     return False
 
 
-def filter_runtime() -> None:
-    """Sends what the runtime prints through `FILTER`; Python goes on to print directly."""
+def filter_runtime() -> Callable[[], None]:
+    """Sends what the runtime prints through `FILTER`; Python goes on to print directly.
+
+    Returns:
+      What undoes it.
+    """
+    stderr, direct = sys.stderr, os.dup(2)
     output, text = os.pipe()
     subprocess.Popen([sys.executable, '-c', FILTER], stdin=output, start_new_session=True)
     sys.stderr = open(os.dup(2), 'w', buffering=1)
     os.dup2(text, 2)
     os.close(text)
     os.close(output)
+
+    def undo():
+        sys.stderr = stderr
+        os.dup2(direct, 2)
+        os.close(direct)
+
+    return undo
 
 
 def is_first() -> bool:

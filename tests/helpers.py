@@ -124,18 +124,22 @@ def mend_torchvision():
         return operators
 
 
+def free_address() -> str:
+    """A host:port of this machine that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        return f'localhost:{free.getsockname()[1]}'
+
+
 def start_processes(count, *command, **environment):
     """Starts Python with a command as `count` processes of one run, on a CPU device each.
 
     `count` 1: as a process alone, unless the environment says something else.
     """
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
     root = Path(__file__).parents[1]
     shared = {'PYTHONPATH': root, 'XLA_FLAGS': FAST_COMPILATION} | environment
     if count > 1:
-        shared |= {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': count}
+        shared |= {'JAX_COORDINATOR_ADDRESS': free_address(), 'JAX_NUM_PROCESSES': count}
     found = []
     for place in range(count):
         own = shared | ({'JAX_PROCESS_ID': place} if count > 1 else {})

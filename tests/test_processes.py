@@ -15,7 +15,7 @@ from PIL import Image
 import rankseg_jax
 from rankseg_jax import analysis, checkpoint, evaluate, processes, sharding, train
 from tests import tiny
-from tests.helpers import finish_processes, start_processes
+from tests.helpers import finish_processes, free_address, start_processes
 
 STEPS = 10
 OPTIONS = dict(steps=STEPS, mesh__data=2, log_every=1, eval_every=STEPS, checkpoint_every=2)
@@ -211,6 +211,17 @@ def test_four_processes_of_slurm(one, data_dir, tmp_path):
     assert_succeeded(results)
     assert '4 processes joined, with 4 devices' in results[0][1]
     assert_close(tmp_path / 'run', one[1])
+
+
+def test_a_process_whose_others_never_start_ends_with_one_line():
+    program = (
+        'import functools, jax; from rankseg_jax import processes;'
+        'jax.distributed.initialize = functools.partial('
+        '    jax.distributed.initialize, initialization_timeout=2);'
+        'processes.start(coordinator=None, num_processes=2, process_id=0)'
+    )
+    [(code, out, stderr)] = run(1, '-c', program, JAX_COORDINATOR_ADDRESS=free_address())
+    assert code and not out and stderr.splitlines() == [processes.LOST]
 
 
 GIVEN = {'coordinator': 'localhost:1234', 'num_processes': 2, 'process_id': 1}
