@@ -7,7 +7,6 @@ which also is the data position, and the score that chooses the best checkpoint)
 
 import dataclasses
 import functools
-import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import args, checkpoint_managers
 
-from rankseg_jax import storage
+from rankseg_jax import categories, storage
 from rankseg_jax.bucket_checkpoints import BucketManager, DamagedCheckpoint
 
 T = TypeVar('T')
@@ -275,9 +274,9 @@ class SavedRun:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), metadata)
 
     def check_categories(self, data, data_config) -> None:
-        """As the function of this name, of this run."""
+        """As `categories.check`, of this run."""
         where = f'{place(self.manager)}/{self.step}'
-        check_categories(self, data, where=where, data_config=data_config)
+        categories.check(self, data, where=where, data_config=data_config)
 
 
 def open_run(workdir, which: str | int = 'last') -> SavedRun:
@@ -314,58 +313,6 @@ def current_config(content: dict[str, Any]) -> ConfigDict:
         if group is not None and name not in group:  # config.rankseg of a baseline is None
             group[name] = value
     return config
-
-
-def check_categories(run, data, *, where: str, data_config) -> None:
-    """Refuses data whose categories are not those of a run, in the same order.
-
-    Args:
-      run: as for `first_difference`.
-      data: likewise.
-      where: the run, for the message.
-      data_config: `config.data`, for the message.
-
-    Raises:
-      ValueError: they differ; it names the first difference.
-    """
-    if difference := first_difference(run, data):
-        folder = f' in {data_config.dir}' if data_config.dir else ''
-        raise ValueError(
-            f'{where} was trained on other categories than config.data.name = '
-            f'{data_config.name!r}{folder} has, or in another order: {difference}. Give the '
-            "data the run's categories in its order, or use another --workdir; where two names "
-            'mean the same, spell them the same.'
-        )
-
-
-def first_difference(run, data) -> str:
-    """In words, where the categories of data first differ from those of a run; '' if they do not.
-
-    Names agree if they share a synonym, see `synonyms`, and the run's is not another one's in the
-    data. Placeholders of a run (LABEL_0, LABEL_1, …) agree with any names.
-
-    Args:
-      run: has `class_names` and `things`, such as a `SavedRun` or a task.
-      data: likewise, such as a source or a task; `things` are compared if both have some.
-    """
-    trained, found = run.class_names, data.class_names
-    if len(trained) != len(found):
-        return f'K is {len(trained)} in the run, {len(found)} in the data'
-    if not all(re.fullmatch(r'LABEL_\d+', name) for name in trained):
-        for i, (a, b) in enumerate(zip(trained, found, strict=True)):
-            if a != b and (a in found or not synonyms(a) & synonyms(b)):
-                return f'category {i} is {a!r} in the run, {b!r} in the data'
-    for i, (a, b) in enumerate(zip(run.things, data.things, strict=False)):
-        if a != b:
-            here, there = ('a thing', 'stuff') if a else ('stuff', 'a thing')
-            return f'category {i}, {trained[i]!r}, is {here} in the run, {there} in the data'
-    return ''
-
-
-def synonyms(name: str) -> set[str]:
-    """The synonyms in a name such as 'Bed ', 'traffic_light' or 'person, individual; human'."""
-    names = (re.sub(r'(?<=\w)[\s_-]+(?=\w)', ' ', x.strip()) for x in re.split('[,;]', name))
-    return {name.casefold() for name in names if name}
 
 
 def restore(manager: ocp.CheckpointManager, step: int, **items):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from rankseg_jax import checkpoint, storage, tasks
+from rankseg_jax import categories, storage, tasks
 from rankseg_jax.data import CorruptExample, batching, images, video_files
 from rankseg_jax.predict import Predictor, Video
 from rankseg_jax.tasks.semantic import Result
@@ -303,7 +303,7 @@ def predict_split(predictor: Predictor, config, output) -> Path:
       ValueError: the data has other categories than the model.
     """
     source = tasks.open_source(config, config.data.eval_split)
-    checkpoint.check_categories(predictor.task, source, where='the model', data_config=config.data)
+    categories.check(predictor.task, source, where='the model', data_config=config.data)
     output = storage.make_folder(output)
     panels = []
     count = len(source.videos if predictor.task.takes_clips else source)

@@ -15,7 +15,8 @@ ALLOWED = {
     'processes': '',
     'storage': '',
     'bucket_checkpoints': 'storage',
-    'checkpoint': 'bucket_checkpoints storage',
+    'categories': '',
+    'checkpoint': 'bucket_checkpoints categories storage',
     'optimizers': '',
     'fonts': '',
     'visualize': 'fonts visualize',
@@ -50,7 +51,7 @@ ALLOWED = {
     'model_card': 'evaluate storage',
     'publish': 'checkpoint model_card models pretrained sharding storage tasks',
     'predict': 'checkpoint data export inference models sharding storage tasks',
-    'prediction_files': 'checkpoint data predict storage tasks visualize',
+    'prediction_files': 'categories data predict storage tasks visualize',
     'demo': 'data inference predict prediction_files report tasks visualize',
     'published_task': 'data tasks',
     'convert': (

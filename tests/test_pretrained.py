@@ -436,6 +436,7 @@ def test_a_run_on_the_same_categories_in_another_order_is_refused(tmp_path):
         checkpoint.save(manager, 0, {'params': {}, 'batch_stats': {}}, None, run)
     pretrained.check_order(tmp_path, ['sky', 'tree', 'road'])
     pretrained.check_order(tmp_path, ['sky', 'tree', 'sand'])  # to start on other categories
+    pretrained.check_order(tmp_path, ['sky', 'tree', 'road', 'road'])
     message = re.escape("category 0 is 'sky' there and 'road' in the data")
     with pytest.raises(ValueError, match=message):
         pretrained.check_order(tmp_path, ['road', 'tree', 'sky'])

@@ -180,7 +180,7 @@ def check_order(source, class_names: Sequence[str]) -> None:
     else:
         run = hub.read_run(path)
     trained = run['class_names'] if run else ()
-    if set(trained) == set(class_names):
+    if sorted(trained) == sorted(class_names):
         for i, (there, here) in enumerate(zip(trained, class_names, strict=True)):
             if there != here:
                 raise ValueError(
