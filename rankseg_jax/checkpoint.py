@@ -151,16 +151,31 @@ def save(manager: ocp.CheckpointManager, step: int, model, optimizer, run: dict[
         None.
 
     Raises:
-      OSError: the folder cannot be written, or an earlier checkpoint could not be.
+      OSError: the folder cannot be written or is another one now, or an earlier checkpoint could
+        not be written.
     """
+    manager.wait_until_finished()  # as orbax does later
     if jax.process_index() == 0 and not storage.is_remote(manager.directory):
-        # Orbax would make a folder that has vanished anew.
-        storage.check_writable(Path(manager.directory), '--workdir')
+        check_still_there(manager)
     items = {'model': args.StandardSave(model), 'run': args.JsonSave(run)}
     if optimizer is not None:
         items['optimizer'] = args.StandardSave(optimizer)
     metrics = None if run['score'] is None else {'score': run['score']}
     manager.save(step, metrics=metrics, args=args.Composite(**items))
+
+
+def check_still_there(manager: ocp.CheckpointManager) -> None:
+    """Raises an OSError if the folder has vanished, even if another one has its name.
+
+    Orbax would make it anew, and does so if it vanishes in this moment.
+    """
+    folder, newest = Path(manager.directory), manager.latest_step()
+    storage.check_writable(folder, '--workdir')
+    if newest is not None and not (folder / str(newest)).is_dir():
+        raise OSError(
+            f'{folder} no longer holds checkpoint {newest} of this run: put back what was there '
+            'and start the same command again, or choose another folder with --workdir'
+        )
 
 
 def find(manager: ocp.CheckpointManager, which: str | int) -> int:

@@ -110,6 +110,20 @@ def test_a_failed_save_is_one_line_and_loses_no_checkpoint(tmp_path, kind, messa
     assert [path.name for path in (tmp_path / kept).iterdir() if path.name.isdigit()] == ['1']
 
 
+def test_a_new_folder_of_the_same_name_is_refused(tmp_path):
+    """Else a run whose disk vanished for a moment would go on beside its checkpoints."""
+    run, tree = {'config': {}, 'class_names': ['a'], 'score': None}, {'x': np.zeros(3)}
+    with checkpoint.open_checkpoints(tmp_path, keep=2) as manager:
+        checkpoint.save(manager, 1, tree, tree, run)
+        checkpoint.save(manager, 2, tree, tree, run)
+        manager.wait_until_finished()
+        (tmp_path / 'checkpoints').rename(tmp_path / 'away')
+        (tmp_path / 'checkpoints').mkdir()
+        with pytest.raises(OSError, match='checkpoints no longer holds checkpoint 2 of this run'):
+            checkpoint.save(manager, 3, tree, tree, run)
+    assert checkpoint.open_checkpoints(tmp_path).all_steps() == []
+
+
 def test_results_on_a_split_in_a_folder_lie_beside_the_others():
     run = checkpoint.SavedRun(None, step=4, config=common.get_config(), class_names=(), things=())
     assert run.stem('val/night') == 'val_night_4'
