@@ -8,11 +8,13 @@ two folds, with --ccp59=<folder>; CamVid, with --camvid=<folder>), and for compo
 ResNet that is first trained on scenes of other categories. A cell (data × row × seed × learning
 rate) is a line of JSON in --out and is not repeated; processes with other --data or --seeds may run
 at the same time once --pretrain_only is done. Baseline and RankSeg search their learning rates with
-seed 0, on validation; further seeds take the best. `--table` prints tables without training and
-writes the summary and a figure of the gains beside --out.
+seed 0, on validation; further seeds take the best. `--costs` measures time and memory of a train
+step and of prediction into costs.json beside --out, and trains nothing. `--table` prints tables
+without training and writes the summary and a figure of the gains beside --out.
 """
 
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -20,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from PIL import Image
@@ -27,10 +31,10 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.helpers import Runs, numbers
+from benchmarks.helpers import Runs, compile_for, numbers, ratio, run, save, take_turns
 from configs import camvid, common, folder, mask2former_tiny, quickstart
-from rankseg_jax import checkpoint, evaluate, train
-from rankseg_jax.data import scenes
+from rankseg_jax import checkpoint, evaluate, inference, sharding, train, train_step
+from rankseg_jax.data import pipeline, scenes
 
 _OUT = flags.DEFINE_string('out', 'benchmarks/results/does_it_help.jsonl', 'Finished cells.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/does_it_help', 'Folder of the pretrained backbone.')
@@ -42,6 +46,7 @@ _ROWS = flags.DEFINE_list('rows', ['rows'], 'Names of rows; or rows, hypotheses:
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
 _RATES = flags.DEFINE_list('rates', ['1'], 'Multiples of the learning rate to search, seed 0.')
 _PRETRAIN_ONLY = flags.DEFINE_bool('pretrain_only', False, 'Stop after the backbone.')
+_COSTS = flags.DEFINE_bool('costs', False, 'Measure time and memory, train nothing.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print tables, write the summary, train nothing.')
 
 SIDE = 64  # of scenes, in pixels
@@ -165,7 +170,7 @@ def pretrain() -> None:
     saved = checkpoint.open_run(root / 'run')
     model = checkpoint.read_model(root / 'run')
     parts = {name: {'backbone': model[name]['backbone']} for name in ('params', 'batch_stats')}
-    run = {
+    about = {
         'config': config.to_dict(),
         'class_names': list(saved.class_names),
         'things': [],
@@ -173,7 +178,7 @@ def pretrain() -> None:
         'score': None,
     }
     with checkpoint.open_checkpoints(backbone_folder(), keep=1) as manager:
-        checkpoint.save(manager, 0, parts, None, run)
+        checkpoint.save(manager, 0, parts, None, about)
 
 
 def write_scenes(root: Path, counts: dict[str, int]) -> None:
@@ -247,11 +252,11 @@ def run_cell(data: str, row: str, seed: int, rate: float) -> dict:
             for line in lines
             if f'eval/{setting.metric}' in line
         ]
-        run = checkpoint.open_run(workdir)
+        saved = checkpoint.open_run(workdir)
         scores = {}
         for split in setting.splits:
-            for kappa in kappas(run.config, len(run.class_names)):
-                scored = run.config.copy_and_resolve_references()
+            for kappa in kappas(saved.config, len(saved.class_names)):
+                scored = saved.config.copy_and_resolve_references()
                 scored.data.eval_split = split
                 if scored.rankseg:
                     scored.rankseg.num_selected = kappa
@@ -260,10 +265,49 @@ def run_cell(data: str, row: str, seed: int, rate: float) -> dict:
         'steps': config.steps,
         'samples': config.steps * config.batch_size,
         'kappa': setting.kappa,
-        'num_classes': len(run.class_names),
+        'num_classes': len(saved.class_names),
         'seconds': round(seconds, 1),
         'curve': curve,
         'scores': scores,
+    }
+
+
+def costs(data: str) -> dict:
+    """Median seconds and temporary MB of a train step and of prediction, for a batch of images.
+
+    Baseline and RankSeg take turns.
+    """
+    calls, memory = {}, {}
+    for row in ('baseline', 'RankSeg'):
+        setup = train.set_up(make_config(data, row, seed=0, rate=1.0))
+        config, state = setup.config, jax.jit(setup.new_state)()
+        batches = pipeline.train_batches(setup.source, config, setup.task, start_step=0)
+        batch = sharding.shard_batch(next(batches), setup.mesh)
+        batches.close()
+        canvas = batch['image'].shape[1:3]
+        size = jnp.full((len(batch['image']), 2), jnp.array(canvas))
+
+        def predict(variables, image, setup=setup, canvas=canvas, size=size):
+            views = ({'image': image, 'content': size},)
+            return inference.segment(
+                setup.model, variables, views, size, setup.config, setup.task, canvas=canvas
+            ).maps
+
+        step = train_step.make_train_step(setup.model, setup.optimizer, config, setup.task)
+        for name, function, arguments in (
+            ('train', step, (state, batch)),
+            ('predict', predict, (state.model, batch['image'])),
+        ):
+            compiled, memory[f'{row}, {name}'] = compile_for(function, *arguments)
+            calls[f'{row}, {name}'] = run(compiled, *arguments)
+    seconds = take_turns(calls, rounds=9)
+    return {'data': data, 'images': config.batch_size} | {
+        name: {
+            'seconds': statistics.median(seconds[name]),
+            'ratio': ratio(seconds, name, f'baseline, {name.split(", ")[1]}'),
+            'memory': memory[name],
+        }
+        for name in calls
     }
 
 
@@ -361,6 +405,17 @@ def table(cells: list[dict], data: str) -> str:
     return '\n'.join(lines)
 
 
+def costs_table(measured: list[dict]) -> str:
+    lines = ['| data | | baseline | RankSeg | time | memory |', '|---' * 6 + '|']
+    for found in measured:
+        for name in ('train', 'predict'):
+            pair = [found[f'{row}, {name}'] for row in ('baseline', 'RankSeg')]
+            cells = [f'{1000 * x["seconds"]:.0f} ms, {x["memory"]:.0f} MB' for x in pair]
+            ratios = f'{pair[1]["ratio"]:.2f} ×', f'{pair[1]["memory"] / pair[0]["memory"]:.2f} ×'
+            lines.append(f'| {" | ".join([found["data"], name, *cells, *ratios])} |')
+    return '\n'.join(lines)
+
+
 def summary(cells: list[dict]) -> list[dict]:
     """For each data and metric, the scores of baseline, RankSeg and oracle by seed, in percent."""
     found = []
@@ -449,7 +504,7 @@ def cells_to_run(cells: Callable):
 def main(_):
     logging.set_verbosity(logging.WARNING)
     runs = Runs(_OUT.value)
-    if not _TABLE.value:
+    if not _TABLE.value and not _COSTS.value:
         pretrain()
         if _CCP59.value:
             write_folds(Path(_CCP59.value))
@@ -457,6 +512,11 @@ def main(_):
             if not any(describe(*cell).items() <= found.items() for found in runs.read()):
                 print(f'== {" / ".join(map(str, cell))}', flush=True)
                 runs.add(run_cell(*cell))
+    place = Path(_OUT.value).with_name('costs.json')
+    if _COSTS.value:
+        save([costs(data) for data in _DATA.value or DATA], str(place))
+    if place.exists():
+        print(f'\n**Costs**\n\n{costs_table(json.loads(place.read_text()))}')
     cells = runs.read()
     for data in DATA:
         if any(cell['data'] == data for cell in cells):

@@ -235,6 +235,14 @@ def test_configs_are_found_by_name():
         emoji_scenes.EmojiScenesConfig(num_classes=60, image_size=8)
 
 
+def test_without_a_folder_they_lie_where_tfds_keeps_its_data(monkeypatch):
+    monkeypatch.setattr(emoji_scenes, '_prepare', lambda builder: None)
+    config = SimpleNamespace(dir='', num_train=0, num_classes=4, image_size=40)
+    builder = emoji_scenes.prepared(emoji_scenes.EmojiScenes, config, 'train')
+    expected = Path(tfds.core.constants.DATA_DIR).expanduser() / 'emoji_scenes' / 'k4_40'
+    assert Path(builder.data_path).parent == expected
+
+
 def test_unknown_split(tmp_path):
     with pytest.raises(ValueError, match="no split 'val'; the splits are train, validation"):
         get_source(small_config(tmp_path), 'val')

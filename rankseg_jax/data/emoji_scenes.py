@@ -164,9 +164,10 @@ def prepared(builder_class: type[EmojiScenes], data_config, split: str) -> Emoji
         num_classes=data_config.num_classes, image_size=data_config.image_size, examples=examples
     )
     config = builder_class.builder_configs.get(config.name, config)  # TFDS refuses an equal twin
+    folder = data_config.dir and files.records_folder(data_config.dir, builder_class.name)
     arguments = {
         'config': config,
-        'data_dir': data_config.dir and files.records_folder(data_config.dir, builder_class.name),
+        'data_dir': folder or None,  # TFDS takes '' for the current folder
         'file_format': 'array_record',
     }
     builder = builder_class(**arguments)
