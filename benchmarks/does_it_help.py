@@ -10,7 +10,7 @@ rate) is a line of JSON in --out and is not repeated; processes with other --dat
 at the same time once --pretrain_only is done. Baseline and RankSeg search their learning rates with
 seed 0, on validation; further seeds take the best. `--costs` measures time and memory of a train
 step and of prediction into costs.json beside --out, and trains nothing. `--table` prints tables
-without training and writes the summary and a figure of the gains beside --out.
+without training and writes the summary and figures of gains and curves beside --out.
 """
 
 import json
@@ -485,6 +485,25 @@ def draw(cells: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_curves(cells: list[dict], path: Path) -> None:
+    """Scores on validation during training, means over seeds and their standard errors."""
+    from matplotlib.figure import Figure
+
+    shown = [data for data in DATA if chosen(cells, data, 'RankSeg')]
+    figure = Figure(figsize=(2.6 * max(len(shown), 1), 2.8), layout='constrained')
+    for axes, data in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for row in ('baseline', 'RankSeg'):
+            curves = [dict(cell['curve']) for cell in chosen(cells, data, row).values()]
+            if curves:
+                steps = sorted(set.intersection(*map(set, curves)))
+                values = 100 * np.array([[curve[step] for step in steps] for curve in curves])
+                error = stats.sem(values) if len(values) > 1 else None
+                axes.errorbar(steps, values.mean(0), error, marker='.', capsize=3, label=row)
+        axes.set(title=data, xlabel='steps', ylabel=DATA[data].metric, ylim=(0, None))
+        axes.legend(fontsize='small')
+    figure.savefig(path, dpi=110)
+
+
 def cells_to_run(cells: Callable):
     """Yields (data, row, seed, learning rate), seed by seed; `cells()` reads the finished ones."""
     absent = {'camvid': not _CAMVID.value, 'ccp59_a': not _CCP59.value, 'ccp59_b': not _CCP59.value}
@@ -521,7 +540,10 @@ def main(_):
     for data in DATA:
         if any(cell['data'] == data for cell in cells):
             print(f'\n**{data}**\n\n{table(cells, data)}')
+    if not cells:
+        return
     draw(cells, Path(_OUT.value).with_name('gain.png'))
+    draw_curves(cells, Path(_OUT.value).with_name('curves.png'))
     path = Path(_OUT.value).with_name('summary.json')
     path.write_text(json.dumps(summary(cells), indent=1) + '\n')
 
