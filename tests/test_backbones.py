@@ -50,6 +50,17 @@ def test_a_framework_takes_the_backbones_that_suit_it_and_names_them(framework):
         assert [name for name in listed if not TINY.search(name)] == suitable
 
 
+def test_blocks_run_again_in_transformers_alone():
+    config = config_of('upernet', 'resnet18')
+    config.model.remat = True
+    with pytest.raises(
+        ValueError, match=r"backbone = 'resnet18' has no .* lower config.batch_size"
+    ):
+        models.build(config, 60)
+    config.model.backbone = 'swin_t7'
+    models.build(config, 60)
+
+
 @pytest.mark.parametrize('framework', SUITABLE)
 def test_an_unknown_name_is_refused_by_every_framework(framework):
     message = (

@@ -48,7 +48,7 @@ def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> 
     """The backbone that `config.model` names, if it suits the framework that asks for it.
 
     An option of the config has no effect on a family whose module has no such field, as
-    `drop_path` has none on ResNets.
+    `drop_path` has none on ResNets. `remat` must not be set there.
 
     Args:
       config: see configs/common.py.
@@ -56,7 +56,8 @@ def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> 
       needed: fields that the backbone must have, with their values.
 
     Raises:
-      ValueError: no backbone has this name, or this one lacks strides or fields.
+      ValueError: no backbone has this name, or this one lacks strides, fields, or blocks for
+        `remat`.
     """
     model = config.model
     variant = find(model.backbone)
@@ -79,6 +80,12 @@ def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> 
     if model.norm_epsilon:
         options['epsilon'] = model.norm_epsilon
     fields = field_names(variant)
+    if model.remat and 'remat' not in fields:
+        raise ValueError(
+            f'config.model.remat = True, but config.model.backbone = {model.backbone!r} has no '
+            'blocks of a transformer, which alone run again; to save memory, lower '
+            'config.batch_size or set config.accumulate'
+        )
     options = {key: value for key, value in options.items() if key in fields}
     return variant(dtype=jnp.dtype(model.dtype), **options, **needed)
 
