@@ -27,9 +27,6 @@ def get_config(variant='rankseg'):
     config.model.num_queries = 20
     # The multi-label head learns sooner from the pixel decoder's map than from queries.
     config.rankseg.layer = 0
-    # Its scores in docs/results.md are older than these defaults.
-    config.rankseg.update(train_selected=0, temperature='temperature')
-    config.loss.cell_weight = 0.0
     config.loss.num_points = 256
     config.loss.multilabel_weight = 10.0
     config.optimizer.learning_rate = 1.5e-3
