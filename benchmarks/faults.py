@@ -88,6 +88,11 @@ class Run:
         found = folder.iterdir() if folder.is_dir() else ()
         return sorted(int(path.name) for path in found if path.name.isdigit())
 
+    def has_reported(self, since: float) -> bool:
+        """Whether a step was reported after a time, so that all processes have joined."""
+        rows = self.workdir / 'metrics.jsonl'
+        return rows.is_file() and rows.stat().st_mtime > since
+
     def moment(self, at_least: int = 1) -> list[subprocess.Popen]:
         """The processes of a run at a random moment, when there are `at_least` checkpoints.
 
@@ -95,12 +100,12 @@ class Run:
         found each other: before, each waits five minutes for those that may be slow to start.
         """
         while True:
-            processes = self.start()
-            end = time.time() + random.uniform(0, reference(self.count)[1])
+            begin, processes = time.time(), self.start()
+            end = begin + random.uniform(0, reference(self.count)[1])
             while all(process.poll() is None for process in processes):
                 steps = self.steps()
                 ready = len(steps) >= at_least and not (at_least and STEPS in steps)
-                ready &= self.count == 1 or (self.workdir / 'metrics.jsonl').is_file()
+                ready &= self.count == 1 or self.has_reported(since=begin)
                 if time.time() > end and ready:
                     return processes
                 time.sleep(0.02)

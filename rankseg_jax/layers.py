@@ -184,12 +184,14 @@ def shifted_products_backward(strides, dilation, saved, gradient):
             x, (image, row * strides[0], 0, 0), (1, 1 + (taps - 1) * dilation[0], *x.shape[2:])
         )[0, :: dilation[0]]  # [k, W, C]
         row = lax.dynamic_slice(gradient, (image, row, 0, 0), (1, 1, *gradient.shape[2:]))[0]
+        row = row.astype(finer)
         return [each + seen[:, at] * row for each, at in zip(sums, columns, strict=True)], None
 
-    sums = [jnp.zeros((taps, *gradient.shape[2:]), x.dtype) for _ in columns]  # [k, W', C]
+    finer = jnp.promote_types(x.dtype, 'float32')
+    sums = [jnp.zeros((taps, *gradient.shape[2:]), finer) for _ in columns]  # [k, W', C]
     sums, _ = lax.scan(add_row, sums, jnp.arange(len(x) * height))
     by_kernel = jnp.stack([each.sum(1) for each in sums], axis=1)[:, :, None]  # [k, l, 1, C]
-    return by_x, by_kernel
+    return by_x, by_kernel.astype(kernel.dtype)
 
 
 shifted_products.defvjp(shifted_products_forward, shifted_products_backward)

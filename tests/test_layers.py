@@ -258,3 +258,11 @@ def test_depthwise_convolution_and_its_gradients_are_xlas(shape, taps, stride, d
         (ours, *our_gradients(gradient)), (theirs, *their_gradients(gradient)), strict=True
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernels_gradient_in_half_precision_is_summed_in_full():
+    """Each of 2 × 96 × 96 terms is 1, and a sum in bfloat16 ends at 256."""
+    x, kernel = jnp.ones((2, 96, 96, 1), jnp.bfloat16), jnp.ones((3, 3, 1, 1), jnp.bfloat16)
+    options = {'window_strides': (1, 1), 'padding': 'SAME', 'rhs_dilation': (1, 1)}
+    out, back = jax.vjp(lambda kernel: depthwise(x, kernel, **options), kernel)
+    assert back(jnp.ones_like(out))[0][1, 1, 0, 0] == 2 * 96 * 96
