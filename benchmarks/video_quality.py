@@ -82,8 +82,10 @@ def run(task: str, variant: str, seed: int, start: Path) -> dict:
 
 
 def table(rows, task: str) -> str:
-    rows = [row for row in rows if row['task'] == task]
-    scores = {name: [row['scores'] for row in rows if row['variant'] == name] for name in VARIANTS}
+    scores = {}
+    for row in rows:
+        if row['task'] == task:
+            scores.setdefault(row['variant'], []).append(row['scores'])
     return score_table(scores, COLUMNS[task])
 
 

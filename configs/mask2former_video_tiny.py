@@ -3,9 +3,8 @@
     python main.py --config=configs/mask2former_video_tiny.py --workdir=runs/video_tiny
 
 The argument is a variant: `rankseg`, `baseline`, `oracle`, and the same with `semantic_` before it.
-From scratch AP is 4.3 after 2,000 steps. Started from an image run, with --config.model.pretrained,
-600 steps of five minutes reach AP 7.6, the baseline 13.9, the oracle 20.6; mIoU 25.9, 34.4 and 66.9
-(benchmarks/video_quality.py).
+Started from an image run, with --config.model.pretrained, 600 steps of five minutes reach AP 11.2,
+the baseline 13.9; mIoU 33.6 and 34.4 (benchmarks/video_quality.py).
 """
 
 from configs import check_argument, mask2former_tiny
