@@ -90,7 +90,7 @@ def test_options_reach_the_families_that_have_them():
     remat = config.model.remat_policy
     backbone = models.build(config, 60).backbone
     assert backbone == backbones.build('swin_t7', drop_path=0.3, remat=remat)
-    config.model.backbone = 'resnet50'
+    config.model.remat, config.model.backbone = False, 'resnet50'
     assert models.build(config, 60).backbone == backbones.build('resnet50', frozen_norm=True)
     config.model.framework = 'deeplabv3'
     expected = backbones.build('resnet50', frozen_norm=True, output_stride=8)
