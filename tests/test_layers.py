@@ -5,15 +5,8 @@ import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rankseg_jax.layers import (
-    Block,
-    ConvNorm,
-    SelfAttention,
-    adaptive_average_pool,
-    attend,
-    depthwise,
-    resize,
-)
+from rankseg_jax.depthwise import depthwise
+from rankseg_jax.layers import Block, ConvNorm, SelfAttention, adaptive_average_pool, attend, resize
 from rankseg_jax.pretrained import torch_layers
 from tests.helpers import (
     apply,
