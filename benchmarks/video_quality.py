@@ -2,12 +2,12 @@
 
     python benchmarks/video_quality.py --workdir=runs/video_quality
 
-First trains configs/mask2former_tiny.py without RankSeg on objects of emoji_scenes, K = 40. From
-that image run starts configs/mask2former_video_tiny.py on emoji_videos, once per task, variant and
-seed, for --steps steps, and is scored on validation. κ is 12. A finished run is a line of JSON in
---out and is not repeated. Processes with other --seeds or --cells may run at the same time once the
-image run is done, which --image_only stops after. `--table` prints the finished runs and trains
-nothing.
+First trains configs/mask2former_tiny.py on objects of emoji_scenes, K = 40, without and with
+RankSeg. From these image runs starts configs/mask2former_video_tiny.py on emoji_videos, once per
+task, variant and seed, for --steps steps, and is scored on validation. κ is 12. A finished run is a
+line of JSON in --out and is not repeated. Processes with other --seeds or --cells may run at the
+same time once the image runs are done, which --image_only stops after. `--table` prints the
+finished runs and trains nothing.
 """
 
 import sys
@@ -22,34 +22,42 @@ from benchmarks.helpers import Runs, score_table, train_and_score
 from configs import mask2former_tiny, mask2former_video_tiny
 from rankseg_jax import train
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the image run.', required=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the image runs.', required=True)
 _RUNS = flags.DEFINE_string(
     'out', 'benchmarks/results/video_quality.jsonl', 'Finished runs, one per line.'
 )
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds per variant.')
 _STEPS = flags.DEFINE_integer('steps', 600, 'Of a run on videos, 4 clips of 2 frames each.')
-_IMAGE_STEPS = flags.DEFINE_integer('image_steps', 4000, 'Of the image run, 8 images each.')
+_IMAGE_STEPS = flags.DEFINE_integer('image_steps', 4000, 'Of an image run, 8 images each.')
 _CELLS = flags.DEFINE_list(
     'cells', None, 'Only these task/variant pairs, such as video_instance/rankseg.'
 )
-_IMAGE_ONLY = flags.DEFINE_bool('image_only', False, 'Stop after the image run.')
+_IMAGE_ONLY = flags.DEFINE_bool('image_only', False, 'Stop after the image runs.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of the finished runs and stop.')
 
-VARIANTS = ('baseline', 'rankseg', 'oracle')
+# The image run that each starts from. A new head starts from random values.
+VARIANTS = {
+    'baseline': 'baseline',
+    'rankseg with a new head': 'baseline',
+    'rankseg': 'rankseg',
+    'oracle': 'rankseg',
+}
 COLUMNS = {
     'video_instance': ('AP', 'AP50', 'AP75', 'AR10', 'category_recall@12'),
     'video_semantic': ('mIoU', 'VC8', 'VC16', 'category_recall@12'),
 }
 
 
-def image_run() -> Path:
-    """The folder of the image run, trained if need be."""
-    config = mask2former_tiny.get_config('baseline')
+def image_run(variant: str) -> Path:
+    """The folder of an image run, trained if need be."""
+    config = mask2former_tiny.get_config(variant)
     config.task, config.data.num_classes = 'instance', 40
     config.augment.max_category_ratio = 1.0
     config.steps = config.eval_every = _IMAGE_STEPS.value
     config.num_pictures = 0
-    folder = Path(_WORKDIR.value) / f'image_{config.steps}'
+    if config.rankseg:
+        config.rankseg.num_selected = 12
+    folder = Path(_WORKDIR.value) / f'image_{variant}_{config.steps}'
     if not (folder / 'checkpoints' / str(config.steps)).is_dir():
         train.train(config, folder)
     return folder
@@ -64,9 +72,10 @@ def cells():
                     yield task, variant, seed
 
 
-def run(task: str, variant: str, seed: int, start: Path) -> dict:
+def run(task: str, variant: str, seed: int) -> dict:
+    start = image_run(VARIANTS[variant])
     prefix = 'semantic_' if task == 'video_semantic' else ''
-    config = mask2former_video_tiny.get_config(prefix + variant)
+    config = mask2former_video_tiny.get_config(prefix + variant.split()[0])
     config.model.pretrained, config.seed = str(start), seed
     config.steps = config.eval_every = _STEPS.value
     config.num_pictures = 0
@@ -93,11 +102,12 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     runs = Runs(_RUNS.value)
     if not _TABLE.value:
-        start = image_run()
+        for variant in sorted(set(VARIANTS.values())) if _IMAGE_ONLY.value else ():
+            image_run(variant)
         for cell in [] if _IMAGE_ONLY.value else cells():
             if cell not in {(row['task'], row['variant'], row['seed']) for row in runs.read()}:
                 print(f'== {" / ".join(map(str, cell))}', flush=True)
-                runs.add(run(*cell, start))
+                runs.add(run(*cell))
     for task in COLUMNS:
         print(f'\n{task}\n\n{table(runs.read(), task)}')
 
