@@ -26,9 +26,6 @@ def get_config(variant='rankseg'):
     config.model.anneal_end = (1000, 1800)
     config.model.num_queries = 20
     config.rankseg.layer = 0
-    # Its scores in docs/results.md are older than these defaults.
-    config.rankseg.update(train_selected=0, temperature='temperature')
-    config.loss.cell_weight = 0.0
     config.eval.threshold = 0.5
     config.loss.num_points = 256
     config.loss.multilabel_weight = 10.0

@@ -38,9 +38,11 @@ import sys
 import traceback
 from pathlib import Path
 
-# Before TensorFlow is imported. It announces oneDNN at length, and also prints what it raises.
+# Before TensorFlow is imported. It announces oneDNN at length, also prints what it raises, and
+# imports Keras, which takes longer than the rest, unless it shall be an old one.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -260,8 +262,9 @@ def train(config, workdir) -> None:
     if _OUTPUT.value:
         storage.make_folder(_OUTPUT.value)  # of the drawings, which come last
     scores = train.train(config, workdir)
-    if scores and processes.is_first():  # or SIGTERM ended the run
-        print(evaluate.table(scores, tasks.task_class(config.task).columns))
+    if scores is not None and processes.is_first():  # None: SIGTERM ended the run
+        if scores:
+            print(evaluate.table(scores, tasks.task_class(config.task).columns))
         predict(from_data.as_trained(config, workdir), workdir)
 
 

@@ -305,11 +305,12 @@ def save(setup: Setup, manager, state: TrainState, score: float | None) -> None:
     checkpoint.save(manager, done, state.model, state.optimizer, run)
 
 
-def train(config, workdir) -> dict[str, Any]:
+def train(config, workdir) -> dict[str, Any] | None:
     """--mode=train: trains `config.steps` steps, or those that are missing after a checkpoint.
 
     Returns:
-      The scores after the last step; {} if SIGTERM ended the run.
+      The scores after the last step, {} without annotations to score against; None if SIGTERM ended
+      the run.
 
     Raises:
       ValueError: config, data and checkpoints do not fit each other.
@@ -325,12 +326,19 @@ def train(config, workdir) -> dict[str, Any]:
     eval_step = evaluate.make_eval_step(setup.model, config, task, local_mesh)
 
     def evaluated(state: TrainState) -> dict[str, Any]:
+        if not source.annotated:
+            return {}
         _, variables = sharding.local(mesh, state.model)
         return evaluate.evaluate(eval_step, variables, source, config, task, local_mesh)
 
     if int(state.step) >= config.steps:
         sharding.print_once(f'config.steps = {config.steps} are done already')
         return evaluated(state)
+    if not source.annotated:
+        sharding.print_once(
+            f'The split {config.data.eval_split!r} has no annotations to score against: no checkpoint '
+            'is the best. config.data.eval_split chooses another.'
+        )
     count = sum(x.size for x in jax.tree.leaves(setup.shapes.model['params']))
     sharding.print_once(
         f'{len(setup.source)} {setup.source.unit}, {task.num_classes} categories, '
@@ -342,8 +350,8 @@ def train(config, workdir) -> dict[str, Any]:
 
 def run_steps(
     setup: Setup, state: TrainState, manager, workdir: Path, evaluated: Callable
-) -> dict[str, Any]:
-    """The loop of `train`; `evaluated` gives the scores of a state."""
+) -> dict[str, Any] | None:
+    """The loop of `train`; `evaluated` gives the scores of a state, if there are any."""
     config, start, scores = setup.config, int(state.step), {}
     train_step, warmup_step = jit_step(setup), jit_step(setup, all_classes=True)
     warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
@@ -368,9 +376,10 @@ def run_steps(
                 progress.report(done)
             if evaluating:
                 scores = evaluated(state)
-                progress.report_scores(done, scores)
+                if scores:
+                    progress.report_scores(done, scores)
             if saving:
-                score = evaluate.without_nan(scores[setup.task.best_by]) if evaluating else None
+                score = evaluate.without_nan(scores.get(setup.task.best_by)) if evaluating else None
                 save(setup, manager, state, score)
                 progress.saved = done
             if saving or first:  # evaluation, saving and compilation are not training
@@ -379,5 +388,5 @@ def run_steps(
                 sharding.print_once(
                     f'Asked to stop: saved after step {done}; run the same command to go on.'
                 )
-                return {}
+                return None
     return scores

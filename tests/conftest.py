@@ -14,6 +14,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = compilation_cache.name
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+os.environ['TF_USE_LEGACY_KERAS'] = '1'  # see rankseg_jax/cli.py
 # PyTorch's threads keep cores busy while they wait for more to do.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -57,7 +58,7 @@ class Scheduler(LoadScopeScheduling):
 def pytest_collection_finish():
     """Tracing makes many objects, of which few are garbage: collects it rarely, and no modules."""
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(1_000_000, 20, 20)
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -209,7 +209,7 @@ def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(
 
     with monkeypatch.context() as patch:
         patch.setattr(reporting.Progress, 'report', terminate)
-        assert train.train(config, broken) == {}
+        assert train.train(config, broken) is None
     out = capsys.readouterr().out
     assert 'Resuming' in out and 'saved after step' in out
     config.checkpoint_every = 1000
@@ -225,6 +225,23 @@ def test_a_killed_run_and_a_terminated_run_end_with_the_same_parameters(
         for run in (straight, broken)
     )
     assert found == sorted(set(found)) and set(expected) <= set(found)
+
+
+def test_without_annotations_to_score_against(data_dir, tmp_path, monkeypatch, capsys):
+    open_source = tasks.open_source
+
+    def opened(config, split):
+        source = open_source(config, split)
+        source.annotated = split == 'train'
+        return source
+
+    monkeypatch.setattr(tasks, 'open_source', opened)
+    config = tiny.config(data_dir)  # which evaluates after steps 3 and 6
+    for _ in range(2):  # trained, and done already
+        assert train.train(config, tmp_path) == {}
+    assert "The split 'validation' has no annotations to score" in capsys.readouterr().out
+    assert not any('eval/' in key for row in read_rows(tmp_path / 'metrics.jsonl') for key in row)
+    assert checkpoint.open_run(tmp_path).step == 6
 
 
 def test_rows_after_the_checkpoint_are_dropped(tmp_path):
