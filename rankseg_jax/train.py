@@ -336,8 +336,8 @@ def train(config, workdir) -> dict[str, Any] | None:
         return evaluated(state)
     if not source.annotated:
         sharding.print_once(
-            f'The split {config.data.eval_split!r} has no annotations to score against: no checkpoint '
-            'is the best. config.data.eval_split chooses another.'
+            f'The split {config.data.eval_split!r} has no annotations to score against, so that no '
+            'checkpoint is the best: config.data.eval_split chooses another.'
         )
     count = sum(x.size for x in jax.tree.leaves(setup.shapes.model['params']))
     sharding.print_once(

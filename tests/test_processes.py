@@ -195,9 +195,7 @@ def test_a_killed_and_a_terminated_process_end_the_others_and_the_run_goes_on(
 
 
 def test_four_processes_of_slurm(one, data_dir, tmp_path):
-    file = config_file(
-        tmp_path, data_dir, mesh__data=4, num_pictures=0, checkpoint_every=STEPS
-    )
+    file = config_file(tmp_path, data_dir, mesh__data=4, num_pictures=0, checkpoint_every=STEPS)
     slurm = {
         'SLURM_JOB_ID': str(random.randrange(4096)),  # the port follows from it
         'SLURM_STEP_NODELIST': 'localhost',
