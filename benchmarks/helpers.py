@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -109,10 +110,10 @@ class Runs:
             file.write(json.dumps(row) + '\n')
 
 
-def train_and_score(config) -> dict:
-    """Trains a run in a temporary folder; its seconds, and its scores that are numbers."""
+def train_and_score(config, folder: Path | None = None) -> dict:
+    """Trains a run, by default in a temporary folder; its seconds and its scores."""
     start = time.time()
-    with tempfile.TemporaryDirectory() as workdir:
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as workdir:
         scores = train.train(config, workdir)
     if not scores:
         sys.exit('Stopped; the same command starts this run again.')

@@ -2,12 +2,11 @@
 
     python benchmarks/video_quality.py --workdir=runs/video_quality
 
-First trains configs/mask2former_tiny.py on objects of emoji_scenes, K = 40, without and with
-RankSeg. From these image runs starts configs/mask2former_video_tiny.py on emoji_videos, once per
-task, variant and seed, for --steps steps, and is scored on validation. κ is 12. A finished run is a
-line of JSON in --out and is not repeated. Processes with other --seeds or --cells may run at the
-same time once the image runs are done, which --image_only stops after. `--table` prints the
-finished runs and trains nothing.
+First trains configs/mask2former_tiny.py on objects of emoji_scenes, K = 40, with and without
+RankSeg, once per seed. From these image runs starts configs/mask2former_video_tiny.py on
+emoji_videos, once per task, variant and seed, for --steps steps, and is scored on validation. κ is
+12. A finished run is a line of JSON in --out and is not repeated. Processes with other --seeds may
+run at the same time. `--table` prints the finished runs and trains nothing.
 """
 
 import sys
@@ -20,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.helpers import Runs, score_table, train_and_score
 from configs import mask2former_tiny, mask2former_video_tiny
-from rankseg_jax import train
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the image runs.', required=True)
 _RUNS = flags.DEFINE_string(
@@ -32,10 +30,9 @@ _IMAGE_STEPS = flags.DEFINE_integer('image_steps', 4000, 'Of an image run, 8 ima
 _CELLS = flags.DEFINE_list(
     'cells', None, 'Only these task/variant pairs, such as video_instance/rankseg.'
 )
-_IMAGE_ONLY = flags.DEFINE_bool('image_only', False, 'Stop after the image runs.')
 _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of the finished runs and stop.')
 
-# The image run that each starts from. A new head starts from random values.
+# What each is trained on images as, before it sees videos.
 VARIANTS = {
     'baseline': 'baseline',
     'rankseg with a new head': 'baseline',
@@ -43,48 +40,56 @@ VARIANTS = {
     'oracle': 'rankseg',
 }
 COLUMNS = {
+    'instance': ('AP', 'AP50', 'AP75', 'AR10', 'category_recall@12'),
     'video_instance': ('AP', 'AP50', 'AP75', 'AR10', 'category_recall@12'),
     'video_semantic': ('mIoU', 'VC8', 'VC16', 'category_recall@12'),
 }
 
 
-def image_run(variant: str) -> Path:
-    """The folder of an image run, trained if need be."""
+def image_config(variant: str):
     config = mask2former_tiny.get_config(variant)
     config.task, config.data.num_classes = 'instance', 40
     config.augment.max_category_ratio = 1.0
     config.steps = config.eval_every = _IMAGE_STEPS.value
-    config.num_pictures = 0
     if config.rankseg:
         config.rankseg.num_selected = 12
-    folder = Path(_WORKDIR.value) / f'image_{variant}_{config.steps}'
-    if not (folder / 'checkpoints' / str(config.steps)).is_dir():
-        train.train(config, folder)
-    return folder
+    return config
+
+
+def video_config(task: str, variant: str):
+    prefix = 'semantic_' if task == 'video_semantic' else ''
+    config = mask2former_video_tiny.get_config(prefix + variant.split()[0])
+    config.steps = config.eval_every = _STEPS.value
+    return config
+
+
+def image_run(variant: str, seed: int) -> tuple[Path, dict]:
+    """The folder of an image run, trained if need be, and what `train_and_score` tells of it."""
+    config, folder = image_config(variant), Path(_WORKDIR.value) / f'image_{variant}_{seed}'
+    config.seed, config.num_pictures = seed, 0
+    return folder, train_and_score(config, folder)
 
 
 def cells():
     """Yields (task, variant, seed), seed by seed, so that partial results are comparable."""
     for seed in map(int, _SEEDS.value):
         for task in COLUMNS:
-            for variant in VARIANTS:
+            for variant in ('baseline', 'rankseg') if task == 'instance' else VARIANTS:
                 if not _CELLS.value or f'{task}/{variant}' in _CELLS.value:
                     yield task, variant, seed
 
 
 def run(task: str, variant: str, seed: int) -> dict:
-    start = image_run(VARIANTS[variant])
-    prefix = 'semantic_' if task == 'video_semantic' else ''
-    config = mask2former_video_tiny.get_config(prefix + variant.split()[0])
-    config.model.pretrained, config.seed = str(start), seed
-    config.steps = config.eval_every = _STEPS.value
-    config.num_pictures = 0
-    found = train_and_score(config)
+    folder, found = image_run(VARIANTS[variant], seed)
+    if task != 'instance':
+        config = video_config(task, variant)
+        config.model.pretrained, config.seed, config.num_pictures = str(folder), seed, 0
+        found = train_and_score(config)
     return {
         'task': task,
         'variant': variant,
         'seed': seed,
-        'steps': config.steps,
+        'steps': _IMAGE_STEPS.value if task == 'instance' else _STEPS.value,
         'image_steps': _IMAGE_STEPS.value,
         'device': jax.devices()[0].device_kind,
     } | found
@@ -102,9 +107,7 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     runs = Runs(_RUNS.value)
     if not _TABLE.value:
-        for variant in sorted(set(VARIANTS.values())) if _IMAGE_ONLY.value else ():
-            image_run(variant)
-        for cell in [] if _IMAGE_ONLY.value else cells():
+        for cell in cells():
             if cell not in {(row['task'], row['variant'], row['seed']) for row in runs.read()}:
                 print(f'== {" / ".join(map(str, cell))}', flush=True)
                 runs.add(run(*cell))

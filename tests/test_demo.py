@@ -2,8 +2,10 @@
 
 import base64
 import io
+import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -262,6 +264,14 @@ def test_the_endpoint_gives_what_predict_writes(server, photo, predictor, tmp_pa
     broken.write_bytes(b'nothing')
     with pytest.raises(Exception, match='^broken.jpg: UnidentifiedImageError'):
         demo_client.predict(client.handle_file(str(broken)), api_name='/predict')
+
+
+def test_old_results_are_deleted(predictor, photo, tmp_path):
+    served = demo.Demo(predictor, tmp_path)
+    old, new = (served.predict(photo)[1] for _ in range(2))
+    os.utime(old.parent, 2 * (time.time() - demo.KEPT_FOR - 1,))
+    _, last = served.predict(photo)
+    assert not old.parent.exists() and new.is_file() and last.is_file()
 
 
 def drop(page, path):

@@ -4,10 +4,12 @@ The browser gets each frame as an image and a map of its regions; it draws them,
 the pointer and mixes them (`viewer.js`). Gradio takes the files and serves the endpoint `/predict`.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import json
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -30,7 +32,7 @@ from rankseg_jax.visualize.painting import picture_size
 MOST_BYTES = 200 * 2**20  # of a file that is dropped
 FRAMES = 100  # of a video that the page shows
 PHOTO_SIDE, FRAME_SIDE = 1024, 512  # pixels, longer side of what the page shows
-KEPT_FOR = 3600  # seconds until an uploaded file is deleted
+KEPT_FOR = 3600  # seconds until an uploaded file or a result may be deleted
 
 
 def run(config, workdir) -> None:
@@ -164,10 +166,16 @@ class Demo:
     def predict(self, path: Path) -> tuple[dict[str, Any], Path]:
         """What --mode=predict writes: the content of the JSON file, and a label map or a video.
 
+        Files of earlier calls are deleted after an hour.
+
         Raises:
           CorruptExample: the file cannot be read.
         """
-        output = Path(tempfile.mkdtemp(dir=self.folder)) / 'result'
+        for folder in self.folder.glob('result_*'):
+            with contextlib.suppress(FileNotFoundError):  # another call deletes it
+                if time.time() - folder.stat().st_mtime > KEPT_FOR:
+                    shutil.rmtree(folder)
+        output = Path(tempfile.mkdtemp(prefix='result_', dir=self.folder)) / 'result'
         if video := video_files.is_video(path):
             prediction_files.predict_video(self.predictor, path, output)
         else:
