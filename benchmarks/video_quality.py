@@ -32,12 +32,17 @@ _CELLS = flags.DEFINE_list(
 )
 _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of the finished runs and stop.')
 
-# What each is trained on images as, before it sees videos.
+# What each variant is trained on images as, before it sees videos. Label maps have a category more,
+# the background, so that their multi-label head starts anew in any case.
 VARIANTS = {
-    'baseline': 'baseline',
-    'rankseg with a new head': 'baseline',
-    'rankseg': 'rankseg',
-    'oracle': 'rankseg',
+    'instance': {'baseline': 'baseline', 'rankseg': 'rankseg'},
+    'video_instance': {
+        'baseline': 'baseline',
+        'rankseg': 'rankseg',
+        'rankseg with a new head': 'baseline',
+        'oracle': 'rankseg',
+    },
+    'video_semantic': dict.fromkeys(('baseline', 'rankseg', 'oracle'), 'baseline'),
 }
 COLUMNS = {
     'instance': ('AP', 'AP50', 'AP75', 'AR10', 'category_recall@12'),
@@ -74,13 +79,13 @@ def cells():
     """Yields (task, variant, seed), seed by seed, so that partial results are comparable."""
     for seed in map(int, _SEEDS.value):
         for task in COLUMNS:
-            for variant in ('baseline', 'rankseg') if task == 'instance' else VARIANTS:
+            for variant in VARIANTS[task]:
                 if not _CELLS.value or f'{task}/{variant}' in _CELLS.value:
                     yield task, variant, seed
 
 
 def run(task: str, variant: str, seed: int) -> dict:
-    folder, found = image_run(VARIANTS[variant], seed)
+    folder, found = image_run(VARIANTS[task][variant], seed)
     if task != 'instance':
         config = video_config(task, variant)
         config.model.pretrained, config.seed, config.num_pictures = str(folder), seed, 0
