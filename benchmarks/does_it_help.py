@@ -166,7 +166,8 @@ def pretrain() -> None:
     config.augment.crop_size = config.eval.size = (SIDE, SIDE)
     config.steps, config.num_pictures = 3000, 0
     config.eval_every = config.checkpoint_every = config.steps
-    train.train(config, root / 'run')
+    if train.train(config, root / 'run') is None:
+        sys.exit('Stopped; the same command goes on.')
     saved = checkpoint.open_run(root / 'run')
     model = checkpoint.read_model(root / 'run')
     parts = {name: {'backbone': model[name]['backbone']} for name in ('params', 'batch_stats')}
@@ -243,7 +244,7 @@ def run_cell(data: str, row: str, seed: int, rate: float) -> dict:
     setting, config = DATA[data], make_config(data, row, seed, rate)
     start = time.time()
     with tempfile.TemporaryDirectory() as workdir:
-        if not train.train(config, workdir):
+        if train.train(config, workdir) is None:
             sys.exit('Stopped; the same command starts this cell again.')
         seconds = time.time() - start
         lines = map(json.loads, (Path(workdir) / 'metrics.jsonl').read_text().splitlines())

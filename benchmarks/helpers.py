@@ -115,7 +115,7 @@ def train_and_score(config, folder: Path | None = None) -> dict:
     start = time.time()
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as workdir:
         scores = train.train(config, workdir)
-    if not scores:
+    if scores is None:
         sys.exit('Stopped; the same command starts this run again.')
     return {'seconds': round(time.time() - start, 1), 'scores': numbers(scores)}
 

@@ -69,7 +69,10 @@ def step_rate(config, seconds):
 
 
 def ready_share(config, seconds):
-    """The share of the batches of a run that are there before the step before them has ended."""
+    """The share of a run's batches that are there before the step before them has ended.
+
+    None if there were fewer than 20.
+    """
     source = data.get_source(config.data, config.data.train_split)
     task = tasks.from_source(config, source)
     state, step = compiled_step(config, task)
@@ -82,7 +85,7 @@ def ready_share(config, seconds):
         ready.append(not metrics['loss'].is_ready())
         jax.block_until_ready(state)
     batches.close()
-    return float(np.mean(ready))
+    return float(np.mean(ready)) if len(ready) >= 20 else None
 
 
 def compiled_step(config, task):
@@ -161,8 +164,8 @@ def main(_):
             out.write_text(json.dumps(results, indent=2))
     print('| images/s | pipeline alone | train step alone | ratio | ready |\n|---|---|---|---|---|')
     for name, row in results.items():
-        cells = f'{row["pipeline"]:.0f} | {row["step"]:.1f} | {row["pipeline"] / row["step"]:.1f}'
-        ready = f'{100 * row["ready"]:.1f} %' if 'ready' in row else '–'
+        cells = f'{row["pipeline"]:.0f} | {row["step"]:.3g} | {row["pipeline"] / row["step"]:.3g}'
+        ready = '–' if row['ready'] is None else f'{100 * row["ready"]:.1f} %'
         print(f'| {name} | {cells} | {ready} |')
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/video_quality.py --workdir=runs/video_quality
 
-First trains configs/mask2former_tiny.py on objects of emoji_scenes, K = 40, with and without
+First trains configs/mask2former_tiny.py on objects of emoji_scenes, K = 39, with and without
 RankSeg, once per seed. From these image runs starts configs/mask2former_video_tiny.py on
 emoji_videos, once per task, variant and seed, for --steps steps, and is scored on validation. κ is
 12. A finished run is a line of JSON in --out and is not repeated. Processes with other --seeds may
@@ -51,28 +51,28 @@ COLUMNS = {
 }
 
 
-def image_config(variant: str):
+def image_config(variant: str, seed: int):
     config = mask2former_tiny.get_config(variant)
     config.task, config.data.num_classes = 'instance', 40
     config.augment.max_category_ratio = 1.0
     config.steps = config.eval_every = _IMAGE_STEPS.value
+    config.seed, config.num_pictures = seed, 0
     if config.rankseg:
         config.rankseg.num_selected = 12
     return config
 
 
-def video_config(task: str, variant: str):
+def video_config(task: str, variant: str, seed: int):
     prefix = 'semantic_' if task == 'video_semantic' else ''
     config = mask2former_video_tiny.get_config(prefix + variant.split()[0])
     config.steps = config.eval_every = _STEPS.value
+    config.seed, config.num_pictures = seed, 0
+    config.model.pretrained = str(image_folder(VARIANTS[task][variant], seed))
     return config
 
 
-def image_run(variant: str, seed: int) -> tuple[Path, dict]:
-    """The folder of an image run, trained if need be, and what `train_and_score` tells of it."""
-    config, folder = image_config(variant), Path(_WORKDIR.value) / f'image_{variant}_{seed}'
-    config.seed, config.num_pictures = seed, 0
-    return folder, train_and_score(config, folder)
+def image_folder(variant: str, seed: int) -> Path:
+    return Path(_WORKDIR.value) / f'image_{variant}_{seed}_{_IMAGE_STEPS.value}'
 
 
 def cells():
@@ -85,17 +85,19 @@ def cells():
 
 
 def run(task: str, variant: str, seed: int) -> dict:
-    folder, found = image_run(VARIANTS[task][variant], seed)
+    start = VARIANTS[task][variant]
+    folder, found = image_folder(start, seed), {}
+    if task == 'instance' or not (folder / 'checkpoints' / str(_IMAGE_STEPS.value)).is_dir():
+        found = train_and_score(image_config(start, seed), folder)
     if task != 'instance':
-        config = video_config(task, variant)
-        config.model.pretrained, config.seed, config.num_pictures = str(folder), seed, 0
-        found = train_and_score(config)
+        found = train_and_score(video_config(task, variant, seed))
     return {
         'task': task,
         'variant': variant,
         'seed': seed,
         'steps': _IMAGE_STEPS.value if task == 'instance' else _STEPS.value,
         'image_steps': _IMAGE_STEPS.value,
+        'image_seed': seed,
         'device': jax.devices()[0].device_kind,
     } | found
 

@@ -39,7 +39,7 @@ import traceback
 from pathlib import Path
 
 # Before TensorFlow is imported. It announces oneDNN at length, also prints what it raises, and
-# imports Keras, which takes longer than the rest, unless it shall be an old one.
+# imports Keras, which takes two seconds, unless told to use the legacy one.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')

@@ -336,8 +336,8 @@ def train(config, workdir) -> dict[str, Any] | None:
         return evaluated(state)
     if not source.annotated:
         sharding.print_once(
-            f'The split {config.data.eval_split!r} has no annotations to score against, so that no '
-            'checkpoint is the best: config.data.eval_split chooses another.'
+            f'The split {config.data.eval_split!r} has no annotations to score against: choose '
+            'another with --config.data.eval_split to know how good the model is'
         )
     count = sum(x.size for x in jax.tree.leaves(setup.shapes.model['params']))
     sharding.print_once(
@@ -379,7 +379,11 @@ def run_steps(
                 if scores:
                     progress.report_scores(done, scores)
             if saving:
-                score = evaluate.without_nan(scores.get(setup.task.best_by)) if evaluating else None
+                score = (
+                    evaluate.without_nan(scores[setup.task.best_by])
+                    if scores and evaluating
+                    else None
+                )
                 save(setup, manager, state, score)
                 progress.saved = done
             if saving or first:  # evaluation, saving and compilation are not training

@@ -103,6 +103,7 @@ def assert_same_source(straight, prepared):
     assert (
         straight.ids == prepared.ids
         and straight.class_names == prepared.class_names
+        and straight.annotated == prepared.annotated
         and len(straight)
     )
     for index in range(len(straight)):

@@ -142,7 +142,7 @@ class Given(nn.Module):
         return {name: jnp.zeros(shape) for name, shape in self.shapes}
 
 
-# A Swin stays one in UPerNet; query models take a pyramid instead, which compiles sooner.
+# Others are Swins: small ones, or a pyramid, which compiles sooner, for further query models.
 SMALL_BACKBONES = {
     'resnet50': 'tinier',
     'resnet101': 'tinier',
@@ -176,7 +176,10 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
         config.model.update(backbone='tinier_vit', decoder_layers=1)
     elif config.model.framework in ('maskformer', 'mask2former'):
         config.model.update(
-            backbone=SMALL_BACKBONES.get(config.model.backbone, 'tiny_pyramid'),
+            backbone=SMALL_BACKBONES.get(
+                config.model.backbone,
+                'swin_tinier' if argument.startswith('ade20k') else 'tiny_pyramid',
+            ),
             channels=32,
             decoder_heads=4,
             pixel_layers=1,

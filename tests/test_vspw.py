@@ -98,8 +98,10 @@ def test_frames_of_videos_in_order(folder):
 
 def test_the_test_split_counts_no_pixel(folder):
     source = open_split(folder, 'test')
-    assert len(source) == 2 and all(
-        (source.load(index)['label'] == IGNORE_LABEL).all() for index in range(2)
+    assert (
+        not source.annotated
+        and len(source) == 2
+        and all((source.load(index)['label'] == IGNORE_LABEL).all() for index in range(2))
     )
 
 

@@ -218,6 +218,7 @@ def test_splits_without_annotations_count_no_pixel(folder):
                 folder, lambda content, value=annotations: content.update(annotations=value), name
             )
             source = open_split(folder, split)
+            assert not source.annotated
             assert all(
                 (source.load(index)['label'] == IGNORE_LABEL).all() for index in range(len(source))
             )
@@ -232,6 +233,7 @@ def test_validation_may_have_annotations(folder):
         [(1, 1, 5, 0, [None, np.ones(SIZE, bool), None])],
     )
     source = open_split(folder, 'validation')
+    assert source.annotated
     assert (source.load(1)['label'] == 4).all() and (source.load(0)['label'] == IGNORE_LABEL).all()
 
 

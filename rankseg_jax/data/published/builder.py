@@ -76,6 +76,11 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """
 
     @classmethod
+    def has_annotations(cls, entries: list[tuple]) -> bool:
+        """Whether examples that `find` found have ground truth; by default they have."""
+        return True
+
+    @classmethod
     def splits(cls, root: Path) -> tuple[str, ...]:
         """The splits to prepare from a folder: all, unless a subclass allows some to be missing."""
         return tuple(cls.PUBLISHED)
@@ -253,7 +258,9 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             builder = cls(data_dir=path, file_format=None)  # None: that of the records
         if not builder.data_path.exists():
             entries = cls.find(cls.find_root(path), split)
-            return cls.SOURCE(cls, split, entries, [entry[0] for entry in entries])
+            source = cls.SOURCE(cls, split, entries, [entry[0] for entry in entries])
+            source.annotated = cls.has_annotations(entries)
+            return source
         if split not in builder.info.splits:
             raise ValueError(
                 f'{builder.data_path} was prepared without the split {split!r}; remove it to '
@@ -266,8 +273,9 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         }
         with preparation.reading(builder.data_path):
             records = builder.as_data_source(split, decoders=skip)
-            names = builder.info.metadata['file_names'][split]
-        return cls.SOURCE(cls, split, records, names)
+            source = cls.SOURCE(cls, split, records, builder.info.metadata['file_names'][split])
+            source.annotated = any(builder.info.metadata['pixels'][split])
+        return source
 
 
 class PanopticBuilder(Builder, skip_registration=True):

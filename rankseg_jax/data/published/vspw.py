@@ -71,6 +71,10 @@ class Vspw(VideoBuilder):
         return tuple(LISTS) if found else ('train', 'validation')
 
     @classmethod
+    def has_annotations(cls, entries):
+        return any(labeled for _, _, labeled in entries)
+
+    @classmethod
     def find(cls, root, split):
         path = root / LISTS[split]
         if not path.is_file():

@@ -85,6 +85,10 @@ class YoutubeVis2019(VideoBuilder):
         )
 
     @classmethod
+    def has_annotations(cls, entries):
+        return any(video.tracks for _, _, video, _ in entries)
+
+    @classmethod
     def find(cls, root, split):
         path, image_dir = root / f'{FOLDERS[split]}.json', root / FOLDERS[split] / 'JPEGImages'
         if not path.is_file():
