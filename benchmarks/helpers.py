@@ -111,7 +111,7 @@ class Runs:
 
 
 def train_and_score(config, folder: Path | None = None) -> dict:
-    """Trains a run, by default in a temporary folder; its seconds and its scores."""
+    """Trains a run, by default in a temporary folder: its seconds, its scores that are numbers."""
     start = time.time()
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as workdir:
         scores = train.train(config, workdir)
