@@ -32,8 +32,8 @@ _CELLS = flags.DEFINE_list(
 )
 _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of the finished runs and stop.')
 
-# What each variant is trained on images as, before it sees videos. Label maps have a category more,
-# the background, so that their multi-label head starts anew in any case.
+# The image run that each variant starts from. Label maps have a category more, the background, so
+# that their multi-label head starts anew in any case.
 VARIANTS = {
     'instance': {'baseline': 'baseline', 'rankseg': 'rankseg'},
     'video_instance': {

@@ -374,16 +374,11 @@ def run_steps(
                 progress.settle()
             if logging:
                 progress.report(done)
-            if evaluating:
-                scores = evaluated(state)
-                if scores:
-                    progress.report_scores(done, scores)
+            score = None
+            if evaluating and (scores := evaluated(state)):
+                progress.report_scores(done, scores)
+                score = evaluate.without_nan(scores[setup.task.best_by])
             if saving:
-                score = (
-                    evaluate.without_nan(scores[setup.task.best_by])
-                    if scores and evaluating
-                    else None
-                )
                 save(setup, manager, state, score)
                 progress.saved = done
             if saving or first:  # evaluation, saving and compilation are not training

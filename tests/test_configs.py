@@ -142,7 +142,8 @@ class Given(nn.Module):
         return {name: jnp.zeros(shape) for name, shape in self.shapes}
 
 
-# Others are Swins: small ones, or a pyramid, which compiles sooner, for further query models.
+# The others are Swins. They become small Swins in UPerNet and for ADE20K, elsewhere a pyramid,
+# which compiles sooner.
 SMALL_BACKBONES = {
     'resnet50': 'tinier',
     'resnet101': 'tinier',
