@@ -135,6 +135,17 @@ def test_recall_equals_counting_by_hand(seed):
     assert [curves[name][-1] for name in curves] == [1, 1, 1]
 
 
+def test_recall_by_frequency_equals_counting_by_hand():
+    rng = np.random.default_rng(1)
+    held = rng.random((30, 9)) < np.linspace(0.05, 0.9, 9)[rng.permutation(9)]
+    held[4] = False
+    found = statistics.recall_by_frequency(sparse.csr_array(held * rng.integers(1, 50, (30, 9))))
+    commonest = sorted(range(9), key=lambda c: (-held[:, c].sum(), c))
+    for k in range(1, 10):
+        shares = [row[commonest[:k]].sum() / row.sum() for row in held if row.any()]
+        assert found[k - 1] == pytest.approx(np.mean(shares))
+
+
 @pytest.mark.parametrize('selected', [None, 3, 6])
 def test_categories_equal_scikit_learn(selected):
     metrics = pytest.importorskip('sklearn.metrics')

@@ -127,8 +127,9 @@ def recall_and_costs(observed: Observations, config) -> dict:
     """What each κ keeps, the κ to choose, and what predicting costs at these and a few between.
 
     Returns:
-      recall: see `statistics.recall`; kappa: the run's κ as 'config', and the smallest that keeps
-      each of `SHARES`; device: its kind; costs: a dict for each κ.
+      recall: see `statistics.recall`; by_frequency: see `statistics.recall_by_frequency`; kappa:
+      the run's κ as 'config', and the smallest that keeps each of `SHARES`; device: its kind;
+      costs: a dict for each κ.
     """
     curves = statistics.recall(observed.presence_logits, observed.counts)
     kappa = {'config': config.rankseg.num_selected} | {
@@ -141,8 +142,13 @@ def recall_and_costs(observed: Observations, config) -> dict:
         | {name: values[k - 1] for name, values in curves.items()}
         for k in sorted({*kappa.values(), *between})
     ]
-    device = jax.devices()[0].device_kind
-    return {'recall': curves, 'kappa': kappa, 'device': device, 'costs': costs}
+    return {
+        'recall': curves,
+        'by_frequency': statistics.recall_by_frequency(observed.counts),
+        'kappa': kappa,
+        'device': jax.devices()[0].device_kind,
+        'costs': costs,
+    }
 
 
 def of_frames(observed: Observations) -> dict:
@@ -188,6 +194,7 @@ def kappa_blocks(report: dict) -> list[str]:
         'κ',
         'pixels kept',
         'categories kept',
+        'by frequency',
         *(('of a frame',) if frames else ()),
         f'time/{unit}',
         'memory',
@@ -198,6 +205,7 @@ def kappa_blocks(report: dict) -> list[str]:
             row['num_selected'],
             f'{row["pixel_recall"]:.3%}',
             f'{row["category_recall"]:.3%}',
+            f'{report["by_frequency"][row["num_selected"] - 1]:.3%}',
             *((of_frame(row['num_selected']),) if frames else ()),
             f'{row["milliseconds"]:.1f} ms',
             f'{row["temporary_bytes"] / 2**20:.1f} MiB',

@@ -85,6 +85,13 @@ def draw_recall(axis, report, transform):
         color=ORANGE,
         label=f'categories of {report["unit"]}s, mean',
     )
+    axis.plot(
+        number,
+        transform(np.array(report['by_frequency'])),
+        color=ORANGE,
+        linestyle=':',
+        label='categories, if all keep the commonest κ',
+    )
     axis.plot(number, transform(pixels), color=BLUE, label='labeled pixels')
     for (name, k), marker in zip(report['kappa'].items(), 'osD', strict=True):
         if name == 'config':
