@@ -115,6 +115,7 @@ def streets():
 
 DATA = {
     'emoji60': Data(lambda: emoji(60, steps=3000), kappa=16),
+    'emoji60_long': Data(lambda: emoji(60, steps=6000), kappa=16),
     'emoji150': Data(lambda: emoji(150, steps=3000), kappa=32),
     'panoptic60': Data(lambda: panoptic(steps=3000), kappa=16, metric='PQ'),
     'ccp59_a': Data(lambda: photos('a'), kappa=20, splits=('validation',)),
