@@ -32,17 +32,18 @@ _CELLS = flags.DEFINE_list(
 )
 _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of the finished runs and stop.')
 
-# The image run that each variant starts from. Label maps have a category more, the background, so
-# that their multi-label head starts anew in any case.
+# The image run that each variant starts from. Categories have the same names in all of them; label
+# maps have one more, the background.
+IMAGE_RUNS = {
+    'baseline': 'baseline',
+    'rankseg': 'rankseg',
+    'rankseg with a new head': 'baseline',
+    'oracle': 'rankseg',
+}
 VARIANTS = {
-    'instance': {'baseline': 'baseline', 'rankseg': 'rankseg'},
-    'video_instance': {
-        'baseline': 'baseline',
-        'rankseg': 'rankseg',
-        'rankseg with a new head': 'baseline',
-        'oracle': 'rankseg',
-    },
-    'video_semantic': dict.fromkeys(('baseline', 'rankseg', 'oracle'), 'baseline'),
+    'instance': ('baseline', 'rankseg'),
+    'video_instance': tuple(IMAGE_RUNS),
+    'video_semantic': tuple(IMAGE_RUNS),
 }
 COLUMNS = {
     'instance': ('AP', 'AP50', 'AP75', 'AR10', 'category_recall@12'),
@@ -67,7 +68,7 @@ def video_config(task: str, variant: str, seed: int):
     config = mask2former_video_tiny.get_config(prefix + variant.split()[0])
     config.steps = config.eval_every = _STEPS.value
     config.seed, config.num_pictures = seed, 0
-    config.model.pretrained = str(image_folder(VARIANTS[task][variant], seed))
+    config.model.pretrained = str(image_folder(IMAGE_RUNS[variant], seed))
     return config
 
 
@@ -85,7 +86,7 @@ def cells():
 
 
 def run(task: str, variant: str, seed: int) -> dict:
-    start = VARIANTS[task][variant]
+    start = IMAGE_RUNS[variant]
     folder, found = image_folder(start, seed), {}
     if task == 'instance' or not (folder / 'checkpoints' / str(_IMAGE_STEPS.value)).is_dir():
         found = train_and_score(image_config(start, seed), folder)

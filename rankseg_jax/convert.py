@@ -108,13 +108,17 @@ def configured_model(source, config):
     """
     data_source = tasks.open_source(config, config.data.train_split)
     task = tasks.from_source(config, data_source)
-    pretrained.check_order(source, task.class_names)
     model = models.build(config, task.num_classes)
     variables = jax.jit(
         lambda: models.init(model, task.num_classes, config.seed, config.augment.crop_size)
     )()
     variables |= {'ema': variables['params']} if config.ema else {}
-    loaded = pretrained.load(source, jax.device_get(variables), config.model.pretrained)
+    loaded = pretrained.load(
+        source,
+        jax.device_get(variables),
+        base=config.model.pretrained,
+        class_names=task.class_names,
+    )
     return task.class_names, task.things, loaded
 
 

@@ -218,8 +218,11 @@ def fresh_state(setup: Setup) -> TrainState:
                 f'{setup.config.task!r} start from {setup.task.start} and score far higher'
             )
         return state
-    pretrained.check_order(pretrained_from, setup.task.class_names)
-    loaded = pretrained.load(pretrained_from, sharding.host_copy(state.model, setup.mesh))
+    loaded = pretrained.load(
+        pretrained_from,
+        sharding.host_copy(state.model, setup.mesh),
+        class_names=setup.task.class_names,
+    )
     sharding.print_once(f'Starting from {pretrained_from}')
     # Copied, since the step donates the state.
     return state.replace(model=jax.device_put(loaded, setup.shardings.model, may_alias=False))

@@ -1,5 +1,8 @@
 import fnmatch
+import functools
+import json
 import logging
+import operator
 import re
 import shutil
 import sys
@@ -13,10 +16,10 @@ import optax
 import pytest
 from absl import logging as absl_logging
 
-from configs import common
 from rankseg_jax import checkpoint, models, optimizers, pretrained
-from rankseg_jax.pretrained import hf
+from rankseg_jax.pretrained import classes, hf
 from rankseg_jax.pretrained.torch_layers import part
+from rankseg_jax.selector import Choice
 from tests import tiny
 from tests.helpers import numpy_state, random_variables
 
@@ -425,18 +428,108 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         pretrained.load(tmp_path, {})
 
 
-def test_a_run_on_the_same_categories_in_another_order_is_refused(tmp_path):
-    run = {
-        'config': common.get_config().to_dict(),
-        'class_names': ['sky', 'tree', 'road'],
-        'things': [],
-        'score': None,
-    }
-    with checkpoint.open_checkpoints(tmp_path, 1) as manager:
-        checkpoint.save(manager, 0, {'params': {}, 'batch_stats': {}}, None, run)
-    pretrained.check_order(tmp_path, ['sky', 'tree', 'road'])
-    pretrained.check_order(tmp_path, ['sky', 'tree', 'sand'])  # to start on other categories
-    pretrained.check_order(tmp_path, ['sky', 'tree', 'road', 'road'])
-    message = re.escape("category 0 is 'sky' there and 'road' in the data")
-    with pytest.raises(ValueError, match=message):
-        pretrained.check_order(tmp_path, ['road', 'tree', 'sky'])
+def save_run(workdir, config, variables, class_names):
+    run = {'config': config.to_dict(), 'class_names': class_names, 'next_step': 3, 'score': None}
+    with checkpoint.open_checkpoints(workdir, 1) as manager:
+        checkpoint.save(manager, 3, variables, None, run)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        # C = K = 8: the kernel of the multi-label head is square.
+        {'model__framework': 'upernet', 'model__backbone': 'tiny_pyramid'},
+        {
+            'model__framework': 'upernet',
+            'model__backbone': 'tiny_pyramid',
+            'rankseg__head': 'encoder',
+        },
+        {
+            'model__framework': 'segmenter',
+            'model__backbone': 'tinier_vit',
+            'model__decoder_layers': 2,
+            'model__decoder_heads': 2,
+            'rankseg__head': 'first_block',
+            'rankseg__pool': 1,
+            'rankseg__temperature': 'layer_norm',
+        },
+        {
+            'model__framework': 'mask2former',
+            'model__backbone': 'tiny_pyramid',
+            'model__channels': 32,
+            'model__decoder_heads': 2,
+            'model__pixel_layers': 1,
+            'model__num_queries': 4,
+            'rankseg__layer': 1,
+        },
+    ],
+    ids=['upernet', 'encoder', 'first_block', 'mask2former'],
+)
+def test_a_run_on_categories_in_another_order_predicts_the_same(tmp_path, options):
+    config = tiny.config('', **options)
+    variables, names = fresh(config), list('abcdefgh')
+    save_run(tmp_path, config, variables, names)
+    order = [5, 0, 7, 1, 2, 6, 4, 3]
+    ours = fresh(config)
+    ours['params'] = jax.tree.map(lambda x: x + 1, ours['params'])
+    loaded = pretrained.load(tmp_path, ours, class_names=[names[i] for i in order])
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    model = models.build(config, 8)
+    forward = jax.jit(lambda variables: models.forward(model, variables, images, Choice()))
+    expected, found = forward(variables), forward(loaded)
+    np.testing.assert_allclose(
+        found.presence_logits, expected.presence_logits[:, order], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(np.take(order, found.selection.labels), expected.selection.labels)
+    logits = 'class_logits' if options['model__framework'] == 'mask2former' else 'logits'
+    np.testing.assert_allclose(
+        getattr(found, logits), getattr(expected, logits), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_categories_are_known_by_name(tmp_path):
+    """From 8 to 5, of which 3 are known: the others and no-object keep what is theirs."""
+    config = tiny.queries_config('')
+    variables = fresh(config)
+    save_run(tmp_path, config, variables, list('abcdefgh'))
+    ours = fresh(config, 5)
+    ours['params'] = jax.tree.map(lambda x: x + 1, ours['params'])
+    loaded = pretrained.load(tmp_path, ours, class_names=['new', 'c', 'h', 'a', 'other'])
+    learned, kept = ([2, 7, 0, 8], [1, 2, 3, 5]), [0, 4]  # there and here; 8 and 5: no-object
+    for path, there, here in (
+        (('classes', 'embedding'), *learned),
+        (('classes', 'bias'), *learned),
+        (('head', 'classify', 'bias'), learned[0][:-1], learned[1][:-1]),
+    ):
+        theirs, initial, found = (
+            functools.reduce(operator.getitem, path, tree['params']['decoder'])
+            for tree in (variables, ours, loaded)
+        )
+        np.testing.assert_array_equal(found[np.array(here)], theirs[np.array(there)])
+        np.testing.assert_array_equal(found[np.array(kept)], initial[np.array(kept)])
+
+
+@pytest.mark.parametrize(
+    'learned, wanted, expected',
+    [
+        ('sky tree road', 'sky tree road', None),
+        ('sky tree road', 'sky trees road', None),  # spelled differently
+        ('sky tree road', 'a b c', None),
+        ('', 'sky tree', None),
+        ('sky tree', '', None),
+        ('sky tree road', 'road tree sky', [(0, 2), (1, 1), (2, 0)]),
+        ('sky tree road', 'road lake sky', [(0, 2), (2, 0)]),
+        ('sky tree road', 'tree', [(0, 1)]),
+        ('sky tree road', 'a b', []),
+        ('road road sky', 'sky road', [(0, 2), (1, 0)]),
+    ],
+)
+def test_places_of_categories(learned, wanted, expected):
+    assert classes.places(learned.split(), wanted.split()) == expected
+
+
+def test_hugging_faces_names_are_in_order(tmp_path):
+    assert hf.class_names(tmp_path) == []
+    names = {str(i): f'name {i}' for i in range(11)}
+    (tmp_path / 'config.json').write_text(json.dumps({'id2label': dict(sorted(names.items()))}))
+    assert hf.class_names(tmp_path) == list(names.values())

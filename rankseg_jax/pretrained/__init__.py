@@ -32,6 +32,7 @@ from rankseg_jax.backbones.vit import resize_codes
 from rankseg_jax.layers import resize
 from rankseg_jax.pretrained import (
     beit,
+    classes,
     efficientnet_lite,
     eomt,
     hf,
@@ -49,11 +50,7 @@ from rankseg_jax.pretrained.torch_layers import part
 # Parts of a model that a file may lack: those that RankSeg adds, and the neck of a BEiT.
 OPTIONAL = (re.compile(r'/(decoder|classifier)/(head|rank)/'), re.compile(r'/backbone/neck'))
 POSITION_BIAS = re.compile(r'/backbone/position_bias\d+/table$')
-# Parameters with an axis of categories or ranks; if its length differs, they are not loaded.
-CLASS_LAYER = re.compile(
-    r'/(class_embedding|classify/(kernel|bias)|'
-    r'(auxiliary_)?classes/(embedding|bias|norm/\w+)|rank/temperature/.+)$'
-)
+RANK_LAYER = re.compile(r'/rank/temperature/.+$')
 QUERY_BIAS = 'params/decoder/classes/bias'  # of classes, not there if logits are cosines
 MASK_PROBABILITY = 'batch_stats/mask_probability'  # of an EoMT, not there in a VidEoMT
 
@@ -167,43 +164,38 @@ def read_variables(source, base: str = '') -> dict:
     return convert(read(path), base)
 
 
-def check_order(source, class_names: Sequence[str]) -> None:
-    """Refuses a run on the same categories in another order, whose class layers would not fit.
+def read_class_names(source) -> Sequence[str]:
+    """The categories of a run, or of a Hugging Face model; empty if `source` does not tell them.
 
     Raises:
-      ValueError: it names the first difference.
+      FileNotFoundError, ImportError, OSError, ValueError: as `locate` and `hub.read_run`.
     """
     path = locate(source)
     if (path / 'checkpoints').is_dir():
         manager = checkpoint.open_checkpoints(path)
-        _, run = checkpoint.newest_whole(manager, checkpoint.read_run)
-    else:
-        run = hub.read_run(path)
-    trained = run['class_names'] if run else ()
-    if sorted(trained) == sorted(class_names):
-        for i, (there, here) in enumerate(zip(trained, class_names, strict=True)):
-            if there != here:
-                raise ValueError(
-                    f'config.model.pretrained = {source} was trained on the same categories in '
-                    f'another order: category {i} is {there!r} there and {here!r} in the data. '
-                    'Give the data its order.'
-                )
+        return checkpoint.newest_whole(manager, checkpoint.read_run)[1]['class_names']
+    if run := hub.read_run(path):
+        return run['class_names']
+    return hf.class_names(path)
 
 
-def load(source, variables, base: str = '') -> dict:
+def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
     Position codes and biases are resampled to the model's grid, a ViT's kernels to its patches.
-    Initial values are kept in class layers for another number of categories (each is logged), in
-    the parts of the model that are missing from a backbone's file, and in RankSeg's parts and a
-    BEiT's neck if the file has none. Queries that are classified by cosines (`config.model.cosine`)
-    take weights for products, save their bias, and the reverse.
+    In class layers for other categories, each category takes what was learned under its name, see
+    `classes.places`. Initial values are kept where there is no such name, in layers for another
+    number of ranks or of categories without names (all this is logged), in the parts of the model
+    that are missing from a backbone's file, and in RankSeg's parts and a BEiT's neck if the file
+    has none. Queries that are classified by cosines (`config.model.cosine`) take weights for
+    products, save their bias, and the reverse.
 
     Args:
       source: of the weights.
       variables: of the model.
       base: the source of a backbone from which those of `source` may be differences, as those of
         EoMTs on DINOv3 are.
+      class_names: the model's; empty: unknown.
 
     Raises:
       ValueError: any other difference in names or shapes; both sides are listed.
@@ -218,6 +210,19 @@ def load(source, variables, base: str = '') -> dict:
     for optional in OPTIONAL:
         if not any(optional.search(key) for key in found):
             expected = {key: value for key, value in expected.items() if not optional.search(key)}
+    learned = read_class_names(source) if class_names else ()
+    pairs = classes.places(learned, class_names)
+    layers = [key for key in expected if key in found and classes.CLASS_LAYER.search(key)]
+    if pairs is not None and layers:
+        for key in layers:
+            found[key] = classes.carry(key, found[key], expected, pairs, len(learned))
+        logging.warning(
+            '%s: %d of the %d categories are known there by name; class layers of the others keep '
+            'their initial values',
+            source,
+            len(pairs),
+            len(class_names),
+        )
     if MASK_PROBABILITY not in expected:
         found.pop(MASK_PROBABILITY, None)
     if QUERY_BIAS not in expected:
@@ -236,7 +241,7 @@ def load(source, variables, base: str = '') -> dict:
                 found[key] = vit.resize_kernel(found[key], value.shape[0])
             elif POSITION_BIAS.search(key):
                 found[key] = np.asarray(resize(found[key], value.shape[:2]))
-            elif CLASS_LAYER.search(key) and other_axes == 1:
+            elif other_axes == 1 and (classes.CLASS_LAYER.search(key) or RANK_LAYER.search(key)):
                 logging.warning(
                     '%s: %s keeps its initial value; its shape is %s here and %s in the model',
                     source,

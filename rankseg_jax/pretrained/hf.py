@@ -141,6 +141,13 @@ def read_json(path: Path) -> Keys:
     return content
 
 
+def class_names(folder: Path) -> list[str]:
+    """The categories that a folder's config.json names, in order; empty if it names none."""
+    path = folder / 'config.json'
+    named = read_json(path).get('id2label') if path.is_file() else None
+    return [named[i] for i in sorted(named, key=int)] if named else []
+
+
 def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:
     """`config.json` and the arrays of `model.safetensors`.
 
