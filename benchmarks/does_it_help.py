@@ -318,13 +318,14 @@ def describe(data: str, row: str, seed: int, rate: float) -> dict:
 
 
 def kappas(config, num_classes: int) -> list[int]:
-    """Where a run is scored: at its κ, at half of it and, if it was trained so far, at K."""
+    """Where a run is scored: at its κ and, if it was trained for more, at half of it and at K."""
     options = config.rankseg
     if not options:
         return [num_classes]
-    if options.oracle or not options.select or options.temperature == 'layer_norm':
-        return [options.num_selected]
     most = min(num_classes, max(options.train_selected, options.num_selected))
+    fixed = most == options.num_selected or options.temperature == 'layer_norm'
+    if fixed or options.oracle or not options.select:
+        return [options.num_selected]
     half = options.num_selected // 2
     return sorted({half, options.num_selected, most} if most == num_classes else {half, most})
 

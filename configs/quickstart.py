@@ -2,7 +2,7 @@
 
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-72.3 mIoU after six minutes, data generation included. --config=configs/quickstart.py:baseline
+72.3 mIoU after seven minutes, data generation included. --config=configs/quickstart.py:baseline
 trains the same without RankSeg.
 """
 

@@ -99,7 +99,8 @@ _COMPARE = flags.DEFINE_list(
 _TASK = flags.DEFINE_string(
     'task',
     None,
-    'convert, without --config: semantic, panoptic or instance; default: told from the names.',
+    'convert, without --config: semantic, panoptic, instance or, of a VidEoMT, video_semantic or '
+    'video_instance; default: told from the names.',
 )
 _THINGS = flags.DEFINE_list(
     'things',
