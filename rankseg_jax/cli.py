@@ -304,8 +304,9 @@ def predict(config, workdir) -> None:
             predict_files(predictor, _INPUT.value, folder)
     elif config.num_pictures:
         with storage.written(output) as folder:
-            grid = predict_split(predictor, config, folder).name
-        print(f'Drawings:     {output / grid}')
+            grid = predict_split(predictor, config, folder)
+        if grid:
+            print(f'Drawings:     {output / grid.name}')
     sharding.print_once(f'Predictions:  {output}')
     sharding.print_once(f'Checkpoints:  {workdir}/checkpoints')
     sharding.print_once(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')

@@ -28,7 +28,11 @@ def make_eval_step(model, config, task, mesh) -> Callable:
     def then(prediction, batch):
         maps = prediction.maps
         if prediction.presence_logits is not None:
-            maps = maps | {'presence_logits': prediction.presence_logits}
+            # A head that is split over the mesh would leave the categories split.
+            logits = jax.lax.with_sharding_constraint(
+                prediction.presence_logits, sharding.split(mesh)
+            )
+            maps = maps | {'presence_logits': logits}
         return task.statistics(batch, prediction), maps
 
     segment = inference.compiled(model, config, task, mesh, then)

@@ -138,9 +138,11 @@ def run(config, workdir, output) -> Path:
     program = export_example.program(clips=task.takes_clips, objects=finds_objects)
     alone = checkpoint.alone()
     with storage.written(output) as folder:
+        about_file = folder / 'labels.json'
+        about_file.unlink(missing_ok=True)  # and written last: a folder that lacks it is none
         (folder / ARTIFACT).write_bytes(artifact.serialize())
         with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             checkpointer.save(folder.absolute() / 'params', jax.device_get(variables), force=True)
-        (folder / 'labels.json').write_text(json.dumps(about, indent=1))
         (folder / 'example.py').write_text(program)
+        about_file.write_text(json.dumps(about, indent=1))
     return output

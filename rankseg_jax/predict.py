@@ -223,7 +223,7 @@ class Video:
     def by_clip(self, frames: Iterable[np.ndarray]) -> Iterator[Result]:
         """Results of a model that sees clips."""
         options, predictor = self.predictor.task.config.eval, self.predictor
-        read = map(predictor.read, frames)
+        read = video_files.of_one_size(map(predictor.read, frames), 'the video')
         clips = videos.stream_windows(read, options.clip_length, options.clip_overlap)
         for window, clip in clips:
             found = self.predict_clip(clip, begins=window.frames[0] == 0)
@@ -313,13 +313,25 @@ def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predict
     )
 
 
+def read_artifact(path: Path) -> jax.export.Exported:
+    """An exported function; ValueError if the file holds none."""
+    try:
+        return jax.export.deserialize(bytearray(path.read_bytes()))
+    except OSError:
+        raise
+    except Exception as error:  # struct.error, AttributeError, TypeError, …
+        raise ValueError(
+            f'{path} is no exported model or is damaged: export it again (--mode=export)'
+        ) from error
+
+
 def from_artifact(folder: Path) -> Predictor:
     """The predictor of files that `export` wrote.
 
     Maps come at the exported size and are resized: each pixel takes its nearest one's value.
 
     Raises:
-      ValueError: an earlier version wrote the files.
+      ValueError: an earlier version wrote the files, or one is damaged.
     """
     about = json.loads((folder / 'labels.json').read_text())
     if 'task' not in about:
@@ -330,7 +342,7 @@ def from_artifact(folder: Path) -> Predictor:
     evaluation = {name: about[name] for name in options if name in about}
     config = ConfigDict({'task': about['task'], 'eval': evaluation})
     task = tasks.build(config, about['labels'], about['things'])
-    call = jax.jit(jax.export.deserialize(bytearray((folder / export.ARTIFACT).read_bytes())).call)
+    call = jax.jit(read_artifact(folder / export.ARTIFACT).call)
     variables = ocp.StandardCheckpointer().restore(folder.absolute() / 'params')
 
     def fit(image):

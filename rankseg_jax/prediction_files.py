@@ -291,12 +291,13 @@ def remove_video(output: Path) -> None:
         frame.unlink()
 
 
-def predict_split(predictor: Predictor, config, output) -> Path:
+def predict_split(predictor: Predictor, config, output) -> Path | None:
     """Predicts the first `config.num_pictures` examples of the evaluation split, with the truth.
 
     Returns:
       `grid.png` in `output`, which shows them all, videos by their frame in the middle. Each one's
-      panel is beside it, and what `Result.save` or `write_video` writes.
+      panel is beside it, and what `Result.save` or `write_video` writes. None: the oracle on clips,
+      which needs the truth of whole clips, draws none.
 
     Raises:
       CorruptExample: not one of the examples could be read.
@@ -306,10 +307,13 @@ def predict_split(predictor: Predictor, config, output) -> Path:
     categories.check(predictor.task, source, where='the model', data_config=config.data)
     output = storage.make_folder(output)
     panels = []
-    count = len(source.videos if predictor.task.takes_clips else source)
+    takes_clips, options = predictor.task.takes_clips, predictor.task.config.rankseg
+    if takes_clips and options and options.oracle:
+        return None
+    count = len(source.videos if takes_clips else source)
     for place in range(min(config.num_pictures, count)):
         try:
-            if predictor.task.takes_clips:
+            if takes_clips:
                 name, index, result = predict_video_of(predictor, source, place, output)
                 example = source.load(index)
             else:

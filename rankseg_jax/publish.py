@@ -67,9 +67,10 @@ def run(config, workdir, output) -> Path:
         different=different,
     )
     with storage.written(output) as folder:
-        hub.write(folder, record, variables, arrays)
+        (folder / processor.FILE).unlink(missing_ok=True)  # of another run
         if theirs:
             hub.write_json(folder / processor.FILE, inputs)
+        hub.write(folder, record, variables, arrays)
         (folder / 'README.md').write_text(card, 'utf-8')
         if picture.is_file():
             (folder / picture.name).write_bytes(picture.read_bytes())

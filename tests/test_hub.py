@@ -273,6 +273,10 @@ def test_a_folder_starts_a_run(published, tmp_path):
     found = pretrained.read_variables(published)
     saved = checkpoint.read_model(tmp_path / 'run')
     check_equal(found['params'], saved['params'])
+    for content in ('{}', '{"weight_map": []}', '[]', '{x'):
+        index.write_text(content)
+        with pytest.raises(ValueError, match='model.safetensors.index.json'):
+            pretrained.read_variables(published)
     names = [f'class {i}' for i in range(300)]
     assert pretrained.read_class_names(published) == names
 

@@ -1,6 +1,7 @@
 """Images of every kind are read as Pillow shows them, whether from a path or opened."""
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -41,6 +42,33 @@ def test_opened_images_are_upright_like_their_files(tmp_path, suffix, orientatio
     with Image.open(path) as image:
         np.testing.assert_array_equal(images.read_image(image), expected)
     assert images.read_size(path) == expected.shape[:2]
+
+
+def test_uncompressed_gray_is_upright(tmp_path):
+    """Pillow would turn it wrongly by its path, since it maps such files into memory."""
+    for gray in (GRAY.astype(np.uint8), GRAY.astype(np.uint16)):
+        Image.fromarray(gray).save(tmp_path / 'a.tif', exif=turned(6))
+        np.testing.assert_array_equal(images.read_values(tmp_path / 'a.tif'), np.rot90(gray, 3))
+        assert images.read_image(tmp_path / 'a.tif').shape[:2] == np.rot90(gray, 3).shape
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4])
+def test_labels_of_few_bits_are_read_as_stored(tmp_path, bits):
+    """A gray PNG, row by row, as its specification says; Pillow itself writes none of 2 or 4."""
+    values = np.random.default_rng(0).integers(0, 2**bits, (5, 16))
+    rows = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
+    rows = np.packbits(rows.reshape(5, -1), axis=-1)
+    lines = b''.join(b'\0' + row.tobytes() for row in rows)
+
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', checksum)
+
+    header = struct.pack('>IIBBBBB', 16, 5, bits, 0, 0, 0, 0)
+    parts = (b'IHDR', header), (b'IDAT', zlib.compress(lines)), (b'IEND', b'')
+    path = tmp_path / 'a.png'
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*part) for part in parts))
+    np.testing.assert_array_equal(images.read_values(path), values)
 
 
 def test_labels_are_upright_too(tmp_path):

@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from rankseg_jax import evaluate, predict, tasks, train
 from rankseg_jax.data import InstanceSource, rle
+from rankseg_jax.tasks import instance
 from tests import tiny
 from tests.test_panoptic import QUERIES
 
@@ -107,6 +108,24 @@ def test_targets_are_the_largest_objects(data_dir):
         np.testing.assert_array_equal(mask, rle.decode(found['segmentation']))
     batch = {name: jnp.asarray(x)[None] for name, x in example.items()}
     np.testing.assert_array_equal(task.targets(batch).labels[0], example['object_labels'])
+
+
+def test_crops_by_shares_of_categories_are_refused_before_an_image_is_read(data_dir):
+    config = tiny.config(data_dir, **INSTANCE | dict(augment__max_category_ratio=0.75))
+    with pytest.raises(ValueError, match='max_category_ratio = 0.75: the objects .* may overlap'):
+        tasks.from_source(config, tasks.open_source(config, 'train'))
+
+
+def test_after_an_error_the_results_of_before_stay(tmp_path):
+    path = tmp_path / 'results.json'
+    path.write_text('before')
+    writer = instance.ResultsWriter(path, lambda path, entries: path.write_text('partial'))
+    with pytest.raises(OSError, match='full'), writer:
+        raise OSError('full')
+    assert path.read_text() == 'before'
+    with writer:
+        writer.entries.append((1, []))
+    assert path.read_text() == 'partial'
 
 
 def test_data_without_objects_are_refused(tmp_path):

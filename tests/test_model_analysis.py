@@ -363,6 +363,9 @@ def test_cost_grows_with_what_is_kept(folder):
     config = tiny.config(folder, data__name='folder', eval__size=(96, 96))
     few, all_of_them = (cost.prediction_cost(config, 512, k) for k in (2, 512))
     assert few['num_selected'] == 2 and few['milliseconds'] > 0 and all_of_them['milliseconds'] > 0
+    config.eval.size, config.augment.crop_size = (0, 0), (96, 96)  # images keep their own
+    memory = cost.prediction_cost(config, 512, 2)['temporary_bytes']
+    assert memory == few['temporary_bytes']
     upsampled = 4 * 64 * 96 * (512 - 2)  # bytes of [64, 96, κ]
     assert upsampled < all_of_them['temporary_bytes'] - few['temporary_bytes'] < 4 * upsampled
 

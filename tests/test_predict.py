@@ -422,6 +422,14 @@ def exported(trained, tmp_path_factory):
     return export.run(config, workdir, tmp_path_factory.mktemp('export') / 'files')
 
 
+@pytest.mark.parametrize('content', [b'', bytes(64), b'version https://git-lfs.github.com/spec/v1'])
+def test_a_damaged_export_is_named(exported, tmp_path, content):
+    (tmp_path / 'labels.json').write_bytes((exported / 'labels.json').read_bytes())
+    (tmp_path / 'model.jax_export').write_bytes(content)
+    with pytest.raises(ValueError, match='model.jax_export is no exported model or is damaged'):
+        predict.load(tmp_path)
+
+
 def test_exported_model_equals_the_model_for_any_batch(predictor, exported):
     call = jax.jit(jax.export.deserialize((exported / 'model.jax_export').read_bytes()).call)
     params = ocp.StandardCheckpointer().restore(exported / 'params')

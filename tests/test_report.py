@@ -254,6 +254,8 @@ def test_runs_side_by_side(tmp_path):
         (tmp_path / name / 'analysis_validation_5').mkdir(parents=True)
         path = tmp_path / name / 'analysis_validation_5' / 'report.json'
         path.write_text(json.dumps(contents[name]))
+    (tmp_path / 'y' / 'analysis_elsewhere').mkdir()  # of --output, with a name of the user's
+    (tmp_path / 'y' / 'analysis_elsewhere' / 'report.json').write_text('{}')
     (other,) = comparison.read_others([tmp_path / 'y'], 'validation', source.class_names)
     assert other == contents['y']
     observed, _ = observe(source, 4)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from rankseg_jax import checkpoint, evaluate, models, optimizers, sharding, tasks, train, train_step
 from tests import tiny
-from tests.helpers import random_state
+from tests.helpers import random_like, random_state
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]  # data × fsdp × model
 SEGMENTER = dict(
@@ -150,6 +150,31 @@ def test_a_sharded_state_scores_as_a_whole_one(saved, data_dir, tmp_path):
         for mesh in [(1, 1, 1), (2, 2, 2)]
     ]
     assert scores[0] == pytest.approx(scores[1], rel=1e-6)
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 2), (1, 2, 1)])
+def test_a_host_gets_the_scores_of_all_categories_of_a_split_head(mesh):
+    """A head with more categories than channels is split over its categories."""
+    config, num_classes = tiny.config(''), 32
+    model = models.build(config, num_classes)
+    task = tasks.build(config, [str(i) for i in range(num_classes)])
+    variables = random_like(jax.eval_shape(lambda: models.init(model, num_classes, 0, (32, 32))))
+    rng, size = np.random.default_rng(0), np.full((2, 2), 32, np.int32)
+    batch = {
+        'views': ({'image': rng.normal(size=(2, 32, 32, 3)).astype(np.float32), 'content': size},),
+        'size': size,
+        'label': rng.integers(0, num_classes, (2, 32, 32)).astype(np.int32),
+        'mask': np.ones(2, bool),
+    }
+
+    def scores(mesh):
+        mesh = sharding.make_mesh(*mesh)
+        shardings = sharding.state_shardings(mesh, variables, variables['params'])
+        step = evaluate.make_eval_step(model, config, task, mesh)
+        ((_, maps),) = step(jax.device_put(variables, shardings), batch)
+        return sharding.local_part(maps['presence_logits'])
+
+    np.testing.assert_allclose(scores(mesh), scores((1, 1, 1)), rtol=1e-5, atol=1e-6)
 
 
 PARAMS = {

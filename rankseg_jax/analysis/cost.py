@@ -11,7 +11,9 @@ from rankseg_jax.tasks.semantic import Semantic
 
 
 def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
-    """Time and memory of predicting an image, or a clip, of `eval.size` on one device.
+    """Time and memory of predicting an image, or a clip, on one device.
+
+    It has `eval.size`, or `augment.crop_size` if images keep their own sizes.
 
     Args:
       num_classes: K.
@@ -28,13 +30,13 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
     )
     # The time does not depend on the values.
     variables = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
-    size = jnp.array([config.eval.size])  # [1, 2]
+    canvas = tuple(config.eval.size if any(config.eval.size) else config.augment.crop_size)
+    size = jnp.array([canvas])  # [1, 2]
     clip = (config.eval.clip_length,) if tasks.task_class(config.task).takes_clips else ()
-    views = ({'image': jnp.zeros((1, *clip, *config.eval.size, 3)), 'content': size},)
+    views = ({'image': jnp.zeros((1, *clip, *canvas, 3)), 'content': size},)
     task = Semantic(config, [str(label) for label in range(num_classes)])
 
     def segment(variables, views, size):
-        canvas = tuple(config.eval.size)
         return inference.segment(model, variables, views, size, config, task, canvas=canvas).maps
 
     compiled = jax.jit(segment).lower(variables, views, size).compile()

@@ -83,6 +83,7 @@ def box(rows: slice, columns: slice) -> list[int]:
 class Writer:
     """Writes predictions image by image; leaving its `with` block writes the JSON file.
 
+    After an error that file is not written, and one of before stays.
     `write` may be called from several threads; the JSON file has the order of the file names.
 
     Args:
@@ -117,7 +118,9 @@ class Writer:
         image = {'id': image_id, 'file_name': file_name, 'height': height, 'width': width}
         self.written.append((annotation, image))
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error, *_) -> None:
+        if error is not None:
+            return
         written = sorted(self.written, key=lambda pair: pair[0]['file_name'])
         content = {
             'images': [image for _, image in written],

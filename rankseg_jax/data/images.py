@@ -137,8 +137,12 @@ def read_values(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
       ValueError: its pixels are colors, not values.
     """
     with opened(path, max_pixels) as image:
+        stored = [str(tile[3]) for tile in getattr(image, 'tile', ())]
         load(image)
         mode, values = image.mode, np.asarray(ImageOps.exif_transpose(image))
+    for bits in (2, 4):  # Pillow spreads them over 0..255, as gray
+        if any(f'L;{bits}' in form for form in stored):
+            values = values // (255 // (2**bits - 1))
     if values.ndim != 2 or values.dtype.kind not in 'bui':
         raise ValueError(
             f'{path}: a label file needs one value per pixel (8- or 16-bit gray, or palette), but '
@@ -175,12 +179,15 @@ def opened(image: str | Path | Image.Image, max_pixels: int) -> Generator[Image.
         if isinstance(image, Image.Image):
             yield image
             return
-        content = image
-        if storage.is_remote(image):
-            content = io.BytesIO(storage.path(image).read_bytes())
-        with _lifted_limit():
-            file = Image.open(content)
-        with file:
+        # By its path, Pillow would map an uncompressed file into memory, and turn it wrongly.
+        content = (
+            io.BytesIO(storage.path(image).read_bytes())
+            if storage.is_remote(image)
+            else open(image, 'rb')
+        )
+        with content:
+            with _lifted_limit():
+                file = Image.open(content)
             check_pixels(file.width, file.height, max_pixels)
             yield file
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …

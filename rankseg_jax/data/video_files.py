@@ -5,7 +5,7 @@ One frame is in memory at a time, however long the video is.
 
 import contextlib
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -99,19 +99,37 @@ def read_frames(path: str | Path, max_pixels: int = images.MAX_PIXELS) -> Iterat
         frames = _animation_frames(path, max_pixels)
     else:
         frames = _video_frames(path, max_pixels)
+    empty = True
+    for frame in of_one_size(frames, path, [file.name for file in files]):
+        empty = False
+        yield frame
+    if empty:
+        raise CorruptExample(f'{path}: there are no {kind} in it')
+
+
+def of_one_size(
+    frames: Iterable[np.ndarray], title: str | Path, names: Sequence[str] = ()
+) -> Iterator[np.ndarray]:
+    """Yields frames [H, W, 3] of one size.
+
+    Args:
+      title: of the video.
+      names: of the frames, which otherwise go by their numbers.
+
+    Raises:
+      CorruptExample: at the first frame of another size.
+    """
     size = None
     for place, frame in enumerate(frames):
         if size not in (None, frame.shape[:2]):
-            name = files[place].name if files else place
+            name = names[place] if names else place
             raise CorruptExample(
-                f'{path}: frame {name} has {frame.shape[0]} x {frame.shape[1]} pixels (rows x '
+                f'{title}: frame {name} has {frame.shape[0]} x {frame.shape[1]} pixels (rows x '
                 f'columns), those before it {size[0]} x {size[1]}; all frames of a video must '
                 'have the same size'
             )
         size = frame.shape[:2]
         yield frame
-    if size is None:
-        raise CorruptExample(f'{path}: there are no {kind} in it')
 
 
 class Writer:

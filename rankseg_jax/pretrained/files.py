@@ -56,7 +56,7 @@ def read_numpy(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return {key.removeprefix('opt/target/'): value for key, value in file.items()}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # Type: a single array
         raise damaged(path, 'NumPy archive of arrays', error) from error
 
 

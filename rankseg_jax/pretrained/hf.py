@@ -178,8 +178,11 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f'{folder} holds no {name}')
         return files.read(folder / name)
+    shards = read_json(index).get('weight_map')
+    if not isinstance(shards, dict):
+        raise ValueError(f'{index} names no files: it lacks weight_map, or that is no JSON object')
     state = {}
-    for shard in sorted(set(json.loads(index.read_text())['weight_map'].values())):
+    for shard in sorted(set(shards.values())):
         state |= files.read(folder / shard)
     return state
 

@@ -29,8 +29,10 @@ def read_others(workdirs: Sequence, split: str, class_names: Sequence[str]) -> l
 def read_other(workdir: Any, split: str, class_names: Sequence[str]) -> dict[str, Any]:
     """As `read_others`, of one run; where there are several analyses, the last checkpoint's."""
     command = f'python main.py --workdir={workdir} --mode=evaluate'
-    analyses = workdir.glob(f'analysis_*/{FIGURES}')
-    paths = sorted(analyses, key=lambda path: int('0' + path.parent.name.rpartition('_')[2]))
+    steps = {
+        path: path.parent.name.rpartition('_')[2] for path in workdir.glob(f'analysis_*/{FIGURES}')
+    }
+    paths = sorted((path for path in steps if steps[path].isdecimal()), key=lambda x: int(steps[x]))
     path = workdir / FIGURES
     if not path.is_file():
         if not paths:

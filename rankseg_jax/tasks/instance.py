@@ -117,6 +117,7 @@ class Instance(Semantic):
                 f'config.task = {config.task!r} needs data with objects, which {config.data.name} '
                 'does not have'
             )
+        check_crops(config)
         return cls(config, source.class_names)
 
     def check(self, output):
@@ -131,11 +132,6 @@ class Instance(Semantic):
                 f'config.eval.scales = {options.scales}, flip = {options.flip} and window = '
                 f'{options.window}: the masks of config.task = {task!r} come from one view, set '
                 'one scale, no flip and a window of (0, 0)'
-            )
-        if self.config.augment.max_category_ratio < 1:
-            raise ValueError(
-                f'config.augment.max_category_ratio = {self.config.augment.max_category_ratio}: '
-                f'the objects of config.task = {task!r} may overlap, set it to 1'
             )
 
     def example(self, source, index, rng):
@@ -340,8 +336,19 @@ def settled_masks(probabilities, held, size, canvas: tuple[int, int]):
     return masks & covered(size, canvas)[:, None], certainty
 
 
+def check_crops(config) -> None:
+    """Raises a ValueError if crops are drawn again for the shares of categories."""
+    if config.augment.max_category_ratio < 1:
+        raise ValueError(
+            f'config.augment.max_category_ratio = {config.augment.max_category_ratio}: the objects '
+            f'of config.task = {config.task!r} may overlap, set it to 1'
+        )
+
+
 class ResultsWriter:
     """Collects what is found; leaving its `with` block writes it all. Threads may share it.
+
+    After an error nothing is written, and a file of before stays.
 
     Attributes:
       entries: (image or video id, what is found there).
@@ -355,8 +362,9 @@ class ResultsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(self, *_) -> None:
-        self.save(self.path, sorted(self.entries, key=lambda entry: entry[0]))
+    def __exit__(self, error, *_) -> None:
+        if error is None:
+            self.save(self.path, sorted(self.entries, key=lambda entry: entry[0]))
 
 
 def write_coco(path: Path, source: Source, entries: list) -> None:

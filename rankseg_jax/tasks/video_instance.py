@@ -14,7 +14,13 @@ from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.ranking import from_ranks
 from rankseg_jax.tasks import Follower
 from rankseg_jax.tasks.clips import Clips, in_order
-from rankseg_jax.tasks.instance import Instance, ResultsWriter, class_probabilities, object_masks
+from rankseg_jax.tasks.instance import (
+    Instance,
+    ResultsWriter,
+    check_crops,
+    class_probabilities,
+    object_masks,
+)
 from rankseg_jax.tracking import Tracker
 
 
@@ -79,6 +85,7 @@ class VideoInstance(Clips, Instance):
                 f'config.task = {config.task!r} needs videos with tracks, which '
                 f'{config.data.name} does not have'
             )
+        check_crops(config)
         return cls(config, source.class_names)
 
     def check(self, output):
