@@ -178,6 +178,15 @@ def check_still_there(manager: ocp.CheckpointManager) -> None:
         )
 
 
+def score_of(manager: ocp.CheckpointManager, step: int) -> Any:
+    """The score of a checkpoint; None if it has none or is damaged, which is logged."""
+    try:
+        return score(read_run(manager, step))
+    except DamagedCheckpoint as error:
+        logging.error('%s', error)
+        return None
+
+
 def find(manager: ocp.CheckpointManager, which: str | int) -> int:
     """The step of checkpoint `which`: 'last', 'best' or a step.
 
@@ -191,7 +200,7 @@ def find(manager: ocp.CheckpointManager, which: str | int) -> int:
     if which == 'last' and steps:
         return newest_whole(manager, lambda *one: (read_run(*one), model_arrays(*one)))[0]
     if which == 'best':
-        scores = {step: score(read_run(manager, step)) for step in steps}
+        scores = {step: score_of(manager, step) for step in steps}
         if scored := [step for step in steps if scores[step] is not None]:
             return max(scored, key=lambda step: scores[step])
     if str(which).isdigit() and int(which) in steps:

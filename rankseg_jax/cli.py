@@ -32,6 +32,7 @@ Any key of configs/common.py can be set, e.g. --config.rankseg.num_selected=25. 
 all modes but train and prepare use the config that `workdir` was trained with.
 """
 
+import io
 import os
 import re
 import sys
@@ -349,6 +350,9 @@ def parse_flags(argv):
 def start() -> None:
     """Runs the program; --help shows this module's flags and docstring."""
     sys.modules['__main__'].__doc__ = __doc__
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)

@@ -81,7 +81,7 @@ def license_in(card: Path) -> str:
     try:
         found = yaml.safe_load(card.read_text('utf-8').split('---\n')[1])['license']
         return found if isinstance(found, str) else UNKNOWN
-    except (FileNotFoundError, IndexError, KeyError, TypeError, yaml.YAMLError):
+    except (FileNotFoundError, IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):
         return UNKNOWN
 
 

@@ -42,9 +42,10 @@ def make_schedule(options, steps: int, *, backbone: bool = False) -> optax.Sched
     elif options.schedule == 'step':
         bounded = all(warmup < milestone < steps for milestone in milestones)
         if not bounded or list(milestones) != sorted(set(milestones)):
+            both = 'warmup_steps and backbone_warmup_steps together' if idle else 'warmup_steps'
             raise ValueError(
                 f'config.optimizer.milestones = {milestones} must rise, from above '
-                f'config.optimizer.warmup_steps = {warmup} to below config.steps = {steps}'
+                f'config.optimizer.{both} = {warmup} to below config.steps = {steps}'
             )
         decay = optax.piecewise_constant_schedule(
             rate, {milestone - warmup: 0.1 for milestone in milestones}

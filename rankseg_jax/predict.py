@@ -206,6 +206,7 @@ class Video:
         self.stream = inference.Stream()
         self.follower = predictor.task.follower()
         by_clip = predictor.task.takes_clips
+        frames = video_files.of_one_size(map(predictor.read, frames), 'the video')
         self.results = self.by_clip(frames) if by_clip else self.by_frame(frames)
 
     def __iter__(self) -> Iterator[Result]:
@@ -223,8 +224,7 @@ class Video:
     def by_clip(self, frames: Iterable[np.ndarray]) -> Iterator[Result]:
         """Results of a model that sees clips."""
         options, predictor = self.predictor.task.config.eval, self.predictor
-        read = video_files.of_one_size(map(predictor.read, frames), 'the video')
-        clips = videos.stream_windows(read, options.clip_length, options.clip_overlap)
+        clips = videos.stream_windows(frames, options.clip_length, options.clip_overlap)
         for window, clip in clips:
             found = self.predict_clip(clip, begins=window.frames[0] == 0)
             new = clip[window.first_new - window.frames[0] :]

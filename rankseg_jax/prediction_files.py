@@ -5,6 +5,7 @@ prediction_files.predict_files(predictor, ['photo.jpg', 'clip.mp4', 'folder'], o
 prediction_files.predict_split(predictor, config, output)
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -167,14 +168,14 @@ def output_names(
     taken = {str(folder) for _, below in stills for folder in below.parents}
     chosen = []
     for (_, below), endings in zip([*videos, *stills], kinds, strict=True):
-        short = below.stem.encode()[: longest - 8].decode(errors='ignore')
+        short = os.fsencode(below.stem)[: longest - 8].decode(errors='ignore')
         names = itertools.chain(
             [below.stem, below.name], (f'{short}_{i}' for i in itertools.count(2))
         )
         name = next(
             str(below.with_name(name))
             for name in names
-            if len(name.encode()) <= longest
+            if len(os.fsencode(name)) <= longest
             and not {str(below.with_name(name + ending)) for ending in endings} & taken
         )
         taken |= {name + ending for ending in endings}
@@ -240,7 +241,8 @@ def predict_video(predictor: Predictor, path: Path, output: Path) -> None:
             progress.write(f'{path} -> {output}.mp4  {progress.n} frames')
     except CorruptExample as error:
         if not video.length:
-            output.rmdir()
+            with contextlib.suppress(OSError):  # there are files of another one in it
+                output.rmdir()
             raise
         raise CorruptExample(
             f'{error}; only the images of {video.length} frames are in {output}'

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from rankseg_jax import (
+    categories,
     checkpoint,
     data,
     evaluate,
@@ -65,8 +66,11 @@ def check_source(source: data.Source, config, split: str) -> Report:
     report = source.check(config.data.max_corrupt)
     if text := str(report):
         print(f'{split}: {text}')
-    if report.problems:
-        raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(report.problems))
+    problems = report.problems
+    if split == config.data.train_split and report.unlearnable:
+        problems = [*problems, report.unlearnable]
+    if problems:
+        raise ValueError(f'split {split!r} cannot be used: ' + '; '.join(problems))
     return report
 
 
@@ -167,14 +171,19 @@ def set_up(config) -> Setup:
         processes.wait()
     if not from_data.is_complete(config):
         config = from_data.complete(config, sharding.gather(report)[0])
-    task = tasks.from_source(config, source)
+    task, eval_task = tasks.from_source(config, source), tasks.from_source(config, eval_source)
+    if difference := categories.first_difference(task, eval_task):
+        raise ValueError(
+            f'split {config.data.eval_split!r} must have the categories of split '
+            f'{config.data.train_split!r}, which the run learns, in their order: {difference}'
+        )
     return Setup(
         config=config,
         mesh=mesh,
         source=task.samples(source),
         eval_source=eval_source,
         task=task,
-        eval_task=tasks.from_source(config, eval_source),
+        eval_task=eval_task,
         model=models.build(config, task.num_classes),
         optimizer=optimizer,
     )

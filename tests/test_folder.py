@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import common
-from rankseg_jax import tasks
+from rankseg_jax import tasks, train
 from rankseg_jax.data import (
     IGNORE_LABEL,
     CorruptExample,
@@ -313,15 +313,31 @@ def test_masks_of_0_and_255(dataset):
     (dataset / 'classes.txt').write_text('background\ntumor\n')
     for name in 'ab':
         save(dataset / f'labels/train/{name}.png', np.array([[0, 255] * 4] * 6, np.uint8))
-    (problem,) = get_source(data_config(dataset), 'train').check().problems
+    report = get_source(data_config(dataset), 'train').check()
+    problem = report.unlearnable
+    assert not report.problems and f'warning: {problem}' in str(report)
     assert "all labeled pixels are 'background' (value 0)" in problem
     assert '255 (config.data.ignore_label), which is ignored' in problem
     assert 'write one of 0..1 in its place' in problem
     config = data_config(dataset, reduce_zero_label=True)
-    (problem,) = get_source(config, 'train').check().problems
+    problem = get_source(config, 'train').check().unlearnable
     assert problem.startswith('no pixel is labeled') and 'reduce_zero_label' in problem
     save(dataset / 'labels/train/a.png', np.array([[0, 255] * 3 + [1, 1]] * 6, np.uint8))
-    assert not get_source(data_config(dataset), 'train').check().problems
+    assert not get_source(data_config(dataset), 'train').check().unlearnable
+
+
+def test_a_split_of_one_class_is_evaluated_but_not_trained_on(dataset):
+    (dataset / 'classes.txt').write_text('background\ntumor\n')
+    for name in 'ab':
+        save(dataset / f'labels/train/{name}.png', np.array([[0, 255] * 4] * 6, np.uint8))
+    config = common.get_config()
+    config.data = data_config(dataset)
+    config.data.train_split, config.data.eval_split = 'elsewhere', 'train'
+    source = get_source(config.data, 'train')
+    assert train.check_source(source, config, 'train').unlearnable
+    config.data.train_split = 'train'
+    with pytest.raises(ValueError, match="split 'train' cannot be used: all labeled pixels are"):
+        train.check_source(source, config, 'train')
 
 
 def test_turned_tiffs_fit_their_labels(dataset):

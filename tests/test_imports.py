@@ -63,8 +63,8 @@ ALLOWED = {
     'reporting': 'evaluate optimizers sharding storage',
     'train_step': 'inference losses models selector',
     'train': (
-        'checkpoint data evaluate from_data models optimizers pretrained processes reporting '
-        'sharding storage tasks train_step'
+        'categories checkpoint data evaluate from_data models optimizers pretrained processes '
+        'reporting sharding storage tasks train_step'
     ),
     'recipes': 'config_check tasks',
     'cli': (

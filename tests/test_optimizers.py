@@ -90,6 +90,13 @@ def test_schedules_at_their_corners():
     np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [2, 1, 0], atol=1e-6)
 
 
+def test_milestones_come_after_both_warm_ups():
+    found = options(schedule='step', warmup_steps=10, backbone_warmup_steps=20, milestones=(25,))
+    message = 'from above config.optimizer.warmup_steps and backbone_warmup_steps together = 30'
+    with pytest.raises(ValueError, match=message):
+        optimizers.make_schedule(found, 100, backbone=True)
+
+
 @pytest.mark.parametrize('milestones', [(6, 3), (3, 3), (2, 5), (3, 8)])
 def test_milestones_lie_in_the_run_and_rise(milestones):
     with pytest.raises(ValueError, match=re.escape(f'milestones = {milestones} must rise')):

@@ -29,7 +29,7 @@ from rankseg_jax import (
     train,
 )
 from rankseg_jax.data import CorruptExample, video_files
-from rankseg_jax.prediction_files import find_images, predict_files, predict_split
+from rankseg_jax.prediction_files import find_images, output_names, predict_files, predict_split
 from rankseg_jax.tasks.semantic import Result
 from tests import FAST_COMPILATION, tiny
 from tests.helpers import run_example
@@ -420,6 +420,17 @@ def test_oracle_needs_labels_and_uses_them(trained):
 def exported(trained, tmp_path_factory):
     config, workdir = trained
     return export.run(config, workdir, tmp_path_factory.mktemp('export') / 'files')
+
+
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    name = os.fsdecode(b'caf\xe9.png')
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    try:
+        (tmp_path / 'a.png').rename(tmp_path / name)
+    except OSError:
+        pytest.skip('this file system takes UTF-8 alone')
+    stills = find_images([tmp_path], tmp_path / 'output')
+    assert output_names([], stills, ('', '_overlay')) == [os.fsdecode(b'caf\xe9')]
 
 
 @pytest.mark.parametrize('content', [b'', bytes(64), b'version https://git-lfs.github.com/spec/v1'])

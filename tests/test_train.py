@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,17 @@ def finished(data_dir, tmp_path_factory):
     config = tiny.config(data_dir, steps=7, keep_checkpoints=1)
     workdir = tmp_path_factory.mktemp('run')
     return config, workdir, train.train(config, workdir)
+
+
+def test_the_best_checkpoint_is_found_beside_a_damaged_one(monkeypatch):
+    def read_run(manager, step):
+        if step == 5:
+            raise checkpoint.DamagedCheckpoint('damaged')
+        return {'score': {3: 0.2, 7: 0.1}[step]}
+
+    manager = mock.Mock(all_steps=lambda: [3, 5, 7])
+    monkeypatch.setattr(checkpoint, 'read_run', read_run)
+    assert checkpoint.find(manager, 'best') == 3
 
 
 class TestLoop:

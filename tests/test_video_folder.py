@@ -376,6 +376,12 @@ def masks_of_images(found):
         (change_track(id=8), 'each of its tracks must have a unique id'),
         (change_video(length=4), 'the video 5 has the length 4 but 3 frames'),
         (change_video(id=6), 'each of its videos must have a unique id'),
+        (change_video(height='4'), "the video 5 has '4' rows and .* whole numbers above 0"),
+        (change_video(width=-4), 'the video 5 has .* rows and -4 columns'),
+        (
+            lambda found: found['categories'][0].update(name=None),
+            'its category 40 has the name None, which is no text',
+        ),
         (change_video(file_names=[]), 'the video 5 has neither "file_names" nor the "name"'),
         (
             change_video(file_names=['/sea/0.jpg']),

@@ -21,6 +21,7 @@ from rankseg_jax.data import (
     video_files,
     videos,
 )
+from rankseg_jax.metrics.video import ConsistencyStream
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.prediction_files import predict_files, predict_split
 from rankseg_jax.tasks import queries
@@ -57,6 +58,8 @@ KINDS = {
     }
     | dict(task='video_semantic', rankseg__num_selected=3),
 }
+
+OWN_VIDEOS = dict(data__name='video_folder', data__num_classes=0)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -420,6 +423,39 @@ def test_a_video_whose_last_clip_cannot_be_read_keeps_its_tracks(folder):
     ((video, result),) = task.join(examples, items)
     assert video == 0
     assert len(result['tracks'][0]['masks']) == examples.windows[places[-2]].frames[-1] + 1
+
+
+def test_consistency_ends_at_a_clip_that_cannot_be_read(tmp_path):
+    tiny.write_videos(tmp_path, lengths=(20,))
+    config = tiny.config(tmp_path, **KINDS['video_semantic'] | OWN_VIDEOS)
+    source, task = opened(config)
+    examples = task.examples(source)
+    codes, labels = np.random.default_rng(0).integers(0, 2, (2, 20, 4, 4))
+    places = 0, len(examples.windows) - 1
+    assert len(examples.windows) == 3
+    items = [
+        (place, number, {'place': frame, 'codes': codes[frame], 'labels': labels[frame]})
+        for place in places
+        for number, frame in enumerate(examples.windows[place].frames)
+    ]
+    found = [result['consistency'] for _, result in task.join(examples, items)]
+    expected = []
+    for place in places:
+        stream, window = ConsistencyStream(), examples.windows[place]
+        new = [frame for frame in window.frames if frame >= window.first_new]
+        expected += [stream.add(codes[frame], labels[frame]) for frame in new]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_splits_with_other_categories_are_refused(tmp_path):
+    tiny.write_videos(tmp_path)
+    path = tmp_path / 'validation.json'
+    content = json.loads(path.read_text())
+    for category in content['categories']:
+        category['name'] = {'a': 'b', 'b': 'a'}.get(category['name'], category['name'])
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="'validation' must have the categories of split 'train'"):
+        train.set_up(tiny.config(tmp_path, **KINDS['video_instance'] | OWN_VIDEOS))
 
 
 @pytest.mark.parametrize('name', ['videomt_instance', 'videomt_semantic'])

@@ -47,7 +47,7 @@ def check(source: PairedFiles, max_corrupt: int | None = None) -> Report:
         unmatched = [str(path) for path in matched.unmatched]
         report.warnings.append(listed(f'{len(unmatched)} files without a partner', unmatched))
     if report.ignored and np.count_nonzero(report.pixels) < 2 and found:
-        report.problems.append(nothing_to_learn(source, report.pixels))
+        report.unlearnable = nothing_to_learn(source, report.pixels)
     if source.ignore_label in source.label_values:
         name = source.class_names[source.label_values.index(source.ignore_label)]
         report.warnings.append(

@@ -22,7 +22,8 @@ class Report:
     Attributes:
       class_names: K names.
       num_examples: pairs checked, N.
-      problems: reasons not to train.
+      problems: reasons not to use the split.
+      unlearnable: why nothing can be learned from the split, if that is so; it may be evaluated.
       warnings: faults that training can live with.
       pixels: int64 [K], labeled pixels of each class.
       images: int64 [K], label files that hold the class.
@@ -34,6 +35,7 @@ class Report:
     class_names: tuple[str, ...] = ()
     num_examples: int = 0
     problems: list[str] = dataclasses.field(default_factory=list)
+    unlearnable: str = ''
     warnings: list[str] = dataclasses.field(default_factory=list)
     pixels: np.ndarray = dataclasses.field(default_factory=_no_counts)
     images: np.ndarray = dataclasses.field(default_factory=_no_counts)
@@ -53,7 +55,8 @@ class Report:
                 f'{self.ignored:.1%} of the pixels are ignored'
             )
         lines += [f'PROBLEM: {problem}' for problem in self.problems]
-        lines += [f'warning: {warning}' for warning in self.warnings]
+        warnings = [*self.warnings, *([self.unlearnable] if self.unlearnable else [])]
+        lines += [f'warning: {warning}' for warning in warnings]
         never = [name for name, n in zip(self.class_names, self.images, strict=True) if not n]
         if never and len(self.categories):
             lines.append('warning: ' + listed(f'{len(never)} classes never seen', never))

@@ -205,9 +205,15 @@ def _open_tracks(path: Path, data_config, layout: str) -> TrackedVideos:
         raise FileNotFoundError(f'{_some(missing)} missing, which {path} lists. {layout}')
     with _parsing(path):
         for video in content['videos']:
-            if 'height' not in video or 'width' not in video:
+            if video.get('height') is None or video.get('width') is None:
                 first = image_dir / video['file_names'][0]
                 video['height'], video['width'] = images.read_size(first, data_config.max_pixels)
+            for side in (video['height'], video['width']):
+                if not isinstance(side, int) or side < 1:
+                    raise ValueError(
+                        f'the video {video["id"]} has {video["height"]!r} rows and '
+                        f'{video["width"]!r} columns; both must be whole numbers above 0'
+                    )
         for number, track in enumerate(content.get('annotations') or (), 1):
             _complete_track(track, number)
         found = tracks.parse(content, {key: label for label, key in enumerate(categories)})
@@ -246,6 +252,9 @@ def _categories(content: dict, classes: Path) -> dict[int, str]:
     number = len(content['categories'])
     if len(categories) < number or len(set(categories.values())) < number:
         raise ValueError('each of its categories must have an id and a name of its own')
+    for key, name in categories.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f'its category {key} has the name {name!r}, which is no text')
     return dict(sorted(categories.items()))
 
 

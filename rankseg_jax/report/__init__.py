@@ -200,7 +200,8 @@ def write(folder: Any, content: dict[str, Any], predictor, source) -> None:
         item['name'] = source.videos[place][0] if takes_clips else source.ids[place]
         item['score'] = scores.get(item['name'])
     page = rendered(content | {'items': items})
-    (folder / PAGE).write_text(page, encoding='utf-8')
+    # File names need not be UTF-8.
+    (folder / PAGE).write_text(page, encoding='utf-8', errors='backslashreplace')
 
 
 def rendered(data: dict[str, Any]) -> str:

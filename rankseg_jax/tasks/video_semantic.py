@@ -1,7 +1,5 @@
 """Video semantic segmentation: a label map a frame, categories chosen once a clip."""
 
-import collections
-
 import numpy as np
 
 from rankseg_jax.data import IGNORE_LABEL
@@ -38,9 +36,12 @@ class VideoSemantic(Clips, Semantic):
         return found | {'place': place, 'codes': examples.source.codes(place)}
 
     def join(self, examples, items):
-        streams = collections.defaultdict(ConsistencyStream)
+        streams, ends = {}, {}  # of a video; its frames so far end before `ends`
         for place, frames, last in in_order(examples, items):
             window = examples.windows[place]
+            if ends.get(window.video) != window.first_new:  # a clip before could not be read
+                streams[window.video] = ConsistencyStream()
+            ends[window.video] = window.frames[-1] + 1
             for frame, found in zip(window.frames, frames, strict=True):
                 if frame >= window.first_new:
                     metric = streams[window.video].add(found['codes'], found['labels'])
