@@ -318,7 +318,10 @@ def describe(data: str, row: str, seed: int, rate: float) -> dict:
 
 
 def kappas(config, num_classes: int) -> list[int]:
-    """Where a run is scored: at its κ and, if it was trained for more, at half of it and at K."""
+    """Where a run is scored: at its κ, or at half of it and at the most that it was trained for.
+
+    Where that is K, at κ as well.
+    """
     options = config.rankseg
     if not options:
         return [num_classes]

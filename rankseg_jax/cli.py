@@ -306,8 +306,7 @@ def predict(config, workdir) -> None:
     elif config.num_pictures:
         with storage.written(output) as folder:
             grid = predict_split(predictor, config, folder)
-        if grid:
-            print(f'Drawings:     {output / grid.name}')
+        print(f'Drawings:     {output / grid.name if grid else "none of clips by the oracle"}')
     sharding.print_once(f'Predictions:  {output}')
     sharding.print_once(f'Checkpoints:  {workdir}/checkpoints')
     sharding.print_once(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')

@@ -140,7 +140,6 @@ def check(config, defaults) -> None:
     """
     check_keys(config, defaults, 'config')
     check_names(config)
-    check_kappa(config)
     check_input_sizes(config)
     check_short_sides(config.augment)
     check_windows(config.eval)
@@ -248,19 +247,6 @@ def known_names() -> dict[str, Iterable[str]]:
         'optimizer.name': ('adamw', 'sgd'),
         'optimizer.schedule': ('cosine', 'poly', 'step'),
     }
-
-
-def check_kappa(config) -> None:
-    """Refuses a κ that is left to the data where categories are those of clips."""
-    from rankseg_jax import tasks
-
-    if config.rankseg and not config.rankseg.num_selected:
-        if tasks.task_class(config.task).takes_clips:
-            raise ValueError(
-                'config.rankseg.num_selected = 0 takes κ from the categories of images, and '
-                f'config.task = {config.task!r} selects those of clips: set κ; --mode=analyze '
-                'counts them'
-            )
 
 
 def check_names(config) -> None:

@@ -24,6 +24,7 @@ from rankseg_jax.data.fitting import padding_color
 from rankseg_jax.postprocessing import covered
 
 ARTIFACT = 'model.jax_export'
+ABOUT = 'labels.json'
 PLATFORMS = ('cpu', 'tpu', 'cuda')
 
 # Keys of `config.eval` that matter after the model: to results of objects, and of videos.
@@ -137,12 +138,12 @@ def run(config, workdir, output) -> Path:
     about |= {name: config.eval[name] for name in options}
     program = export_example.program(clips=task.takes_clips, objects=finds_objects)
     alone = checkpoint.alone()
+    if (output / ABOUT).is_file():
+        (output / ABOUT).unlink()  # and written last: a folder that lacks it was cut off
     with storage.written(output) as folder:
-        about_file = folder / 'labels.json'
-        about_file.unlink(missing_ok=True)  # and written last: a folder that lacks it is none
         (folder / ARTIFACT).write_bytes(artifact.serialize())
         with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             checkpointer.save(folder.absolute() / 'params', jax.device_get(variables), force=True)
         (folder / 'example.py').write_text(program)
-        about_file.write_text(json.dumps(about, indent=1))
+        (folder / ABOUT).write_text(json.dumps(about, indent=1))
     return output

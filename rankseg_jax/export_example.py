@@ -34,7 +34,7 @@ import jax, jax.export, numpy as np, orbax.checkpoint as ocp
 from PIL import Image, ImageOps
 
 FUNCTIONS
-LOADphoto = to_rgb(Image.open(sys.argv[1]))
+LOADphoto = to_rgb(Image.open(open(sys.argv[1], 'rb')))
 image, content = fit(photo, about['size'], about['antialias'], about['resample'], about['stretch'])
 found = segment(params, image[None], content[None])
 '''
@@ -73,7 +73,7 @@ def read_frames(path):
     """The frames of a video file, or of a folder of images: uint8 [H, W, 3]."""
     if path.is_dir():
         for file in find_frames(path):
-            yield to_rgb(Image.open(file))
+            yield to_rgb(Image.open(open(file, 'rb')))
         return
     import av
 

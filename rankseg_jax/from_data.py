@@ -5,7 +5,7 @@ import math
 import numpy as np
 from ml_collections import ConfigDict
 
-from rankseg_jax import checkpoint
+from rankseg_jax import checkpoint, tasks
 from rankseg_jax.data.report import Report
 
 MULTIPLE = 32  # the coarsest stride of backbones
@@ -27,10 +27,17 @@ def complete(config, report: Report) -> ConfigDict:
       report: what `Source.check` of the training images returned.
 
     Raises:
-      ValueError: the data set is one whose images are not counted.
+      ValueError: the data set is one whose images are not counted, or κ is that of clips.
     """
     if is_complete(config):
         return config
+    options = config.rankseg
+    if options and not options.num_selected and tasks.task_class(config.task).takes_clips:
+        raise ValueError(
+            'config.rankseg.num_selected = 0 takes κ from the categories of images, and '
+            f'config.task = {config.task!r} selects those of clips: set κ; --mode=analyze counts '
+            'them'
+        )
     if not len(report.categories):
         raise ValueError(
             'config.rankseg.num_selected = 0 and config.data.long_side need a data set of files '

@@ -321,7 +321,8 @@ def read_artifact(path: Path) -> jax.export.Exported:
         raise
     except Exception as error:  # struct.error, AttributeError, TypeError, …
         raise ValueError(
-            f'{path} is no exported model or is damaged: export it again (--mode=export)'
+            f'{path} is no exported model or is damaged: export it again (--mode=export); '
+            f'{type(error).__name__}: {error}'
         ) from error
 
 
@@ -333,7 +334,9 @@ def from_artifact(folder: Path) -> Predictor:
     Raises:
       ValueError: an earlier version wrote the files, or one is damaged.
     """
-    about = json.loads((folder / 'labels.json').read_text())
+    if not (folder / export.ABOUT).is_file():
+        raise ValueError(f'the export to {folder} was cut off: export it again (--mode=export)')
+    about = json.loads((folder / export.ABOUT).read_text())
     if 'task' not in about:
         raise ValueError(
             f'{folder} was exported by an earlier version: export it again (--mode=export)'

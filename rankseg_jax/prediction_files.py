@@ -305,13 +305,13 @@ def predict_split(predictor: Predictor, config, output) -> Path | None:
       CorruptExample: not one of the examples could be read.
       ValueError: the data has other categories than the model.
     """
+    takes_clips = predictor.task.takes_clips
+    if takes_clips and config.rankseg and config.rankseg.oracle:
+        return None
     source = tasks.open_source(config, config.data.eval_split)
     categories.check(predictor.task, source, where='the model', data_config=config.data)
     output = storage.make_folder(output)
     panels = []
-    takes_clips, options = predictor.task.takes_clips, predictor.task.config.rankseg
-    if takes_clips and options and options.oracle:
-        return None
     count = len(source.videos if takes_clips else source)
     for place in range(min(config.num_pictures, count)):
         try:

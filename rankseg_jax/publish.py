@@ -19,6 +19,8 @@ import jax
 from rankseg_jax import checkpoint, model_card, models, sharding, storage, tasks
 from rankseg_jax.pretrained import hub, processor, to_hf
 
+FILES = {*hub.DESCRIPTIONS, hub.WEIGHTS, processor.FILE, 'README.md', 'grid.png'}
+
 
 def run(config, workdir, output) -> Path:
     """Writes checkpoint `config.eval.checkpoint` of `workdir` as the files above.
@@ -32,7 +34,8 @@ def run(config, workdir, output) -> Path:
       ValueError: `output` holds other files, or `config` describes another model.
     """
     workdir, output = storage.path(workdir), storage.path(output)
-    if output.is_dir() and any(output.iterdir()) and hub.read_run(output) is None:
+    files = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if not files <= FILES and hub.read_run(output) is None:
         raise ValueError(
             f'--output={output} holds other files than a published run; choose another folder'
         )
@@ -66,11 +69,12 @@ def run(config, workdir, output) -> Path:
         for_transformers=theirs is not None,
         different=different,
     )
+    for name in files & {*hub.DESCRIPTIONS, processor.FILE}:
+        (output / name).unlink()  # a folder that lacks them is none, as when this is cut off
     with storage.written(output) as folder:
-        (folder / processor.FILE).unlink(missing_ok=True)  # of another run
+        hub.write(folder, record, variables, arrays)
         if theirs:
             hub.write_json(folder / processor.FILE, inputs)
-        hub.write(folder, record, variables, arrays)
         (folder / 'README.md').write_text(card, 'utf-8')
         if picture.is_file():
             (folder / picture.name).write_bytes(picture.read_bytes())

@@ -844,13 +844,6 @@ def test_values_out_of_range_are_refused(group, key, value, message):
         config_check.check(config, common.get_config())
 
 
-def test_kappa_of_clips_is_not_left_to_images():
-    config = common.get_config()
-    config.task, config.rankseg.num_selected = 'video_semantic', 0
-    with pytest.raises(ValueError, match='num_selected = 0 .* selects those of clips: set κ'):
-        config_check.check(config, common.get_config())
-
-
 def test_large_scale_jitter_excludes_short_sides():
     config = common.get_config()
     config.augment.update(base_size=(480, 1333), short_sides=(360, 480), large_scale_jitter=True)

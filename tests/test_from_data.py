@@ -59,3 +59,10 @@ def test_data_that_are_not_counted_are_refused():
     config.data.name = 'emoji_scenes'
     with pytest.raises(ValueError, match="'emoji_scenes' is not: set κ"):
         from_data.complete(config, Report())
+
+
+def test_kappa_of_clips_is_not_that_of_images():
+    config = folder.get_config('light')
+    config.task = 'video_semantic'
+    with pytest.raises(ValueError, match='num_selected = 0 .* selects those of clips: set κ'):
+        from_data.complete(config, report([3, 4]))

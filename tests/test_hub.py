@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from functools import partial
+from unittest import mock
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ from rankseg_jax import (
 )
 from rankseg_jax.backbones import resnet, vit
 from rankseg_jax.data import fitting
-from rankseg_jax.pretrained import hf, processor
+from rankseg_jax.pretrained import hf, hub, processor
 from tests import tiny
 from tests.helpers import mend_torchvision, random_init, relative_error
 from tests.test_eomt_hf import PADDED, SIDE, WINDOWS
@@ -319,6 +320,17 @@ def test_what_is_wrong_with_a_folder_is_named(published, tmp_path):
     config = checkpoint.open_run(tmp_path / 'run').config
     with pytest.raises(ValueError, match='hub holds other files than a published run'):
         publish.run(config, tmp_path / 'run', published)
+
+
+def test_a_publication_that_was_cut_off_is_none_and_is_made_again(published, tmp_path, monkeypatch):
+    config = checkpoint.open_run(tmp_path / 'run').config
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, 'save', mock.Mock(side_effect=OSError('the disk is full')))
+        with pytest.raises(OSError, match='full'):
+            publish.run(config, tmp_path / 'run', published)
+    assert hub.read_run(published) is None and (published / 'model.safetensors').is_file()
+    publish.run(config, tmp_path / 'run', published)
+    assert hub.read_run(published)['class_names'][0] == 'class 0'
 
 
 def test_names_of_files_are_those_that_are_downloaded(published):

@@ -59,7 +59,7 @@ ALLOWED = {
         'backbones checkpoint config_check frameworks models pretrained published_task storage '
         'tasks'
     ),
-    'from_data': 'checkpoint data',
+    'from_data': 'checkpoint data tasks',
     'reporting': 'evaluate optimizers sharding storage',
     'train_step': 'inference losses models selector',
     'train': (

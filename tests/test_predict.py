@@ -439,6 +439,9 @@ def test_a_damaged_export_is_named(exported, tmp_path, content):
     (tmp_path / 'model.jax_export').write_bytes(content)
     with pytest.raises(ValueError, match='model.jax_export is no exported model or is damaged'):
         predict.load(tmp_path)
+    (tmp_path / 'labels.json').unlink()
+    with pytest.raises(ValueError, match='was cut off: export it again'):
+        predict.load(tmp_path)
 
 
 def test_exported_model_equals_the_model_for_any_batch(predictor, exported):

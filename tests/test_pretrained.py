@@ -1,7 +1,6 @@
 import fnmatch
 import functools
 import json
-import logging
 import operator
 import re
 import shutil
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import logging as absl_logging
 
 from rankseg_jax import checkpoint, models, optimizers, pretrained
 from rankseg_jax.pretrained import classes, hf
@@ -128,24 +126,17 @@ def test_released_segmenter_fills_every_parameter(tmp_path, method):
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
 
 
-def test_class_layers_for_another_number_of_classes_are_not_loaded(tmp_path):
+def test_class_layers_for_another_number_of_classes_are_not_loaded(tmp_path, capsys):
     path = tmp_path / 'model.npz'
     state = released_state(20, 5)
     np.savez(path, **state)
     variables = fresh(segmenter_config())
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    absl_logging.get_absl_logger().addHandler(handler)
-    try:
-        loaded = pretrained.load(path, variables)
-    finally:
-        absl_logging.get_absl_logger().removeHandler(handler)
+    loaded = pretrained.load(path, variables)
     message = (
         'decoder/class_embedding keeps its initial value; '
         'its shape is (20, 64) here and (8, 64) in the model'
     )
-    assert any(message in line for line in lines)
+    assert message in capsys.readouterr().out
     decoder = loaded['params']['decoder']
     np.testing.assert_array_equal(
         decoder['class_embedding'], variables['params']['decoder']['class_embedding']
@@ -487,7 +478,7 @@ def test_a_run_on_categories_in_another_order_predicts_the_same(tmp_path, option
     )
 
 
-def test_categories_are_known_by_name(tmp_path):
+def test_categories_are_known_by_name(tmp_path, capsys):
     """From 8 to 5, of which 3 are known: the others and no-object keep what is theirs."""
     config = tiny.queries_config('')
     variables = fresh(config)
@@ -495,6 +486,7 @@ def test_categories_are_known_by_name(tmp_path):
     ours = fresh(config, 5)
     ours['params'] = jax.tree.map(lambda x: x + 1, ours['params'])
     loaded = pretrained.load(tmp_path, ours, class_names=['new', 'c', 'h', 'a', 'other'])
+    assert '3 of the 5 categories are known there' in capsys.readouterr().out
     learned, kept = ([2, 7, 0, 8], [1, 2, 3, 5]), [0, 4]  # there and here; 8 and 5: no-object
     for path, there, here in (
         (('classes', 'embedding'), *learned),
@@ -521,7 +513,13 @@ def test_categories_are_known_by_name(tmp_path):
         ('sky tree road', 'road lake sky', [(0, 2), (2, 0)]),
         ('sky tree road', 'tree', [(0, 1)]),
         ('sky tree road', 'a b', []),
-        ('road road sky', 'sky road', [(0, 2), (1, 0)]),
+        ('road road sky', 'sky road', [(0, 2)]),
+        ('road road sky', 'road road sky', None),
+        (
+            'wall edifice sky door screen',
+            'wall house sky screen gate',
+            [(0, 0), (1, 1), (2, 2), (3, 4)],
+        ),
     ],
 )
 def test_places_of_categories(learned, wanted, expected):
@@ -531,5 +529,11 @@ def test_places_of_categories(learned, wanted, expected):
 def test_hugging_faces_names_are_in_order(tmp_path):
     assert hf.class_names(tmp_path) == []
     names = {str(i): f'name {i}' for i in range(11)}
-    (tmp_path / 'config.json').write_text(json.dumps({'id2label': dict(sorted(names.items()))}))
-    assert hf.class_names(tmp_path) == list(names.values())
+    for content, expected in (
+        (dict(sorted(names.items())), list(names.values())),
+        ({'0': 'a', '2': 'c'}, []),
+        ({'a': 'b'}, []),
+        (['a', 'b'], []),
+    ):
+        (tmp_path / 'config.json').write_text(json.dumps({'id2label': content}))
+        assert hf.class_names(tmp_path) == expected

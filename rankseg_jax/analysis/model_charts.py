@@ -90,7 +90,7 @@ def draw_recall(axis, report, transform):
         transform(np.array(report['by_frequency'])),
         color=ORANGE,
         linestyle=':',
-        label='categories, if all keep the commonest κ',
+        label='categories, if every image kept the κ commonest',
     )
     axis.plot(number, transform(pixels), color=BLUE, label='labeled pixels')
     for (name, k), marker in zip(report['kappa'].items(), 'osD', strict=True):

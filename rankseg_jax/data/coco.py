@@ -83,7 +83,8 @@ def box(rows: slice, columns: slice) -> list[int]:
 class Writer:
     """Writes predictions image by image; leaving its `with` block writes the JSON file.
 
-    After an error that file is not written, and one of before stays.
+    A file of before is removed first, since it would not fit the images, and after an error none is
+    written.
     `write` may be called from several threads; the JSON file has the order of the file names.
 
     Args:
@@ -99,6 +100,7 @@ class Writer:
 
     def __enter__(self) -> 'Writer':
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
         return self
 
     def write(self, image_id: int | str, name: str, ids: np.ndarray, labels: Sequence[int]) -> None:

@@ -192,7 +192,8 @@ def opened(image: str | Path | Image.Image, max_pixels: int) -> Generator[Image.
             yield file
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
-        raise CorruptExample(f'{_name(image)}: {kind}{error}') from error
+        message = str(error).partition(' <_io.')[0]  # cannot identify image file <…>
+        raise CorruptExample(f'{_name(image)}: {kind}{message}') from error
 
 
 def load(image: Image.Image) -> None:

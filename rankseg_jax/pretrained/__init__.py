@@ -24,7 +24,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from flax import traverse_util
 
 from rankseg_jax import checkpoint, storage
@@ -179,13 +178,18 @@ def read_class_names(source) -> Sequence[str]:
     return hf.class_names(path)
 
 
+def say(message: str) -> None:
+    if jax.process_index() == 0:
+        print(message, flush=True)
+
+
 def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
     Position codes and biases are resampled to the model's grid, a ViT's kernels to its patches.
     In class layers for other categories, each category takes what was learned under its name, see
     `classes.places`. Initial values are kept where there is no such name, in layers for another
-    number of ranks or of categories without names (all this is logged), in the parts of the model
+    number of ranks or of categories without names (all this is printed), in the parts of the model
     that are missing from a backbone's file, and in RankSeg's parts and a BEiT's neck if the file
     has none. Queries that are classified by cosines (`config.model.cosine`) take weights for
     products, save their bias, and the reverse.
@@ -210,18 +214,15 @@ def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> 
     for optional in OPTIONAL:
         if not any(optional.search(key) for key in found):
             expected = {key: value for key, value in expected.items() if not optional.search(key)}
-    learned = read_class_names(source) if class_names else ()
-    pairs = classes.places(learned, class_names)
     layers = [key for key in expected if key in found and classes.CLASS_LAYER.search(key)]
-    if pairs is not None and layers:
+    learned = read_class_names(source) if layers and class_names else ()
+    pairs = classes.places(learned, class_names)
+    if pairs is not None:
         for key in layers:
             found[key] = classes.carry(key, found[key], expected, pairs, len(learned))
-        logging.warning(
-            '%s: %d of the %d categories are known there by name; class layers of the others keep '
-            'their initial values',
-            source,
-            len(pairs),
-            len(class_names),
+        say(
+            f'{source}: {len(pairs)} of the {len(class_names)} categories are known there; class '
+            'layers of the others keep their initial values'
         )
     if MASK_PROBABILITY not in expected:
         found.pop(MASK_PROBABILITY, None)
@@ -242,12 +243,9 @@ def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> 
             elif POSITION_BIAS.search(key):
                 found[key] = np.asarray(resize(found[key], value.shape[:2]))
             elif other_axes == 1 and (classes.CLASS_LAYER.search(key) or RANK_LAYER.search(key)):
-                logging.warning(
-                    '%s: %s keeps its initial value; its shape is %s here and %s in the model',
-                    source,
-                    key,
-                    found[key].shape,
-                    value.shape,
+                say(
+                    f'{source}: {key} keeps its initial value; its shape is {found[key].shape} '
+                    f'here and {value.shape} in the model'
                 )
                 found[key] = value
     checkpoint.check_same(

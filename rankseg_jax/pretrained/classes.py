@@ -4,6 +4,7 @@ Class ids are places in a list, so that the same id means another category in an
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,16 +17,28 @@ CLASS_LAYER = re.compile(
 
 
 def places(learned: Sequence[str], wanted: Sequence[str]) -> list[tuple[int, int]] | None:
-    """Where the wanted categories are that were learned too: (place wanted, place learned) each.
+    """Which learned category each wanted one starts from: (place wanted, place learned) each.
 
-    None means that class layers fit as they are: one of the lists is unknown, that is empty, or
-    they have one length and no common name at different places. Such lists are those of the same
-    categories; two sources may spell some of them differently.
+    It is the one of its name. In lists of one length of which most common names are at the same
+    places, a name that the other list lacks stands for the name at its place there: it is spelled
+    differently.
+
+    Returns:
+      None if class layers fit as they are: each place starts from itself, or a list is unknown,
+      that is empty.
     """
-    found = {name: place for place, name in reversed(list(enumerate(learned)))}
-    pairs = [(place, found[name]) for place, name in enumerate(wanted) if name in found]
-    same = len(learned) == len(wanted) and all(a == b for a, b in pairs)
-    return None if same or not learned or not wanted else pairs
+    if not learned or not wanted or list(learned) == list(wanted):
+        return None
+    numbers = Counter(learned)
+    found = {name: place for place, name in enumerate(learned) if numbers[name] == 1}
+    pairs = {place: found[x] for place, x in enumerate(wanted) if x in found}
+    in_place = sum(a == b for a, b in pairs.items())
+    if len(learned) == len(wanted) and 2 * in_place >= len(pairs):
+        taken = set(pairs.values())
+        pairs |= {i: i for i in range(len(wanted)) if i not in pairs and i not in taken}
+    if len(learned) == len(wanted) == sum(a == b for a, b in pairs.items()):
+        return None
+    return sorted(pairs.items())
 
 
 def carry(
@@ -35,7 +48,9 @@ def carry(
     pairs: Sequence[tuple[int, int]],
     num_learned: int,
 ) -> np.ndarray:
-    """A class layer with what was learned of the categories in `pairs`, initial values elsewhere.
+    """A class layer with what was learned of no-object and the categories in `pairs`.
+
+    Initial values are elsewhere.
 
     Args:
       name: of the parameter.

@@ -142,10 +142,12 @@ def read_json(path: Path) -> Keys:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The categories that a folder's config.json names, in order; empty if it names none."""
+    """The categories 0 … K-1 that a folder's config.json names; empty if it does not name these."""
     path = folder / 'config.json'
     named = read_json(path).get('id2label') if path.is_file() else None
-    return [named[i] for i in sorted(named, key=int)] if named else []
+    if not isinstance(named, dict) or named.keys() != {str(i) for i in range(len(named))}:
+        return []
+    return [str(named[str(i)]) for i in range(len(named))]
 
 
 def read_folder(folder: Path) -> tuple[Keys, dict[str, np.ndarray]]:

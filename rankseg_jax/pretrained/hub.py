@@ -20,24 +20,24 @@ from rankseg_jax.pretrained import hf
 
 LIBRARY = 'rankseg_jax'
 BESIDE = 'rankseg_jax.json'
+DESCRIPTIONS = ('config.json', BESIDE)
+WEIGHTS = 'model.safetensors'
 
 
 def write(folder: Path, run: dict[str, Any], variables, theirs=None) -> None:
-    """Writes the files above, config.json last: a folder that lacks it was cut off.
+    """Writes the files above, those that describe the run last.
 
     Args:
       run: 'config', 'class_names', 'things' and 'step'.
       variables: {'params', 'batch_stats'}, on the host.
       theirs: config.json and arrays by name in Hugging Face's format; None: in our own.
     """
-    for name in ('config.json', BESIDE):
-        (folder / name).unlink(missing_ok=True)
     run = {'library_name': LIBRARY} | run
     config, arrays = theirs or (run, traverse_util.flatten_dict(variables, sep='/'))
     # Arrays are stored as they lie in memory, and transformers asks whose tensors they are.
     arrays = {name: np.asarray(x, order='C') for name, x in arrays.items()}
     content = save(arrays, {'format': 'pt' if theirs else 'flax'})
-    (folder / 'model.safetensors').write_bytes(content)  # `save_file` hides that a disk is full
+    (folder / WEIGHTS).write_bytes(content)  # `save_file` hides that a disk is full
     if theirs:
         write_json(folder / BESIDE, run)
     write_json(folder / 'config.json', config)

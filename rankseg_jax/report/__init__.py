@@ -201,7 +201,7 @@ def write(folder: Any, content: dict[str, Any], predictor, source) -> None:
         item['score'] = scores.get(item['name'])
     page = rendered(content | {'items': items})
     # File names need not be UTF-8.
-    (folder / PAGE).write_text(page, encoding='utf-8', errors='backslashreplace')
+    (folder / PAGE).write_bytes(page.encode('utf-8', 'backslashreplace'))
 
 
 def rendered(data: dict[str, Any]) -> str:
