@@ -487,7 +487,8 @@ def draw(cells: list[dict], path: Path) -> None:
     axes.set_xticks(shares, [f'{share:.0%}' for share in shares], minor=False)
     axes.set_xticks([], minor=True)
     axes.set(xlabel='κ, as a share of K', ylabel='RankSeg − baseline, points')
-    figure.legend(loc='outside right upper', fontsize='small')
+    if shift:
+        figure.legend(loc='outside right upper', fontsize='small')
     figure.savefig(path, dpi=110)
 
 
