@@ -306,7 +306,8 @@ def predict(config, workdir) -> None:
     elif config.num_pictures:
         with storage.written(output) as folder:
             grid = predict_split(predictor, config, folder)
-        print(f'Drawings:     {output / grid.name if grid else "none of clips by the oracle"}')
+        drawn = output / grid.name if grid else 'none, since the oracle needs the truth of clips'
+        print(f'Drawings:     {drawn}')
     sharding.print_once(f'Predictions:  {output}')
     sharding.print_once(f'Checkpoints:  {workdir}/checkpoints')
     sharding.print_once(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')

@@ -281,7 +281,7 @@ def describe_input(folder: Path, model_type: str, config) -> None:
         print(f"{path} is missing: images are resized and normalized by Hugging Face's defaults")
     try:
         found = processor.input_keys(options, model_type)
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise ValueError(f'{path} is no image processor: {error}') from error
     for section, keys in found.items():
         config[section].update(keys)
