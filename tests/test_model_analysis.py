@@ -21,7 +21,7 @@ from rankseg_jax import (
 from rankseg_jax.analysis import cost, observations, statistics
 from rankseg_jax.analysis import model as model_analysis
 from rankseg_jax.data import CorruptExample, Source
-from rankseg_jax.report.observed import Observed
+from rankseg_jax.report.observed import Observed, recall_by_frequency
 from tests import tiny
 
 NAMES = (
@@ -139,7 +139,7 @@ def test_recall_by_frequency_equals_counting_by_hand():
     rng = np.random.default_rng(1)
     held = rng.random((30, 9)) < np.linspace(0.05, 0.9, 9)[rng.permutation(9)]
     held[4] = False
-    found = statistics.recall_by_frequency(sparse.csr_array(held * rng.integers(1, 50, (30, 9))))
+    found = recall_by_frequency(sparse.csr_array(held * rng.integers(1, 50, (30, 9))))
     commonest = sorted(range(9), key=lambda c: (-held[:, c].sum(), c))
     for k in range(1, 10):
         shares = [row[commonest[:k]].sum() / row.sum() for row in held if row.any()]

@@ -12,7 +12,7 @@ from rankseg_jax import report as pages
 from rankseg_jax.analysis import model_charts, statistics, text
 from rankseg_jax.analysis.cost import prediction_cost
 from rankseg_jax.analysis.observations import Observations, make_segment, observe
-from rankseg_jax.report.observed import SAFE, safe_selected
+from rankseg_jax.report.observed import SAFE, recall_by_frequency, safe_selected
 
 SHARES = (0.99, SAFE)  # of the labeled pixels: for each, the smallest κ that keeps them
 ROWS = 8  # of a printed table
@@ -127,7 +127,7 @@ def recall_and_costs(observed: Observations, config) -> dict:
     """What each κ keeps, the κ to choose, and what predicting costs at these and a few between.
 
     Returns:
-      recall: see `statistics.recall`; by_frequency: see `statistics.recall_by_frequency`; kappa:
+      recall: see `statistics.recall`; by_frequency: see `recall_by_frequency`; kappa:
       the run's κ as 'config', and the smallest that keeps each of `SHARES`; device: its kind;
       costs: a dict for each κ.
     """
@@ -144,7 +144,7 @@ def recall_and_costs(observed: Observations, config) -> dict:
     ]
     return {
         'recall': curves,
-        'by_frequency': statistics.recall_by_frequency(observed.counts),
+        'by_frequency': recall_by_frequency(observed.counts),
         'kappa': kappa,
         'device': jax.devices()[0].device_kind,
         'costs': costs,

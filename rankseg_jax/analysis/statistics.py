@@ -29,18 +29,6 @@ def recall(presence_logits, counts) -> dict:
     return recall_curves(np.concatenate(ranks), counts)
 
 
-def recall_by_frequency(counts) -> list[float]:
-    """As `recall`'s category_recall, if every image kept the κ categories that most images hold.
-
-    A multi-label head that keeps no more has learned what is frequent, not what an image holds.
-
-    Args:
-      counts: sparse [N, K], labeled pixels.
-    """
-    images = np.diff(counts.tocsc().indptr)  # [K]
-    return recall_curves(class_ranks(images)[counts.indices], counts)['category_recall']
-
-
 def categories(observed: Observations, class_names) -> list[dict]:
     """How each of the K categories is found.
 

@@ -121,9 +121,10 @@ class Observed:
           num_selected: κ of the run.
 
         Returns:
-          As `recall_curves`; and, as far as `num_selected`, right_pixels: the share of the labeled
-          pixels that are predicted right and whose class is among the best κ. Prediction with a
-          smaller κ gets at least these right where ranks do not act on each other's scores.
+          As `recall_curves`; by_frequency, see `recall_by_frequency`; and, as far as
+          `num_selected`, right_pixels: the share of the labeled pixels that are predicted right and
+          whose class is among the best κ. Prediction with a smaller κ gets at least these right
+          where ranks do not act on each other's scores.
         """
         lengths = [categories.shape[1] for categories in self.categories]
         held, pixels, ranks = np.concatenate(self.categories, axis=1)
@@ -132,7 +133,10 @@ class Observed:
         true, predicted, pixels, of_true = self.all_pairs()
         right = np.bincount(of_true, pixels * (true == predicted), self.num_classes).cumsum()
         right = right[:num_selected] / pixels.sum()
-        return recall_curves(ranks, counts) | {'right_pixels': right.tolist()}
+        return recall_curves(ranks, counts) | {
+            'by_frequency': recall_by_frequency(counts),
+            'right_pixels': right.tolist(),
+        }
 
     def calibration(self) -> dict[str, Any]:
         """The reliability diagram of the multi-label head, bin by bin, of those that hold any.
@@ -195,6 +199,18 @@ def recall_curves(ranks, counts) -> dict[str, list[float]]:
         for name, weight in weights.items()
     }
     return {name: (total / total[-1]).tolist() for name, total in sums.items()}
+
+
+def recall_by_frequency(counts) -> list[float]:
+    """As category_recall of `recall_curves`, if every image kept the κ commonest categories.
+
+    A multi-label head that keeps no more has learned what is frequent, not what an image holds.
+
+    Args:
+      counts: sparse [N, K], labeled pixels.
+    """
+    images = np.diff(counts.tocsc().indptr)  # [K]
+    return recall_curves(class_ranks(images)[counts.indices], counts)['category_recall']
 
 
 def safe_selected(pixel_recall: Sequence[float], share: float = SAFE) -> int:

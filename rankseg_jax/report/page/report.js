@@ -153,6 +153,7 @@
     draw('kappa-chart', (color) => [
       line('Pixels kept (recall@κ)', curves.pixel_recall, color('accent')),
       line('Categories kept (recall@κ)', curves.category_recall, color('third'), 'dash'),
+      line('Categories, the κ commonest alone', curves.by_frequency, color('faint'), 'dash'),
       line('Score at κ: right pixels', curves.right_pixels, color('second'), 'dot'),
       { name: `Smallest safe κ = ${safe}`, x: [safe], y: [100 * curves.pixel_recall[safe - 1]],
         mode: 'markers', marker: { size: 13, symbol: 'diamond', color: color('ink') } },
