@@ -34,7 +34,7 @@ ALLOWED = {
     'backbones': 'backbones layers',
     'decoders': 'decoders layers multilabel outputs ranking selector',
     'frameworks': 'backbones decoders frameworks layers outputs selector',
-    'pretrained': 'backbones checkpoint decoders frameworks layers pretrained storage',
+    'pretrained': 'backbones checkpoint decoders frameworks layers pretrained sharding storage',
     'models': 'checkpoint frameworks outputs selector sharding',
     'postprocessing': 'data outputs ranking',
     'tracking': '',

@@ -92,6 +92,15 @@ def panopticapi_scores(truth, predictions):
     return scores
 
 
+def test_after_an_error_no_file_describes_the_images(tmp_path):
+    path = tmp_path / 'predictions.json'
+    path.write_text('of other images')
+    with pytest.raises(OSError, match='full'), coco.Writer(path, CATEGORIES) as writer:
+        writer.write(0, 'a', np.ones((2, 2), int), [0])
+        raise OSError('the disk is full')
+    assert not path.exists()
+
+
 def compare(folder, images, predictions):
     """Writes truth and predictions, and compares our scores with panopticapi's."""
     write_truth(folder / 'truth.json', images)

@@ -422,6 +422,12 @@ def exported(trained, tmp_path_factory):
     return export.run(config, workdir, tmp_path_factory.mktemp('export') / 'files')
 
 
+def test_frames_of_two_sizes_are_refused(predictor):
+    frames = [np.zeros((32, width, 3), np.uint8) for width in (32, 40)]
+    with pytest.raises(CorruptExample, match='frame 1 has 32 x 40'):
+        list(predictor.video(frames))
+
+
 def test_names_of_files_need_not_be_utf_8(tmp_path):
     name = os.fsdecode(b'caf\xe9.png')
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')

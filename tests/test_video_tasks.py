@@ -268,6 +268,12 @@ def test_streamed_results_are_those_of_evaluation(run, predictor, evaluated):
 
 def test_videos_of_the_split_are_drawn_beside_the_truth(run, predictor, tmp_path):
     config = run[1]
+    config = config.copy_and_resolve_references()
+    if config.rankseg:  # the oracle needs the truth of whole clips
+        config.rankseg.oracle = True
+        assert predict_split(predictor, config, tmp_path / 'oracle') is None
+        assert not (tmp_path / 'oracle').exists()
+        config.rankseg.oracle = False
     grid = predict_split(predictor, config, tmp_path)
     name = opened(config)[0].videos[0][0]
     assert Image.open(grid).size == Image.open(tmp_path / f'{name}_panel.png').size

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from rankseg_jax import checkpoint, storage
+from rankseg_jax import checkpoint, sharding, storage
 from rankseg_jax.backbones.vit import resize_codes
 from rankseg_jax.layers import resize
 from rankseg_jax.pretrained import (
@@ -178,11 +178,6 @@ def read_class_names(source) -> Sequence[str]:
     return hf.class_names(path)
 
 
-def say(message: str) -> None:
-    if jax.process_index() == 0:
-        print(message, flush=True)
-
-
 def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
@@ -220,7 +215,7 @@ def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> 
     if pairs is not None:
         for key in layers:
             found[key] = classes.carry(key, found[key], expected, pairs, len(learned))
-        say(
+        sharding.print_once(
             f'{source}: {len(pairs)} of the {len(class_names)} categories are known there; class '
             'layers of the others keep their initial values'
         )
@@ -243,7 +238,7 @@ def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> 
             elif POSITION_BIAS.search(key):
                 found[key] = np.asarray(resize(found[key], value.shape[:2]))
             elif other_axes == 1 and (classes.CLASS_LAYER.search(key) or RANK_LAYER.search(key)):
-                say(
+                sharding.print_once(
                     f'{source}: {key} keeps its initial value; its shape is {found[key].shape} '
                     f'here and {value.shape} in the model'
                 )

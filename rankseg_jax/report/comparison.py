@@ -29,10 +29,12 @@ def read_others(workdirs: Sequence, split: str, class_names: Sequence[str]) -> l
 def read_other(workdir: Any, split: str, class_names: Sequence[str]) -> dict[str, Any]:
     """As `read_others`, of one run; where there are several analyses, the last checkpoint's."""
     command = f'python main.py --workdir={workdir} --mode=evaluate'
-    steps = {
-        path: path.parent.name.rpartition('_')[2] for path in workdir.glob(f'analysis_*/{FIGURES}')
-    }
-    paths = sorted((path for path in steps if steps[path].isdecimal()), key=lambda x: int(steps[x]))
+
+    def step(path):  # or another ending, of a folder that --output named
+        return path.parent.name.rpartition('_')[2]
+
+    analyses = workdir.glob(f'analysis_*/{FIGURES}')
+    paths = sorted((x for x in analyses if step(x).isdecimal()), key=lambda x: int(step(x)))
     path = workdir / FIGURES
     if not path.is_file():
         if not paths:
