@@ -1,4 +1,4 @@
-"""From an image to its label map on a CPU, by what users would pick. Batch 1, 512 × 512, float32.
+"""From an image to its label map on a CPU, with common runtimes. Batch 1, 512 × 512, float32.
 
     pip install onnx onnxscript onnxruntime openvino
     python benchmarks/cpu_inference.py

@@ -1,4 +1,4 @@
-"""How far a converted checkpoint gives what Hugging Face's own pipeline gives, on photos.
+"""How closely a converted checkpoint matches Hugging Face's own pipeline, on photos.
 
     python benchmarks/hf_agreement.py --photos=<folder>
 

@@ -4,10 +4,11 @@
         --config.data.dir=<ADEChallengeData2016> \\
         --config.model.pretrained=facebook/dinov2-with-registers-large
 
-DINOv3 starts from such as facebook/dinov3-vitl16-pretrain-lvd1689m, ADE20K's panoptic recipe from a
-run of COCO's. Masked attention is annealed away block by block, so that the finished model makes
-one prediction without masks; evaluations before take them into account. The backbone rests while
-the new parts warm up; its rate falls by 0.8 from block to block; weights of all kinds decay.
+DINOv3 recipes start from weights such as facebook/dinov3-vitl16-pretrain-lvd1689m; ADE20K's
+panoptic recipe starts from a COCO run. Masked attention is annealed away block by block, so that
+the finished model makes one prediction without masks; earlier evaluations still use the masks. The
+backbone is frozen while the new parts warm up; its rate falls by 0.8 from block to block; all
+parameters have weight decay.
 
 As released, semantic images are evaluated in square windows along the long side, others whole and
 padded to a square with black. The released code computes in half precision; here that is

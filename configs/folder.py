@@ -2,7 +2,7 @@
 
     python main.py --config=configs/folder.py --workdir=runs/mine \\
         --config.data.dir=<folder> --config.rankseg.num_selected=8
-    python main.py --config=configs/folder.py:light --workdir=runs/mine --config.data.dir=<folder>
+    python main.py --config=configs/folder.py:light --workdir=runs/light --config.data.dir=<folder>
 
 The folder holds `images/<split>/**`, `labels/<split>/**.png` and `classes.txt`. The arguments
 `baseline` and `light_baseline` train without RankSeg. κ must not exceed the number of classes; a

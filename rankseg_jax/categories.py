@@ -18,10 +18,10 @@ def check(run, data, *, where: str, data_config) -> None:
     if difference := first_difference(run, data):
         folder = f' in {data_config.dir}' if data_config.dir else ''
         raise ValueError(
-            f'{where} was trained on other categories than config.data.name = '
-            f'{data_config.name!r}{folder} has, or in another order: {difference}. Give the '
-            "data the run's categories in its order, or use another --workdir; where two names "
-            'mean the same, spell them the same.'
+            f'the categories of config.data.name = {data_config.name!r}{folder} differ from the '
+            f'categories that {where} was trained on, or come in another order: {difference}. '
+            "Give the data the run's categories in the run's order, spelled the same, or use "
+            'another --workdir.'
         )
 
 

@@ -327,7 +327,7 @@ def read_saved(manager: ocp.CheckpointManager, step: int) -> SavedRun:
 
 def current_config(content: dict[str, Any]) -> ConfigDict:
     """The config of a run, with the keys that it lacks if an earlier version wrote it."""
-    config = ConfigDict(content)
+    config = ConfigDict({key: with_tuples(value) for key, value in content.items()})
     if 'mesh_data' in config:  # the only axis of earlier versions
         config.mesh = {'data': config.mesh_data}
         del config.mesh_data
@@ -337,6 +337,13 @@ def current_config(content: dict[str, Any]) -> ConfigDict:
         if group is not None and name not in group:  # config.rankseg of a baseline is None
             group[name] = value
     return config
+
+
+def with_tuples(value):
+    """A value of a config that JSON has turned into lists."""
+    if isinstance(value, dict):
+        return {key: with_tuples(inner) for key, inner in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def restore(manager: ocp.CheckpointManager, step: int, **items):

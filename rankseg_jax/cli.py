@@ -29,7 +29,7 @@ list      shows the configs that come with this library: --config=segmenter:ade2
           configs/segmenter.py with its argument ade20k_b16.
 
 Any key of configs/common.py can be set, e.g. --config.rankseg.num_selected=25. Without --config,
-all modes but train and prepare use the config that `workdir` was trained with.
+all modes but train and prepare use the config that `workdir` was trained with, with these changes.
 """
 
 import io
@@ -48,13 +48,13 @@ os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+OVERRIDE = re.compile(r'--?(config(\.\w+)+)(=.*)?', re.S)
 CACHE_BYTES = 4 * 2**30  # of compiled programs; those that are used the least make room
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
     None,
-    'The run: a file, or the name of one of configs/, see --mode=list; configs/common.py has its '
-    'keys.',
+    'Config of the run: a file, or a name from --mode=list. configs/common.py documents its keys.',
 )
 _WORKDIR = flags.DEFINE_string(
     'workdir',
@@ -117,8 +117,8 @@ _COORDINATES = {
         'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, are needed on each of them '
         'unless it is a cluster that JAX recognizes, such as Cloud TPU, SLURM or a JobSet.',
     ),
-    'num_processes': flags.DEFINE_integer('num_processes', None, 'Their number, see coordinator.'),
-    'process_id': flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.'),
+    'num_processes': flags.DEFINE_integer('num_processes', None, 'Number of processes.'),
+    'process_id': flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.'),
 }
 
 
@@ -133,15 +133,18 @@ def main(argv):
         # Traces of what fails in threads of orbax: it fails again where it is waited for.
         logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
         sys.unraisablehook = lambda _: None
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected argument {argv[1]!r}; images to predict go into --input')
+    overrides = [argument for argument in argv[1:] if OVERRIDE.fullmatch(argument)]
+    if others := [argument for argument in argv[1:] if argument not in overrides]:
+        raise app.UsageError(
+            f'unexpected argument {others[0]!r}; pass images to predict in --input'
+        )
     try:
-        run(_CONFIG.value, _WORKDIR.value)
+        run(_CONFIG.value, _WORKDIR.value, overrides)
     except KeyboardInterrupt as error:
         from rankseg_jax import processes, storage
 
         storage.remove_temporary_folders()
-        processes.leave(error, 'Interrupted. The same command goes on after the last checkpoint.')
+        processes.leave(error, 'Interrupted. The same command resumes from the last checkpoint.')
     except Exception as error:
         from rankseg_jax import processes, storage
 
@@ -161,7 +164,7 @@ def written_folder() -> str | None:
     return _WORKDIR.value if into_workdir else _OUTPUT.value or _WORKDIR.value
 
 
-def run(config, workdir) -> None:
+def run(config, workdir, overrides=()) -> None:
     import jax
 
     from configs import common  # here and below: --help and bad flags answer at once
@@ -180,14 +183,19 @@ def run(config, workdir) -> None:
         )
     if _COMPARE.value and _MODE.value not in ('evaluate', 'analyze'):
         raise ValueError('--compare is for the reports of --mode=evaluate and --mode=analyze')
+    if overrides and _MODE.value in ('train', 'convert', 'prepare'):
+        raise ValueError(f'{overrides[0]} needs --config=<the config that it changes>')
     processes.start(**{name: flag.value for name, flag in _COORDINATES.items()})
     if config is not None:
         config_check.check(config, common.get_config())
         config = from_data.as_trained(config, workdir)
     elif _MODE.value != 'convert':
         config = trained_config(workdir)
+        if overrides:
+            config = override(config, overrides)
+            config_check.check(config, common.get_config())
     if _MODE.value in ('convert', 'prepare') and jax.process_count() > 1:
-        raise ValueError(f'--mode={_MODE.value} is for one process: start it on one host alone')
+        raise ValueError(f'--mode={_MODE.value} runs as one process: start it on a single host')
     keep_programs((config or common.get_config()).compilation_cache)
     if _MODE.value == 'train':
         train(config, workdir)
@@ -256,6 +264,25 @@ def trained_config(workdir):
         )
     manager = checkpoint.open_checkpoints(workdir)
     return checkpoint.newest_whole(manager, checkpoint.read_saved)[1].config
+
+
+def override(config, arguments):
+    """The config with what arguments such as --config.eval.flip=True change."""
+    if config is None:
+        raise ValueError(f'{arguments[0]} cannot change an exported model: export its run again')
+    values, argv = flags.FlagValues(), ['', *arguments]
+    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(one_line(error)) from None
+    return values.config
+
+
+def one_line(error) -> str:
+    """The message of a wrong flag, of which the last line counts if it holds a traceback."""
+    lines = str(error).strip('"\n ').splitlines()
+    return lines[-1].removeprefix('ValueError: ') if len(lines) > 2 else ' '.join(lines)
 
 
 def train(config, workdir) -> None:
@@ -330,21 +357,20 @@ def parse_flags(argv):
     from configs import common
     from rankseg_jax import config_check, recipes
 
+    overrides = []  # of the config that --workdir was trained with
     try:
         for i, argument in enumerate(argv):
-            if path := re.fullmatch(r'--?(config(\.\w+)+)(=.*)?', argument, re.S):
+            if path := OVERRIDE.fullmatch(argument):
                 config_check.check_path(path[1], common.get_config())
                 if not any(re.match('--?config(=|$)', other) for other in argv):
-                    raise ValueError(f'--{path[1]} needs --config=<the config that it changes>')
+                    overrides.append(argument)
             if name := re.fullmatch(r'--?config=([^:]*)(:.*)?', argument, re.S):
                 argv[i] = f'--config={recipes.file(name[1])}{name[2] or ""}'
             elif argument in ('-config', '--config'):
                 raise ValueError('--config needs =, as in --config=quickstart')
-        return flags.FLAGS(argv)
+        return flags.FLAGS([x for x in argv if x not in overrides]) + overrides
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        lines = str(error).strip('"\n ').splitlines()  # a traceback if a config file is wrong
-        line = lines[-1] if len(lines) > 2 else ' '.join(lines)
-        sys.exit(f'error: {line.removeprefix("ValueError: ")}')
+        sys.exit(f'error: {one_line(error)}')
 
 
 def start() -> None:

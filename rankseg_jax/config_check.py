@@ -267,7 +267,7 @@ def check_input_sizes(config) -> None:
     """Sizes and scales of images that limit each other, in training and in evaluation."""
     low, high = config.augment.scale_range
     if low > high:
-        raise ValueError(f'config.augment.scale_range = {(low, high)} must rise')
+        raise ValueError(f'config.augment.scale_range = {(low, high)} must be in ascending order')
     if any(config.eval.size) and min(config.eval.size) < 1:
         raise ValueError(
             f"config.eval.size = {config.eval.size} must be at least 1 × 1, or (0, 0): an image's "

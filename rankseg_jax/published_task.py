@@ -93,8 +93,8 @@ def published_task(
     if task:
         if not known:
             raise ValueError(
-                f'--task={task}: the {len(class_names)} categories ({", ".join(class_names[:3])} '
-                '…) are of no data set whose things are known; give their names or numbers, such '
+                f'--task={task}: the things among these {len(class_names)} categories '
+                f'({", ".join(class_names[:3])} …) are unknown; give their names or numbers, such '
                 'as --things=0-79,person or --things=all'
             )
         return task, known[1], f'{count(known[1])}, as in {known[0]}'

@@ -85,7 +85,7 @@ class Progress:
             if not np.isfinite(list(row.values())).all():
                 saved = f'The last checkpoint, after step {self.saved}, is older. '
                 raise FloatingPointError(
-                    f'the loss or a norm is not finite at step {step}, whose batch holds: '
+                    f'the loss or a norm is not finite at step {step}; its batch: '
                     f'{", ".join(self.batch_ids(step))}; {row}. {saved if self.saved else ""}'
                     'Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or '
                     'look at these examples.'

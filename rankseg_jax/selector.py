@@ -2,8 +2,8 @@
 
     features → multi-label head → presence_logits → pool over a group → Selection → rank scale
 
-Windows and mirror images of an image and frames of a clip are the same kind of thing here: a group
-that shares one selection, so that a rank means the same in all of them.
+The windows and mirror images of an image, or the frames of a clip, form a group. A group shares one
+selection, so that a rank means the same in all its members.
 """
 
 import dataclasses

@@ -113,7 +113,7 @@ def with_micro_batches(config, mesh):
     counts = range(config.accumulate, share + 1)
     count = next(n for n in counts if share % n == 0 and share // n <= limit)
     if count > config.accumulate:
-        sharding.print_once(f'{count} micro-batches a step, of {share // count} images a device')
+        sharding.print_once(f'{count} micro-batches per step of {share // count} images per device')
         config = config.copy_and_resolve_references()
         config.accumulate = count
     return config
@@ -278,8 +278,8 @@ def report_resumed(setup: Setup, run: checkpoint.SavedRun) -> None:
     for key in ('seed', 'batch_size'):
         if before[key] != now[key]:
             sharding.print_once(
-                f'config.{key} was {before[key]} and is {now[key]}: the images come in another '
-                'order now'
+                f'config.{key} changed from {before[key]} to {now[key]}: the images now come in '
+                'another order'
             )
     workdir = checkpoint.place(run.manager).parent
     if any(before[key] != now[key] for key in ('steps', 'optimizer')):
@@ -344,7 +344,7 @@ def train(config, workdir) -> dict[str, Any] | None:
         return evaluate.evaluate(eval_step, variables, source, config, task, local_mesh)
 
     if int(state.step) >= config.steps:
-        sharding.print_once(f'config.steps = {config.steps} are done already')
+        sharding.print_once(f'all config.steps = {config.steps} steps are already done')
         return evaluated(state)
     if not source.annotated:
         sharding.print_once(

@@ -1,5 +1,6 @@
 """The installed command `rankseg`, configs by name, and their list."""
 
+import json
 import os
 import re
 import shutil
@@ -9,8 +10,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from rankseg_jax import cli, recipes
+from configs import common
+from rankseg_jax import checkpoint, cli, recipes
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,9 +69,9 @@ def test_scores_are_those_of_the_config_files(capsys):
 )
 def test_configs_by_name(flag, file, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli.flags, 'FLAGS', seen.append)
+    monkeypatch.setattr(cli.flags, 'FLAGS', lambda argv: seen.extend(argv) or [])
     cli.parse_flags(['rankseg', flag])
-    assert seen == [['rankseg', f'--config={ROOT}/configs/{file}' if file else flag]]
+    assert seen == ['rankseg', f'--config={ROOT}/configs/{file}' if file else flag]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +80,33 @@ def test_configs_by_name(flag, file, monkeypatch):
         ('--config=segmentor:ade20k', '--config=segmentor is no file.*mean segmenter'),
         ('--config=eomt.py', '--config=eomt.py is no file.*mean eomt'),
         ('--config', '--config needs =, as in --config=quickstart'),
-        ('--config.steps=3', '--config.steps needs --config=<the config'),
+        ('--config.stepps=3', 'config.stepps is not a key.*mean config.steps'),
     ],
 )
 def test_a_wrong_config_is_one_line(flag, message):
     with pytest.raises(SystemExit, match=f'^error: {message}'):
         cli.parse_flags(['rankseg', flag])
+
+
+@pytest.mark.parametrize('mode', ['train', 'convert', 'prepare'])
+def test_changes_of_no_config_are_refused(mode, tmp_path):
+    flags.FLAGS(['main.py', f'--workdir={tmp_path}'])
+    with flagsaver.flagsaver(mode=mode):
+        with pytest.raises(ValueError, match='--config.steps=3 needs --config=<the config'):
+            cli.run(None, tmp_path, ['--config.steps=3'])
+
+
+def test_a_saved_config_takes_changes_as_a_file_does():
+    original = common.get_config()
+    saved = checkpoint.current_config(json.loads(original.to_json()))
+    assert saved.to_dict() == original.to_dict()
+
+    changes = ['--config.eval.scales=(0.5,1.0)', '--config.eval.flip', '--config.data.name=folder']
+    changed = cli.override(saved, changes)
+    assert changed.eval.scales == (0.5, 1.0) and changed.eval.flip
+    assert changed.data.name == 'folder'
+
+    with pytest.raises(ValueError, match='^flag --config.steps=many: invalid literal'):
+        cli.override(saved, ['--config.steps=many'])
+    with pytest.raises(ValueError, match='cannot change an exported model'):
+        cli.override(None, changes)

@@ -559,14 +559,15 @@ def test_configs_that_cannot_be_exported_are_refused(trained, tmp_path, key, val
         export.run(config, trained[1], tmp_path)
 
 
-def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
-    config, workdir = trained
-    file = tmp_path / 'run.py'
-    file.write_text(
-        'from tests import tiny\n'
-        f'def get_config(): return tiny.config({config.data.dir!r}, steps=2, ema=0.5)\n'
-    )
+MAIN_WITH_TINY_BACKBONES = """
+from rankseg_jax import cli
+from tests import tiny
+cli.start()
+"""
 
+
+def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
+    _, workdir = trained
     cache = tmp_path / 'home' / '.cache' / 'rankseg_jax'
     environment = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
     environment |= {'XLA_FLAGS': FAST_COMPILATION, 'PYTHONPATH': str(ROOT)}
@@ -574,7 +575,7 @@ def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
 
     def call(*arguments):
         result = subprocess.run(
-            [sys.executable, 'main.py', f'--config={file}', f'--workdir={workdir}', *arguments],
+            [sys.executable, '-c', MAIN_WITH_TINY_BACKBONES, f'--workdir={workdir}', *arguments],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -584,9 +585,11 @@ def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    assert 'mIoU' in call('--mode=evaluate', '--config.compilation_cache=')
+    assert 'mIoU' in call(
+        '--mode=evaluate', '--config.compilation_cache=', '--config.data.eval_split=train'
+    )
     assert not cache.exists()
-    scores = json.loads((workdir / 'scores_validation_2.json').read_text())
+    scores = json.loads((workdir / 'scores_train_2.json').read_text())
     assert len(scores['classes']) == 8
     assert 'grid.png' in call('--mode=predict', f'--output={tmp_path}')
     assert Image.open(tmp_path / 'grid.png').height > 500

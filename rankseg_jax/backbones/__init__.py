@@ -82,9 +82,9 @@ def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> 
     fields = field_names(variant)
     if model.remat and 'remat' not in fields:
         raise ValueError(
-            f'config.model.remat = True, but config.model.backbone = {model.backbone!r} has no '
-            'blocks of a transformer, which alone run again; to save memory, lower '
-            'config.batch_size or set config.accumulate'
+            'config.model.remat = True needs a transformer backbone, and config.model.backbone = '
+            f'{model.backbone!r} is not one; to save memory, lower config.batch_size or set '
+            'config.accumulate'
         )
     options = {key: value for key, value in options.items() if key in fields}
     return variant(dtype=jnp.dtype(model.dtype), **options, **needed)

@@ -19,8 +19,8 @@ def image_number(file_name: str) -> int:
     digits = file_name.rpartition('_')[2]
     if not digits.isdecimal():
         raise ValueError(
-            f"{file_name} is not the name of an image of COCO, which ends in the image's number: "
-            "remove what is not COCO's"
+            f"{file_name} is not the name of a COCO image, which ends in the image's number: "
+            'remove files that are not from COCO'
         )
     return int(digits)
 

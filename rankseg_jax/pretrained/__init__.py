@@ -111,8 +111,8 @@ def complete(variables, base: str) -> dict:
         return variables
     if not base:
         raise ValueError(
-            'the weights of this EoMT are differences from those of a DINOv3: add them up by '
-            '--mode=convert --config=… --input=<these> --config.model.pretrained=<that DINOv3>'
+            'the weights of this EoMT are differences from those of a DINOv3: to add the two, run '
+            '--mode=convert --config=… --input=<this file> --config.model.pretrained=<the DINOv3>'
         )
     whole = read_variables(base)['params'].get('backbone', {})
     if jax.tree.map(np.shape, whole) != jax.tree.map(np.shape, params['backbone']):

@@ -55,7 +55,7 @@ def read_other(workdir: Any, split: str, class_names: Sequence[str]) -> dict[str
     if found['split'] != split:
         raise ValueError(
             f'--compare: {path} is about the split {found["split"]!r}, not {split!r}; evaluate it '
-            f'again with {command} --config=<its config> --config.data.eval_split={split}'
+            f'again with {command} --config.data.eval_split={split}'
         )
     names = [row['name'] for row in found['classes']]
     if names != list(class_names):
