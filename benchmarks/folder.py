@@ -87,7 +87,7 @@ def seconds_of(function) -> float:
 def predictions(config, model, variables, folder: Path) -> dict:
     """Seconds to predict photos of one size and of many."""
     task = tasks.build(config, [str(i) for i in range(150)])
-    predictor = predict.from_model(model, variables, config, task)
+    predictor = predict.from_model(model, variables, config, task=task)
     rng = np.random.default_rng(0)
     many = [(384 + 4 * i, int(rng.integers(384, 640))) for i in range(_PHOTOS.value)]
     one = write_photos(folder / 'one', [(512, 512)] * _PHOTOS.value)
@@ -121,7 +121,7 @@ def evaluations(config, model, variables, folder: Path) -> dict:
         alone = [seconds_of(network)]
         whole = seconds_of(
             lambda task=task, step=step: evaluate.evaluate(
-                step, variables, source, config, task, mesh
+                step, variables, source, config=config, task=task, mesh=mesh
             )
         )
         alone += [seconds_of(network) for _ in range(2)]

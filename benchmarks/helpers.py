@@ -212,7 +212,9 @@ def make_train_step(model, rest, optimizer: optax.GradientTransformation, num_cl
         def total(params):
             variables, rngs = {'params': params, **rest}, {'dropout': key}
             output = model.apply(variables, images, train=True, rngs=rngs)
-            parts, _ = queries.loss(key, output, visible, mask, config, num_classes)
+            parts, _ = queries.loss(
+                key, output, visible, mask=mask, config=config, num_classes=num_classes
+            )
             return sum(part.value for part in parts.values())
 
         loss, gradient = jax.value_and_grad(total)(params)

@@ -7,9 +7,9 @@
 
 Trains configs/mask2former_tiny.py or another once per variant and seed and scores the result on
 validation. The last command compares what EoMT's multi-label head sees. A run of Mask2Former takes
-eight minutes when two processes, with different --seeds, share two CPU cores; one of EoMT twice as
-long. A finished run is a line of JSON in --out and is not repeated. `--table` prints the finished
-runs and trains nothing.
+about a quarter of an hour when two processes, with different --seeds, share two CPU cores; one of
+EoMT twice as long. A finished run is a line of JSON in --out and is not repeated. `--table` prints
+the finished runs and trains nothing.
 """
 
 import importlib

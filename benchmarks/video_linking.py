@@ -36,7 +36,7 @@ def main(_):
     for length, overlap in WINDOWS:
         config.eval.clip_length, config.eval.clip_overlap = length, overlap
         step = evaluate.make_eval_step(model, config, task, mesh)
-        scores = evaluate.evaluate(step, variables, source, config, task, mesh)
+        scores = evaluate.evaluate(step, variables, source, config=config, task=task, mesh=mesh)
         rows.append({'length': length, 'overlap': overlap} | evaluate.totals(scores))
         print(f'{length} frames, {overlap} shared: {evaluate.one_line(scores)}', flush=True)
     save({'steps': saved.step, 'windows': evaluate.without_nan(rows)}, _OUT.value)

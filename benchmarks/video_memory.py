@@ -56,7 +56,7 @@ def make_predictor(config):
     model = models.build(config, len(names))
     shapes = jax.eval_shape(lambda: models.init(model, len(names), 0, (64, 64)))
     variables = jax.device_put(random_like(shapes))
-    return predict.from_model(model, variables, config, tasks.build(config, names))
+    return predict.from_model(model, variables, config, task=tasks.build(config, names))
 
 
 def write_video(path: Path, frames: int, size: tuple[int, int]) -> Path:

@@ -6,11 +6,12 @@
     python main.py --config=configs/mask2former_video.py:vspw_r101_rankseg --workdir=runs/vspw \\
         --config.data.dir=<VSPW_480p> --config.model.pretrained=<Mask2Former R101, COCO instances>
 
-Published runs start from Mask2Formers trained on COCO's instances. Without these, a user reports 52
-mIoU instead of 58.9 on VSPW (Swin-B). κ is K, as released. YouTubeVIS is seen a whole video at a
-time, VSPW in clips of 20 frames that follow each other. The released code computes in half
-precision; here that is --config.model.dtype=bfloat16. It pads batches to their largest frame; here
-frames are padded to 480 × 864, and portraits, which are taller, are cropped to it in training.
+Published runs start from Mask2Formers trained on COCO's instances. Without these, a user of the
+released code reports 52 mIoU instead of 58.9 on VSPW (Swin-B; its issue 4). κ is K, as released.
+YouTubeVIS is seen a whole video at a time, VSPW in clips of 20 frames that follow each other. The
+released code computes in half precision; here that is --config.model.dtype=bfloat16. It pads
+batches to their largest frame; here frames are padded to 480 × 864, and portraits, which are
+taller, are cropped to it in training.
 
 YouTubeVIS-2019 has no public annotations but those of `train`: evaluation writes results.json for
 the server, and nothing is scored.

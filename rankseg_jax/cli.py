@@ -101,7 +101,7 @@ _TASK = flags.DEFINE_string(
     'task',
     None,
     'convert, without --config: semantic, panoptic, instance or, of a VidEoMT, video_semantic or '
-    'video_instance; default: told from the names.',
+    'video_instance; default: inferred from the names.',
 )
 _THINGS = flags.DEFINE_list(
     'things',
@@ -113,12 +113,17 @@ _COORDINATES = {
     'coordinator': flags.DEFINE_string(
         'coordinator',
         None,
-        'One run on several hosts: host:port of process 0. These three flags, or their variables '
-        'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, are needed on each of them '
-        'unless it is a cluster that JAX recognizes, such as Cloud TPU, SLURM or a JobSet.',
+        'Address host:port of process 0, for one run on several hosts. Give it on each of them '
+        'with --num_processes and --process_id, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES '
+        'and JAX_PROCESS_ID. Clusters that JAX recognizes need none of these: Cloud TPU, SLURM, a '
+        'JobSet and others.',
     ),
-    'num_processes': flags.DEFINE_integer('num_processes', None, 'Number of processes.'),
-    'process_id': flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.'),
+    'num_processes': flags.DEFINE_integer(
+        'num_processes', None, 'Number of processes of the run, see --coordinator.'
+    ),
+    'process_id': flags.DEFINE_integer(
+        'process_id', None, 'Number of this process, from 0, see --coordinator.'
+    ),
 }
 
 
@@ -197,15 +202,10 @@ def run(config, workdir, overrides=()) -> None:
     if _MODE.value in ('convert', 'prepare') and jax.process_count() > 1:
         raise ValueError(f'--mode={_MODE.value} runs as one process: start it on a single host')
     keep_programs((config or common.get_config()).compilation_cache)
-    if _MODE.value == 'train':
-        train(config, workdir)
-    elif _MODE.value == 'evaluate':
-        from rankseg_jax import evaluate
-
-        evaluate.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
-    elif _MODE.value == 'predict' and _INPUT.value:
-        predict(config, workdir)
-    elif processes.is_first():  # the others would do the same
+    on_all_hosts = _MODE.value in ('train', 'evaluate') or (
+        _MODE.value == 'predict' and _INPUT.value
+    )
+    if on_all_hosts or processes.is_first():  # the others would do the same
         MODES[_MODE.value](config, workdir)
     processes.end()
 
@@ -243,8 +243,14 @@ def convert(config, workdir) -> None:
         raise ValueError(
             '--mode=convert needs --input: one folder, one file or one name on the Hugging Face hub'
         )
-    options = {'as_is': config is None, 'task': _TASK.value, 'things': _THINGS.value}
-    path = convert.run(inputs[0], workdir, config or common.get_config(), **options)
+    path = convert.run(
+        inputs[0],
+        workdir,
+        config or common.get_config(),
+        as_is=config is None,
+        task=_TASK.value,
+        things=_THINGS.value,
+    )
     print(f'Converted: {path}')
 
 
@@ -297,6 +303,12 @@ def train(config, workdir) -> None:
         predict(from_data.as_trained(config, workdir), workdir)
 
 
+def evaluate(config, workdir) -> None:
+    from rankseg_jax import evaluate
+
+    evaluate.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
+
+
 def analyze(config, workdir) -> None:
     from rankseg_jax import analysis
 
@@ -340,8 +352,9 @@ def predict(config, workdir) -> None:
     sharding.print_once(f'Metrics:      {workdir}/metrics.jsonl, tensorboard --logdir={workdir}')
 
 
-# By one process alone.
 MODES = {
+    'train': train,
+    'evaluate': evaluate,
     'predict': predict,
     'analyze': analyze,
     'demo': demo,

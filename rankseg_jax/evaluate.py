@@ -4,22 +4,30 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rankseg_jax import checkpoint, inference, models, predict, report, sharding, storage, tasks
-from rankseg_jax.data import CorruptExample, batching
+from rankseg_jax.data import CorruptExample, Source, batching
 from rankseg_jax.report.observed import Observed
 
 
-def make_eval_step(model, config, task, mesh) -> Callable:
-    """Compiled (model variables, batch) → (metrics by name, maps by name), for each frame of clips.
+def make_eval_step(
+    model: nn.Module, config: ConfigDict, task: tasks.Task, mesh: jax.sharding.Mesh
+) -> Callable:
+    """A compiled function: (model variables, batch) → iterator of (metrics by name, maps by name).
 
-    The metrics are sums over the batch; maps are those of its images, split over the mesh, see
-    `tasks.Task.statistics` and `postprocess`; with RankSeg 'presence_logits' [B, K], too.
+    It yields once for images, and for clips once for each frame. What a model carries from clip to
+    clip is kept between calls, so the clips of a video must come in order, see
+    `batching.video_batches`. Metrics are sums over the batch; maps are those of its images, split
+    over the mesh, see `tasks.Task.statistics` and `postprocess`; with RankSeg they include
+    'presence_logits' [B, K].
 
     Args:
       mesh: of this host's devices, see `sharding.local`.
@@ -46,7 +54,15 @@ def make_eval_step(model, config, task, mesh) -> Callable:
 
 
 def evaluate(
-    eval_step, variables, source, config, task, mesh, writer=None, observed: Observed | None = None
+    eval_step: Callable,
+    variables: dict[str, Any],
+    source: Source,
+    *,
+    config: ConfigDict,
+    task: tasks.Task,
+    mesh: jax.sharding.Mesh,
+    writer: Any = None,
+    observed: Observed | None = None,
 ) -> dict[str, Any]:
     """Scores of the model on every image or video of a source, each counted once, over all hosts.
 
@@ -59,9 +75,15 @@ def evaluate(
       writer: see `tasks.Task.writer`, for the predictions of this host's images; None: they are
         only scored.
       observed: takes what the report needs of this host's images.
+
+    Returns:
+      The scores by name, see `tasks.Task.scores`.
+
+    Raises:
+      ValueError: the source is empty, or more than `data.max_corrupt` examples cannot be read.
     """
     total, num_read = task.empty_statistics(), 0  # of this host's images or clips
-    examples = task.examples(source)
+    examples: Any = task.examples(source)
     follow = task.takes_clips and models.carries(config)
     batches = (batching.video_batches if follow else batching.eval_batches)(
         examples, config, sharding.batch_parts(mesh)
@@ -74,7 +96,7 @@ def evaluate(
 
     def images():
         nonlocal total, num_read
-        for batch, number, statistics, maps in batching.behind(steps()):
+        for batch, number, statistics, maps in batching.delayed(steps()):
             total = merge(total, jax.device_get(statistics))
             if number == 0:
                 num_read += int(batch['mask'].sum())
@@ -88,10 +110,10 @@ def evaluate(
                 found = task.cut({name: x[i] for name, x in maps.items()}, batch['size'][i])
                 logits = found.pop('presence_logits', None)
                 if observed is not None:
-                    observe(observed, batch, i, number, found, logits)
+                    observe(observed, batch, i, number=number, found=found, logits=logits)
                 yield index, number, found
 
-    def observe(observed, batch, i, number, found, logits):
+    def observe(observed, batch, i, *, number, found, logits):
         predicted = task.label_map(found)
         if predicted is None:
             return
@@ -147,7 +169,12 @@ def merge(total: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
     return total | {name: total[name].merge(metric) for name, metric in metrics.items()}
 
 
-def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
+def run(
+    config: ConfigDict,
+    workdir: str | Path,
+    output: str | Path | None = None,
+    compare: Sequence[str] = (),
+) -> dict[str, Any]:
     """--mode=evaluate: scores a checkpoint of `workdir` on `config.data.eval_split`.
 
     Prints the scores and writes a JSON file and a report into `workdir`. With a folder `output`,
@@ -158,6 +185,7 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
       compare: workdirs of other runs, which the report shows beside this one.
 
     Raises:
+      DamagedCheckpoint: the checkpoint cannot be read.
       FileNotFoundError: there is no such checkpoint, or no report of a run to compare.
       OSError: the folder cannot be written.
       ValueError: another run saw other data; `output` with several hosts; the data has other
@@ -186,7 +214,14 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
         task.writer(folder, source) if output else nullcontext() as writer,
     ):
         scores = evaluate(
-            eval_step, variables, source, config, task, mesh, writer=writer, observed=observed
+            eval_step,
+            variables,
+            source,
+            config=config,
+            task=task,
+            mesh=mesh,
+            writer=writer,
+            observed=observed,
         )
         if source.annotated:
             sharding.print_once(table(scores, task.columns))  # before writing
@@ -202,7 +237,7 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
         content = without_nan(scores) | {'settings': settings(config)}
         path.write_text(json.dumps(content, indent=1))
     if observed.pairs and jax.process_index() == 0:
-        predictor = predict.from_model(model, variables, config, task, mesh)
+        predictor = predict.from_model(model, variables, config, task=task, mesh=mesh)
         about = report.about(config, saved, workdir)
         content = report.content(about, observed, scores, task, source, others)
         report.write(place, without_nan(content), predictor, source)
@@ -216,7 +251,7 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict[str, Any]:
     return scores
 
 
-def settings(config) -> dict[str, Any]:
+def settings(config: ConfigDict) -> dict[str, Any]:
     """Plain data of what scores depend on besides the checkpoint and the split."""
     rankseg = config.rankseg.to_dict() if config.rankseg else None
     kept = {'eval': config.eval.to_dict(), 'rankseg': rankseg}
@@ -225,7 +260,7 @@ def settings(config) -> dict[str, Any]:
     return json.loads(json.dumps(kept))  # tuples as lists, as they are read
 
 
-def read_scores(path: Any, config) -> dict[str, Any] | None:
+def read_scores(path: Path, config: ConfigDict) -> dict[str, Any] | None:
     """The scores in a file of `run`; None if it is not there, or they were made otherwise.
 
     Raises:
@@ -241,7 +276,7 @@ def read_scores(path: Any, config) -> dict[str, Any] | None:
     return scores if same else None
 
 
-def without_nan(values):
+def without_nan(values: Any) -> Any:
     """The same with None for NaN, which JSON cannot express."""
     if isinstance(values, dict):
         return {key: without_nan(value) for key, value in values.items()}

@@ -8,25 +8,28 @@ pass the network as a whole; from then on each of their frames is treated like a
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 from jax import lax
+from ml_collections import ConfigDict
 
 from rankseg_jax import models, selector, sharding
 from rankseg_jax.data import IGNORE_LABEL
 from rankseg_jax.multilabel import pixel_counts
-from rankseg_jax.outputs import PixelOutput, QueryOutput
+from rankseg_jax.outputs import Memory, PixelOutput, QueryOutput
 from rankseg_jax.postprocessing import View
 from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice
+from rankseg_jax.tasks import Task
 from rankseg_jax.windows import Cut, cut_windows
 
 PROGRAMS = 16  # of a network that are kept, one for each input shape
-OF_CLIP = ('categories', 'confidences')  # of what `served` returns, those of a clip as a whole
+CLIP_ARRAYS = ('categories', 'confidences')  # what `served` returns once a clip, not once a frame
 
 
 @struct.dataclass
@@ -47,16 +50,16 @@ class Prediction:
 
 
 def segment(
-    model,
-    variables,
-    views,
-    size,
-    config,
-    task,
+    model: nn.Module,
+    variables: dict[str, Any],
+    views: Sequence[dict[str, jax.Array]],
+    size: jax.Array,
+    config: ConfigDict,
+    task: Task,
     *,
     canvas: tuple[int, int],
-    presence=None,
-    shown=None,
+    presence: jax.Array | None = None,
+    shown: jax.Array | None = None,
 ) -> Prediction:
     """Segments a batch at the images' own sizes; made for `jit`. `compiled` is `segment` in parts.
 
@@ -79,16 +82,19 @@ def segment(
     def postprocess(seen):
         return task.postprocess(assemble(seen, size, canvas), seen.selection, size, canvas)
 
-    length = views[0]['image'].shape[1:-3]  # (t,) of clips
-    if length:
-        frames = lax.map(lambda number: postprocess(seen.frame(number)), jnp.arange(*length))
+    image = views[0]['image']
+    if image.ndim == 5:  # a clip
+        numbers = jnp.arange(image.shape[1])
+        frames = lax.map(lambda number: postprocess(seen.frame(number)), numbers)
         maps = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), frames)  # [B, t, …] each
     else:
         maps = postprocess(seen)
     return Prediction(maps, seen.selection, seen.presence_logits)
 
 
-def compiled(model, config, task, mesh, then: Callable) -> Callable:
+def compiled(
+    model: nn.Module, config: ConfigDict, task: Task, mesh: jax.sharding.Mesh, then: Callable
+) -> Callable:
     """(model variables, batch, canvas) → then(Prediction, batch), compiled for a mesh's devices.
 
     The network is one program for each shape of the views, the last `PROGRAMS` of which are kept;
@@ -108,14 +114,14 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
     """
     networks = collections.OrderedDict()  # shapes of the views → program
 
-    def network(variables, views, presence, shown, memory, begins, mask):
+    def network(variables, views, *, presence, shown, memory, begins, mask):
         given = dict(presence=presence, shown=shown)
         if memory is None:
             return see(model, variables, views, config, task, **given), None
-        before = chosen(begins, jax.tree.map(jnp.zeros_like, memory), memory)
+        before = where_images(begins, jax.tree.map(jnp.zeros_like, memory), memory)
         seen = see(model, variables, views, config, task, memory=before, **given)
         outputs = [cast(QueryOutput, output) for output in seen.outputs]
-        after = chosen(mask, [output.memory for output in outputs], memory)
+        after = where_images(mask, [output.memory for output in outputs], memory)
         outputs = [dataclasses.replace(output, memory=None) for output in outputs]
         return dataclasses.replace(seen, outputs=outputs), after
 
@@ -158,12 +164,19 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
                 presence = batch['pixels'] > 0
         shapes = tuple(view['image'].shape for view in views)
         if shapes not in networks:
+            # A new function each time, since `clear_cache` drops all programs of a function.
             networks[shapes] = jax.jit(functools.partial(network))
         networks.move_to_end(shapes)
         if len(networks) > PROGRAMS:
             networks.popitem(last=False)[1].clear_cache()
         seen, memory = networks[shapes](
-            variables, views, presence, shown, memory, begins, batch['mask']
+            variables,
+            views,
+            presence=presence,
+            shown=shown,
+            memory=memory,
+            begins=begins,
+            mask=batch['mask'],
         )
         if stream is not None:
             stream.memory = memory
@@ -177,7 +190,7 @@ def compiled(model, config, task, mesh, then: Callable) -> Callable:
 
 
 class Stream:
-    """What the clips of videos hand on to those that follow them, in the same places of batches.
+    """What the clips of videos pass on to the next, for each place in a batch.
 
     Attributes:
       memory: for each scale that of the model, see `models.carries`; None before the first batch.
@@ -186,7 +199,7 @@ class Stream:
     memory = None
 
 
-def chosen(where, these, others):
+def where_images(where, these, others):
     """Trees of [B · views, …], `these` for the images in `where` [B] bool, elsewhere `others`."""
 
     def choose(this, other):
@@ -196,18 +209,18 @@ def chosen(where, these, others):
     return jax.tree.map(choose, these, others)
 
 
-def frame_of(batch, number):
+def frame_of(batch: dict[str, jax.Array], number: jax.Array) -> dict[str, jax.Array]:
     """A batch of clips, as one of their frames; see `compiled`."""
     batch = dict(batch)
     counted = batch.pop('counted')[:, number]  # [B]
     if 'label' in batch:
-        label = batch['label'][:, number]  # [B, R, C]
+        label = batch['label'][:, number]  # [B, *canvas]
         batch['label'] = jnp.where(counted[:, None, None], label, IGNORE_LABEL)
     last = number == batch['shown'].sum(1) - 1  # [B]
     return batch | {'mask': batch['mask'] & counted, 'last': batch['mask'] & last}
 
 
-def served(prediction: Prediction, config) -> dict[str, jax.Array]:
+def served(prediction: Prediction, config: ConfigDict) -> dict[str, jax.Array]:
     """What a user is told, by name.
 
     Returns:
@@ -223,23 +236,26 @@ def served(prediction: Prediction, config) -> dict[str, jax.Array]:
     return prediction.maps | {'categories': ranked.labels, 'confidences': confidences}
 
 
-def check(config, output: PixelOutput | QueryOutput):
-    """Raises a ValueError if `config.eval` asks for windows or masks that the model cannot give."""
+def check(config: ConfigDict, output: PixelOutput | QueryOutput) -> None:
+    """Raises a ValueError if `config.eval` asks for what the model cannot give.
+
+    That is masks, masks at a size of their own in windows, or clips that overlap.
+    """
     mask_size = tuple(config.eval.mask_size)
     if isinstance(output, PixelOutput) and mask_size not in ((0, 0), (-1, -1)):
         raise ValueError(
-            f'config.eval.mask_size = {mask_size}: {config.model.framework} has no masks, set it '
+            f'config.eval.mask_size = {mask_size}: {config.model.framework} has no masks; set it '
             'to (0, 0), or to (-1, -1) to resize logits directly to the image'
         )
     if any(mask_size) and any(config.eval.window):
         raise ValueError(
-            f'config.eval.mask_size = {mask_size}: windows are joined at their size, set it or '
-            'config.eval.window to (0, 0)'
+            f'config.eval.mask_size = {mask_size}: windows are joined at their own size; set '
+            'config.eval.mask_size or config.eval.window to (0, 0)'
         )
     if isinstance(output, QueryOutput) and output.follows and config.eval.clip_overlap:
         raise ValueError(
-            f'config.eval.clip_overlap = {config.eval.clip_overlap}: {config.model.framework} goes '
-            'on from clip to clip, set it to 0'
+            f'config.eval.clip_overlap = {config.eval.clip_overlap}: {config.model.framework} '
+            'carries its memory from clip to clip; set it to 0'
         )
 
 
@@ -250,7 +266,7 @@ class Seen:
     Attributes:
       cuts: for each scale, how the images were cut.
       outputs: for each scale, the output for all windows.
-      selection, presence_logits: as of `Prediction`; [B, t, …] where frames have their own.
+      selection, presence_logits: see `Prediction`; [B, t, …] where frames have their own.
     """
 
     cuts: list[Cut]
@@ -258,7 +274,7 @@ class Seen:
     selection: Selection | None
     presence_logits: jax.Array | None
 
-    def frame(self, number) -> 'Seen':
+    def frame(self, number: jax.Array) -> 'Seen':
         """The same for a frame of each clip, as for an image; `number`: [] int32."""
 
         def own(x):
@@ -269,13 +285,23 @@ class Seen:
         return Seen(self.cuts, outputs, selection, presence_logits)
 
 
-def see(model, variables, views, config, task, *, presence=None, shown=None, memory=None) -> Seen:
+def see(
+    model: nn.Module,
+    variables: dict[str, Any],
+    views: Sequence[dict[str, jax.Array]],
+    config: ConfigDict,
+    task: Task,
+    *,
+    presence: jax.Array | None = None,
+    shown: jax.Array | None = None,
+    memory: Sequence[Memory] | None = None,
+) -> Seen:
     """Selects the categories of each image or clip once, and predicts all its windows over them.
 
-    Args: as `segment`, which this is the first part of; `shown` as of `batching.stack`, `memory`
-    as of `Stream`.
+    The first part of `segment`, which says what the arguments are; `shown` is that of
+    `batching.stack`, `memory` that of `Stream`.
     """
-    memory = memory or [None] * len(views)
+    memories = memory or [None] * len(views)
     cuts, windows = zip(*[cut_windows(view, config.eval) for view in views], strict=True)
 
     def run(cut, images, memory, **choice):
@@ -295,14 +321,14 @@ def see(model, variables, views, config, task, *, presence=None, shown=None, mem
         # Compiled, the two passes share the computation of all that precedes the selection.
         logits = [
             run(*view, all_classes=True).presence_logits
-            for view in zip(cuts, windows, memory, strict=True)
+            for view in zip(cuts, windows, memories, strict=True)
         ]  # [B, K] each
         presence_logits, selection = selector.choose(
             config.rankseg, jnp.stack(logits).mean(0), Choice(presence), train=False
         )
     outputs = [
         run(*view, presence=presence, selection=selection)
-        for view in zip(cuts, windows, memory, strict=True)
+        for view in zip(cuts, windows, memories, strict=True)
     ]
     check(config, outputs[0])
     task.check(outputs[0])
@@ -315,7 +341,7 @@ def see(model, variables, views, config, task, *, presence=None, shown=None, mem
     return Seen(list(cuts), outputs, selection, presence_logits)
 
 
-def assemble(seen: Seen, size, canvas: tuple[int, int]) -> list[View]:
+def assemble(seen: Seen, size: jax.Array, canvas: tuple[int, int]) -> list[View]:
     """A view for each scale and mirror image: its windows side by side, or one for each of them."""
     found = []
     for cut, output in zip(seen.cuts, seen.outputs, strict=True):
@@ -326,8 +352,8 @@ def assemble(seen: Seen, size, canvas: tuple[int, int]) -> list[View]:
             places = [
                 (rows, columns)
                 for below, beside in places
-                for rows in jnp.split(below, n, axis=-1)  # [B, R, h]
-                for columns in jnp.split(beside, m, axis=-1)  # [B, C, w]
+                for rows in jnp.split(below, n, axis=-1)  # [B, canvas[0], h]
+                for columns in jnp.split(beside, m, axis=-1)  # [B, canvas[1], w]
             ]
         held = cut.held(output.cells)
         found += [View(x, *place, held) for x, place in zip(views, places, strict=True)]

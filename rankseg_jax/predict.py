@@ -6,7 +6,7 @@
     for result in predictor.video('street.mp4'):
         result.labels, result.frame_overlay()
 
-The result is the task's, such as `tasks.semantic.Result`.
+The result is the task's, such as `tasks.result.Result`.
 """
 
 import itertools
@@ -19,12 +19,13 @@ import jax
 import jax.export
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import linen as nn
 from ml_collections import ConfigDict
 from PIL import Image
 
 from rankseg_jax import checkpoint, export, inference, models, sharding, storage, tasks
 from rankseg_jax.data import CorruptExample, batching, fitting, images, video_files, videos
-from rankseg_jax.tasks.semantic import Result
+from rankseg_jax.tasks.result import Result
 
 
 class Predictor:
@@ -32,8 +33,8 @@ class Predictor:
 
     Attributes:
       fit: image uint8 [H, W, 3], or clip [t, H, W, 3] → {'views', 'size'}, see `batching.stack`.
-      segment: batch, `inference.Stream` or None → the arrays that `inference.served` returns, on
-        the device; of a clip, those of one frame after another.
+      segment: (batch, `inference.Stream` or None) → iterator of dicts as `inference.served` returns
+        them, on the device: one for images, one per frame for clips.
       task: a `tasks.Task`.
       num_devices: a batch is a multiple of it.
       batch_size: of many images.
@@ -56,11 +57,13 @@ class Predictor:
         """K names in label order."""
         return self.task.class_names
 
-    def __call__(self, image, label: np.ndarray | None = None) -> Result:
+    def __call__(
+        self, image: np.ndarray | Image.Image | str | Path, label: np.ndarray | None = None
+    ) -> Result:
         """Predicts one image.
 
         Args:
-          label: [H, W], the ground truth, for the oracle alone.
+          label: [H, W], the ground truth, for the oracle alone; tasks on clips ignore it.
 
         Raises:
           CorruptExample: the file cannot be read.
@@ -132,11 +135,11 @@ class Predictor:
 
     @property
     def max_pixels(self) -> int:
-        """Of an image or frame that is read."""
+        """The most pixels of an image or frame that is read."""
         config = self.task.config
         return config.data.max_pixels if 'data' in config else images.MAX_PIXELS
 
-    def read(self, image) -> np.ndarray:
+    def read(self, image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         """An image as uint8 [H, W, 3]; arguments and errors as `__call__`."""
         if isinstance(image, str | Path | Image.Image):
             image = images.read_image(image, self.max_pixels)
@@ -147,13 +150,15 @@ class Predictor:
             )
         return image
 
-    def example(self, image) -> dict[str, Any]:
+    def example(self, image: np.ndarray | Image.Image | str | Path) -> dict[str, Any]:
         """What `results` needs of an image; arguments and errors as `__call__`."""
         image = self.read(image)
         return self.fit(image) | {'image': image, 'index': 0}
 
-    def results(self, examples: Iterable[dict[str, Any]], batch_size: int = 0):
-        """Yields ('index', result) of each example; `batch_size` 0: as small as possible."""
+    def results(
+        self, examples: Iterable[dict[str, Any]], batch_size: int = 0
+    ) -> Iterator[tuple[int, Result]]:
+        """Yields the 'index' and the result of each example; `batch_size` 0: the least."""
         kept = {}  # by index, until the result is there
 
         def keep():
@@ -165,7 +170,7 @@ class Predictor:
             return batch, next(self.segment(batch, None))
 
         batches = batching.batches(keep(), batch_size or self.num_devices)
-        for batch, found in batching.behind(map(run, batches)):
+        for batch, found in batching.delayed(map(run, batches)):
             found = jax.device_get(found)
             for i in np.flatnonzero(batch['mask']):
                 example = kept.pop(int(batch['index'][i]))
@@ -206,7 +211,7 @@ class Video:
         self.stream = inference.Stream()
         self.follower = predictor.task.follower()
         by_clip = predictor.task.takes_clips
-        frames = video_files.of_one_size(map(predictor.read, frames), 'the video')
+        frames = video_files.check_one_size(map(predictor.read, frames), 'the video')
         self.results = self.by_clip(frames) if by_clip else self.by_frame(frames)
 
     def __iter__(self) -> Iterator[Result]:
@@ -244,7 +249,7 @@ class Video:
             self.follower.encode(
                 predictor.cut({name: x[0] for name, x in jax.device_get(found).items()}, example)
             )
-            for found in batching.behind(segmented)
+            for found in batching.delayed(segmented)
         ]
 
     def content(self) -> dict[str, Any]:
@@ -261,7 +266,9 @@ def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return maps[..., rows[:, None], columns]
 
 
-def load(workdir, which: str | int = 'last', config=None) -> Predictor:
+def load(
+    workdir: str | Path, which: str | int = 'last', config: ConfigDict | None = None
+) -> Predictor:
     """The predictor of a run, or of an exported model.
 
     Args:
@@ -270,8 +277,10 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
       config: of the model and its input; None: the one it was trained with.
 
     Raises:
-      FileNotFoundError: no such checkpoint.
-      ValueError: `config` describes another model.
+      DamagedCheckpoint: the checkpoint cannot be read.
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: `config` describes another model, or exported files are damaged, incomplete or
+        from an earlier version.
     """
     workdir = storage.path(workdir)
     if (workdir / export.ARTIFACT).is_file():
@@ -286,10 +295,17 @@ def load(workdir, which: str | int = 'last', config=None) -> Predictor:
         mesh = sharding.make_mesh()
     mesh = sharding.local_mesh(mesh)
     variables = models.restore(saved, model, config, mesh)
-    return from_model(model, variables, config, task, mesh)
+    return from_model(model, variables, config, task=task, mesh=mesh)
 
 
-def from_model(model, variables, config, task: tasks.Task, mesh=None) -> Predictor:
+def from_model(
+    model: nn.Module,
+    variables: dict[str, Any],
+    config: ConfigDict,
+    *,
+    task: tasks.Task,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Predictor:
     """The predictor of a Flax model and its variables.
 
     Args:
@@ -332,7 +348,7 @@ def from_artifact(folder: Path) -> Predictor:
     Maps come at the exported size and are resized: each pixel takes its nearest one's value.
 
     Raises:
-      ValueError: an earlier version wrote the files, or one is damaged.
+      ValueError: an earlier version wrote the files, one is damaged, or the export was cut off.
     """
     if not (folder / export.ABOUT).is_file():
         raise ValueError(f'the export to {folder} was cut off: export it again (--mode=export)')
@@ -367,8 +383,8 @@ def from_artifact(folder: Path) -> Predictor:
         missing = about['clip_length'] - view['image'].shape[1]
         clips = np.pad(view['image'], [(0, 0), (0, missing), *[(0, 0)] * 3])
         found = call(variables, clips, view['content'], batch['shown'].sum(1, dtype=np.int32))
-        of_clip = {name: found.pop(name) for name in inference.OF_CLIP if name in found}
+        per_clip = {name: found.pop(name) for name in inference.CLIP_ARRAYS if name in found}
         for number in range(batch['shown'].shape[1]):
-            yield {name: x[:, number] for name, x in found.items()} | of_clip
+            yield {name: x[:, number] for name, x in found.items()} | per_clip
 
     return Predictor(fit, run, task)

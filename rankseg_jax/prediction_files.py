@@ -19,7 +19,7 @@ from absl import logging
 from rankseg_jax import categories, storage, tasks
 from rankseg_jax.data import CorruptExample, batching, images, video_files
 from rankseg_jax.predict import Predictor, Video
-from rankseg_jax.tasks.semantic import Result
+from rankseg_jax.tasks.result import Result
 from rankseg_jax.visualize.panels import grid
 
 VIDEO_SUFFIXES = (*video_files.VIDEO_SUFFIXES, *video_files.ANIMATION_SUFFIXES)
@@ -27,7 +27,7 @@ LONGEST_NAME = 255  # bytes, on most file systems
 
 
 def predict_files(predictor: Predictor, inputs, output) -> Path:
-    """Predicts images and videos from disk into the folder `output`, in subfolders as they lie in.
+    """Predicts images and videos from disk into the folder `output`, keeping their subfolders.
 
     See `Result.save` and `predict_video`. Each host predicts its share. What cannot be read is
     skipped, and named at the end.
@@ -117,7 +117,7 @@ def find_videos(
 
 
 def find_images(inputs: Iterable[str | Path], output: Path) -> list[tuple[Path, Path]]:
-    """Images among images and in folders with their subfolders.
+    """Images among the inputs, and in folders and their subfolders.
 
     Args:
       output: a folder to leave out of those that it lies in.

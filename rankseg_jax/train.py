@@ -62,7 +62,7 @@ class Stop:
 
 
 def check_source(source: data.Source, config, split: str) -> Report:
-    """What is found in a split, which is printed; a ValueError if it cannot be used."""
+    """Checks a split and prints what it finds; raises a ValueError if it cannot be used."""
     report = source.check(config.data.max_corrupt)
     if text := str(report):
         print(f'{split}: {text}')
@@ -113,7 +113,7 @@ def with_micro_batches(config, mesh):
     counts = range(config.accumulate, share + 1)
     count = next(n for n in counts if share % n == 0 and share // n <= limit)
     if count > config.accumulate:
-        sharding.print_once(f'{count} micro-batches per step of {share // count} images per device')
+        sharding.print_once(f'{count} micro-batches per step, {share // count} images per device')
         config = config.copy_and_resolve_references()
         config.accumulate = count
     return config
@@ -314,19 +314,22 @@ def save(setup: Setup, manager, state: TrainState, score: float | None) -> None:
         'next_step': done,
         'score': score,
     }
-    checkpoint.save(manager, done, state.model, state.optimizer, run)
+    checkpoint.save(manager, done, model=state.model, optimizer=state.optimizer, run=run)
 
 
 def train(config, workdir) -> dict[str, Any] | None:
-    """--mode=train: trains `config.steps` steps, or those that are missing after a checkpoint.
+    """--mode=train: trains for `config.steps` steps, from the newest checkpoint if there is one.
 
     Returns:
       The scores after the last step, {} without annotations to score against; None if SIGTERM ended
       the run.
 
     Raises:
-      ValueError: config, data and checkpoints do not fit each other.
+      DamagedCheckpoint: there are checkpoints, but none can be read.
       FloatingPointError: the loss is not finite.
+      OSError: the folder cannot be written.
+      ValueError: config, data and checkpoints do not fit each other, or more than
+        `data.max_corrupt` examples cannot be read.
     """
     checkpoint.check_place(workdir)
     workdir = storage.make_folder(workdir, '--workdir')
@@ -334,17 +337,19 @@ def train(config, workdir) -> dict[str, Any] | None:
     config, state = setup.config, first_state(setup, workdir)
     manager = checkpoint.open_checkpoints(workdir, config.keep_checkpoints)
     mesh, task, source = setup.mesh, setup.eval_task, setup.eval_source
-    local_mesh, _ = sharding.local(mesh, {})
+    local_mesh = sharding.local_mesh(mesh)
     eval_step = evaluate.make_eval_step(setup.model, config, task, local_mesh)
 
     def evaluated(state: TrainState) -> dict[str, Any]:
         if not source.annotated:
             return {}
         _, variables = sharding.local(mesh, state.model)
-        return evaluate.evaluate(eval_step, variables, source, config, task, local_mesh)
+        return evaluate.evaluate(
+            eval_step, variables, source, config=config, task=task, mesh=local_mesh
+        )
 
     if int(state.step) >= config.steps:
-        sharding.print_once(f'all config.steps = {config.steps} steps are already done')
+        sharding.print_once(f'{workdir} is trained already: config.steps = {config.steps} are done')
         return evaluated(state)
     if not source.annotated:
         sharding.print_once(

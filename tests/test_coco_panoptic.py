@@ -494,7 +494,9 @@ def test_evaluation_writes_the_official_ids(folder, tmp_path):
 
     task = tasks.from_source(config, source)
     with task.writer(tmp_path, source) as writer:
-        scores = evaluate.evaluate(eval_step, None, source, config, task, mesh, writer)
+        scores = evaluate.evaluate(
+            eval_step, None, source, config=config, task=task, mesh=mesh, writer=writer
+        )
     assert scores['PQ'] == scores['PQ_stuff'] == scores['mIoU'] == 1
     predictions = json.loads((tmp_path / 'predictions.json').read_text())
     assert [annotation['image_id'] for annotation in predictions['annotations']] == [139, 285]

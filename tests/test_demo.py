@@ -15,7 +15,7 @@ from PIL import Image
 
 from rankseg_jax import checkpoint, demo, export, models, predict
 from rankseg_jax.data import coco, video_files
-from rankseg_jax.tasks.semantic import Result
+from rankseg_jax.tasks.result import Result
 from tests import browser, tiny
 from tests.helpers import start_processes
 

@@ -42,7 +42,9 @@ ALLOWED = {
         'data losses metrics multilabel outputs postprocessing ranking tasks tracking visualize'
     ),
     'windows': 'data',
-    'inference': 'data models multilabel outputs postprocessing ranking selector sharding windows',
+    'inference': (
+        'data models multilabel outputs postprocessing ranking selector sharding tasks windows'
+    ),
     'report': 'data metrics predict report storage visualize',
     'evaluate': 'checkpoint data inference models predict report sharding storage tasks',
     'export_example': 'data tracking',

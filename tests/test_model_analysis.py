@@ -263,7 +263,7 @@ def test_the_report_agrees_with_the_evaluation(run):
     source, mesh = data.get_source(config.data, 'validation'), sharding.make_mesh(1)
     task = tasks.from_source(config, source)
     step = evaluate.make_eval_step(models.build(config, 8), config, task, mesh)
-    scores = evaluate.evaluate(step, variables, source, config, task, mesh)
+    scores = evaluate.evaluate(step, variables, source, config=config, task=task, mesh=mesh)
     assert report['recall']['category_recall'][2] == pytest.approx(scores['category_recall@3'])
     assert report['recall']['image_pixel_recall'][2] == pytest.approx(scores['pixel_recall@3'])
     assert 1 - report['errors']['wrong_pixels'] / report['errors'][

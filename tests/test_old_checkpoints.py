@@ -111,6 +111,6 @@ def test_a_run_starts_from_the_weights_of_an_old_one(workdir, data_dir):
     variables = train.fresh_state(setup).model
     for params in (variables['params'], variables['ema']):
         started = {'params': params, 'batch_stats': variables['batch_stats']}
-        predictor = predict.from_model(setup.model, started, setup.config, setup.task)
+        predictor = predict.from_model(setup.model, started, setup.config, task=setup.task)
         expected = recorded('semantic')
         assert_predicts(predictor, expected['image'], expected, atol=1e-5)

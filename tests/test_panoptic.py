@@ -134,7 +134,7 @@ def score(trained):
 
     def score(num_devices=1):
         step, variables, mesh = compiled(num_devices)
-        return evaluate.evaluate(step, variables, source, config, task, mesh)
+        return evaluate.evaluate(step, variables, source, config=config, task=task, mesh=mesh)
 
     return score
 
@@ -333,7 +333,7 @@ def test_impossible_configs_are_refused_before_a_step(trained, tmp_path):
     for change, message in (
         (
             {'window': (16, 16), 'stride': (16, 16)},
-            r'window = \(16, 16\): panoptic segments come from one view',
+            r"window = \(16, 16\): the masks of config.task = 'panoptic' come from one view",
         ),
         ({'flip': True}, 'come from one view'),
         ({'scales': (1.0, 2.0)}, 'come from one view'),

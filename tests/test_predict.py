@@ -30,7 +30,7 @@ from rankseg_jax import (
 )
 from rankseg_jax.data import CorruptExample, video_files
 from rankseg_jax.prediction_files import find_images, output_names, predict_files, predict_split
-from rankseg_jax.tasks.semantic import Result
+from rankseg_jax.tasks.result import Result
 from tests import FAST_COMPILATION, tiny
 from tests.helpers import run_example
 
@@ -112,7 +112,9 @@ def test_predictor_agrees_with_the_evaluation(trained, options, tmp_path):
     task = tasks.from_source(config, source)
     step = evaluate.make_eval_step(model, config, task, mesh)
     writer = task.writer(tmp_path, source)
-    scores = evaluate.evaluate(step, variables, source, config, task, mesh, writer)
+    scores = evaluate.evaluate(
+        step, variables, source, config=config, task=task, mesh=mesh, writer=writer
+    )
     right = total = 0
     for i in range(len(source)):
         example = source.load(i)
@@ -406,7 +408,7 @@ def test_oracle_needs_labels_and_uses_them(trained):
         config.rankseg.oracle = True
     try:
         task = tasks.build(config, 'abcdefgh')
-        oracle = predict.from_model(models.build(config, 8), variables, config, task)
+        oracle = predict.from_model(models.build(config, 8), variables, config, task=task)
         image, label = np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 6)
         label[3:, 4:] = 2
         assert set(np.unique(oracle(image, label).labels)) <= {2, 6}

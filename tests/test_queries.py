@@ -101,7 +101,11 @@ def test_the_loss_in_rank_space(selected):
     targets = targets.replace(left_out=np.array([0, 3, 0]))
     output = QueryOutput(*last, selection, auxiliary=(first,))
     mask = np.ones(3, bool)
-    loss = jax.jit(lambda *inputs: queries.loss(jax.random.key(0), *inputs, mask, config, K))
+    loss = jax.jit(
+        lambda *inputs: queries.loss(
+            jax.random.key(0), *inputs, mask=mask, config=config, num_classes=K
+        )
+    )
     parts, figures = loss(output, targets)
     assert figures['targets_left_out'] == 1
     labels = np.asarray(targets.labels)

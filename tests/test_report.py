@@ -18,7 +18,7 @@ from rankseg_jax import checkpoint, evaluate, models, report, tasks
 from rankseg_jax.data import Source
 from rankseg_jax.report import comparison, pictures
 from rankseg_jax.report.observed import Observed
-from rankseg_jax.tasks.semantic import Result
+from rankseg_jax.tasks.result import Result
 from tests import browser, tiny
 
 HOSTILE = '</script><script>window.broken = 1</script><img src="https://x.org/a.png">'

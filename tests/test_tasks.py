@@ -14,7 +14,7 @@ from rankseg_jax import evaluate, export, losses, predict, tasks, train
 from rankseg_jax.postprocessing import label_maps
 from rankseg_jax.prediction_files import predict_split
 from rankseg_jax.ranking import to_ranks
-from rankseg_jax.tasks.semantic import Result
+from rankseg_jax.tasks.result import Result
 from tests import tiny
 
 

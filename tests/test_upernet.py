@@ -145,7 +145,7 @@ def test_the_auxiliary_head_selects_or_not():
         output = apply(model, variables, images)
         assert output.logits.shape[-1] == 3
         assert output.auxiliary_logits.shape == (2, 2, 2, 3 if selects else 8)
-        found[selects] = output, pixel_loss(output, labels, config, 8)
+        found[selects] = output, pixel_loss(output, labels, config=config, num_classes=8)
     (ours, ours_loss), (released, released_loss) = found[True], found[False]
     np.testing.assert_allclose(ours_loss['loss_pixel'].value, released_loss['loss_pixel'].value)
     np.testing.assert_allclose(

@@ -119,7 +119,7 @@ def test_perfect_tracks_score_1_in_any_windows_and_batches(folder, overlap, batc
     mesh = sharding.make_mesh(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, 'local_part', np.asarray)
-        scores = evaluate.evaluate(perfect, None, source, config, task, mesh)
+        scores = evaluate.evaluate(perfect, None, source, config=config, task=task, mesh=mesh)
     assert scores['AP'] == scores['AP50'] == scores['AR10'] == 1
     assert {row['name'] for row in scores['classes']} == set(source.class_names)
     assert 'background' not in source.class_names
@@ -139,7 +139,9 @@ def test_perfect_labels_score_1_and_windows_join(folder):
             statistics = task.statistics({'label': jnp.asarray(labels)}, prediction)
             yield statistics, prediction.maps
 
-    scores = evaluate.evaluate(perfect, None, source, config, task, sharding.make_mesh(1))
+    scores = evaluate.evaluate(
+        perfect, None, source, config=config, task=task, mesh=sharding.make_mesh(1)
+    )
     assert scores['mIoU'] == scores['VC8'] == scores['VC16'] == 1
     pixels = sum(row['pixels'] for row in scores['classes'])
     assert pixels == sum((source.load(i)['label'] >= 0).sum() for i in range(len(source)))
@@ -399,7 +401,7 @@ def test_scales_and_mirror_images_of_clips_add_up(folder):
     source, task = opened(config)
     model = models.build(config, 8)
     shapes = jax.eval_shape(lambda: models.init(model, 8, 0, (32, 32)))
-    predictor = predict.from_model(model, random_like(shapes), config, task)
+    predictor = predict.from_model(model, random_like(shapes), config, task=task)
     rng = np.random.default_rng(0)
     coarse = [rng.integers(0, 256, (4, 4, 3), np.uint8) for _ in range(6)]
     frames = [x.repeat(8, 0).repeat(8, 1) for x in coarse]
@@ -478,7 +480,7 @@ def test_a_stream_does_not_depend_on_its_clips(folder, name):
     classes = variables['params']['decoder']['classes']  # queries of several classes
     classes['embedding'], classes['bias'] = 30 * classes['embedding'], 0 * classes['bias']
     for config.eval.clip_length in (1, 3, 11):
-        predictor = predict.from_model(model, variables, config, task)
+        predictor = predict.from_model(model, variables, config, task=task)
         streams = [
             predictor.video(source.load(index)['image'] for index in list(video)[:11])
             for _, video in source.videos[:2]

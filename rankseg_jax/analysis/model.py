@@ -74,7 +74,7 @@ def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence =
         pages.about(config, saved, workdir), observed.images, scores, task, source, others
     )
     content |= {name: report[name] for name in ('notes', 'costs', 'device') if name in report}
-    predictor = predict.from_model(model, variables, config, task, mesh)
+    predictor = predict.from_model(model, variables, config, task=task, mesh=mesh)
     pages.write(output, evaluate.without_nan(content), predictor, source)
     print(
         f'\nCheckpoint after step {saved.step}, split {config.data.eval_split!r}, '

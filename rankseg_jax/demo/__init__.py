@@ -25,7 +25,7 @@ from rankseg_jax import inference, predict, prediction_files
 from rankseg_jax.data import CorruptExample, batching, coco, video_files
 from rankseg_jax.predict import Predictor, nearest
 from rankseg_jax.report.pictures import css, data_url
-from rankseg_jax.tasks.semantic import Result
+from rankseg_jax.tasks.result import Result
 from rankseg_jax.visualize.colors import palette, shades
 from rankseg_jax.visualize.painting import picture_size
 

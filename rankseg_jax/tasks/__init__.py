@@ -1,4 +1,4 @@
-"""Tasks: all that is particular to one stands in its module, and the loops ask it.
+"""Tasks. Everything specific to a task is in its module; the loops only call it.
 
 A task turns a source's examples into training targets, a model's output into a loss or into maps,
 and maps into scores, files and drawings. A new task is a subclass of `Task` and a line in `TASKS`.
@@ -67,9 +67,10 @@ class Task(abc.ABC):
       suffixes: of the images that `save` of a result writes; '' is one of them.
       columns: scores of a category that the printed table shows.
       best_by: name of the score whose highest value makes the best checkpoint.
-      start: what published runs start from, of which training without `model.pretrained` warns.
+      start: the weights that published runs start from; training without `model.pretrained` warns
+        about them.
       takes_clips: whether the model sees clips of videos; such a task is a `clips.Clips`.
-      image_score_name: of `image_score`.
+      image_score_name: the name of what `image_score` returns.
       scores_images: whether `image_statistics` scores images, whose maps the host then fetches.
     """
 
@@ -175,7 +176,7 @@ class Task(abc.ABC):
         Those named in `maps` are [B, *canvas], the others [B, …]. 'categories' and 'confidences',
         those of `inference.served`, are taken.
 
-        Args: as `postprocessing.label_maps`.
+        The arguments are those of `postprocessing.label_maps`.
         """
 
     def cut(self, found: dict[str, np.ndarray], size) -> dict[str, np.ndarray]:
@@ -187,7 +188,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def result(self, image: np.ndarray, found: dict[str, np.ndarray], categories) -> Any:
-        """What `predict` returns for an image; `tasks.semantic.Result` is one.
+        """What `predict` returns for an image; `tasks.result.Result` is one.
 
         It has the methods `overlay()`, `panel(**truth)`, which return PIL images; `summary()`, a
         line of text; and `save(path, source)`, which writes <path><suffix>.png for each of
@@ -218,7 +219,7 @@ class Task(abc.ABC):
     def encode(
         self, examples: Source, index: int, number: int, found: dict[str, np.ndarray]
     ) -> dict[str, Any]:
-        """What `join` takes of one image or frame; runs in several threads.
+        """What `join` takes of one image or frame. Runs in several threads.
 
         Args:
           examples: as `examples` returns it.
@@ -229,7 +230,7 @@ class Task(abc.ABC):
         return found
 
     def join(self, examples: Source, items: Iterable) -> Iterable:
-        """What the following methods take, from the predictions of `examples`.
+        """Combines the predictions of `examples` into what the methods below take.
 
         Args:
           examples: as `examples` returns it.
@@ -259,7 +260,7 @@ class Task(abc.ABC):
         """
 
     def image_statistics(self, source: Source, index: int, found) -> dict[str, Any]:
-        """The metrics that one image adds to on the host; `found` as of `join`.
+        """The metrics that one image adds to on the host; `found` as `join` yields it.
 
         Called if `scores_images`. The place for ground truth other than `Source.load` returns.
 
@@ -299,7 +300,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def write(self, writer, source: Source, index: int, found) -> None:
-        """Writes the prediction of one image; `found` as of `join`."""
+        """Writes the prediction of one image; `found` as `join` yields it."""
 
 
 def task_class(name: str) -> type[Task]:

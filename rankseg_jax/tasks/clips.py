@@ -14,6 +14,7 @@ class Clips:
 
     config: Any
     takes_clips = True
+    start = 'an image model trained on COCO instances'
 
     def protocol(self) -> str:
         """See `tasks.Task.protocol`."""
@@ -52,7 +53,7 @@ def in_order(
     """The windows of each video in order, though batches may mix them.
 
     Args:
-      items: as of `tasks.Task.join`.
+      items: see `tasks.Task.join`.
 
     Yields:
       The place of a window in `examples`, what is found in its frames, and whether it is the last

@@ -19,8 +19,9 @@ from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.postprocessing import View, covered, map_tiles
 from rankseg_jax.ranking import from_ranks
 from rankseg_jax.tasks import queries
-from rankseg_jax.tasks.semantic import RANKED, Result, Semantic
-from rankseg_jax.visualize import overlays, panels
+from rankseg_jax.tasks.query_task import QueryTask
+from rankseg_jax.tasks.result import Result
+from rankseg_jax.visualize import overlays
 
 
 @dataclasses.dataclass
@@ -47,28 +48,11 @@ class InstanceResult(Result):
             ids[mask] = i
         return ids
 
-    def overlay(self):
-        """The objects over the image, with a legend of names."""
-        return overlays.overlay(
-            self.image, self.labels, self.class_names, segments=self.segment_ids
-        )
-
     def frame_overlay(self):
         """The objects over the image, each with its name; a track keeps its color."""
         names = [self.class_names[label] for label, _ in self.objects]
         scores = [score for _, score in self.objects]
         return overlays.track_overlay(self.image, self.masks, self.ids, names, scores)
-
-    def panel(self, label=None):
-        """As `Result.panel`."""
-        return panels.panel(
-            self.image,
-            self.labels,
-            self.categories[:RANKED],
-            self.class_names,
-            label=label,
-            segments=self.segment_ids,
-        )
 
     def summary(self):
         """The number of objects, and a way out if there are none."""
@@ -95,7 +79,7 @@ class InstanceResult(Result):
         return super().content() | {'objects': objects}
 
 
-class Instance(Semantic):
+class Instance(QueryTask):
     """Finds objects; scores average precision and, with RankSeg, how well categories are found."""
 
     maps = ('masks',)
@@ -119,20 +103,6 @@ class Instance(Semantic):
             )
         check_crops(config)
         return cls(config, source.class_names)
-
-    def check(self, output):
-        task, options = self.config.task, self.config.eval
-        if not isinstance(output, QueryOutput):
-            raise ValueError(
-                f'config.task = {task!r} needs a per-query framework such as mask2former, not '
-                f'{self.config.model.framework}'
-            )
-        if options.flip or len(options.scales) > 1 or any(options.window):
-            raise ValueError(
-                f'config.eval.scales = {options.scales}, flip = {options.flip} and window = '
-                f'{options.window}: the masks of config.task = {task!r} come from one view, set '
-                'one scale, no flip and a window of (0, 0)'
-            )
 
     def example(self, source, index, rng):
         """As `Task.example`; 'label' holds the objects' masks as bits, see `queries.pack`.
@@ -177,21 +147,13 @@ class Instance(Semantic):
         bits = batch['label'].reshape(len(batch['label']), -1, *space)  # [B, words, *space]
         return queries.overlapping_targets(batch['object_labels'], bits, batch['left_out'])
 
-    def presence(self, batch):
-        return queries.presence(self.targets(batch).labels, self.num_classes)
-
-    def category_map(self, batch):
-        return self.targets(batch).category_map()
-
-    def loss(self, key, output, batch):
-        return queries.loss(
-            key, output, self.targets(batch), batch['mask'], self.config, self.num_classes
-        )
-
     def postprocess(self, views, selection, size, canvas):
-        """Masks bool [B, M, *canvas] of the M best pairs of query and category, 'object_labels'
-        [B, M] and 'object_scores' [B, M]: p(class) · mean of σ within the mask (Cheng et al.,
-        2022)."""
+        """Finds the best pairs of query and category (Cheng et al., CVPR 2022).
+
+        Returns:
+          'masks' bool [B, M, *canvas] of the M best pairs, 'object_labels' int32 [B, M], and
+          'object_scores' float32 [B, M]: p(class) · mean of σ within the mask.
+        """
         (view,) = views
         classes = class_probabilities(view.output)  # [B, Q, κ]
         flat = classes.reshape(classes.shape[0], -1)  # [B, Q · κ]

@@ -16,8 +16,8 @@ from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.postprocessing import View, covered, map_tiles
 from rankseg_jax.ranking import from_ranks, gather
 from rankseg_jax.tasks import queries
-from rankseg_jax.tasks.semantic import RANKED, Result, Semantic
-from rankseg_jax.visualize import overlays, panels
+from rankseg_jax.tasks.query_task import QueryTask
+from rankseg_jax.tasks.result import Result
 
 
 @dataclasses.dataclass
@@ -29,34 +29,13 @@ class PanopticResult(Result):
       segments: (class id, score) of each segment.
     """
 
-    segment_ids: np.ndarray
-    segments: list[tuple[int, float]]
+    segment_ids: np.ndarray = dataclasses.field()  # without a default; `Result` has None
+    segments: list[tuple[int, float]] = dataclasses.field()
 
     def segment_labels(self) -> np.ndarray:
         """[H, W] int32, the class of each pixel's segment; IGNORE_LABEL for void."""
         table = np.array([IGNORE_LABEL, *(label for label, _ in self.segments)], np.int32)
         return table[self.segment_ids]
-
-    def overlay(self):
-        """The segments over the image, with a legend of names."""
-        labels = self.segment_labels()
-        return overlays.overlay(self.image, labels, self.class_names, segments=self.segment_ids)
-
-    def frame_overlay(self):
-        """As `Result.frame_overlay`, of the segments' classes."""
-        return overlays.frame_overlay(self.image, self.segment_labels(), self.class_names)
-
-    def panel(self, label=None, segment_ids=None):
-        """As `Result.panel`; `segment_ids` [H, W] are those of the ground truth."""
-        return panels.panel(
-            self.image,
-            self.segment_labels(),
-            self.categories[:RANKED],
-            self.class_names,
-            label=label,
-            segments=self.segment_ids,
-            label_segments=segment_ids,
-        )
 
     def summary(self):
         """The number of segments, and a way out if there are none."""
@@ -84,7 +63,7 @@ class PanopticResult(Result):
         return super().content() | {'segments_info': segments}
 
 
-class Panoptic(Semantic):
+class Panoptic(QueryTask):
     """Also learns the segments of an image, and scores panoptic quality."""
 
     maps = ('labels', 'segment_ids')
@@ -111,20 +90,6 @@ class Panoptic(Semantic):
             )
         return cls(config, source.class_names, source.things)
 
-    def check(self, output):
-        if not isinstance(output, QueryOutput):
-            raise ValueError(
-                "config.task = 'panoptic' needs a per-query framework such as mask2former, not "
-                f'{self.config.model.framework}'
-            )
-        options = self.config.eval
-        if options.flip or len(options.scales) > 1 or any(options.window):
-            raise ValueError(
-                f'config.eval.scales = {options.scales}, flip = {options.flip} and window = '
-                f'{options.window}: panoptic segments come from one view, set one scale, no flip '
-                'and a window of (0, 0)'
-            )
-
     def example(self, source, index, rng):
         """As `Task.example`; 'label' holds the place of each pixel's segment.
 
@@ -150,17 +115,6 @@ class Panoptic(Semantic):
     def targets(self, batch) -> queries.Targets:
         """The segments of a training batch."""
         return queries.visible_targets(batch['segment_labels'], batch['label'], batch['left_out'])
-
-    def presence(self, batch):
-        return queries.presence(self.targets(batch).labels, self.num_classes)
-
-    def category_map(self, batch):
-        return self.targets(batch).category_map()
-
-    def loss(self, key, output, batch):
-        return queries.loss(
-            key, output, self.targets(batch), batch['mask'], self.config, self.num_classes
-        )
 
     def postprocess(self, views, selection, size, canvas):
         things = jnp.array(self.things)  # [K]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from ml_collections import ConfigDict
 
 from rankseg_jax import losses
 from rankseg_jax.data import IGNORE_LABEL
@@ -27,11 +28,11 @@ class Targets:
     segments: jax.Array
     left_out: jax.Array
 
-    def sample(self, points):
+    def sample(self, points: jax.Array) -> jax.Array:
         """The masks at points [P, 2], see `losses.query_losses`: [B, N, *t, P]."""
         return losses.sample_segments(self.segments, self.labels.shape[1], points)
 
-    def category_map(self):
+    def category_map(self) -> jax.Array:
         """The category of each pixel, [B, *space] int32 or IGNORE_LABEL."""
         # No target, -1, is the last entry.
         labels = jnp.pad(self.labels, ((0, 0), (0, 1)), constant_values=IGNORE_LABEL)  # [B, N + 1]
@@ -52,11 +53,11 @@ class OverlappingTargets:
     bits: jax.Array
     left_out: jax.Array
 
-    def sample(self, points):
+    def sample(self, points: jax.Array) -> jax.Array:
         """As `Targets.sample`."""
         return losses.sample_bits(self.bits, self.labels.shape[1], points)
 
-    def category_map(self):
+    def category_map(self) -> jax.Array:
         """As `Targets.category_map`; of masks that overlap, the first one's."""
         found = jnp.full(self.bits[:, 0].shape, IGNORE_LABEL, jnp.int32)  # [B, *space]
         for n in reversed(range(self.labels.shape[1])):
@@ -71,7 +72,7 @@ def pack(masks: np.ndarray, max_targets: int) -> np.ndarray:
 
     Args:
       masks: at most `max_targets` of them.
-      max_targets: the number of words is as for so many.
+      max_targets: a bit for each of them, so the number of words is ⌈max_targets / BITS⌉.
     """
     words = np.zeros((-(-max_targets // losses.BITS), *masks.shape[1:]), np.int32)
     for n, mask in enumerate(masks):
@@ -79,7 +80,9 @@ def pack(masks: np.ndarray, max_targets: int) -> np.ndarray:
     return words
 
 
-def overlapping_targets(labels, bits, left_out) -> OverlappingTargets:
+def overlapping_targets(
+    labels: jax.Array, bits: jax.Array, left_out: jax.Array
+) -> OverlappingTargets:
     """The targets that a crop has left at least one pixel of; negative words hold none."""
     bits = jnp.maximum(bits, 0)  # [B, words, *space]
     held = lax.reduce(bits, np.int32(0), lax.bitwise_or, range(2, bits.ndim))  # [B, words]
@@ -87,7 +90,7 @@ def overlapping_targets(labels, bits, left_out) -> OverlappingTargets:
     return OverlappingTargets(jnp.where(visible, labels, IGNORE_LABEL), bits, left_out)
 
 
-def category_targets(labels, num_classes: int, max_targets: int) -> Targets:
+def category_targets(labels: jax.Array, num_classes: int, max_targets: int) -> Targets:
     """One target for each category of a label map [B, *space], the `max_targets` largest."""
     counts = pixel_counts(labels, num_classes)  # [B, K]
     held = select(counts, min(max_targets, num_classes))
@@ -96,13 +99,13 @@ def category_targets(labels, num_classes: int, max_targets: int) -> Targets:
     return Targets(jnp.where(held.scores > 0, held.labels, IGNORE_LABEL), segments, left_out)
 
 
-def visible_targets(labels, segments, left_out) -> Targets:
-    """The targets that a crop has left at least one pixel of; arguments as of `Targets`."""
+def visible_targets(labels: jax.Array, segments: jax.Array, left_out: jax.Array) -> Targets:
+    """The targets that a crop has left at least one pixel of; arguments as in `Targets`."""
     counts = pixel_counts(segments, labels.shape[1])  # [B, N]
     return Targets(jnp.where(counts > 0, labels, IGNORE_LABEL), segments, left_out)
 
 
-def presence(labels, num_classes: int):
+def presence(labels: jax.Array, num_classes: int) -> jax.Array:
     """The categories among targets: [B, N] class ids or IGNORE_LABEL → [B, K] bool."""
     rows = jnp.arange(len(labels))[:, None]
     slots = jnp.where(labels < 0, num_classes, labels)
@@ -110,7 +113,13 @@ def presence(labels, num_classes: int):
 
 
 def loss(
-    key, output: QueryOutput, targets: Targets | OverlappingTargets, mask, config, num_classes: int
+    key: jax.Array,
+    output: QueryOutput,
+    targets: Targets | OverlappingTargets,
+    *,
+    mask: jax.Array,
+    config: ConfigDict,
+    num_classes: int,
 ) -> tuple[dict[str, losses.Mean], dict[str, jax.Array]]:
     """The parts of the loss of per-query output in rank space, and figures for the log.
 
@@ -130,7 +139,7 @@ def loss(
         key,
         [*output.auxiliary, (output.class_logits, output.mask_logits)],
         labels,
-        targets.sample,
+        sample_masks=targets.sample,
         weights=(options.class_weight, options.mask_weight, options.dice_weight),
         num_points=options.num_points,
         no_object_weight=options.no_object,

@@ -1,12 +1,9 @@
 """Semantic segmentation: one label map an image, from per-pixel or per-query outputs."""
 
-import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import jax
+from ml_collections import ConfigDict
 
 from rankseg_jax import losses
 from rankseg_jax.data import IGNORE_LABEL, label_files
@@ -16,80 +13,7 @@ from rankseg_jax.outputs import PixelOutput
 from rankseg_jax.postprocessing import label_maps
 from rankseg_jax.ranking import to_ranks
 from rankseg_jax.tasks import Task, queries
-from rankseg_jax.visualize import overlays, panels
-
-RANKED = 12  # categories that a panel shows
-
-
-@dataclasses.dataclass
-class Result:
-    """The label map of an image.
-
-    Attributes:
-      image: uint8 [H, W, 3].
-      labels: int32 [H, W], class ids.
-      categories: (name, confidence) of the κ selected categories, best first; empty for the
-        baseline.
-      class_names: K names.
-      segment_ids, segments: of tasks with segments; here None and empty.
-    """
-
-    image: np.ndarray
-    labels: np.ndarray
-    categories: list[tuple[str, float]]
-    class_names: tuple[str, ...]
-
-    segment_ids = None
-    segments = ()
-
-    def segment_labels(self) -> np.ndarray:
-        """[H, W] int32, the class of each pixel as it is drawn."""
-        return self.labels
-
-    def overlay(self) -> Image.Image:
-        """The label map over the image, with a legend of names."""
-        return overlays.overlay(self.image, self.labels, self.class_names)
-
-    def frame_overlay(self) -> Image.Image:
-        """The label map over the image, with names in it: of one size for all frames of a video."""
-        return overlays.frame_overlay(self.image, self.labels, self.class_names)
-
-    def panel(self, label: np.ndarray | None = None) -> Image.Image:
-        """Image · ground truth, if `label` [H, W] is given · prediction · ranked categories."""
-        ranked = self.categories[:RANKED]
-        return panels.panel(self.image, self.labels, ranked, self.class_names, label=label)
-
-    def summary(self) -> str:
-        """The result in a few words."""
-        return ', '.join(f'{name} {confidence:.2f}' for name, confidence in self.categories[:5])
-
-    def save(self, path: str | Path, source: str | Path = '') -> None:
-        """Writes <path>.png (the label map, 16-bit if K > 256), <path>_overlay.png, <path>.json.
-
-        Args:
-          path: without a suffix; its folder is made if need be.
-          source: the name of the image, which the JSON file repeats.
-        """
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.map_image().save(f'{path}.png')
-        # Compressing a photo well takes ten times as long as drawing on it.
-        self.overlay().save(f'{path}_overlay.png', compress_level=1)
-        content = {'image': str(source)} | self.content()
-        Path(f'{path}.json').write_text(json.dumps(content, indent=1))
-
-    def map_image(self) -> Image.Image:
-        """The image that holds the result, pixel by pixel."""
-        dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
-        return Image.fromarray(self.labels.astype(dtype))
-
-    def content(self) -> dict[str, Any]:
-        """What the JSON file holds besides the name of the image."""
-        return {
-            'categories': [
-                {'category': name, 'confidence': round(confidence, 6)}
-                for name, confidence in self.categories
-            ]
-        }
+from rankseg_jax.tasks.result import Result
 
 
 class Semantic(Task):
@@ -100,16 +24,25 @@ class Semantic(Task):
 
     def loss(self, key, output, batch):
         if isinstance(output, PixelOutput):
-            return pixel_loss(output, batch['label'], self.config, self.num_classes), {}
+            parts = pixel_loss(
+                output, batch['label'], config=self.config, num_classes=self.num_classes
+            )
+            return parts, {}
         max_targets = self.config.data.max_targets
-        targets = queries.category_targets(batch['label'], self.num_classes, max_targets)
-        return queries.loss(key, output, targets, batch['mask'], self.config, self.num_classes)
+        return queries.loss(
+            key,
+            output,
+            targets=queries.category_targets(batch['label'], self.num_classes, max_targets),
+            mask=batch['mask'],
+            config=self.config,
+            num_classes=self.num_classes,
+        )
 
     def postprocess(self, views, selection, size, canvas):
         return {'labels': label_maps(views, selection, size, canvas)}
 
     def result(self, image, found, categories):
-        return Result(image, found['labels'], categories, self.class_names)
+        return Result(image, found['labels'], categories, class_names=self.class_names)
 
     def label_map(self, found):
         return found['labels']
@@ -132,8 +65,8 @@ class Semantic(Task):
         metric = MultilabelMetric.from_batch(
             prediction.presence_logits,
             batch['pixels'],
-            self.recall_at(),
-            batch.get('last', batch['mask']),  # a clip counts once
+            ks=self.recall_at(),
+            mask=batch.get('last', batch['mask']),  # a clip counts once
         )
         return {'categories': metric}
 
@@ -155,7 +88,9 @@ class Semantic(Task):
         writer.write(source.ids[index], found['labels'])
 
 
-def pixel_loss(output: PixelOutput, labels, config, num_classes: int) -> dict[str, losses.Mean]:
+def pixel_loss(
+    output: PixelOutput, labels: jax.Array, *, config: ConfigDict, num_classes: int
+) -> dict[str, losses.Mean]:
     """The parts of the loss of per-pixel output in rank space.
 
     Args:

@@ -70,7 +70,6 @@ class VideoInstance(Clips, Instance):
     """Finds tracks; scores average precision as YouTubeVIS does."""
 
     recall_at_objects = (1, 10)
-    start = "a Mask2Former for COCO's instances"
 
     @classmethod
     def adapt(cls, source):
@@ -113,16 +112,18 @@ class VideoInstance(Clips, Instance):
         """Masks bool [B, M, *canvas] of the M best queries of the clip in a frame, their
         'probabilities' [B, M, κ] of the 'ranked' categories [B, κ], 'embeddings' [B, M, D].
 
-        Of queries that stay with their objects 'identities' [B, M], the numbers of the M best,
-        instead of embeddings, and the probabilities of all, [B, Q, κ].
+        Queries that stay with their objects have 'identities' [B, M], the numbers of the M best,
+        instead of embeddings, and the probabilities of all queries, [B, Q, κ].
         """
         (view,) = views
         classes = class_probabilities(view.output)  # [B, Q, κ]
-        # Twice as many as are reported, so that a window does not end what its neighbours see.
+        # Twice as many as are reported, so that a window does not end what its neighbors see.
         count = min(2 * self.config.eval.max_objects, classes.shape[1])
         _, chosen = jax.lax.top_k(classes.max(-1), count)  # [B, M]
         masks, _ = object_masks(view, chosen, size, canvas)
-        ranks = jnp.broadcast_to(jnp.arange(classes.shape[-1]), classes.shape[::2])  # [B, κ]
+        ranks = jnp.broadcast_to(
+            jnp.arange(classes.shape[-1]), (classes.shape[0], classes.shape[-1])
+        )  # [B, κ]
         ranked = ranks if selection is None else from_ranks(ranks, selection)
         found = {'masks': masks, 'ranked': ranked}
         if cast(QueryOutput, view.output).follows:
@@ -134,15 +135,15 @@ class VideoInstance(Clips, Instance):
         }
 
     def label_map(self, found):
-        """Of a frame in a clip, each object by its best class."""
-        of_query = found['probabilities']  # [M or Q, κ]
+        """The label map of a frame of a clip: each object has its best class."""
+        probabilities = found['probabilities']  # [M or Q, κ]
         if 'identities' in found:
-            of_query = of_query[found['identities']]
+            probabilities = probabilities[found['identities']]  # [M, κ]
         return self.painted(
             {
                 'masks': found['masks'],
-                'object_labels': found['ranked'][of_query.argmax(1)],
-                'object_scores': of_query.max(1),
+                'object_labels': found['ranked'][probabilities.argmax(1)],
+                'object_scores': probabilities.max(1),
             }
         )
 
@@ -190,7 +191,7 @@ def add_window(tracker: Tracker, frames: range, found: list[dict[str, Any]]):
     """Adds a window to a tracker.
 
     Args:
-      found: as of `clips.in_order`.
+      found: what is found in each frame, see `clips.in_order`.
 
     Returns:
       For each frame the tracks of its M masks, and their scores [M, K] as far as they are known.

@@ -12,7 +12,6 @@ class VideoSemantic(Clips, Semantic):
     """Classifies the pixels of clips; scores mIoU, and consistency over time as VSPW does."""
 
     scores_images = True
-    start = "a Mask2Former for COCO's instances"
 
     @classmethod
     def from_source(cls, config, source):
