@@ -34,9 +34,11 @@ class BucketManager(ocp.CheckpointManager):
     """
 
     def __init__(self, folder: Any, **options):
-        """Args:
-        folder: in the bucket.
-        options: as of `ocp.CheckpointManager`.
+        """Opens the checkpoints in a folder of a bucket.
+
+        Args:
+          folder: in the bucket.
+          options: see `ocp.CheckpointManager`.
         """
         self.folder, self._local = folder, storage.temporary_folder(self)
         self._files = {}  # of each whole checkpoint: names and bytes

@@ -75,7 +75,7 @@ def damaged(manager: ocp.CheckpointManager, step: int, cause: BaseException) -> 
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
-    """Of what this process does without waiting for others."""
+    """Options for reading in this process alone, without waiting for others."""
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
@@ -307,6 +307,7 @@ def open_run(workdir, which: str | int = 'last') -> SavedRun:
     """Opens checkpoint `which` of a run: 'last', 'best' or a step.
 
     Raises:
+      DamagedCheckpoint: the checkpoint cannot be read; for 'last', none can.
       FileNotFoundError: there is no such checkpoint.
     """
     manager = open_checkpoints(workdir)
@@ -405,8 +406,10 @@ def check_same(found, expected, *, where: str, advice: str) -> None:
     """Raises a ValueError that lists the names and shapes in which two trees differ.
 
     Args:
-      found: in a checkpoint; `expected`: by the model.
-      where: the checkpoint, `advice`: what to do; both for the message.
+      found: in a checkpoint.
+      expected: by the model.
+      where: the checkpoint, for the message.
+      advice: what to do, for the message.
     """
 
     def shapes(tree):

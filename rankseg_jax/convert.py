@@ -85,7 +85,7 @@ def run(
         config, variables = published_run(source, published, config)
         class_names, is_thing = published['class_names'], published['things']
     elif as_is:
-        class_names, is_thing, variables = published_model(source, config, task, things)
+        class_names, is_thing, variables = published_model(source, config, task=task, things=things)
     else:
         class_names, is_thing, variables = configured_model(source, config)
     run = {
@@ -96,7 +96,7 @@ def run(
         'score': None,
     }
     with checkpoint.open_checkpoints(workdir, keep=1) as manager:
-        checkpoint.save(manager, 0, variables, None, run)
+        checkpoint.save(manager, 0, model=variables, optimizer=None, run=run)
     return folder / '0'
 
 
@@ -110,7 +110,9 @@ def configured_model(source, config):
     task = tasks.from_source(config, data_source)
     model = models.build(config, task.num_classes)
     variables = jax.jit(
-        lambda: models.init(model, task.num_classes, config.seed, config.augment.crop_size)
+        lambda: models.init(
+            model, task.num_classes, seed=config.seed, image_shape=config.augment.crop_size
+        )
     )()
     variables |= {'ema': variables['params']} if config.ema else {}
     loaded = pretrained.load(
@@ -138,7 +140,9 @@ def published_run(source, run, defaults):
         config_check.check(ConfigDict(with_tuples(config.to_dict())), defaults)
         model = models.build(config, len(names))
         expected = jax.eval_shape(
-            lambda: models.init(model, len(names), config.seed, config.augment.crop_size)
+            lambda: models.init(
+                model, len(names), seed=config.seed, image_shape=config.augment.crop_size
+            )
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'--input={source} describes no run of this version: {error}') from error
@@ -182,7 +186,7 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     elif any(config.eval.window):
         found = semantic_task('images are split into windows', task, things)
     else:
-        found = published_task(source, class_names, task, things)
+        found = published_task(source, class_names, task=task, things=things)
     config.task, is_thing, reason = found
     defaults = EOMT_DEFAULTS if isinstance(model, EoMT) else DEFAULTS
     config.eval.update((defaults | VIDEO_DEFAULTS)[config.task])
@@ -193,7 +197,9 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     print(f'Task: {config.task}, {reason}. To change it: --task, --things')
     built = models.build(config, len(class_names))
     expected = jax.eval_shape(
-        lambda: models.init(built, len(class_names), config.seed, config.augment.crop_size)
+        lambda: models.init(
+            built, len(class_names), seed=config.seed, image_shape=config.augment.crop_size
+        )
     )
     variables = {'batch_stats': {}} | variables
     checkpoint.check_same(

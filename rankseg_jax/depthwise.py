@@ -8,7 +8,7 @@ from jax import lax
 
 
 def depthwise(x, kernel, window_strides, padding, *, rhs_dilation, **options):
-    """A depthwise convolution, with arguments as of `jax.lax.conv_general_dilated`.
+    """A depthwise convolution, with arguments as in `jax.lax.conv_general_dilated`.
 
     On a CPU it is `shifted_products`: XLA's own takes 5 times as long forward and backward.
 

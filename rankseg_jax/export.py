@@ -55,7 +55,14 @@ def serve(model, config, task: tasks.Task) -> Callable:
         padded = jnp.where(inside[..., None], normalized, padding_color(config))
         views = ({'image': padded, 'content': sizes},)
         prediction = inference.segment(
-            model, variables, views, sizes, config, task, canvas=config.eval.size, shown=shown
+            model,
+            variables,
+            views,
+            size=sizes,
+            config=config,
+            task=task,
+            canvas=config.eval.size,
+            shown=shown,
         )
         return inference.served(prediction, config)
 
@@ -106,7 +113,7 @@ def run(config, workdir, output) -> Path:
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    variables = models.restore(saved, model, config, sharding.one_device())
+    variables = models.restore(saved, model, config=config, mesh=sharding.one_device())
     variables = {
         'params': variables.get('ema', variables['params']),
         'batch_stats': variables['batch_stats'],

@@ -12,6 +12,7 @@ from flax import linen as nn
 from rankseg_jax.depthwise import depthwise
 
 REMAT_POLICIES = ('nothing_saveable', 'dots_with_no_batch_dims_saveable')
+linear_init = nn.initializers.xavier_uniform()
 
 
 def remat(run: Callable, policy: str | None) -> Callable:
@@ -25,7 +26,7 @@ def remat(run: Callable, policy: str | None) -> Callable:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, activation: any [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), D].
+    """Convolution, batch norm, activation: any [B, H, W, C] → [B, ceil(H / s), ceil(W / s), D].
 
     Under jit a batch axis sharded over a mesh is still one batch, so the statistics are those of
     the global batch. As everywhere in Flax, the running variance is the biased one.
@@ -104,7 +105,7 @@ def unit(x):
 
 
 def adaptive_average_pool(x, shape):
-    """Means over a grid of windows, [..., h, w, C] -> [..., *shape, C], for any two sizes.
+    """Means over a grid of windows, [..., h, w, C] → [..., *shape, C], for any two sizes.
 
     Equals `torch.nn.functional.adaptive_avg_pool2d`: window i of n spans floor(i·h/n) to
     ceil((i+1)·h/n), so windows overlap where n does not divide h.
@@ -122,7 +123,7 @@ def adaptive_average_pool(x, shape):
 
 
 class Mlp(nn.Module):
-    """Two dense layers, [..., D] -> [..., D], with dropout between them in training."""
+    """Two dense layers, [..., D] → [..., D], with dropout between them in training."""
 
     hidden: int
     dropout: float = 0.0
@@ -137,7 +138,7 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """silu(gate) · up, then down (Shazeer, 2020): [..., D] -> [..., D]; dropout as in `Mlp`."""
+    """silu(gate) · up, then down (Shazeer, 2020): [..., D] → [..., D]; dropout as in `Mlp`."""
 
     hidden: int
     dropout: float = 0.0
@@ -193,7 +194,7 @@ def attend(query, key, value, bias=None, mask=None):
 
 
 class SelfAttention(nn.Module):
-    """Tokens attend to each other, [B, tokens, D] -> [B, tokens, D].
+    """Tokens attend to each other, [B, tokens, D] → [B, tokens, D].
 
     Its parameters are those of `nn.MultiHeadDotProductAttention`.
 
@@ -228,7 +229,7 @@ class SelfAttention(nn.Module):
         query, key, value = (project(name) for name in ('query', 'key', 'value'))
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        y = attend(query, key, value, bias, mask)
+        y = attend(query, key, value, bias=bias, mask=mask)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(y)
 
 
@@ -249,7 +250,7 @@ def rotate(x, angles):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, [B, tokens, D] -> [B, tokens, D].
+    """A pre-norm transformer block, [B, tokens, D] → [B, tokens, D].
 
     Attributes:
       num_heads: attention heads.
@@ -261,7 +262,7 @@ class Block(nn.Module):
       layer_scale: initial factor of each channel of both branches (Touvron et al., 2021); None: the
         branches have no such factors.
       gated: the MLP is a `GatedMlp`.
-      unbiased: as of `SelfAttention`.
+      unbiased: see `SelfAttention`.
     """
 
     num_heads: int
@@ -276,7 +277,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool, bias=None, mask=None, rotation=None):
-        """Updates tokens; `bias`, `mask` and `rotation` as of `SelfAttention`."""
+        """Updates tokens; `bias`, `mask` and `rotation` as in `SelfAttention`."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
 

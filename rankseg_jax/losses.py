@@ -187,7 +187,8 @@ def query_losses(
     """
     num_certain = int(IMPORTANCE * num_points)
     num_candidates = OVERSAMPLE * num_points
-    points = jax.random.uniform(key, (num_candidates + num_points - num_certain, 2))  # [4 P - …, 2]
+    # [3 P + P / 4, 2], candidates first
+    points = jax.random.uniform(key, (num_candidates + num_points - num_certain, 2))
     valid = labels >= 0 if mask is None else (labels >= 0) & mask[:, None]  # [B, N]
     layers = jax.tree.map(lambda *x: jnp.stack(x), *outputs)  # [layers, B, Q, …] each
 
@@ -225,13 +226,13 @@ def query_losses(
         return classes, pixels, dice
 
     parts = lax.map(layer_losses, (layers, queries))  # [layers] three times
-    # The sum of the queries' weights, told before matching: each valid target gets a query as long
-    # as there are some.
+    # The sum of the queries' weights, known before matching: each valid target gets a query while
+    # there are queries left.
     num_queries, num_images = costs.shape[2], len(labels) if mask is None else mask.sum()
     matched = jnp.minimum(valid.sum(-1), num_queries).sum()
-    class_weight = matched + no_object_weight * (num_queries * num_images - matched)
+    query_weight = matched + no_object_weight * (num_queries * num_images - matched)
     names = ('loss_class', 'loss_mask', 'loss_dice')
-    counts = (class_weight, valid.sum(), valid.sum())
+    counts = (query_weight, valid.sum(), valid.sum())
     return {
         name: Mean(weight * part.sum(), jnp.float32(count))
         for name, weight, part, count in zip(names, weights, parts, counts, strict=True)

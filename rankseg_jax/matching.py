@@ -20,14 +20,14 @@ def costs(class_logits, mask_logits, labels, masks, weights):
     Finite whatever the predictions are.
 
     Args:
-      class_logits: [B, Q, C + 1], no-object last.
+      class_logits: [B, Q, κ + 1], no-object last.
       mask_logits: [B, Q, P] at P points of the image.
-      labels: [B, N] int32 in 0..C-1; the costs of other labels are meaningless.
+      labels: [B, N] int32 in 0..κ-1; the costs of other labels are meaningless.
       masks: [B, N, P] in 0..1, the targets at the same points.
       weights: of the class probability, the binary cross entropy of the masks, their dice loss.
     """
     mask_logits, masks = mask_logits.astype(jnp.float32), masks.astype(jnp.float32)
-    probabilities = jax.nn.softmax(class_logits.astype(jnp.float32))  # [B, Q, C + 1]
+    probabilities = jax.nn.softmax(class_logits.astype(jnp.float32))  # [B, Q, κ + 1]
     class_cost = jax.vmap(lambda p, label: -jnp.take(p, label, axis=-1, mode='clip'))(
         probabilities, labels
     )  # [B, Q, N]

@@ -131,7 +131,14 @@ def text(
         'steps': step,
     }
     return CARD.format(
-        metadata=metadata(config, scores, title, data, license, for_transformers),
+        metadata=metadata(
+            config,
+            scores,
+            title=title,
+            data=data,
+            license=license,
+            for_transformers=for_transformers,
+        ),
         title=title,
         summary=f'{summary}.',
         picture=f'![Drawings of the split {config.data.eval_split}]({picture})\n\n' * bool(picture),

@@ -12,13 +12,17 @@ from rankseg_jax import checkpoint, frameworks, sharding
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.selector import Choice, num_ranks
 
+# Config groups that determine the variables' names and shapes, besides K.
+DECISIVE = ('model', 'rankseg', 'augment', 'ema')
+
 
 def build(config, num_classes: int) -> nn.Module:
     """The Flax module of `config.model.framework`, a module of rankseg_jax/frameworks.
 
     Raises:
       ValueError: no framework or dtype has this name, κ lies outside 1..K, or layer norms over
-        ranks would see other numbers of them in training and prediction.
+        ranks would see other numbers of them in training and prediction; or as the framework's
+        `build`.
     """
     names = frameworks.names()
     name = config.model.framework
@@ -58,10 +62,6 @@ def carries(config) -> bool:
     return getattr(module, 'CARRIES', False)
 
 
-# The parts of a config that names and shapes of the variables follow from, K apart.
-DECISIVE = ('model', 'rankseg', 'augment', 'ema')
-
-
 def init(model, num_classes: int, seed: int, image_shape) -> dict:
     """Fresh variables {'params', 'batch_stats'} of a model for images of (height, width)."""
     images = jnp.zeros((1, *image_shape, 3))
@@ -94,28 +94,31 @@ def forward(model, variables, images, choice: Choice) -> PixelOutput | QueryOutp
     """The model's output for prediction, from averaged parameters where there are some.
 
     Args:
-      images: as of `apply`.
+      images: see `apply`.
     """
     params = variables.get('ema', variables['params'])
     variables = {'params': params, 'batch_stats': variables['batch_stats']}
-    return apply(model, variables, images, choice, train=False)[0]
+    return apply(model, variables, images, choice=choice, train=False)[0]
 
 
 def restore(run: checkpoint.SavedRun, model, config, mesh) -> dict:
     """The variables {'params', 'batch_stats'[, 'ema']} of a run's checkpoint, on the mesh.
 
     Raises:
+      DamagedCheckpoint: the checkpoint cannot be read.
       ValueError: `config` describes another model.
     """
 
     def fresh():
-        variables = init(model, len(run.class_names), config.seed, config.augment.crop_size)
+        variables = init(
+            model, len(run.class_names), seed=config.seed, image_shape=config.augment.crop_size
+        )
         return variables | ({'ema': variables['params']} if config.ema else {})
 
     if all(config[key] == run.config[key] for key in DECISIVE):
         shapes = run.shapes()  # tracing the model takes seconds
     else:
         shapes = jax.eval_shape(fresh)
-    shardings = sharding.state_shardings(mesh, shapes, shapes['params'], config.sharding)
+    shardings = sharding.state_shardings(mesh, shapes, shapes['params'], rules=config.sharding)
     expected = sharding.place(shapes, shardings)
     return checkpoint.restore(run.manager, run.step, model=expected)['model']

@@ -17,7 +17,7 @@ class_init = nn.initializers.truncated_normal(0.02)
 
 
 def pixel_counts(labels, num_classes: int) -> jax.Array:
-    """Counts the pixels of each category in each image: [B, …] integers -> [B, K] int32.
+    """Counts the pixels of each category in each image: [B, …] integers → [B, K] int32.
 
     Labels outside 0..K-1, such as an ignore label, are not counted. The counts come from a scatter,
     so that the cost does not grow with pixels × K.
@@ -32,7 +32,7 @@ def pixel_counts(labels, num_classes: int) -> jax.Array:
 
 
 class ClassWiseLinear(nn.Module):
-    """One linear classifier per class token, [B, K, D] -> [B, K] float32."""
+    """One linear classifier per class token, [B, K, D] → [B, K] float32."""
 
     @nn.compact
     def __call__(self, x):
@@ -47,7 +47,7 @@ class ClassWiseLinear(nn.Module):
 
 
 class SeparableProjection(nn.Module):
-    """A depthwise-separable 1 × 1 convolution, [..., C] -> [..., D], a ReLU after each part."""
+    """A depthwise-separable 1 × 1 convolution, [..., C] → [..., D], a ReLU after each part."""
 
     hidden: int
     dtype: Any = jnp.float32
@@ -130,7 +130,7 @@ class CrossLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, memory, query_position, memory_position, *, train: bool):
-        """Classes [B, K, D] look at `memory` [B, L, D], each plus its position: -> [B, K, D]."""
+        """Classes [B, K, D] look at `memory` [B, L, D], each plus its position: → [B, K, D]."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         attention = nn.MultiHeadDotProductAttention(
             self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention'
@@ -201,7 +201,7 @@ class GlobalPoolHead(nn.Module):
 
     @nn.compact
     def __call__(self, features, *, train: bool) -> jax.Array:
-        """[B, h, w, C] or [B, L, C] -> presence_logits [B, K]."""
+        """[B, h, w, C] or [B, L, C] → presence_logits [B, K]."""
         pooled = as_tokens(features).mean(1)  # [B, C]
         hidden = nn.Dense(pooled.shape[-1], dtype=self.dtype, name='hidden')(pooled)  # [B, C]
         classify = nn.Dense(self.num_classes, dtype=self.dtype, name='classify')
@@ -222,21 +222,21 @@ class LogSumExpHead(nn.Module):
         self.classify = nn.Dense(self.num_classes, dtype=self.dtype)
 
     def cells(self, features) -> jax.Array:
-        """[B, *space, C] -> logits of each cell [B, *space, K] float32."""
+        """[B, *space, C] → logits of each cell [B, *space, K] float32."""
         return self.classify(features).astype(jnp.float32)
 
     def pool(self, cell_logits) -> jax.Array:
-        """[B, *space, K] -> presence_logits [B, K]."""
+        """[B, *space, K] → presence_logits [B, K]."""
         logits = as_tokens(cell_logits)  # [B, L, K]
         return jax.nn.logsumexp(logits, axis=1) - jnp.log(logits.shape[1])
 
     def __call__(self, features, *, train: bool) -> jax.Array:
-        """[B, h, w, C] or [B, L, C] -> presence_logits [B, K]."""
+        """[B, h, w, C] or [B, L, C] → presence_logits [B, K]."""
         return self.pool(self.cells(features))
 
 
 def as_tokens(features, pool: int = 0) -> jax.Array:
-    """[B, h, w, C] -> [B, L, C]; tokens stay as they are.
+    """[B, h, w, C] → [B, L, C]; tokens stay as they are.
 
     A map is first averaged to pool × pool cells, unless `pool` is 0.
     """

@@ -8,7 +8,7 @@ import optax
 
 
 def make_schedule(options, steps: int, *, backbone: bool = False) -> optax.Schedule:
-    """Step number -> learning rate.
+    """Step number → learning rate.
 
     It rises linearly from 0 during the warm-up, then falls as 'poly' or 'cosine' to `end_factor` ×
     the full rate, or, as 'step', to a tenth at each milestone.

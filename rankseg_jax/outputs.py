@@ -1,6 +1,7 @@
 """The two kinds of output: per pixel and per query, both in rank space.
 
-`*space` is (h, w) of images and (t, h, w) of clips. Nothing here counts these axes.
+`*space` is (h, w) for images and (t, h, w) for clips; only `split_views`, `by_clip` and `frame`
+tell them apart.
 """
 
 import dataclasses
@@ -65,8 +66,8 @@ class PixelOutput:
             return logits.reshape(-1, length, *logits.shape[1:])
 
         names = ('logits', 'auxiliary_logits', 'cell_logits')
-        of_frames = {name: x for name in names if (x := getattr(self, name)) is not None}
-        return dataclasses.replace(self, **jax.tree.map(by_clip, of_frames))
+        by_frame = {name: x for name in names if (x := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **jax.tree.map(by_clip, by_frame))
 
     def frame(self, number) -> 'PixelOutput':
         """The output for a frame of each clip, as for an image; `number`: [] int32."""
@@ -82,10 +83,11 @@ class PixelOutput:
         return dataclasses.replace(self, direct=True)
 
     def rank_scores(self, rows, columns, *, probabilities: bool):
-        """Scores of the ranks at some rows of the result, [B, *t, R, C, κ] float32.
+        """Scores of the ranks in a tile of the result, [B, *t, *tile, κ] float32.
 
         Args:
-          rows: [B, R, h] weights of the logits' rows; columns: [B, C, w] of their columns.
+          rows: [B, tile[0], h], weights of the logits' rows.
+          columns: [B, tile[1], w], weights of the logits' columns.
           probabilities: normalize over the ranks, so that scores of several views add up.
         """
         logits = jnp.einsum('brh,b...hwk->b...rwk', rows, self.logits, precision='highest')
@@ -121,7 +123,7 @@ class QueryOutput:
       mask_logits: [B, Q, *space] at stride 4.
       selection: the categories that the ranks stand for; None for the baseline.
       presence_logits: [B, K] of the multi-label head; None for the baseline.
-      cell_logits: [B, *space', K], as of `PixelOutput`.
+      cell_logits: [B, *space', K], as in `PixelOutput`.
       queries: [B, Q, D], the embeddings that are classified.
       auxiliary: (class_logits, mask_logits) of the earlier predictions, first to last, used in
         training only.
@@ -173,10 +175,10 @@ class QueryOutput:
         frame = dataclasses.replace(self, mask_logits=take(self.mask_logits, axis=2), auxiliary=())
         if self.class_logits.ndim == 3:
             return frame
-        of_frames = {
+        frame_arrays = {
             name: take(getattr(self, name), axis=1) for name in ('class_logits', 'queries')
         }
-        return dataclasses.replace(frame, **of_frames)
+        return dataclasses.replace(frame, **frame_arrays)
 
     def keep_ranks(self, kept) -> 'QueryOutput':
         """The same where queries have one of the first `kept` [B] ranks, or none."""
@@ -185,12 +187,12 @@ class QueryOutput:
         return dataclasses.replace(self, class_logits=logits)
 
     def settle(self, size: tuple[int, int]) -> 'QueryOutput':
-        """The same with masks that are probabilities before they are resized to the image.
+        """Turns mask logits into probabilities before they are resized to the image.
 
-        So does the post-processing of Hugging Face's transformers.
+        The post-processing of Hugging Face's transformers does the same.
 
         Args:
-          size: to which logits are resized first; (-1, -1): they are not.
+          size: (rows, columns) that logits are resized to first; (-1, -1): their own.
         """
         logits = self.mask_logits.astype(jnp.float32)
         if tuple(size) != (-1, -1):
@@ -199,7 +201,7 @@ class QueryOutput:
         return dataclasses.replace(self, mask_logits=jax.nn.sigmoid(logits), direct=True)
 
     def mask_probabilities(self, rows, columns):
-        """σ of the masks at some rows of the result, [B, Q, *t, R, C] float32.
+        """σ of the masks in a tile of the result, [B, Q, *t, *tile] float32.
 
         Args: as `PixelOutput.rank_scores`.
         """
@@ -210,9 +212,9 @@ class QueryOutput:
 
     def rank_scores(self, rows, columns, *, probabilities: bool):
         """Σ over the queries of p(rank | query) · σ(mask), as `PixelOutput.rank_scores`."""
-        del probabilities  # they are
+        del probabilities  # scores of queries are probabilities in any case
         classes = jax.nn.softmax(self.class_logits.astype(jnp.float32))[..., :-1]  # [B, Q, κ]
-        masks = self.mask_probabilities(rows, columns)  # [B, Q, *t, R, C]
+        masks = self.mask_probabilities(rows, columns)  # [B, Q, *t, *tile]
         return jnp.einsum('bq...,bqk->b...k', masks, classes, precision='highest')
 
 

@@ -19,8 +19,8 @@ class View:
 
     Attributes:
       output: of the model, its cells [h, w].
-      rows: [B, R, h], weights of the cells' rows in each of the result's R rows.
-      columns: [B, C, w], likewise for columns.
+      rows: [B, canvas[0], h], weights of the cells' rows in each row of the result.
+      columns: [B, canvas[1], w], likewise for columns.
       held: [B, 2] int32, rows and columns of the cells that the image covers; None: not known.
     """
 
@@ -37,9 +37,9 @@ def label_maps(views: list[View], selection: Selection | None, size, canvas: tup
       views: of the same images; their scores are added up.
       selection: the categories that the ranks stand for; None: all K.
       size: [B, 2] int32, rows and columns of the images.
-      canvas: (R, C) of the result, at least `size`.
+      canvas: (rows, columns) of the result, at least `size`.
     """
-    labels = best_ranks(views, size)  # [B, *t, R, C]
+    labels = best_ranks(views, size)  # [B, *t, *canvas]
     if selection is not None:
         labels = from_ranks(labels, selection)
     inside = jnp.expand_dims(covered(size, canvas), range(1, labels.ndim - 2))
@@ -47,7 +47,7 @@ def label_maps(views: list[View], selection: Selection | None, size, canvas: tup
 
 
 def best_ranks(views: list[View], size):
-    """The rank with the highest score in each pixel, over the sum of the views: [B, *t, R, C].
+    """The rank with the highest score in each pixel, over the sum of the views: [B, *t, *canvas].
 
     Args:
       size: [B, 2] int32, rows and columns of the images; what lies beyond them is arbitrary.
@@ -78,12 +78,12 @@ def map_tiles(function, views: list[View], size, *others):
       others: trees of arrays [B, …].
 
     Returns:
-      The map, [B, *t, R, C], zero in tiles beyond the image, and the tree of sums.
+      The map, [B, *t, *canvas], zero in tiles beyond the image, and the tree of sums.
     """
     canvas = views[0].rows.shape[1], views[0].columns.shape[1]
     tile = min(ROWS, canvas[0]), min(COLUMNS, canvas[1])
 
-    def pad(weights, length):  # [B, R, h] → to a multiple of `length` rows
+    def pad(weights, length):  # [B, canvas[0], h] → to a multiple of `length` rows
         return jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % length), (0, 0)))
 
     views = [View(v.output, pad(v.rows, tile[0]), pad(v.columns, tile[1])) for v in views]

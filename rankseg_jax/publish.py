@@ -43,7 +43,9 @@ def run(config, workdir, output) -> Path:
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    variables = jax.device_get(models.restore(saved, model, config, sharding.one_device()))
+    variables = jax.device_get(
+        models.restore(saved, model, config=config, mesh=sharding.one_device())
+    )
     variables = {
         'params': variables.get('ema', variables['params']),
         'batch_stats': variables['batch_stats'],
@@ -72,7 +74,7 @@ def run(config, workdir, output) -> Path:
     for name in files & {*hub.DESCRIPTIONS, processor.FILE}:
         (output / name).unlink()  # a folder that lacks them is none, as when this is cut off
     with storage.written(output) as folder:
-        hub.write(folder, record, variables, arrays)
+        hub.write(folder, record, variables, theirs=arrays)
         if theirs:
             hub.write_json(folder / processor.FILE, inputs)
         (folder / 'README.md').write_text(card, 'utf-8')

@@ -95,7 +95,7 @@ class CategorySelector(nn.Module):
         """Ranks the categories of each group of images.
 
         Args:
-          features: [B · views, h, w, D] or tokens [B · views, L, D].
+          features: [B · views, h, w, C] or tokens [B · views, L, C].
           choice: that of `Choice.by_frame` if these are features of single frames.
           class_embedding: [K, D] of the classifier; the head uses it with `share_embedding`.
           over_frames: makes the presence logits of `choice`'s images from those of `features`.
@@ -162,11 +162,12 @@ def pool(presence_logits, choice: Choice):
     """[B · mirrors · windows, K] → [B, K]: the best over windows, the mean over mirror images."""
     if choice.views == (1, 1):
         return presence_logits
+    # [B, mirrors, windows, K]
     grouped = presence_logits.reshape(-1, *choice.views, presence_logits.shape[-1])
     if choice.shown is not None and choice.frames is None:
-        shown = choice.shown.reshape(-1, *choice.views, 1)
+        shown = choice.shown.reshape(-1, *choice.views, 1)  # [B, mirrors, windows, 1]
         grouped = jnp.where(shown, grouped, -jnp.inf)
-    return grouped.max(2).mean(1)
+    return grouped.max(2).mean(1)  # [B, K]
 
 
 def ranked_categories(options, presence_logits, selection: Selection | None) -> Selection:
@@ -180,7 +181,7 @@ def head_feature(options, features):
     """The map that the multi-label head sees: the one of stride `rankseg.stride`.
 
     Args:
-      features: {stride: [B, h, w, D]}.
+      features: {stride: [B, h, w, C]}.
 
     Raises:
       ValueError: there is no map of that stride.
@@ -192,6 +193,9 @@ def head_feature(options, features):
     return features[options.stride]
 
 
+COSINE_TAU = 0.07  # initial temperature over cosines, which lie within ±1
+
+
 class RankScale(nn.Module):
     """Scales the logits by rank and by the score of their category: [B, …, κ] → [B, …, κ].
 
@@ -201,6 +205,9 @@ class RankScale(nn.Module):
       tau: initial temperature.
       no_object: a last logit, which stands for no category, follows the κ ranks; it has a
         temperature but no score.
+
+    Raises:
+      ValueError: as `RankTemperature`.
     """
 
     options: FrozenConfigDict
@@ -214,7 +221,9 @@ class RankScale(nn.Module):
         if kind == 'shared':
             scale = RankTemperature(1, 'temperature', self.tau, name='temperature')
         else:
-            scale = RankTemperature(ranks, kind, self.tau, self.no_object, name='temperature')
+            scale = RankTemperature(
+                ranks, kind, tau=self.tau, no_object=self.no_object, name='temperature'
+            )
         logits = scale(logits)
         scores = selection.scores  # [B, κ]
         if self.no_object:  # is always present

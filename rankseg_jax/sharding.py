@@ -104,7 +104,7 @@ def state_shardings(mesh: Mesh, state, params, rules: Sequence = ()):
     def spec(name, shape):
         for pattern, axes in rules:
             if re.search(pattern, name):
-                check_spec(axes, name, shape, mesh)
+                check_spec(axes, name, shape=shape, mesh=mesh)
                 return PartitionSpec(*axes)
         return default_spec(name, shape, mesh)
 

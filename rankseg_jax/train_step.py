@@ -30,7 +30,9 @@ class TrainState:
 
 def create_state(model, optimizer, config, num_classes: int) -> TrainState:
     """The state before the first step."""
-    variables = models.init(model, num_classes, config.seed, config.augment.crop_size)
+    variables = models.init(
+        model, num_classes, seed=config.seed, image_shape=config.augment.crop_size
+    )
     if config.ema:  # a copy, since donated buffers must differ
         variables['ema'] = jax.tree.map(jnp.copy, variables['params'])
     return TrainState(jnp.int32(0), variables, optimizer.init(variables['params']))
@@ -56,7 +58,7 @@ def loss_parts(
     parts, figures = task.loss(key, output, batch)
     if output.presence_logits is not None:
         parts['loss_multilabel'] = losses.multilabel_loss(
-            output.presence_logits, presence, batch['mask'], config.loss
+            output.presence_logits, presence, mask=batch['mask'], options=config.loss
         )
     if output.cell_logits is not None and config.loss.cell_weight:
         value = losses.pixel_cross_entropy(
@@ -80,12 +82,12 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
             model,
             {'params': params, 'batch_stats': batch_stats},
             batch['image'],
-            Choice(presence=presence, all_classes=all_classes, step=step),
+            choice=Choice(presence=presence, all_classes=all_classes, step=step),
             train=True,
             rngs={'dropout': rng},
         )
         key = jax.random.fold_in(rng, 0)
-        parts, figures = loss_parts(key, output, batch, presence, config, task)
+        parts, figures = loss_parts(key, output, batch, presence=presence, config=config, task=task)
         return parts, figures, updates.get('batch_stats', {})
 
     def loss_fn(params, batch_stats, step, batch, rng, shares=None):

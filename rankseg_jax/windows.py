@@ -80,7 +80,7 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
     """Cuts {'image': [B, (t,) H, W, 3], 'content': [B, 2]} as `config.eval` says.
 
     Returns:
-      The cut, and its windows [B, mirrors · windows, (t,) h, w, 3].
+      The cut, and its windows [B, mirrors · windows, (t,) *window, 3].
     """
     image, content = view['image'], view['content']
     leading, whole = image.shape[1:-3], image.shape[-3:-1]
@@ -119,7 +119,15 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
     images = jax.vmap(windows)(image, content, *starts)
     padded_to_size = not any(evaluation.base_size) and any(evaluation.size)
     fringe = not padded_to_size or bool(evaluation.resample)
-    return Cut(content, starts, tuple(window), tuple(stride), mirrored, fringe), images
+    cut = Cut(
+        content=content,
+        starts=starts,
+        window=tuple(window),
+        stride=tuple(stride),
+        mirrored=mirrored,
+        fringe=fringe,
+    )
+    return cut, images
 
 
 def interpolation(

@@ -1,4 +1,4 @@
-"""Backbones: images [B, H, W, 3] -> {stride s: features [B, ceil(H / s), ceil(W / s), D]}.
+"""Backbones: images [B, H, W, 3] → {stride s: features [B, ceil(H / s), ceil(W / s), D]}.
 
 A family is a module here with `VARIANTS`, which maps names to modules. A module's `strides` are
 those of its features.

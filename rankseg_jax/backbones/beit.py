@@ -13,7 +13,7 @@ from rankseg_jax.layers import Block, remat, resize
 
 
 class BEiT(nn.Module):
-    """Images of any size -> features of strides 4, 8, 16 and 32.
+    """Images of any size → features of strides 4, 8, 16 and 32.
 
     The class token takes part and is left out of the features. Relative positions are biases of
     each block's attention; a bias that all blocks share (pre-training) is the same as its sum with
@@ -48,7 +48,7 @@ class BEiT(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
+        """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
         Images are padded with zeros below and to the right to a multiple of 16.
 
@@ -133,7 +133,7 @@ class PositionBias(nn.Module):
 
 
 def neck(maps, size, dtype, *, train: bool) -> dict[int, jax.Array]:
-    """Four maps [B, h, w, D] of stride 16 -> {stride: [B, ceil(H / stride), …, D]}.
+    """Four maps [B, h, w, D] of stride 16 → {stride: [B, ceil(H / stride), …, D]}.
 
     To be called inside a compact module, whose layers `neck…` it has.
 

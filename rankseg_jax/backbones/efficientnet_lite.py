@@ -43,7 +43,7 @@ STAGES = (
 
 
 class EfficientNetLite(nn.Module):
-    """Images of any size -> features of strides 4, 8, 16 and 32.
+    """Images of any size → features of strides 4, 8, 16 and 32.
 
     Public weights expect pixels in -1..1: `data.mean` and `data.std` of 127.5.
 
@@ -68,7 +68,7 @@ class EfficientNetLite(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
+        """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
         A dilated stage keeps its key s, but its map has the size of the output stride.
 

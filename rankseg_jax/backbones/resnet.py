@@ -38,7 +38,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
+        """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
         A dilated stage keeps its key s, but its map has the size of the output stride.
 
@@ -96,7 +96,7 @@ class ResNet(nn.Module):
 
 
 def stem_map(images, kind: str, width: int, *, conv):
-    """Images [B, H, W, 3] -> [B, ceil(H / 4), ceil(W / 4), width], by a stem of `ResNet`.
+    """Images [B, H, W, 3] → [B, ceil(H / 4), ceil(W / 4), width], by a stem of `ResNet`.
 
     `conv(name, x, features, kernel=…, stride=…)` applies a layer.
     """

@@ -14,7 +14,7 @@ from rankseg_jax.layers import Mlp, attend, remat
 
 
 class Swin(nn.Module):
-    """Images of any size -> features of strides 4, 8, 16 and 32, each with its own layer norm.
+    """Images of any size → features of strides 4, 8, 16 and 32, each with its own layer norm.
 
     Images are padded with zeros below and to the right to a multiple of 4, maps to whole windows
     and even sizes.
@@ -43,7 +43,7 @@ class Swin(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`."""
+        """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`."""
 
         def norm(name, x):
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
@@ -87,7 +87,7 @@ class Swin(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """A pre-norm transformer block with attention inside windows: [B, h, w, D] -> [B, h, w, D].
+    """A pre-norm transformer block with attention inside windows: [B, h, w, D] → [B, h, w, D].
 
     Attributes:
       num_heads: attention heads.
@@ -131,26 +131,26 @@ class SwinBlock(nn.Module):
 
 
 def pad_to(x, multiple: int):
-    """[B, h, w, D] -> the same with zeros below and to the right, to a multiple of h and w."""
+    """[B, h, w, D] → the same with zeros below and to the right, to a multiple of h and w."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, -x.shape[2] % multiple), (0, 0)))
 
 
 def space_to_depth(x):
-    """[B, 2h, 2w, D] -> [B, h, w, 4D]: of four neighbors the two of the left column come first."""
+    """[B, 2h, 2w, D] → [B, h, w, 4D]: of four neighbors the two of the left column come first."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
 
 
 def to_windows(x, window: int):
-    """[B, h, w, D] -> [B, windows, window², D]."""
+    """[B, h, w, D] → [B, windows, window², D]."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // window, window, width // window, window, channels)
     return x.swapaxes(2, 3).reshape(batch, -1, window**2, channels)
 
 
 def from_windows(x, shape, window: int):
-    """The inverse of `to_windows`: [B, windows, window², D] -> `shape`, (B, h, w, D)."""
+    """The inverse of `to_windows`: [B, windows, window², D] → `shape`, (B, h, w, D)."""
     batch, height, width, channels = shape
     x = x.reshape(batch, height // window, width // window, window, window, channels)
     return x.swapaxes(2, 3).reshape(shape)

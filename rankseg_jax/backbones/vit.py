@@ -14,7 +14,7 @@ token_init = nn.initializers.truncated_normal(0.02)
 
 
 class ViT(nn.Module):
-    """Images -> {patch: features}; class token and registers take part and are dropped at the end.
+    """Images → {patch: features}; class token and registers take part and are dropped at the end.
 
     DINOv2 and DINOv3 are among `VARIANTS`. Tokens are in the order class token, registers, patches;
     whatever joins them goes in front.
@@ -39,7 +39,7 @@ class ViT(nn.Module):
         between 1 / rescale and rescale.
       remat: name of the policy by which the backward pass keeps results of a block, see
         `layers.remat`; None: it keeps all.
-      epsilon, layer_scale, gated, unbiased: as of `layers.Block`.
+      epsilon, layer_scale, gated, unbiased: see `layers.Block`.
     """
 
     patch: int
@@ -145,7 +145,7 @@ class ViT(nn.Module):
         return x[:, -grid[0] * grid[1] :].reshape(x.shape[0], *grid, self.width)
 
     def __call__(self, images, *, train: bool) -> dict[int | str, jax.Array]:
-        """Images [B, H, W, 3] -> {patch: [B, ceil(H / patch), ceil(W / patch), D]}."""
+        """Images [B, H, W, 3] → {patch: [B, ceil(H / patch), ceil(W / patch), D]}."""
         x, grid, rotation = self.embed(images, train=train)  # [B, L, D]
         for i in range(self.num_layers):
             if self.num_classes and i == self.num_layers - 1:
@@ -181,7 +181,7 @@ def resize_codes(codes, shape, antialias: bool):
 
 
 def resize_bicubic(x, shape):
-    """[h, w, D] -> [*shape, D], half-pixel centers, edges repeated.
+    """[h, w, D] → [*shape, D], half-pixel centers, edges repeated.
 
     Equals `torch.nn.functional.interpolate(mode='bicubic', align_corners=False)`, whose cubic
     differs from that of `jax.image`.

@@ -7,7 +7,7 @@ from rankseg_jax.layers import ConvNorm
 
 
 def auxiliary_embeddings(features, *, train: bool, dtype=jnp.float32) -> jax.Array:
-    """{stride: [B, h, w, D]} -> pixel embeddings [B, h16, w16, 256], from stride 16.
+    """{stride: [B, h, w, D]} → pixel embeddings [B, h16, w16, 256], from stride 16.
 
     To be called inside a compact module, whose 'auxiliary' layer it is.
     """

@@ -30,7 +30,8 @@ class ClassEmbedding(nn.Module):
         embedding, bias = self.embedding.astype(pixels.dtype), self.bias  # [K, D], [K]
         if selection is None:
             return (pixels @ embedding.T).astype(jnp.float32) + bias  # [B, *space, K]
-        embedding, bias = gather(embedding, selection, 0), gather(bias, selection, 0)  # [B, κ, D]
+        embedding = gather(embedding, selection, 0)  # [B, κ, D]
+        bias = gather(bias, selection, 0)  # [B, κ]
         logits = jnp.einsum('b...d,bkd->b...k', pixels, embedding).astype(jnp.float32)
         return logits + jnp.expand_dims(bias, range(1, pixels.ndim - 1))  # [B, *space, κ]
 
@@ -60,7 +61,7 @@ class PixelClassifier(nn.Module):
             same categories, or over all K without `rankseg.select_auxiliary`.
 
         Raises:
-          ValueError: as `head_feature` and `selector.choose`.
+          ValueError: as `head_feature`, `CategorySelector` and `RankScale`.
         """
         choice = choice.by_frame()
         classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
@@ -79,4 +80,10 @@ class PixelClassifier(nn.Module):
             classes = ClassEmbedding(self.num_classes, dim, name='auxiliary_classes')
             selects = self.rankseg is not None and self.rankseg.select_auxiliary
             auxiliary = classes(auxiliary, ranks if selects else None)
-        return PixelOutput(logits, selection, presence_logits, auxiliary, cell_logits)
+        return PixelOutput(
+            logits,
+            selection=selection,
+            presence_logits=presence_logits,
+            auxiliary_logits=auxiliary,
+            cell_logits=cell_logits,
+        )

@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from rankseg_jax.layers import Mlp, resize, sine_positions
+from rankseg_jax.layers import Mlp, linear_init, resize, sine_positions
 
 STRIDES = (32, 16, 8)  # of the maps that attend to each other, in this order
-linear_init = nn.initializers.xavier_uniform()
 
 
 class PixelDecoder(nn.Module):
-    """Features of strides 4, 8, 16 and 32 -> maps of one width, and pixel embeddings at stride 4.
+    """Features of strides 4, 8, 16 and 32 → maps of one width, and pixel embeddings at stride 4.
 
     Attributes:
       channels: D, a multiple of 32.
@@ -83,7 +82,7 @@ class PixelDecoder(nn.Module):
 
 
 def group_norm_conv(name, x, kernel=1, *, channels, dtype, use_bias=False) -> jax.Array:
-    """Convolution and group norm, [B, h, w, C] -> [B, h, w, channels].
+    """Convolution and group norm, [B, h, w, C] → [B, h, w, channels].
 
     To be called inside a compact module, which gets the layers `<name>_conv` and `<name>_norm`.
     """
@@ -100,8 +99,21 @@ def group_norm_conv(name, x, kernel=1, *, channels, dtype, use_bias=False) -> ja
     return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, name=f'{name}_norm')(x)
 
 
+def check_channels(options) -> None:
+    """Raises a ValueError if group norms or attention heads do not divide `model.channels`.
+
+    Args:
+      options: the keys of `config.model`.
+    """
+    if options.channels % 32 or options.channels % options.decoder_heads:
+        raise ValueError(
+            f'config.model.channels = {options.channels} must be a multiple of 32 and of '
+            f'config.model.decoder_heads = {options.decoder_heads}'
+        )
+
+
 class DeformableLayer(nn.Module):
-    """A post-norm transformer layer with deformable attention, [B, L, D] -> [B, L, D]."""
+    """A post-norm transformer layer with deformable attention, [B, L, D] → [B, L, D]."""
 
     num_heads: int
     mlp_dim: int
@@ -180,7 +192,7 @@ class DeformableAttention(nn.Module):
         output = nn.DenseGeneral(
             x.shape[-1], (-2, -1), kernel_init=linear_init, dtype=self.dtype, name='out'
         )
-        return output(sample(value, points, weights, shapes))  # [B, L, D]
+        return output(sample(value, points, weights=weights, shapes=shapes))  # [B, L, D]
 
 
 def centers(shapes) -> jax.Array:
@@ -220,7 +232,7 @@ def sample(value, points, weights, shapes) -> jax.Array:
         cells.append(starts + place[..., 1] * sizes[..., 0] + place[..., 0])
         shares.append(jnp.where(inside, near * weights, 0))
 
-    def rows(corners):  # four [B, M, A, S, P] -> [B, A, R, M]
+    def rows(corners):  # four [B, M, A, S, P] → [B, A, R, M]
         x = jnp.stack(corners, 3)
         return x.reshape(*x.shape[:3], -1).transpose(0, 2, 3, 1)
 
@@ -251,7 +263,7 @@ def weighted_sum(value, cells, shares) -> jax.Array:
 @jax.vmap
 @jax.vmap
 def take(value, cells):
-    """Rows of `value`: [B, A, L, d], [B, A, M] -> [B, A, M, d]."""
+    """Rows of `value`: [B, A, L, d], [B, A, M] → [B, A, M, d]."""
     return value[cells]
 
 

@@ -10,9 +10,7 @@ from ml_collections import FrozenConfigDict
 from rankseg_jax.layers import unit
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.ranking import Selection, gather
-from rankseg_jax.selector import CategorySelector, Choice, RankScale, head_feature
-
-TAU = 0.07  # cosines lie within ±1: the initial temperature over them
+from rankseg_jax.selector import COSINE_TAU, CategorySelector, Choice, RankScale, head_feature
 
 
 class QueryClassifier(nn.Module):
@@ -49,10 +47,10 @@ class QueryClassifier(nn.Module):
           features: what the multi-label head sees, see `head_input`; None without RankSeg.
           queries: list of [B, Q, D].
           mask_logits: list of [B, Q, *space].
-          over_frames: as of `CategorySelector`.
+          over_frames: see `CategorySelector`.
 
         Raises:
-          ValueError: as `selector.choose`.
+          ValueError: as `CategorySelector` and `RankScale`.
         """
         options = self.rankseg
         classes = QueryClasses(self.num_classes, self.dim, self.cosine, name='classes')
@@ -70,7 +68,7 @@ class QueryClassifier(nn.Module):
                 cell_logits = cell_logits.reshape(-1, choice.frames, *cell_logits.shape[1:])
         ranks = choice.spread(selection)
         class_logits = classes(jnp.stack(queries, 1), ranks)  # [B, predictions, Q, κ + 1 or K + 1]
-        tau = TAU if self.cosine else 1.0
+        tau = COSINE_TAU if self.cosine else 1.0
         if options is None or ranks is None:
             class_logits = class_logits / tau
         else:
@@ -115,9 +113,10 @@ def head_input(options, states, maps):
 
 
 class QueryClasses(nn.Module):
-    """Classifies queries over categories and no-object, the last: [B, P, Q, D] → [B, P, Q, κ + 1].
+    """Classifies queries over categories and no-object, the last.
 
-    P counts predictions. The logits are float32; over all K + 1 without a selection.
+    [B, predictions, Q, D] → [B, predictions, Q, κ + 1]. The logits are float32; over all K + 1
+    without a selection.
     """
 
     num_classes: int

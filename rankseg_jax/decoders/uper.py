@@ -11,7 +11,7 @@ from rankseg_jax.layers import ConvNorm, adaptive_average_pool, resize
 
 
 class UPerHead(nn.Module):
-    """Features of several strides -> pixel embeddings at the finest, and a feature pyramid.
+    """Features of several strides → pixel embeddings at the finest, and a feature pyramid.
 
     Equals mmseg's UPerHead without its dropout and classifier.
 

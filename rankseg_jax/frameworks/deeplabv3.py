@@ -15,11 +15,19 @@ from rankseg_jax.selector import Choice
 
 
 class DeepLabV3(nn.Module):
-    """Images -> PixelOutput at the backbone's output stride.
+    """Images → PixelOutput at the backbone's output stride.
 
     The multi-label head sees the backbone's features.
 
-    Attributes: those of UPerNet, and `dilations` of the ASPP.
+    Attributes:
+      num_classes: K.
+      backbone: a module [B, H, W, 3] → {stride: features}, with strides 16 and 32.
+      channels: D, width of the ASPP and of the pixel embeddings.
+      dilations: of the ASPP.
+      dropout: in training, the probability that a channel of the embeddings is dropped.
+      auxiliary: whether a small head on stride 16 gives `auxiliary_logits`, for a further loss.
+      rankseg: the keys of `config.rankseg`, see configs/common.py; None is the baseline.
+      dtype: of the computation; parameters and logits are float32.
     """
 
     num_classes: int

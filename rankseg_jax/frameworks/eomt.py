@@ -53,12 +53,15 @@ class EncoderOnly(nn.Module):
             Upscale(self.activation, dtype) for _ in range(num_upscales(self.backbone.patch))
         ]
         self.decoder = QueryClassifier(
-            self.num_classes, width, self.cosine, self.rankseg, dtype=dtype
+            self.num_classes, width, cosine=self.cosine, rankseg=self.rankseg, dtype=dtype
         )
 
     @property
     def activation(self) -> Callable:
-        """Of mask embeddings and upscaling: GELU; SiLU, as of its MLPs, where a DINOv3 is gated."""
+        """The activation in mask embeddings and upscaling.
+
+        GELU, but SiLU on gated DINOv3 backbones, as in their MLPs.
+        """
         gated = self.backbone.gated and self.backbone.codes == 'rotary'
         return nn.silu if gated else partial(nn.gelu, approximate=False)
 
@@ -70,7 +73,11 @@ class EncoderOnly(nn.Module):
         return x, grid, rotation
 
     def embeddings(self, x, grid: tuple[int, int]):
-        """Of tokens: queries [B, Q, D], their mask embeddings, pixel embeddings [B, h', w', D]."""
+        """Splits tokens after a block into queries and pixels.
+
+        Returns:
+          Queries [B, Q, D], their mask embeddings [B, Q, D], and pixel embeddings [B, h', w', D].
+        """
         x = self.backbone.norm(x)
         queries, pixels = x[:, : self.num_queries], self.backbone.patch_map(x, grid)
         double = remat(lambda upscale, pixels: upscale(pixels), self.backbone.remat)
@@ -107,7 +114,7 @@ class EncoderOnly(nn.Module):
 
 
 class EoMT(EncoderOnly):
-    """Images -> QueryOutput, masks at a quarter of a patch's side (half, if that is below 16).
+    """Images → QueryOutput, masks at a quarter of a patch's side (half, if that is below 16).
 
     The probability that a query's mask is used in a joint block is a variable, which training
     sets and a checkpoint holds: `mask_probability` [n] among 'batch_stats'. In training each query
@@ -134,7 +141,7 @@ class EoMT(EncoderOnly):
           ValueError: for clips, or as `head_input` and `QueryClassifier`.
         """
         if choice.frames is not None:
-            raise ValueError('eomt sees single images: use videomt or mask2former for videos')
+            raise ValueError('eomt sees single images; videos need a framework that sees clips')
         x, grid, rotation = self.encode(images, train=train)
         before = self.backbone.norm(x)
 
@@ -148,12 +155,12 @@ class EoMT(EncoderOnly):
                 return self.backbone.run_block(number, x, **options)
 
             def masked(self, x, joint=joint):
-                return joint(self, x, self.sights(*self.embeddings(x, grid)[1:]))
+                return joint(self, x, self.attention_mask(*self.embeddings(x, grid)[1:]))
 
             if train:
                 queries, embedding, pixels = self.embeddings(x, grid)
                 predictions.append((queries, mask_products(embedding, pixels)))
-                x = joint(self, x, self.sights(embedding, pixels, probability[i]))
+                x = joint(self, x, self.attention_mask(embedding, pixels, probability[i]))
             elif self.is_initializing():
                 x = joint(self, x)
             else:
@@ -177,13 +184,15 @@ class EoMT(EncoderOnly):
         self.mask_probability.value = at(step + 1)
         return at(step)
 
-    def sights(self, embedding, pixels, probability=None):
-        """Where tokens look, bool [B, Q + L, Q + L]: a query at the patches in its mask, and at all
-        other tokens; others everywhere.
+    def attention_mask(self, embedding, pixels, probability=None):
+        """The attention mask, bool [B, Q + L, Q + L].
+
+        Queries attend to the patches in their masks and to all other tokens; other tokens attend
+        everywhere.
 
         Args:
-          embedding: of the queries' masks, as of `embeddings`.
-          pixels: their embeddings, as of `embeddings`.
+          embedding: of the queries' masks, see `embeddings`.
+          pixels: their embeddings, see `embeddings`.
           probability: that a query's mask is used; None: 1.
         """
         scale = 2 ** len(self.upscale)
@@ -237,7 +246,7 @@ class Upscale(nn.Module):
 
 
 def fields(config, num_classes: int) -> dict[str, Any]:
-    """Those of `EncoderOnly` that `config` (configs/common.py) describes, for K categories.
+    """The fields of `EncoderOnly` that `config` (configs/common.py) describes, for K categories.
 
     Raises:
       ValueError: as `backbones.from_config`, or the backbone has too few blocks.

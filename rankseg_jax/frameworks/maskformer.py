@@ -6,19 +6,19 @@ from ml_collections import FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.fpn import FeaturePyramid
+from rankseg_jax.decoders.pixel_decoder import check_channels
 from rankseg_jax.decoders.query_decoder import DetrDecoder
-from rankseg_jax.frameworks.mask2former import check_channels
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.selector import Choice
 
 
 class MaskFormer(nn.Module):
-    """Images -> QueryOutput, masks at stride 4.
+    """Images → QueryOutput, masks at stride 4.
 
     The auxiliary predictions are those of all layers but the last.
 
     Attributes:
-      backbone: a module [B, H, W, 3] -> {stride: features} for strides 4, 8, 16 and 32.
+      backbone: a module [B, H, W, 3] → {stride: features} for strides 4, 8, 16 and 32.
       pixel_decoder: a FeaturePyramid.
       decoder: a DetrDecoder.
     """
@@ -39,7 +39,7 @@ def build(config, num_classes: int) -> MaskFormer:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
-      ValueError: as `backbones.from_config` and `mask2former.check_channels`.
+      ValueError: as `backbones.from_config` and `check_channels`.
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
     check_channels(options)

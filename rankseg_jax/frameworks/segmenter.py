@@ -12,7 +12,7 @@ from rankseg_jax.selector import Choice
 
 
 class Segmenter(nn.Module):
-    """Images -> PixelOutput at the stride of the backbone's patches.
+    """Images → PixelOutput at the stride of the backbone's patches.
 
     Attributes:
       backbone: a `backbones.vit.ViT`.

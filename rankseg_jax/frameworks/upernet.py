@@ -15,11 +15,11 @@ from rankseg_jax.selector import Choice
 
 
 class UPerNet(nn.Module):
-    """Images -> PixelOutput at stride 4.
+    """Images → PixelOutput at stride 4.
 
     Attributes:
       num_classes: K.
-      backbone: a module [B, H, W, 3] -> {stride: features} for strides 4, 8, 16 and 32.
+      backbone: a module [B, H, W, 3] → {stride: features} for strides 4, 8, 16 and 32.
       channels: D, width of the decoder and of the pixel embeddings.
       dropout: in training, the probability that a channel of the embeddings is dropped.
       auxiliary: whether a small head on stride 16 gives `auxiliary_logits`, for a further loss.

@@ -23,7 +23,7 @@ CARRIES = True  # from one clip of a video to the next, see `VidEoMT.memory`
 
 
 class VidEoMT(eomt.EncoderOnly):
-    """Clips, frame by frame, -> QueryOutput, masks as of an `EoMT`.
+    """Clips, frame by frame, → QueryOutput, masks as in `EoMT`.
 
     The class logits of a clip are those of its queries' mean over the frames. For products this is
     the mean of the frames' class logits, which the authors take. Presence logits are averaged
@@ -35,7 +35,7 @@ class VidEoMT(eomt.EncoderOnly):
         self.update = nn.Dense(self.backbone.width, dtype=self.dtype)
 
     def memory(self, count: int) -> Memory:
-        """That of `count` videos before their first frame."""
+        """The memory of `count` videos before their first frame."""
         queries = (count, self.num_queries, self.backbone.width)
         return Memory(
             frames=jnp.zeros(count),
@@ -56,11 +56,11 @@ class VidEoMT(eomt.EncoderOnly):
         x = x.reshape(-1, length, *x.shape[1:])  # [B · views, t, L, D]
         past = self.memory(x.shape[0]) if choice.memory is None else choice.memory
         shown = jnp.ones(x.shape[:2], bool) if choice.shown is None else choice.shown
-        states, next_queries = self.propagate(x, past, shown, rotation, train=train)
+        states, next_queries = self.propagate(x, past, shown, rotation=rotation, train=train)
 
         def averages(values, mean):  # [B · views · t, …] → [B · views, t or 1, …]
             values = values.astype(jnp.float32).reshape(-1, length, *values.shape[1:])
-            return averaged(values, mean, past.frames, shown, choice.average_over)
+            return averaged(values, mean, count=past.frames, shown=shown, over=choice.average_over)
 
         predictions = [self.embeddings(state, grid) for state in (states if train else states[-1:])]
         queries = [averages(x, past.queries) for x, *_ in predictions]  # [B · views, t or 1, Q, D]
@@ -74,10 +74,10 @@ class VidEoMT(eomt.EncoderOnly):
             [views_last(x, views).astype(self.dtype) for x in queries],
             mask_logits,
             train=train,
-            choice=of_averages(choice, queries[0].shape[1]),
+            choice=average_choice(choice, queries[0].shape[1]),
             over_frames=lambda x: views_last(averages(x, past.presence_logits), views),
         )
-        return of_clips(output, queries[-1], next_queries, past, shown, choice)
+        return clip_output(output, queries[-1], next_queries, past=past, shown=shown, choice=choice)
 
     def propagate(self, x, past: Memory, shown, rotation, *, train: bool):
         """Sends queries through the frames of clips, in order of time.
@@ -116,7 +116,8 @@ class VidEoMT(eomt.EncoderOnly):
             in_axes=1,
             out_axes=1,
         )
-        following, states = scan(self, start, (x, shown))  # [B, t, Q + L, D] each
+        # [B, Q, D], and a list of [B, t, Q + L, D]; in prediction all but the last [B, t, Q, D]
+        following, states = scan(self, start, (x, shown))
         return [state.reshape(-1, *state.shape[2:]) for state in states], following
 
 
@@ -148,12 +149,12 @@ def averaged(values, mean, count, shown, over: str):
 
 
 def views_last(x, views: int):
-    """Averages [B · views, t, …] as those of images, [B · t · views, …], see `of_averages`."""
+    """Averages [B · views, t, …] as those of images, [B · t · views, …], see `average_choice`."""
     x = x.reshape(-1, views, *x.shape[1:])
     return x.swapaxes(1, 2).reshape(-1, *x.shape[3:])
 
 
-def of_averages(choice: Choice, length: int) -> Choice:
+def average_choice(choice: Choice, length: int) -> Choice:
     """The choice for t averages a clip: one for each of them, as if it were an image."""
     presence, selection = jax.tree.map(
         lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else jnp.repeat(x, length, axis=0),
@@ -164,7 +165,7 @@ def of_averages(choice: Choice, length: int) -> Choice:
     )
 
 
-def of_clips(output, queries, next_queries, past: Memory, shown, choice: Choice) -> QueryOutput:
+def clip_output(output, queries, next_queries, past: Memory, shown, choice: Choice) -> QueryOutput:
     """The output of clips from that of their t averages, and what it hands to the next clips.
 
     Args:
