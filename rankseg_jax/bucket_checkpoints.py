@@ -33,7 +33,7 @@ class BucketManager(ocp.CheckpointManager):
       folder: in the bucket; `directory` is the temporary one.
     """
 
-    def __init__(self, folder: Any, **options):
+    def __init__(self, folder: Any, **options: Any):
         """Opens the checkpoints in a folder of a bucket.
 
         Args:
@@ -78,7 +78,7 @@ class BucketManager(ocp.CheckpointManager):
                 )
         storage.download(self.folder / str(step), wanted, local)
 
-    def save(self, step: int, *arguments, **options) -> bool:
+    def save(self, step: int, *arguments: Any, **options: Any) -> bool:
         saved = super().save(step, *arguments, **options)  # waits for the one before
         self._upload = self._pool.submit(self._finish)
         return saved

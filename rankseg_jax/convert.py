@@ -3,10 +3,13 @@
 Every other mode reads such a run, and a later run can start from it (`config.model.pretrained`).
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from rankseg_jax import backbones, checkpoint, config_check, models, pretrained, storage, tasks
@@ -46,9 +49,9 @@ VIDEO_DEFAULTS = {
 
 
 def run(
-    source,
-    workdir,
-    config,
+    source: str | Path,
+    workdir: str | os.PathLike,
+    config: ConfigDict,
     *,
     as_is: bool,
     task: str | None = None,
@@ -100,7 +103,9 @@ def run(
     return folder / '0'
 
 
-def configured_model(source, config):
+def configured_model(
+    source: str | Path, config: ConfigDict
+) -> tuple[tuple[str, ...], tuple[bool, ...], dict]:
     """The model of `config` with weights from `source`.
 
     Returns:
@@ -124,7 +129,9 @@ def configured_model(source, config):
     return task.class_names, task.things, loaded
 
 
-def published_run(source, run, defaults):
+def published_run(
+    source: str | Path, run: dict[str, Any], defaults: ConfigDict
+) -> tuple[ConfigDict, dict]:
     """The config and the variables of a run that --mode=publish wrote.
 
     Args:
@@ -156,14 +163,16 @@ def published_run(source, run, defaults):
     return config, variables | ({'ema': variables['params']} if config.ema else {})
 
 
-def with_tuples(value):
+def with_tuples(value: Any) -> Any:
     """Plain data in which lists, all that JSON knows, are tuples."""
     if isinstance(value, dict):
         return {key: with_tuples(x) for key, x in value.items()}
     return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
-def published_model(source, config, task: str | None, things: Sequence[str] | None):
+def published_model(
+    source: str | Path, config: ConfigDict, task: str | None, things: Sequence[str] | None
+) -> tuple[list[str], list[bool], dict]:
     """The model in `source`; changes `config` to describe it, and prints what was assumed.
 
     Returns:
@@ -211,7 +220,7 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     return class_names, is_thing, variables
 
 
-def describe(folder: Path, model, config) -> list[str]:
+def describe(folder: Path, model: nn.Module, config: ConfigDict) -> list[str]:
     """Sets the keys of `config` that describe a Hugging Face model and its input.
 
     Returns:
@@ -264,7 +273,7 @@ def describe(folder: Path, model, config) -> list[str]:
     return [names[str(i)] for i in range(num_classes)]
 
 
-def describe_backbone(backbone, config) -> None:
+def describe_backbone(backbone: nn.Module, config: ConfigDict) -> None:
     """Sets the keys of `config` that describe a Hugging Face backbone."""
     config.model.backbone = backbone_name(backbone)
     config.model.drop_path = 0.0 if isinstance(backbone, ResNet) else backbone.drop_path
@@ -275,7 +284,7 @@ def describe_backbone(backbone, config) -> None:
         config.augment.crop_size = backbone.image_size  # to which position biases and codes belong
 
 
-def describe_input(folder: Path, model_type: str, config) -> None:
+def describe_input(folder: Path, model_type: str, config: ConfigDict) -> None:
     """Sets the keys of `config` for the image or video processor of a Hugging Face model."""
     path = folder / processor.VIDEO_FILE
     if not path.is_file():
@@ -293,7 +302,7 @@ def describe_input(folder: Path, model_type: str, config) -> None:
         config[section].update(keys)
 
 
-def backbone_name(backbone) -> str:
+def backbone_name(backbone: nn.Module) -> str:
     """The name of a backbone among the variants of `backbones`.
 
     Raises:

@@ -1,7 +1,8 @@
 """Building blocks shared by backbones, decoders and heads. Images are channels-last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ class ConvNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         pad = self.dilation * (self.kernel // 2)
         x = nn.Conv(
             self.features,
@@ -91,7 +92,7 @@ class ConvNorm(nn.Module):
         return self.activation(x) if self.activation else x
 
 
-def resize(x, shape):
+def resize(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Bilinear resize of [..., h, w, C] to [..., *shape, C], half-pixel centers, no antialiasing.
 
     Equals `torch.nn.functional.interpolate(mode='bilinear', align_corners=False)`, either way.
@@ -99,12 +100,12 @@ def resize(x, shape):
     return jax.image.resize(x, (*x.shape[:-3], *shape, x.shape[-1]), 'bilinear', antialias=False)
 
 
-def unit(x):
+def unit(x: jax.Array) -> jax.Array:
     """Vectors [..., D] scaled to length 1; one of length 0 stays 0, with finite gradients."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
 
 
-def adaptive_average_pool(x, shape):
+def adaptive_average_pool(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Means over a grid of windows, [..., h, w, C] → [..., *shape, C], for any two sizes.
 
     Equals `torch.nn.functional.adaptive_avg_pool2d`: window i of n spans floor(i·h/n) to
@@ -131,7 +132,7 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(x))  # [..., hidden]
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return nn.Dense(x.shape[-1], dtype=self.dtype)(y)  # [..., D]
@@ -145,7 +146,7 @@ class GatedMlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         gate = nn.Dense(self.hidden, dtype=self.dtype, name='gate')(x)  # [..., hidden]
         y = nn.silu(gate) * nn.Dense(self.hidden, dtype=self.dtype, name='up')(x)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
@@ -153,7 +154,13 @@ class GatedMlp(nn.Module):
 
 
 @jax.jit
-def attend(query, key, value, bias=None, mask=None):
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
     """Softmax attention for `nn.MultiHeadDotProductAttention`, without dropout.
 
     The softmax is computed in float32 or finer. A CPU takes one head after another, so that the
@@ -208,7 +215,14 @@ class SelfAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, bias=None, mask=None, rotation=None):
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        rotation: jax.Array | None = None,
+    ) -> jax.Array:
         """Attends.
 
         Args:
@@ -233,7 +247,7 @@ class SelfAttention(nn.Module):
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(y)
 
 
-def rotate(x, angles):
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     """Rotates pairs of channels of the last L tokens (Su et al., 2021); the others stay.
 
     Channels j and j + depth / 2 make a pair.
@@ -276,7 +290,15 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool, bias=None, mask=None, rotation=None):
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        rotation: jax.Array | None = None,
+    ) -> jax.Array:
         """Updates tokens; `bias`, `mask` and `rotation` as in `SelfAttention`."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
@@ -300,7 +322,7 @@ class Block(nn.Module):
         return add(x, y, 2)
 
 
-def sine_positions(height: int, width: int, dim: int):
+def sine_positions(height: int, width: int, dim: int) -> jax.Array:
     """Sine and cosine codes of the positions of a grid, float32 [height, width, dim].
 
     The first half of the channels codes the row, the second the column, both scaled to (0, 2π]
@@ -319,7 +341,9 @@ def sine_positions(height: int, width: int, dim: int):
     return jnp.asarray(np.concatenate([rows, columns], -1), jnp.float32)
 
 
-def sine_code(share, dim: int, np=jnp):
+def sine_code(
+    share: jax.Array | np.ndarray, dim: int, np: ModuleType = jnp
+) -> jax.Array | np.ndarray:
     """Sine and cosine codes of shares of a length, in (0, 1]: [...] → [..., dim].
 
     Args:

@@ -1,5 +1,7 @@
 """Bipartite matching of queries to targets, of least total cost, on the device (DETR)."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +16,13 @@ except ImportError:  # a JAX without Pallas' Triton backend, which is deprecated
 WORST = 1e4
 
 
-def costs(class_logits, mask_logits, labels, masks, weights):
+def costs(
+    class_logits: jax.Array,
+    mask_logits: jax.Array,
+    labels: jax.Array,
+    masks: jax.Array,
+    weights: Sequence[float],
+) -> jax.Array:
     """The cost of each pair of query and target (Cheng et al., CVPR 2022): [B, Q, N] float32.
 
     Finite whatever the predictions are.
@@ -44,7 +52,7 @@ def costs(class_logits, mask_logits, labels, masks, weights):
     return jnp.where(jnp.isfinite(total), jnp.clip(total, -WORST, WORST), WORST)
 
 
-def assign(costs, valid):
+def assign(costs: jax.Array, valid: jax.Array) -> jax.Array:
     """The query of each target, such that the sum of the valid targets' costs is least.
 
     On CUDA one kernel solves each problem: optax's loops launch kernels of their own each time.
@@ -61,7 +69,7 @@ def assign(costs, valid):
     return jax.lax.platform_dependent(costs, valid, **kernels, default=assign_anywhere)
 
 
-def assign_anywhere(costs, valid):
+def assign_anywhere(costs: jax.Array, valid: jax.Array) -> jax.Array:
     """As `assign`, on any device."""
     num_queries, num_targets = costs.shape[-2:]
     # Padding costs every query the same and more than any target: it takes what targets leave.

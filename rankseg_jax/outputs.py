@@ -69,12 +69,12 @@ class PixelOutput:
         by_frame = {name: x for name in names if (x := getattr(self, name)) is not None}
         return dataclasses.replace(self, **jax.tree.map(by_clip, by_frame))
 
-    def frame(self, number) -> 'PixelOutput':
+    def frame(self, number: jax.Array) -> 'PixelOutput':
         """The output for a frame of each clip, as for an image; `number`: [] int32."""
         logits = lax.dynamic_index_in_dim(self.logits, number, 1, keepdims=False)
         return PixelOutput(logits, direct=self.direct)
 
-    def keep_ranks(self, kept) -> 'PixelOutput':
+    def keep_ranks(self, kept: jax.Array) -> 'PixelOutput':
         """The same where only the first `kept` [B] ranks can win a pixel."""
         return dataclasses.replace(self, logits=keep_ranks(self.logits, kept))
 
@@ -82,7 +82,7 @@ class PixelOutput:
         """The same, to be resized directly to the image; `size` is (-1, -1)."""
         return dataclasses.replace(self, direct=True)
 
-    def rank_scores(self, rows, columns, *, probabilities: bool):
+    def rank_scores(self, rows: jax.Array, columns: jax.Array, *, probabilities: bool) -> jax.Array:
         """Scores of the ranks in a tile of the result, [B, *t, *tile, κ] float32.
 
         Args:
@@ -169,7 +169,7 @@ class QueryOutput:
         """The same: its masks have an axis of time already."""
         return self
 
-    def frame(self, number) -> 'QueryOutput':
+    def frame(self, number: jax.Array) -> 'QueryOutput':
         """The output for a frame of each clip, as for an image; `number`: [] int32."""
         take = functools.partial(lax.dynamic_index_in_dim, index=number, keepdims=False)
         frame = dataclasses.replace(self, mask_logits=take(self.mask_logits, axis=2), auxiliary=())
@@ -180,7 +180,7 @@ class QueryOutput:
         }
         return dataclasses.replace(frame, **frame_arrays)
 
-    def keep_ranks(self, kept) -> 'QueryOutput':
+    def keep_ranks(self, kept: jax.Array) -> 'QueryOutput':
         """The same where queries have one of the first `kept` [B] ranks, or none."""
         ranks, no_object = self.class_logits[..., :-1], self.class_logits[..., -1:]
         logits = jnp.concatenate([keep_ranks(ranks, kept), no_object], axis=-1)
@@ -200,7 +200,7 @@ class QueryOutput:
             logits = jax.image.resize(logits, shape, 'bilinear', antialias=False)
         return dataclasses.replace(self, mask_logits=jax.nn.sigmoid(logits), direct=True)
 
-    def mask_probabilities(self, rows, columns):
+    def mask_probabilities(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         """σ of the masks in a tile of the result, [B, Q, *t, *tile] float32.
 
         Args: as `PixelOutput.rank_scores`.
@@ -210,7 +210,7 @@ class QueryOutput:
         masks = jnp.einsum('bcw,b...rw->b...rc', columns, masks, precision='highest')
         return masks if self.direct else jax.nn.sigmoid(masks)
 
-    def rank_scores(self, rows, columns, *, probabilities: bool):
+    def rank_scores(self, rows: jax.Array, columns: jax.Array, *, probabilities: bool) -> jax.Array:
         """Σ over the queries of p(rank | query) · σ(mask), as `PixelOutput.rank_scores`."""
         del probabilities  # scores of queries are probabilities in any case
         classes = jax.nn.softmax(self.class_logits.astype(jnp.float32))[..., :-1]  # [B, Q, κ]
@@ -218,7 +218,7 @@ class QueryOutput:
         return jnp.einsum('bq...,bqk->b...k', masks, classes, precision='highest')
 
 
-def keep_ranks(logits, kept):
+def keep_ranks(logits: jax.Array, kept: jax.Array) -> jax.Array:
     """Logits [B · views, …, κ] that are as low as can be from rank `kept` [B] on.
 
     They stay finite, since they are interpolated: 0 · ∞ is no number.

@@ -1,5 +1,8 @@
 """From a model's outputs to maps of class ids, a tile at a time to bound the memory."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -30,7 +33,9 @@ class View:
     held: jax.Array | None = None
 
 
-def label_maps(views: list[View], selection: Selection | None, size, canvas: tuple[int, int]):
+def label_maps(
+    views: list[View], selection: Selection | None, size: jax.Array, canvas: tuple[int, int]
+) -> jax.Array:
     """Class ids of the pixels, [B, *t, *canvas] int32, IGNORE_LABEL outside the image.
 
     Args:
@@ -46,7 +51,7 @@ def label_maps(views: list[View], selection: Selection | None, size, canvas: tup
     return jnp.where(inside, labels, IGNORE_LABEL)
 
 
-def best_ranks(views: list[View], size):
+def best_ranks(views: list[View], size: jax.Array) -> jax.Array:
     """The rank with the highest score in each pixel, over the sum of the views: [B, *t, *canvas].
 
     Args:
@@ -64,7 +69,9 @@ def best_ranks(views: list[View], size):
     return map_tiles(best_in_tile, views, size)[0]
 
 
-def map_tiles(function, views: list[View], size, *others):
+def map_tiles(
+    function: Callable, views: list[View], size: jax.Array, *others: Any
+) -> tuple[jax.Array, Any]:
     """Computes the maps of each image tile by tile, and sums over its tiles.
 
     Tiles beyond an image are skipped: the time depends on its size, not on the canvas, so that few
@@ -121,7 +128,7 @@ def map_tiles(function, views: list[View], size, *others):
     return maps[..., : canvas[0], : canvas[1]], sums
 
 
-def covered(size, canvas: tuple[int, int]):
+def covered(size: jax.Array, canvas: Sequence[int]) -> jax.Array:
     """[B, *canvas] bool: the first `size` [B, 2] rows and columns."""
     rows, columns = (jnp.arange(canvas[axis]) < size[:, axis, None] for axis in (0, 1))
     return rows[:, :, None] & columns[:, None]

@@ -24,7 +24,9 @@ class Selection:
     scores: jax.Array
 
 
-def select(class_scores, num_selected: int, *, must_include=None) -> Selection:
+def select(
+    class_scores: jax.Array, num_selected: int, *, must_include: jax.Array | None = None
+) -> Selection:
     """Selects the `num_selected` best-scored categories of each image.
 
     Ties go to the lower class id. No gradient flows through the selection.
@@ -70,7 +72,9 @@ def select(class_scores, num_selected: int, *, must_include=None) -> Selection:
     return Selection(labels, -negated)
 
 
-def gather(values, selection: Selection, axis: int = -1, *, keep_last: bool = False) -> jax.Array:
+def gather(
+    values: jax.Array, selection: Selection, axis: int = -1, *, keep_last: bool = False
+) -> jax.Array:
     """Turns the class axis of `values` into a rank axis.
 
     Args:
@@ -91,7 +95,9 @@ def gather(values, selection: Selection, axis: int = -1, *, keep_last: bool = Fa
     return jax.vmap(lambda v, label: jnp.take(v, label, axis=axis - 1, mode='clip'))(values, labels)
 
 
-def to_ranks(labels, selection: Selection, *, num_classes: int, ignore_label: int) -> jax.Array:
+def to_ranks(
+    labels: jax.Array, selection: Selection, *, num_classes: int, ignore_label: int
+) -> jax.Array:
     """Maps class ids to their ranks: [B, …] integers → [B, …] int32 in 0..κ-1.
 
     Categories that are not selected, `ignore_label` and ids outside 0..K-1 become `ignore_label`.
@@ -117,7 +123,7 @@ def to_ranks(labels, selection: Selection, *, num_classes: int, ignore_label: in
     return jax.vmap(lookup)(selection.labels, slots)
 
 
-def from_ranks(ranks, selection: Selection) -> jax.Array:
+def from_ranks(ranks: jax.Array, selection: Selection) -> jax.Array:
     """Maps ranks back to class ids, the inverse of `to_ranks`: [B, …] integers → [B, …] int32.
 
     Values outside 0..κ-1, such as an ignore label, stay unchanged.
@@ -152,7 +158,7 @@ class RankTemperature(nn.Module):
     no_object: bool = False
 
     @nn.compact
-    def __call__(self, logits):
+    def __call__(self, logits: jax.Array) -> jax.Array:
         def rank_parameter(name, init):
             """A parameter by rank, as far as the logits have ranks."""
             values = self.param(name, init, (self.num_ranks + self.no_object,))

@@ -7,14 +7,14 @@ selection, so that a rank means the same in all its members.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax.multilabel import LogSumExpHead, build_head
 from rankseg_jax.outputs import Memory
@@ -85,13 +85,13 @@ class CategorySelector(nn.Module):
     @nn.compact
     def __call__(
         self,
-        features,
+        features: jax.Array,
         choice: Choice,
-        class_embedding,
+        class_embedding: jax.Array | None,
         *,
         train: bool,
         over_frames: Callable | None = None,
-    ):
+    ) -> tuple[jax.Array, Selection | None, jax.Array | None]:
         """Ranks the categories of each group of images.
 
         Args:
@@ -118,7 +118,7 @@ class CategorySelector(nn.Module):
 
 
 def choose(
-    options, presence_logits, choice: Choice, *, train: bool
+    options: ConfigDict, presence_logits: jax.Array, choice: Choice, *, train: bool
 ) -> tuple[jax.Array, Selection | None]:
     """Pools the presence logits of each group and selects its categories, unless told otherwise.
 
@@ -153,12 +153,12 @@ def choose(
     return presence_logits, select(presence_logits, kept, must_include=forced)
 
 
-def num_ranks(options, num_classes: int) -> int:
+def num_ranks(options: ConfigDict, num_classes: int) -> int:
     """How many categories training keeps: `rankseg.train_selected`, at least κ and at most K."""
     return min(max(options.num_selected, options.train_selected), num_classes)
 
 
-def pool(presence_logits, choice: Choice):
+def pool(presence_logits: jax.Array, choice: Choice) -> jax.Array:
     """[B · mirrors · windows, K] → [B, K]: the best over windows, the mean over mirror images."""
     if choice.views == (1, 1):
         return presence_logits
@@ -170,14 +170,16 @@ def pool(presence_logits, choice: Choice):
     return grouped.max(2).mean(1)  # [B, K]
 
 
-def ranked_categories(options, presence_logits, selection: Selection | None) -> Selection:
+def ranked_categories(
+    options: ConfigDict, presence_logits: jax.Array, selection: Selection | None
+) -> Selection:
     """The κ categories that the multi-label head ranks first, even if others were selected."""
     if selection is None or options.oracle:
         return select(presence_logits, options.num_selected)
     return selection
 
 
-def head_feature(options, features):
+def head_feature(options: ConfigDict, features: Mapping[int, jax.Array]) -> jax.Array:
     """The map that the multi-label head sees: the one of stride `rankseg.stride`.
 
     Args:
@@ -216,7 +218,7 @@ class RankScale(nn.Module):
     no_object: bool = False
 
     @nn.compact
-    def __call__(self, logits, selection: Selection):
+    def __call__(self, logits: jax.Array, selection: Selection) -> jax.Array:
         ranks, kind = num_ranks(self.options, self.num_classes), self.options.temperature
         if kind == 'shared':
             scale = RankTemperature(1, 'temperature', self.tau, name='temperature')

@@ -1,15 +1,18 @@
 """The training step, from a batch to a new state: pure functions, to be jitted over a mesh."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from flax import struct
+from ml_collections import ConfigDict
 
-from rankseg_jax import inference, losses, models
+from rankseg_jax import inference, losses, models, tasks
+from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.selector import Choice
 
 
@@ -28,7 +31,9 @@ class TrainState:
     optimizer: Any
 
 
-def create_state(model, optimizer, config, num_classes: int) -> TrainState:
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, num_classes: int
+) -> TrainState:
     """The state before the first step."""
     variables = models.init(
         model, num_classes, seed=config.seed, image_shape=config.augment.crop_size
@@ -39,7 +44,12 @@ def create_state(model, optimizer, config, num_classes: int) -> TrainState:
 
 
 def loss_parts(
-    key, output, batch, presence, config, task
+    key: jax.Array,
+    output: PixelOutput | QueryOutput,
+    batch: Mapping[str, jax.Array],
+    presence: jax.Array,
+    config: ConfigDict,
+    task: tasks.Task,
 ) -> tuple[dict[str, losses.Mean], dict[str, jax.Array]]:
     """The parts that the training loss of a batch is the sum of, and further figures, by name.
 
@@ -68,7 +78,14 @@ def loss_parts(
     return parts, figures
 
 
-def make_train_step(model, optimizer, config, task, *, all_classes: bool = False) -> Callable:
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    task: tasks.Task,
+    *,
+    all_classes: bool = False,
+) -> Callable:
     """(TrainState, batch) → (TrainState, metrics), to be jitted; see `pipeline.train_batches`.
 
     Args:

@@ -67,7 +67,7 @@ class EfficientNetLite(nn.Module):
     strides = (4, 8, 16, 32)
 
     @nn.compact
-    def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
         A dilated stage keeps its key s, but its map has the size of the output stride.

@@ -1,6 +1,6 @@
 """ResNet (He et al., 2016; v1.5: a bottleneck strides in its 3 x 3 convolution)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,7 @@ class ResNet(nn.Module):
     strides = (4, 8, 16, 32)
 
     @nn.compact
-    def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
         """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
         A dilated stage keeps its key s, but its map has the size of the output stride.
@@ -95,7 +95,9 @@ class ResNet(nn.Module):
         return features
 
 
-def stem_map(images, kind: str, width: int, *, conv):
+def stem_map(
+    images: jax.Array, kind: str, width: int, *, conv: Callable[..., jax.Array]
+) -> jax.Array:
     """Images [B, H, W, 3] → [B, ceil(H / 4), ceil(W / 4), width], by a stem of `ResNet`.
 
     `conv(name, x, features, kernel=…, stride=…)` applies a layer.

@@ -26,7 +26,7 @@ class ASPP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         def conv(name, x, kernel, dilation=1):
             return ConvNorm(self.channels, kernel, dilation=dilation, dtype=self.dtype, name=name)(
                 x, train=train

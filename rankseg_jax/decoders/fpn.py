@@ -1,5 +1,6 @@
 """MaskFormer's pixel decoder: a feature pyramid (Lin et al., 2017) with group norms."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,9 @@ class FeaturePyramid(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool) -> tuple[dict[int, jax.Array], jax.Array]:
+    def __call__(
+        self, features: Mapping[int, jax.Array], *, train: bool
+    ) -> tuple[dict[int, jax.Array], jax.Array]:
         """{s: [B, h_s, w_s, C_s]} → ({s: [B, h_s, w_s, D]}, pixel embeddings [B, h_4, w_4, D])."""
         conv_norm = partial(group_norm_conv, channels=self.channels, dtype=self.dtype)
         maps = {32: nn.relu(conv_norm('fuse32', features[32], 3))}
@@ -41,7 +44,7 @@ class FeaturePyramid(nn.Module):
         return maps, pixels
 
 
-def double(x, shape):
+def double(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     """[B, h, w, D] → [B, *shape, D], of twice the size or one cell less.
 
     Each cell becomes four, as PyTorch's 'nearest' interpolation makes it.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
@@ -39,7 +40,12 @@ class MaskTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features, classes=None, *, train: bool, choice: Choice = Choice()
+        self,
+        features: jax.Array,
+        classes: jax.Array | None = None,
+        *,
+        train: bool,
+        choice: Choice = Choice(),
     ) -> PixelOutput:
         """Classifies the cells of a map.
 

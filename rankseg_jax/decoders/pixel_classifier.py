@@ -1,7 +1,9 @@
 """Where RankSeg enters a per-pixel framework: pixels × embeddings of the selected categories."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
@@ -20,13 +22,13 @@ class ClassEmbedding(nn.Module):
     num_classes: int
     dim: int
 
-    def setup(self):
+    def setup(self) -> None:
         self.embedding = self.param(
             'embedding', nn.initializers.normal(0.02), (self.num_classes, self.dim)
         )
         self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
 
-    def __call__(self, pixels, selection: Selection | None):
+    def __call__(self, pixels: jax.Array, selection: Selection | None) -> jax.Array:
         embedding, bias = self.embedding.astype(pixels.dtype), self.bias  # [K, D], [K]
         if selection is None:
             return (pixels @ embedding.T).astype(jnp.float32) + bias  # [B, *space, K]
@@ -50,7 +52,13 @@ class PixelClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pixels, features, auxiliary=None, *, train: bool, choice: Choice = Choice()
+        self,
+        pixels: jax.Array,
+        features: Mapping[int, jax.Array],
+        auxiliary: jax.Array | None = None,
+        *,
+        train: bool,
+        choice: Choice = Choice(),
     ) -> PixelOutput:
         """Classifies pixel embeddings [B, *space, D].
 

@@ -11,13 +11,15 @@ Letters, beside those used everywhere:
   R: rows of values around the points of one query and head, 4 · S · P.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rankseg_jax.layers import Mlp, linear_init, resize, sine_positions
 
@@ -42,7 +44,9 @@ class PixelDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool) -> tuple[dict[int, jax.Array], jax.Array]:
+    def __call__(
+        self, features: Mapping[int, jax.Array], *, train: bool
+    ) -> tuple[dict[int, jax.Array], jax.Array]:
         """Decodes {s: [B, h_s, w_s, C_s]}.
 
         Returns:
@@ -81,7 +85,9 @@ class PixelDecoder(nn.Module):
         return maps, nn.Conv(self.channels, (1, 1), dtype=self.dtype, name='mask_features')(x)
 
 
-def group_norm_conv(name, x, kernel=1, *, channels, dtype, use_bias=False) -> jax.Array:
+def group_norm_conv(
+    name: str, x: jax.Array, kernel: int = 1, *, channels: int, dtype: Any, use_bias: bool = False
+) -> jax.Array:
     """Convolution and group norm, [B, h, w, C] → [B, h, w, channels].
 
     To be called inside a compact module, which gets the layers `<name>_conv` and `<name>_norm`.
@@ -99,7 +105,7 @@ def group_norm_conv(name, x, kernel=1, *, channels, dtype, use_bias=False) -> ja
     return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, name=f'{name}_norm')(x)
 
 
-def check_channels(options) -> None:
+def check_channels(options: ConfigDict) -> None:
     """Raises a ValueError if group norms or attention heads do not divide `model.channels`.
 
     Args:
@@ -120,7 +126,9 @@ class DeformableLayer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, position, shapes, *, train: bool):
+    def __call__(
+        self, x: jax.Array, position: jax.Array, shapes: tuple[tuple[int, ...], ...], *, train: bool
+    ) -> jax.Array:
         attention = DeformableAttention(self.num_heads, dtype=self.dtype, name='attention')
         y = attention(x, position, shapes)  # [B, L, D]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + y)
@@ -143,7 +151,9 @@ class DeformableAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, position, shapes):
+    def __call__(
+        self, x: jax.Array, position: jax.Array, shapes: tuple[tuple[int, ...], ...]
+    ) -> jax.Array:
         """Attends from every token to all levels.
 
         Args:
@@ -195,7 +205,7 @@ class DeformableAttention(nn.Module):
         return output(sample(value, points, weights=weights, shapes=shapes))  # [B, L, D]
 
 
-def centers(shapes) -> jax.Array:
+def centers(shapes: tuple[tuple[int, ...], ...]) -> jax.Array:
     """Positions of all tokens on each level, in cells of that level: [L, S, 2], (column, row)."""
     relative = []  # [h_s · w_s, 1, 2] each, as fractions of the image
     for height, width in shapes:
@@ -206,7 +216,9 @@ def centers(shapes) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames='shapes')
-def sample(value, points, weights, shapes) -> jax.Array:
+def sample(
+    value: jax.Array, points: jax.Array, weights: jax.Array, shapes: tuple[tuple[int, ...], ...]
+) -> jax.Array:
     """Weighted sums of values at points between cells, bilinearly interpolated, zero outside.
 
     Args:
@@ -240,7 +252,7 @@ def sample(value, points, weights, shapes) -> jax.Array:
 
 
 @jax.custom_vjp
-def weighted_sum(value, cells, shares) -> jax.Array:
+def weighted_sum(value: jax.Array, cells: jax.Array, shares: jax.Array) -> jax.Array:
     """Sums rows of `value`, selected by `cells` and weighted by `shares`.
 
     It is a sum over R, so that a compiler can fuse the gathers into it and never stores R × M × d
@@ -254,24 +266,29 @@ def weighted_sum(value, cells, shares) -> jax.Array:
     Returns:
       [B, A, M, d], of `value`'s dtype.
     """
-    return sum(
+    total = sum(
         take(value, cells[:, :, r]) * shares[:, :, r, :, None].astype(value.dtype)
         for r in range(cells.shape[2])
     )
+    return cast(jax.Array, total)
 
 
 @jax.vmap
 @jax.vmap
-def take(value, cells):
+def take(value: jax.Array, cells: jax.Array) -> jax.Array:
     """Rows of `value`: [B, A, L, d], [B, A, M] → [B, A, M, d]."""
     return value[cells]
 
 
-def weighted_sum_forward(value, cells, shares):
+def weighted_sum_forward(
+    value: jax.Array, cells: jax.Array, shares: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     return weighted_sum(value, cells, shares), (value, cells, shares)
 
 
-def weighted_sum_backward(residuals, gradient):
+def weighted_sum_backward(
+    residuals: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None, jax.Array]:
     def head_gradients(inputs):
         value, cells, shares, gradient = inputs  # [L, d], [R, M], [R, M], [M, d]
         shares_gradient = jnp.einsum(

@@ -1,11 +1,12 @@
 """The end of every per-query framework: each query gets a category, in rank order, and a mask."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax.layers import unit
 from rankseg_jax.outputs import QueryOutput
@@ -33,9 +34,9 @@ class QueryClassifier(nn.Module):
     @nn.compact
     def __call__(
         self,
-        features,
-        queries,
-        mask_logits,
+        features: jax.Array | None,
+        queries: list[jax.Array],
+        mask_logits: list[jax.Array],
         *,
         train: bool,
         choice: Choice,
@@ -58,7 +59,7 @@ class QueryClassifier(nn.Module):
         if options is not None:
             selector = CategorySelector(self.num_classes, options, self.dtype, name='head')
             presence_logits, selection, cell_logits = selector(
-                features,
+                cast(jax.Array, features),
                 choice if options.layer else choice.by_frame(),
                 classes.embedding[:-1],
                 train=train,
@@ -85,7 +86,9 @@ class QueryClassifier(nn.Module):
         )
 
 
-def head_input(options, states, maps):
+def head_input(
+    options: ConfigDict | None, states: list[jax.Array], maps: Mapping[int, jax.Array]
+) -> jax.Array | None:
     """Input of the multi-label head: queries after layer `rankseg.layer`, or a map for layer 0.
 
     Args:
@@ -123,13 +126,13 @@ class QueryClasses(nn.Module):
     dim: int
     cosine: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', 1, 0)
         self.embedding = self.param('embedding', init, (self.num_classes + 1, self.dim))
         if not self.cosine:
             self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes + 1,))
 
-    def __call__(self, queries, selection: Selection | None):
+    def __call__(self, queries: jax.Array, selection: Selection | None) -> jax.Array:
         def ranked(x):  # [K + 1, …] → [B, κ + 1, …]
             return x if selection is None else gather(x, selection, 0, keep_last=True)
 

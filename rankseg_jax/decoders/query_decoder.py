@@ -1,8 +1,9 @@
 """Transformer decoders whose queries each predict a category and a mask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
@@ -40,7 +41,7 @@ class TransformerDecoder(nn.Module):
     rankseg: FrozenConfigDict | None = None
     dtype: Any = jnp.float32
 
-    def position_codes(self, shape: tuple[int, int], choice: Choice):
+    def position_codes(self, shape: Sequence[int], choice: Choice) -> jax.Array:
         """The position codes of a map's cells, [L, D] of images, [1 or B, t · L, D] of clips.
 
         Rows and columns have half of the channels each. The time, as a share of the clip's own
@@ -58,7 +59,15 @@ class TransformerDecoder(nn.Module):
         return space.astype(self.dtype)
 
     def predict(
-        self, states, queries, embeddings, maps, pixels, *, train: bool, choice: Choice
+        self,
+        states: list[jax.Array],
+        queries: list[jax.Array],
+        embeddings: list[jax.Array],
+        maps: Mapping[int, jax.Array],
+        pixels: jax.Array,
+        *,
+        train: bool,
+        choice: Choice,
     ) -> QueryOutput:
         """Makes a prediction from the queries before the first layer and after each.
 
@@ -95,7 +104,14 @@ class QueryDecoder(TransformerDecoder):
     """
 
     @nn.compact
-    def __call__(self, maps, pixels, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(
+        self,
+        maps: Mapping[int, jax.Array],
+        pixels: jax.Array,
+        *,
+        train: bool,
+        choice: Choice = Choice(),
+    ) -> QueryOutput:
         """Decodes the maps of images, or of the frames of clips.
 
         Args:
@@ -175,7 +191,13 @@ class DetrDecoder(TransformerDecoder):
 
     @nn.compact
     def __call__(
-        self, memory, maps, pixels, *, train: bool, choice: Choice = Choice()
+        self,
+        memory: jax.Array,
+        maps: Mapping[int, jax.Array],
+        pixels: jax.Array,
+        *,
+        train: bool,
+        choice: Choice = Choice(),
     ) -> QueryOutput:
         """Decodes the maps of an image.
 
@@ -228,7 +250,7 @@ class DetrDecoder(TransformerDecoder):
         )
 
 
-def clip_tokens(maps, choice: Choice):
+def clip_tokens(maps: jax.Array, choice: Choice) -> jax.Array:
     """[B · t, h, w, D] → [B, t · L, D], the cells of a clip frame by frame; t is 1 for images."""
     return as_tokens(maps).reshape(-1, (choice.frames or 1) * maps[0, ..., 0].size, maps.shape[-1])
 
@@ -248,7 +270,16 @@ class QueryLayer(nn.Module):
     self_first: bool = False
 
     @nn.compact
-    def __call__(self, x, query_position, memory, position, mask=None, *, train: bool):
+    def __call__(
+        self,
+        x: jax.Array,
+        query_position: jax.Array,
+        memory: jax.Array,
+        position: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
         """Updates the queries.
 
         Args:
@@ -298,12 +329,12 @@ class MaskEmbedding(nn.Module):
     activation: Callable = nn.relu
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(2):
             x = self.activation(nn.Dense(self.channels, dtype=self.dtype)(x))  # [B, Q, channels]
         return nn.Dense(self.channels, dtype=self.dtype)(x)  # [B, Q, channels]
 
 
-def mask_products(embeddings, pixels):
+def mask_products(embeddings: jax.Array, pixels: jax.Array) -> jax.Array:
     """Mask logits float32 [B, Q, *space] of mask and pixel embeddings [B, Q, D], [B, *space, D]."""
     return jnp.einsum('bqd,b...d->bq...', embeddings, pixels, preferred_element_type=jnp.float32)

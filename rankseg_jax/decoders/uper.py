@@ -1,6 +1,6 @@
 """UPerNet's decoder (Xiao et al., 2018): pyramid pooling, a feature pyramid, one fused map."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,9 @@ class UPerHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool) -> tuple[jax.Array, dict[int, jax.Array]]:
+    def __call__(
+        self, features: Mapping[int, jax.Array], *, train: bool
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
         """Fuses {stride s: [B, h_s, w_s, C_s]}, any channels and sizes.
 
         Returns:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.aspp import ASPP
@@ -40,7 +41,7 @@ class DeepLabV3(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
@@ -55,7 +56,7 @@ class DeepLabV3(nn.Module):
         )
 
 
-def build(config, num_classes: int) -> DeepLabV3:
+def build(config: ConfigDict, num_classes: int) -> DeepLabV3:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:

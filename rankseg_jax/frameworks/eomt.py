@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.backbones.vit import ViT
@@ -45,7 +45,7 @@ class EncoderOnly(nn.Module):
     rankseg: FrozenConfigDict | None = None
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         width, dtype = self.backbone.width, self.dtype
         self.queries = self.param('queries', embedding_init, (self.num_queries, width))
         self.mask = MaskEmbedding(width, dtype, self.activation)
@@ -65,14 +65,18 @@ class EncoderOnly(nn.Module):
         gated = self.backbone.gated and self.backbone.codes == 'rotary'
         return nn.silu if gated else partial(nn.gelu, approximate=False)
 
-    def encode(self, images, *, train: bool):
+    def encode(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, tuple[int, int], jax.Array | None]:
         """Tokens [B, L, D] of images before the joint blocks, (h, w), and the blocks' rotation."""
         x, grid, rotation = self.backbone.embed(images, train=train)
         for i in range(self.backbone.num_layers - self.num_joint):
             x = self.backbone.run_block(i, x, train=train, rotation=rotation)
         return x, grid, rotation
 
-    def embeddings(self, x, grid: tuple[int, int]):
+    def embeddings(
+        self, x: jax.Array, grid: tuple[int, int]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Splits tokens after a block into queries and pixels.
 
         Returns:
@@ -85,7 +89,9 @@ class EncoderOnly(nn.Module):
             pixels = double(upscale, pixels)
         return queries, self.mask(queries), pixels
 
-    def head_features(self, before, grid, states):
+    def head_features(
+        self, before: jax.Array, grid: tuple[int, int], states: list[jax.Array]
+    ) -> jax.Array | None:
         """What the multi-label head sees, see `rankseg.layer` and `rankseg.tokens`.
 
         Args:
@@ -128,13 +134,13 @@ class EoMT(EncoderOnly):
     anneal_start: tuple[int, ...] = ()
     anneal_end: tuple[int, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         self.mask_probability = self.variable(
             'batch_stats', 'mask_probability', jnp.ones, (self.num_joint,)
         )
 
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`.
 
         Raises:
@@ -172,7 +178,7 @@ class EoMT(EncoderOnly):
         features = self.head_features(before, grid, states)
         return self.decoder(features, queries, mask_logits, train=train, choice=choice)
 
-    def probability(self, step):
+    def probability(self, step: jax.Array | None) -> jax.Array:
         """The probability of masks [n] in a training step; sets the one that holds after it."""
         if step is None or not self.anneal_start:
             return self.mask_probability.value
@@ -184,7 +190,9 @@ class EoMT(EncoderOnly):
         self.mask_probability.value = at(step + 1)
         return at(step)
 
-    def attention_mask(self, embedding, pixels, probability=None):
+    def attention_mask(
+        self, embedding: jax.Array, pixels: jax.Array, probability: jax.Array | None = None
+    ) -> jax.Array:
         """The attention mask, bool [B, Q + L, Q + L].
 
         Queries attend to the patches in their masks and to all other tokens; other tokens attend
@@ -226,7 +234,7 @@ class Upscale(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, dim = x.shape
         # A kernel of 2 × 2 at stride 2 is a dense layer of four cells.
         x = nn.DenseGeneral((2, 2, dim), use_bias=False, dtype=self.dtype, name='expand')(x)
@@ -237,15 +245,15 @@ class Upscale(nn.Module):
         kernel = self.param('depthwise', nn.initializers.normal(1 / 3), (3, 3, dim))
         kernel = kernel.astype(self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = sum(
+        total = sum(
             padded[:, i : i + 2 * height, j : j + 2 * width] * kernel[i, j]
             for i in range(3)
             for j in range(3)
         )
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(x)
+        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(total)
 
 
-def fields(config, num_classes: int) -> dict[str, Any]:
+def fields(config: ConfigDict, num_classes: int) -> dict[str, Any]:
     """The fields of `EncoderOnly` that `config` (configs/common.py) describes, for K categories.
 
     Raises:
@@ -269,7 +277,7 @@ def fields(config, num_classes: int) -> dict[str, Any]:
     }
 
 
-def build(config, num_classes: int) -> EoMT:
+def build(config: ConfigDict, num_classes: int) -> EoMT:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:

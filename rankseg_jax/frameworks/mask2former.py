@@ -1,8 +1,9 @@
 """Mask2Former (Cheng et al., 2022) with RankSeg: deformable attention, masked-attention queries."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.pixel_decoder import PixelDecoder, check_channels
@@ -25,14 +26,14 @@ class Mask2Former(nn.Module):
     decoder: QueryDecoder
 
     @nn.compact
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         maps, pixels = self.pixel_decoder(features, train=train)
         return self.decoder(maps, pixels, train=train, choice=choice)
 
 
-def build(config, num_classes: int) -> Mask2Former:
+def build(config: ConfigDict, num_classes: int) -> Mask2Former:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:

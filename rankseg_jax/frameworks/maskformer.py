@@ -1,8 +1,9 @@
 """MaskFormer (Cheng et al., NeurIPS 2021) with RankSeg: feature pyramid, DETR's decoder."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.fpn import FeaturePyramid
@@ -28,14 +29,14 @@ class MaskFormer(nn.Module):
     decoder: DetrDecoder
 
     @nn.compact
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         maps, pixels = self.pixel_decoder(features, train=train)
         return self.decoder(features[32], maps, pixels, train=train, choice=choice)
 
 
-def build(config, num_classes: int) -> MaskFormer:
+def build(config: ConfigDict, num_classes: int) -> MaskFormer:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:

@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rankseg_jax.decoders.query_decoder import mask_products
 from rankseg_jax.frameworks import eomt
@@ -30,7 +31,7 @@ class VidEoMT(eomt.EncoderOnly):
     likewise. See `Choice.average_over` for averages that each frame has of its own.
     """
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         self.update = nn.Dense(self.backbone.width, dtype=self.dtype)
 
@@ -44,7 +45,7 @@ class VidEoMT(eomt.EncoderOnly):
             presence_logits=None if self.rankseg is None else jnp.zeros((count, self.num_classes)),
         )
 
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
         """Takes normalized images, or frames of clips, [B · views · t, H, W, 3].
 
         Raises:
@@ -79,7 +80,15 @@ class VidEoMT(eomt.EncoderOnly):
         )
         return clip_output(output, queries[-1], next_queries, past=past, shown=shown, choice=choice)
 
-    def propagate(self, x, past: Memory, shown, rotation, *, train: bool):
+    def propagate(
+        self,
+        x: jax.Array,
+        past: Memory,
+        shown: jax.Array,
+        rotation: jax.Array | None,
+        *,
+        train: bool,
+    ) -> tuple[list[jax.Array], jax.Array]:
         """Sends queries through the frames of clips, in order of time.
 
         Args:
@@ -121,7 +130,9 @@ class VidEoMT(eomt.EncoderOnly):
         return [state.reshape(-1, *state.shape[2:]) for state in states], following
 
 
-def averaged(values, mean, count, shown, over: str):
+def averaged(
+    values: jax.Array, mean: jax.Array, count: jax.Array, shown: jax.Array, over: str
+) -> jax.Array:
     """Averages over the frames of a video, those before the clip included.
 
     Args:
@@ -148,7 +159,7 @@ def averaged(values, mean, count, shown, over: str):
     return (total + wide(count) * mean[:, None]) / wide(jnp.maximum(number + count, 1))
 
 
-def views_last(x, views: int):
+def views_last(x: jax.Array, views: int) -> jax.Array:
     """Averages [B · views, t, …] as those of images, [B · t · views, …], see `average_choice`."""
     x = x.reshape(-1, views, *x.shape[1:])
     return x.swapaxes(1, 2).reshape(-1, *x.shape[3:])
@@ -165,7 +176,14 @@ def average_choice(choice: Choice, length: int) -> Choice:
     )
 
 
-def clip_output(output, queries, next_queries, past: Memory, shown, choice: Choice) -> QueryOutput:
+def clip_output(
+    output: QueryOutput,
+    queries: jax.Array,
+    next_queries: jax.Array,
+    past: Memory,
+    shown: jax.Array,
+    choice: Choice,
+) -> QueryOutput:
     """The output of clips from that of their t averages, and what it hands to the next clips.
 
     Args:
@@ -207,7 +225,7 @@ def clip_output(output, queries, next_queries, past: Memory, shown, choice: Choi
     )
 
 
-def build(config, num_classes: int) -> VidEoMT:
+def build(config: ConfigDict, num_classes: int) -> VidEoMT:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
