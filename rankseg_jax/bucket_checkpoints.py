@@ -33,10 +33,12 @@ class BucketManager(ocp.CheckpointManager):
       folder: in the bucket; `directory` is the temporary one.
     """
 
-    def __init__(self, folder: Any, **options):
-        """Args:
-        folder: in the bucket.
-        options: as of `ocp.CheckpointManager`.
+    def __init__(self, folder: Any, **options: Any):
+        """Opens the checkpoints in a folder of a bucket.
+
+        Args:
+          folder: in the bucket.
+          options: see `ocp.CheckpointManager`.
         """
         self.folder, self._local = folder, storage.temporary_folder(self)
         self._files = {}  # of each whole checkpoint: names and bytes
@@ -76,7 +78,7 @@ class BucketManager(ocp.CheckpointManager):
                 )
         storage.download(self.folder / str(step), wanted, local)
 
-    def save(self, step: int, *arguments, **options) -> bool:
+    def save(self, step: int, *arguments: Any, **options: Any) -> bool:
         saved = super().save(step, *arguments, **options)  # waits for the one before
         self._upload = self._pool.submit(self._finish)
         return saved

@@ -1,9 +1,12 @@
 """Whether a run and data have the same categories, in the same order."""
 
 import re
+from typing import Any
+
+from ml_collections import ConfigDict
 
 
-def check(run, data, *, where: str, data_config) -> None:
+def check(run: Any, data: Any, *, where: str, data_config: ConfigDict) -> None:
     """Refuses data whose categories are not those of a run, in the same order.
 
     Args:
@@ -25,7 +28,7 @@ def check(run, data, *, where: str, data_config) -> None:
         )
 
 
-def first_difference(run, data) -> str:
+def first_difference(run: Any, data: Any) -> str:
     """In words, where the categories of data first differ from those of a run; '' if they do not.
 
     Names agree if they share a synonym, see `synonyms`, and the run's is not another one's in the

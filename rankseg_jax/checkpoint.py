@@ -7,6 +7,7 @@ which also is the data position, and the score that chooses the best checkpoint)
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -75,12 +76,12 @@ def damaged(manager: ocp.CheckpointManager, step: int, cause: BaseException) -> 
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
-    """Of what this process does without waiting for others."""
+    """Options for reading in this process alone, without waiting for others."""
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
-def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
+def open_checkpoints(workdir: str | os.PathLike, keep: int = 0) -> ocp.CheckpointManager:
     """The checkpoints of a run: to write, where the newest `keep` and the best stay, or to read.
 
     All processes write together; each reads alone.
@@ -122,12 +123,12 @@ def open_checkpoints(workdir, keep: int = 0) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
 
 
-def only_in_buckets(folder) -> bool:
+def only_in_buckets(folder: str | os.PathLike) -> bool:
     """Whether checkpoints pass through a `BucketManager`: orbax knows no buckets but gs://."""
     return storage.is_remote(folder) and not str(folder).startswith('gs://')
 
 
-def check_place(workdir) -> None:
+def check_place(workdir: str | os.PathLike) -> None:
     """Raises a ValueError if several processes cannot write checkpoints together in `workdir`."""
     if jax.process_count() > 1 and only_in_buckets(workdir):
         raise ValueError(
@@ -141,7 +142,9 @@ def score(run: dict[str, Any]) -> Any:
     return run['score' if 'score' in run else 'mIoU']  # its name in version 0.1
 
 
-def save(manager: ocp.CheckpointManager, step: int, model, optimizer, run: dict[str, Any]) -> None:
+def save(
+    manager: ocp.CheckpointManager, step: int, model: Any, optimizer: Any, run: dict[str, Any]
+) -> None:
     """Starts saving in the background.
 
     Args:
@@ -233,7 +236,7 @@ def newest_whole(
     raise first or FileNotFoundError(f'no checkpoint in {place(manager)}')
 
 
-def read_items(manager: ocp.CheckpointManager, step: int, **items) -> Any:
+def read_items(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
     """Items of a checkpoint by name, read as their orbax arguments say.
 
     Raises:
@@ -292,21 +295,22 @@ class SavedRun:
         """Names the files of results on a split."""
         return f'{split.replace("/", "_")}_{self.step}'
 
-    def shapes(self):
+    def shapes(self) -> dict[str, Any]:
         """Names and shapes of the model's variables, which are float32."""
         metadata = shapes_of(self.manager, self.step, 'model')
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), metadata)
 
-    def check_categories(self, data, data_config) -> None:
+    def check_categories(self, data: Any, data_config: ConfigDict) -> None:
         """As `categories.check`, of this run."""
         where = f'{place(self.manager)}/{self.step}'
         categories.check(self, data, where=where, data_config=data_config)
 
 
-def open_run(workdir, which: str | int = 'last') -> SavedRun:
+def open_run(workdir: str | os.PathLike, which: str | int = 'last') -> SavedRun:
     """Opens checkpoint `which` of a run: 'last', 'best' or a step.
 
     Raises:
+      DamagedCheckpoint: the checkpoint cannot be read; for 'last', none can.
       FileNotFoundError: there is no such checkpoint.
     """
     manager = open_checkpoints(workdir)
@@ -339,14 +343,14 @@ def current_config(content: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def with_tuples(value):
+def with_tuples(value: Any) -> Any:
     """A value of a config that JSON has turned into lists."""
     if isinstance(value, dict):
         return {key: with_tuples(inner) for key, inner in value.items()}
     return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
-def restore(manager: ocp.CheckpointManager, step: int, **items):
+def restore(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
     """Restores items by name.
 
     Args:
@@ -365,7 +369,7 @@ def restore(manager: ocp.CheckpointManager, step: int, **items):
     return read_items(manager, step, **{name: args.StandardRestore(x) for name, x in items.items()})
 
 
-def read_model(workdir):
+def read_model(workdir: str | os.PathLike) -> dict[str, Any]:
     """The item `model` of a run's newest whole checkpoint, see `model_arrays`.
 
     Raises:
@@ -374,7 +378,7 @@ def read_model(workdir):
     return newest_whole(open_checkpoints(workdir), model_arrays)[1]
 
 
-def model_arrays(manager: ocp.CheckpointManager, step: int):
+def model_arrays(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """The item `model` of a checkpoint as NumPy arrays, whatever its names and shapes.
 
     Raises:
@@ -384,7 +388,7 @@ def model_arrays(manager: ocp.CheckpointManager, step: int):
     return read_items(manager, step, model=args.StandardRestore(shapes))['model']
 
 
-def shapes_of(manager: ocp.CheckpointManager, step: int, item: str):
+def shapes_of(manager: ocp.CheckpointManager, step: int, item: str) -> Any:
     """A tree of what has the shape and dtype of each array of an item.
 
     Raises:
@@ -401,12 +405,14 @@ def shapes_of(manager: ocp.CheckpointManager, step: int, item: str):
     return found
 
 
-def check_same(found, expected, *, where: str, advice: str) -> None:
+def check_same(found: Any, expected: Any, *, where: str, advice: str) -> None:
     """Raises a ValueError that lists the names and shapes in which two trees differ.
 
     Args:
-      found: in a checkpoint; `expected`: by the model.
-      where: the checkpoint, `advice`: what to do; both for the message.
+      found: in a checkpoint.
+      expected: by the model.
+      where: the checkpoint, for the message.
+      advice: what to do, for the message.
     """
 
     def shapes(tree):

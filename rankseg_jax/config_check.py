@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -128,7 +128,7 @@ RANGES = {
 }
 
 
-def check(config, defaults) -> None:
+def check(config: ConfigDict, defaults: ConfigDict) -> None:
     """Refuses a config that no run can have.
 
     Args:
@@ -150,7 +150,7 @@ def check(config, defaults) -> None:
         check_frozen_norm_decay(config.optimizer)
 
 
-def check_keys(config, defaults, prefix: str) -> None:
+def check_keys(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
     """Compares keys, types, lengths and ranges; `prefix` is where `config` and `defaults` lie."""
     for key, value in config.items():
         name = f'{prefix}.{key}'
@@ -168,7 +168,7 @@ def check_keys(config, defaults, prefix: str) -> None:
             check_range(name, value, valid)
 
 
-def check_path(path: str, defaults) -> None:
+def check_path(path: str, defaults: ConfigDict) -> None:
     """Refuses a path, such as 'config.eval.size', that does not lead to a key of `defaults`."""
     prefix, *keys = path.split('.')
     for key in keys:
@@ -176,7 +176,7 @@ def check_path(path: str, defaults) -> None:
         prefix, defaults = f'{prefix}.{key}', defaults[key]
 
 
-def check_key(prefix: str, key: str, defaults) -> None:
+def check_key(prefix: str, key: str, defaults: Any) -> None:
     """Refuses a key that is not in `defaults`, and names the nearest one."""
     if not isinstance(defaults, ConfigDict):
         raise ValueError(f'{prefix} holds no keys such as {key}: set {prefix} itself')
@@ -187,7 +187,7 @@ def check_key(prefix: str, key: str, defaults) -> None:
         )
 
 
-def check_type(name: str, value, default) -> None:
+def check_type(name: str, value: Any, default: Any) -> None:
     """Refuses a value of another type than the default's; a float may be given as an int."""
     expected = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, expected):
@@ -210,7 +210,7 @@ def check_items(name: str, value: tuple, default: tuple, *, free: bool) -> None:
         raise ValueError(f'{name} = {value!r} must hold {len(default)} {kind}, like {default!r}')
 
 
-def check_range(name: str, value, valid: Range) -> None:
+def check_range(name: str, value: Any, valid: Range) -> None:
     """Refuses a number, or a tuple with a number, out of range."""
     if isinstance(value, tuple):
         if not all(map(valid.holds, value)):
@@ -249,7 +249,7 @@ def known_names() -> dict[str, Iterable[str]]:
     }
 
 
-def check_names(config) -> None:
+def check_names(config: ConfigDict) -> None:
     """Refuses names that nothing has, with the nearest one that something has."""
     for key, known in known_names().items():
         *groups, leaf = key.split('.')
@@ -263,7 +263,7 @@ def check_names(config) -> None:
             )
 
 
-def check_input_sizes(config) -> None:
+def check_input_sizes(config: ConfigDict) -> None:
     """Sizes and scales of images that limit each other, in training and in evaluation."""
     low, high = config.augment.scale_range
     if low > high:
@@ -287,7 +287,7 @@ def check_input_sizes(config) -> None:
             raise ValueError(f'config.{key} = {size} must be (0, 0), or two sides of at least 1')
 
 
-def check_short_sides(augment) -> None:
+def check_short_sides(augment: ConfigDict) -> None:
     name = f'config.augment.short_sides = {augment.short_sides}'
     if not augment.short_sides:
         return
@@ -300,7 +300,7 @@ def check_short_sides(augment) -> None:
         )
 
 
-def check_clips(evaluation) -> None:
+def check_clips(evaluation: ConfigDict) -> None:
     """Refuses clips that overlap as far as they are long."""
     length, overlap = evaluation.clip_length, evaluation.clip_overlap
     if overlap >= length:
@@ -310,7 +310,7 @@ def check_clips(evaluation) -> None:
         )
 
 
-def check_windows(evaluation) -> None:
+def check_windows(evaluation: ConfigDict) -> None:
     """The stride of sliding windows."""
     window, stride = evaluation.window, evaluation.stride
     fits = all(1 <= step <= side for step, side in zip(stride, window, strict=True))
@@ -329,7 +329,7 @@ def check_pattern(name: str, pattern: str) -> None:
         raise ValueError(f'{name}: {pattern!r} is not a regular expression: {error}') from error
 
 
-def check_sharding(rules) -> None:
+def check_sharding(rules: Iterable) -> None:
     """The form of the sharding rules; the mesh and the model decide whether they hold."""
     for rule in rules:
         match rule:
@@ -344,7 +344,7 @@ def check_sharding(rules) -> None:
                 )
 
 
-def check_groups(optimizer) -> None:
+def check_groups(optimizer: ConfigDict) -> None:
     """The parameter groups."""
     for group in optimizer.groups:
         match group:
@@ -361,7 +361,7 @@ def check_groups(optimizer) -> None:
                 )
 
 
-def check_frozen_norm_decay(optimizer) -> None:
+def check_frozen_norm_decay(optimizer: ConfigDict) -> None:
     """Weight decay would move the scale and bias of a frozen norm all the same."""
     for name in ('backbone/stem/norm/scale', 'backbone/stem/norm/bias'):
         found = (decay for pattern, _, decay in optimizer.groups if re.search(pattern, name))

@@ -3,10 +3,13 @@
 Every other mode reads such a run, and a later run can start from it (`config.model.pretrained`).
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from rankseg_jax import backbones, checkpoint, config_check, models, pretrained, storage, tasks
@@ -46,9 +49,9 @@ VIDEO_DEFAULTS = {
 
 
 def run(
-    source,
-    workdir,
-    config,
+    source: str | Path,
+    workdir: str | os.PathLike,
+    config: ConfigDict,
     *,
     as_is: bool,
     task: str | None = None,
@@ -85,7 +88,7 @@ def run(
         config, variables = published_run(source, published, config)
         class_names, is_thing = published['class_names'], published['things']
     elif as_is:
-        class_names, is_thing, variables = published_model(source, config, task, things)
+        class_names, is_thing, variables = published_model(source, config, task=task, things=things)
     else:
         class_names, is_thing, variables = configured_model(source, config)
     run = {
@@ -96,11 +99,13 @@ def run(
         'score': None,
     }
     with checkpoint.open_checkpoints(workdir, keep=1) as manager:
-        checkpoint.save(manager, 0, variables, None, run)
+        checkpoint.save(manager, 0, model=variables, optimizer=None, run=run)
     return folder / '0'
 
 
-def configured_model(source, config):
+def configured_model(
+    source: str | Path, config: ConfigDict
+) -> tuple[tuple[str, ...], tuple[bool, ...], dict]:
     """The model of `config` with weights from `source`.
 
     Returns:
@@ -110,7 +115,9 @@ def configured_model(source, config):
     task = tasks.from_source(config, data_source)
     model = models.build(config, task.num_classes)
     variables = jax.jit(
-        lambda: models.init(model, task.num_classes, config.seed, config.augment.crop_size)
+        lambda: models.init(
+            model, task.num_classes, seed=config.seed, image_shape=config.augment.crop_size
+        )
     )()
     variables |= {'ema': variables['params']} if config.ema else {}
     loaded = pretrained.load(
@@ -122,7 +129,9 @@ def configured_model(source, config):
     return task.class_names, task.things, loaded
 
 
-def published_run(source, run, defaults):
+def published_run(
+    source: str | Path, run: dict[str, Any], defaults: ConfigDict
+) -> tuple[ConfigDict, dict]:
     """The config and the variables of a run that --mode=publish wrote.
 
     Args:
@@ -138,7 +147,9 @@ def published_run(source, run, defaults):
         config_check.check(ConfigDict(with_tuples(config.to_dict())), defaults)
         model = models.build(config, len(names))
         expected = jax.eval_shape(
-            lambda: models.init(model, len(names), config.seed, config.augment.crop_size)
+            lambda: models.init(
+                model, len(names), seed=config.seed, image_shape=config.augment.crop_size
+            )
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'--input={source} describes no run of this version: {error}') from error
@@ -152,14 +163,16 @@ def published_run(source, run, defaults):
     return config, variables | ({'ema': variables['params']} if config.ema else {})
 
 
-def with_tuples(value):
+def with_tuples(value: Any) -> Any:
     """Plain data in which lists, all that JSON knows, are tuples."""
     if isinstance(value, dict):
         return {key: with_tuples(x) for key, x in value.items()}
     return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
-def published_model(source, config, task: str | None, things: Sequence[str] | None):
+def published_model(
+    source: str | Path, config: ConfigDict, task: str | None, things: Sequence[str] | None
+) -> tuple[list[str], list[bool], dict]:
     """The model in `source`; changes `config` to describe it, and prints what was assumed.
 
     Returns:
@@ -182,7 +195,7 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     elif any(config.eval.window):
         found = semantic_task('images are split into windows', task, things)
     else:
-        found = published_task(source, class_names, task, things)
+        found = published_task(source, class_names, task=task, things=things)
     config.task, is_thing, reason = found
     defaults = EOMT_DEFAULTS if isinstance(model, EoMT) else DEFAULTS
     config.eval.update((defaults | VIDEO_DEFAULTS)[config.task])
@@ -193,7 +206,9 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     print(f'Task: {config.task}, {reason}. To change it: --task, --things')
     built = models.build(config, len(class_names))
     expected = jax.eval_shape(
-        lambda: models.init(built, len(class_names), config.seed, config.augment.crop_size)
+        lambda: models.init(
+            built, len(class_names), seed=config.seed, image_shape=config.augment.crop_size
+        )
     )
     variables = {'batch_stats': {}} | variables
     checkpoint.check_same(
@@ -205,7 +220,7 @@ def published_model(source, config, task: str | None, things: Sequence[str] | No
     return class_names, is_thing, variables
 
 
-def describe(folder: Path, model, config) -> list[str]:
+def describe(folder: Path, model: nn.Module, config: ConfigDict) -> list[str]:
     """Sets the keys of `config` that describe a Hugging Face model and its input.
 
     Returns:
@@ -258,7 +273,7 @@ def describe(folder: Path, model, config) -> list[str]:
     return [names[str(i)] for i in range(num_classes)]
 
 
-def describe_backbone(backbone, config) -> None:
+def describe_backbone(backbone: nn.Module, config: ConfigDict) -> None:
     """Sets the keys of `config` that describe a Hugging Face backbone."""
     config.model.backbone = backbone_name(backbone)
     config.model.drop_path = 0.0 if isinstance(backbone, ResNet) else backbone.drop_path
@@ -269,7 +284,7 @@ def describe_backbone(backbone, config) -> None:
         config.augment.crop_size = backbone.image_size  # to which position biases and codes belong
 
 
-def describe_input(folder: Path, model_type: str, config) -> None:
+def describe_input(folder: Path, model_type: str, config: ConfigDict) -> None:
     """Sets the keys of `config` for the image or video processor of a Hugging Face model."""
     path = folder / processor.VIDEO_FILE
     if not path.is_file():
@@ -287,7 +302,7 @@ def describe_input(folder: Path, model_type: str, config) -> None:
         config[section].update(keys)
 
 
-def backbone_name(backbone) -> str:
+def backbone_name(backbone: nn.Module) -> str:
     """The name of a backbone among the variants of `backbones`.
 
     Raises:

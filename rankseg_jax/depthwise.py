@@ -1,14 +1,24 @@
 """Depthwise convolutions that are fast on CPUs, too."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def depthwise(x, kernel, window_strides, padding, *, rhs_dilation, **options):
-    """A depthwise convolution, with arguments as of `jax.lax.conv_general_dilated`.
+def depthwise(
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    rhs_dilation: Sequence[int],
+    **options: Any,
+) -> jax.Array:
+    """A depthwise convolution, with arguments as in `jax.lax.conv_general_dilated`.
 
     On a CPU it is `shifted_products`: XLA's own takes 5 times as long forward and backward.
 
@@ -37,7 +47,9 @@ def depthwise(x, kernel, window_strides, padding, *, rhs_dilation, **options):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def shifted_products(x, kernel, strides, dilation):
+def shifted_products(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], dilation: tuple[int, int]
+) -> jax.Array:
     """A depthwise convolution without padding: a sum over the taps of the kernel.
 
     The barriers keep XLA from computing it again within each operation that reads it.
@@ -66,17 +78,24 @@ def shifted_products(x, kernel, strides, dilation):
     )
 
 
-def shifts(taps, count, *, stride, step):
+def shifts(taps: int, count: int, *, stride: int, step: int) -> list[slice]:
     """For each tap of a kernel, the slice of `count` pixels that it sees along an axis."""
     return [slice(i * step, i * step + (count - 1) * stride + 1, stride) for i in range(taps)]
 
 
-def shifted_products_forward(x, kernel, strides, dilation):
+def shifted_products_forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     x = lax.optimization_barrier(x)
     return shifted_products(x, kernel, strides, dilation), (x, kernel)
 
 
-def shifted_products_backward(strides, dilation, saved, gradient):
+def shifted_products_backward(
+    strides: tuple[int, int],
+    dilation: tuple[int, int],
+    saved: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """Gradients by x, the convolution's transpose, and by the kernel.
 
     The latter is summed over the rows of images one after another: XLA's reduction over

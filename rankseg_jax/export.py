@@ -11,13 +11,16 @@
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax import linen as nn
 from jax import export
+from ml_collections import ConfigDict
 
 from rankseg_jax import checkpoint, export_example, inference, models, sharding, storage, tasks
 from rankseg_jax.data.fitting import padding_color
@@ -32,7 +35,7 @@ OBJECT_OPTIONS = ('threshold', 'max_objects')
 CLIP_OPTIONS = ('clip_length', 'clip_overlap')
 
 
-def serve(model, config, task: tasks.Task) -> Callable:
+def serve(model: nn.Module, config: ConfigDict, task: tasks.Task) -> Callable:
     """The function that is exported: (variables, images, sizes[, lengths]) → dict.
 
     It takes images uint8 [b, *eval.size, 3], RGB, each at the top left, and the rows and columns
@@ -55,14 +58,21 @@ def serve(model, config, task: tasks.Task) -> Callable:
         padded = jnp.where(inside[..., None], normalized, padding_color(config))
         views = ({'image': padded, 'content': sizes},)
         prediction = inference.segment(
-            model, variables, views, sizes, config, task, canvas=config.eval.size, shown=shown
+            model,
+            variables,
+            views,
+            size=sizes,
+            config=config,
+            task=task,
+            canvas=config.eval.size,
+            shown=shown,
         )
         return inference.served(prediction, config)
 
     return segment
 
 
-def check(config, output: Path) -> None:
+def check(config: ConfigDict, output: Path) -> None:
     """Raises a ValueError for a config that cannot be exported, and an `output` that is taken."""
     if config.rankseg and config.rankseg.oracle:
         raise ValueError(
@@ -90,7 +100,7 @@ def check(config, output: Path) -> None:
         )
 
 
-def run(config, workdir, output) -> Path:
+def run(config: ConfigDict, workdir: str | os.PathLike, output: str | os.PathLike) -> Path:
     """--mode=export: writes checkpoint `config.eval.checkpoint` of `workdir` as the files above.
 
     Returns:
@@ -106,7 +116,7 @@ def run(config, workdir, output) -> Path:
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    variables = models.restore(saved, model, config, sharding.one_device())
+    variables = models.restore(saved, model, config=config, mesh=sharding.one_device())
     variables = {
         'params': variables.get('ema', variables['params']),
         'batch_stats': variables['batch_stats'],

@@ -1,6 +1,7 @@
 """What a config leaves to the training images: κ and the sizes of images."""
 
 import math
+import os
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,12 +12,12 @@ from rankseg_jax.data.report import Report
 MULTIPLE = 32  # the coarsest stride of backbones
 
 
-def is_complete(config) -> bool:
+def is_complete(config: ConfigDict) -> bool:
     """Whether the config leaves nothing to the data."""
     return not config.data.long_side and not (config.rankseg and not config.rankseg.num_selected)
 
 
-def complete(config, report: Report) -> ConfigDict:
+def complete(config: ConfigDict, report: Report) -> ConfigDict:
     """The config with what it leaves to the training images.
 
     κ (`rankseg.num_selected` = 0) becomes the 99th percentile of categories per image. With
@@ -69,7 +70,7 @@ def usual_shape(sizes: np.ndarray, long_side: int) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def as_trained(config, workdir) -> ConfigDict:
+def as_trained(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
     """The config with what it leaves to the data as it was found when `workdir` was trained.
 
     It stays as it is if that has not begun.

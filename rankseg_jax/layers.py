@@ -1,7 +1,8 @@
 """Building blocks shared by backbones, decoders and heads. Images are channels-last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from flax import linen as nn
 from rankseg_jax.depthwise import depthwise
 
 REMAT_POLICIES = ('nothing_saveable', 'dots_with_no_batch_dims_saveable')
+linear_init = nn.initializers.xavier_uniform()
 
 
 def remat(run: Callable, policy: str | None) -> Callable:
@@ -25,7 +27,7 @@ def remat(run: Callable, policy: str | None) -> Callable:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, activation: any [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), D].
+    """Convolution, batch norm, activation: any [B, H, W, C] → [B, ceil(H / s), ceil(W / s), D].
 
     Under jit a batch axis sharded over a mesh is still one batch, so the statistics are those of
     the global batch. As everywhere in Flax, the running variance is the biased one.
@@ -58,7 +60,7 @@ class ConvNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         pad = self.dilation * (self.kernel // 2)
         x = nn.Conv(
             self.features,
@@ -90,7 +92,7 @@ class ConvNorm(nn.Module):
         return self.activation(x) if self.activation else x
 
 
-def resize(x, shape):
+def resize(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Bilinear resize of [..., h, w, C] to [..., *shape, C], half-pixel centers, no antialiasing.
 
     Equals `torch.nn.functional.interpolate(mode='bilinear', align_corners=False)`, either way.
@@ -98,13 +100,13 @@ def resize(x, shape):
     return jax.image.resize(x, (*x.shape[:-3], *shape, x.shape[-1]), 'bilinear', antialias=False)
 
 
-def unit(x):
+def unit(x: jax.Array) -> jax.Array:
     """Vectors [..., D] scaled to length 1; one of length 0 stays 0, with finite gradients."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
 
 
-def adaptive_average_pool(x, shape):
-    """Means over a grid of windows, [..., h, w, C] -> [..., *shape, C], for any two sizes.
+def adaptive_average_pool(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Means over a grid of windows, [..., h, w, C] → [..., *shape, C], for any two sizes.
 
     Equals `torch.nn.functional.adaptive_avg_pool2d`: window i of n spans floor(i·h/n) to
     ceil((i+1)·h/n), so windows overlap where n does not divide h.
@@ -122,7 +124,7 @@ def adaptive_average_pool(x, shape):
 
 
 class Mlp(nn.Module):
-    """Two dense layers, [..., D] -> [..., D], with dropout between them in training."""
+    """Two dense layers, [..., D] → [..., D], with dropout between them in training."""
 
     hidden: int
     dropout: float = 0.0
@@ -130,21 +132,21 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(x))  # [..., hidden]
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return nn.Dense(x.shape[-1], dtype=self.dtype)(y)  # [..., D]
 
 
 class GatedMlp(nn.Module):
-    """silu(gate) · up, then down (Shazeer, 2020): [..., D] -> [..., D]; dropout as in `Mlp`."""
+    """silu(gate) · up, then down (Shazeer, 2020): [..., D] → [..., D]; dropout as in `Mlp`."""
 
     hidden: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         gate = nn.Dense(self.hidden, dtype=self.dtype, name='gate')(x)  # [..., hidden]
         y = nn.silu(gate) * nn.Dense(self.hidden, dtype=self.dtype, name='up')(x)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
@@ -152,7 +154,13 @@ class GatedMlp(nn.Module):
 
 
 @jax.jit
-def attend(query, key, value, bias=None, mask=None):
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
     """Softmax attention for `nn.MultiHeadDotProductAttention`, without dropout.
 
     The softmax is computed in float32 or finer. A CPU takes one head after another, so that the
@@ -193,7 +201,7 @@ def attend(query, key, value, bias=None, mask=None):
 
 
 class SelfAttention(nn.Module):
-    """Tokens attend to each other, [B, tokens, D] -> [B, tokens, D].
+    """Tokens attend to each other, [B, tokens, D] → [B, tokens, D].
 
     Its parameters are those of `nn.MultiHeadDotProductAttention`.
 
@@ -207,7 +215,14 @@ class SelfAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, bias=None, mask=None, rotation=None):
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        rotation: jax.Array | None = None,
+    ) -> jax.Array:
         """Attends.
 
         Args:
@@ -228,11 +243,11 @@ class SelfAttention(nn.Module):
         query, key, value = (project(name) for name in ('query', 'key', 'value'))
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        y = attend(query, key, value, bias, mask)
+        y = attend(query, key, value, bias=bias, mask=mask)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(y)
 
 
-def rotate(x, angles):
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     """Rotates pairs of channels of the last L tokens (Su et al., 2021); the others stay.
 
     Channels j and j + depth / 2 make a pair.
@@ -249,7 +264,7 @@ def rotate(x, angles):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, [B, tokens, D] -> [B, tokens, D].
+    """A pre-norm transformer block, [B, tokens, D] → [B, tokens, D].
 
     Attributes:
       num_heads: attention heads.
@@ -261,7 +276,7 @@ class Block(nn.Module):
       layer_scale: initial factor of each channel of both branches (Touvron et al., 2021); None: the
         branches have no such factors.
       gated: the MLP is a `GatedMlp`.
-      unbiased: as of `SelfAttention`.
+      unbiased: see `SelfAttention`.
     """
 
     num_heads: int
@@ -275,8 +290,16 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool, bias=None, mask=None, rotation=None):
-        """Updates tokens; `bias`, `mask` and `rotation` as of `SelfAttention`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        rotation: jax.Array | None = None,
+    ) -> jax.Array:
+        """Updates tokens; `bias`, `mask` and `rotation` as in `SelfAttention`."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
 
@@ -299,7 +322,7 @@ class Block(nn.Module):
         return add(x, y, 2)
 
 
-def sine_positions(height: int, width: int, dim: int):
+def sine_positions(height: int, width: int, dim: int) -> jax.Array:
     """Sine and cosine codes of the positions of a grid, float32 [height, width, dim].
 
     The first half of the channels codes the row, the second the column, both scaled to (0, 2π]
@@ -318,7 +341,9 @@ def sine_positions(height: int, width: int, dim: int):
     return jnp.asarray(np.concatenate([rows, columns], -1), jnp.float32)
 
 
-def sine_code(share, dim: int, np=jnp):
+def sine_code(
+    share: jax.Array | np.ndarray, dim: int, np: ModuleType = jnp
+) -> jax.Array | np.ndarray:
     """Sine and cosine codes of shares of a length, in (0, 1]: [...] → [..., dim].
 
     Args:

@@ -1,12 +1,13 @@
 """Losses. Every one computes in float32 and returns a scalar or a `Mean`, or these by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import lax
+from ml_collections import ConfigDict
 
 from rankseg_jax import matching
 from rankseg_jax.layers import resize
@@ -33,7 +34,7 @@ class Mean:
     count: jax.Array
 
     @classmethod
-    def of(cls, total, count) -> 'Mean':
+    def of(cls, total: jax.Array, count: jax.Array | int) -> 'Mean':
         """The mean of values that add up to `total`; 0 if there are none."""
         return cls(total / jnp.where(count > 0, count, 1), jnp.float32(count))
 
@@ -42,14 +43,14 @@ class Mean:
 
 
 def asymmetric_loss(
-    presence_logits,
-    presence,
+    presence_logits: jax.Array,
+    presence: jax.Array,
     *,
     gamma_neg: float = 2.0,
     gamma_pos: float = 0.0,
     clip: float = 0.05,
-    mask=None,
-):
+    mask: jax.Array | None = None,
+) -> jax.Array:
     """Asymmetric multi-label loss (Ridnik et al., ICCV 2021), the mean over images and categories.
 
     Args:
@@ -72,13 +73,17 @@ def asymmetric_loss(
     return image_mean(-weight * jnp.log(jnp.maximum(probability, eps)), mask)
 
 
-def binary_cross_entropy(presence_logits, presence, *, mask=None):
+def binary_cross_entropy(
+    presence_logits: jax.Array, presence: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
     """The mean over images and categories; arguments as for `asymmetric_loss`."""
     logits = presence_logits.astype(jnp.float32)
     return image_mean(optax.sigmoid_binary_cross_entropy(logits, presence), mask)
 
 
-def multilabel_loss(presence_logits, presence, mask, options) -> Mean:
+def multilabel_loss(
+    presence_logits: jax.Array, presence: jax.Array, mask: jax.Array, options: ConfigDict
+) -> Mean:
     """The weighted loss of the multi-label head that `config.loss` describes.
 
     Args: as `asymmetric_loss`; `options` are the keys of `config.loss`.
@@ -104,7 +109,7 @@ def multilabel_loss(presence_logits, presence, mask, options) -> Mean:
     return Mean(options.multilabel_weight * value, jnp.float32(mask.sum()))
 
 
-def image_mean(values, mask):
+def image_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The mean of [B, K] over the images in `mask` [B] and all categories; 0 without an image."""
     if mask is None:
         return values.mean()
@@ -112,7 +117,7 @@ def image_mean(values, mask):
 
 
 def pixel_cross_entropy(
-    logits, labels, *, upsample: bool = True, average_all: bool = False
+    logits: jax.Array, labels: jax.Array, *, upsample: bool = True, average_all: bool = False
 ) -> Mean:
     """Cross entropy of pixels in rank space (or over all K, for the baseline).
 
@@ -135,7 +140,7 @@ def pixel_cross_entropy(
     return Mean.of(total, labels.size if average_all else valid.sum())
 
 
-def subsample(labels, shape: tuple[int, int]):
+def subsample(labels: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Nearest labels at the centers of a coarser grid, [..., H, W] → [..., *shape]."""
     rows, columns = (
         ((jnp.arange(n) + 0.5) * size / n).astype(jnp.int32)
@@ -145,16 +150,16 @@ def subsample(labels, shape: tuple[int, int]):
 
 
 def query_losses(
-    key,
-    outputs,
-    labels,
+    key: jax.Array,
+    outputs: Sequence[tuple[jax.Array, jax.Array]],
+    labels: jax.Array,
     sample_masks: Callable,
     *,
-    weights=(2.0, 5.0, 5.0),
+    weights: Sequence[float] = (2.0, 5.0, 5.0),
     num_points: int = 12_544,
     no_object_weight: float = 0.1,
     average_frames: bool = False,
-    mask=None,
+    mask: jax.Array | None = None,
 ) -> dict[str, Mean]:
     """Losses of a per-query output, each summed over its layers (Cheng et al., CVPR 2022).
 
@@ -187,7 +192,8 @@ def query_losses(
     """
     num_certain = int(IMPORTANCE * num_points)
     num_candidates = OVERSAMPLE * num_points
-    points = jax.random.uniform(key, (num_candidates + num_points - num_certain, 2))  # [4 P - …, 2]
+    # [3 P + P / 4, 2], candidates first
+    points = jax.random.uniform(key, (num_candidates + num_points - num_certain, 2))
     valid = labels >= 0 if mask is None else (labels >= 0) & mask[:, None]  # [B, N]
     layers = jax.tree.map(lambda *x: jnp.stack(x), *outputs)  # [layers, B, Q, …] each
 
@@ -225,20 +231,27 @@ def query_losses(
         return classes, pixels, dice
 
     parts = lax.map(layer_losses, (layers, queries))  # [layers] three times
-    # The sum of the queries' weights, told before matching: each valid target gets a query as long
-    # as there are some.
+    # The sum of the queries' weights, known before matching: each valid target gets a query while
+    # there are queries left.
     num_queries, num_images = costs.shape[2], len(labels) if mask is None else mask.sum()
     matched = jnp.minimum(valid.sum(-1), num_queries).sum()
-    class_weight = matched + no_object_weight * (num_queries * num_images - matched)
+    query_weight = matched + no_object_weight * (num_queries * num_images - matched)
     names = ('loss_class', 'loss_mask', 'loss_dice')
-    counts = (class_weight, valid.sum(), valid.sum())
+    counts = (query_weight, valid.sum(), valid.sum())
     return {
         name: Mean(weight * part.sum(), jnp.float32(count))
         for name, weight, part, count in zip(names, weights, parts, counts, strict=True)
     }
 
 
-def query_cross_entropy(class_logits, labels, queries, *, no_object_weight: float = 0.1, mask=None):
+def query_cross_entropy(
+    class_logits: jax.Array,
+    labels: jax.Array,
+    queries: jax.Array,
+    *,
+    no_object_weight: float = 0.1,
+    mask: jax.Array | None = None,
+) -> jax.Array:
     """Cross entropy of the queries' classes, the weighted mean over the queries of all images.
 
     Args:
@@ -261,7 +274,9 @@ def query_cross_entropy(class_logits, labels, queries, *, no_object_weight: floa
     return (weights * loss).sum() / jnp.where(total > 0, total, 1)
 
 
-def mask_losses(logits, masks, weights):
+def mask_losses(
+    logits: jax.Array, masks: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Binary cross entropy and dice loss of masks at weighted points, [..., P] → [...] each."""
     pixels = optax.sigmoid_binary_cross_entropy(logits, masks)  # [..., P]
     pixels = (weights * pixels).sum(-1) / weights.sum(-1)  # [...]
@@ -270,7 +285,7 @@ def mask_losses(logits, masks, weights):
     return pixels, 1 - (2 * overlap + 1) / (areas + 1)
 
 
-def least_certain(logits, count: int):
+def least_certain(logits: jax.Array, count: int) -> jax.Array:
     """Weights that pick the `count` logits nearest to 0: [..., P] → [..., P], `count` in all.
 
     A weight is 1 for a logit that is picked, 0 for one that is not; logits level at the threshold
@@ -291,7 +306,7 @@ def least_certain(logits, count: int):
     return jnp.where(level, share, below.astype(jnp.float32))
 
 
-def sample(maps, points):
+def sample(maps: jax.Array, points: jax.Array) -> jax.Array:
     """Bilinear samples of maps, all at the same points: [..., h, w] and [P, 2] → [..., P] float32.
 
     Equals `torch.nn.functional.grid_sample(align_corners=False)`: points are (x, y) in 0..1, and
@@ -313,7 +328,7 @@ def sample(maps, points):
     return jnp.moveaxis(total, 0, -1)
 
 
-def sample_segments(segments, num_targets: int, points):
+def sample_segments(segments: jax.Array, num_targets: int, points: jax.Array) -> jax.Array:
     """`sample` of each target's mask, without making the masks: [B, *t, H, W] → [B, N, *t, P].
 
     Args:
@@ -327,7 +342,7 @@ def sample_segments(segments, num_targets: int, points):
     return jnp.where(places[:, None] == targets, weight, 0).sum(-2)
 
 
-def sample_bits(bits, num_targets: int, points):
+def sample_bits(bits: jax.Array, num_targets: int, points: jax.Array) -> jax.Array:
     """As `sample_segments`, of masks that may overlap: [B, words, *t, H, W] → [B, N, *t, P].
 
     Args:
@@ -340,14 +355,14 @@ def sample_bits(bits, num_targets: int, points):
     return (unpack(words, num_targets) * weight).sum(-2)
 
 
-def unpack(words, num_targets: int):
+def unpack(words: jax.Array, num_targets: int) -> jax.Array:
     """The bits of words [B, words, …] of BITS each: [B, N, …] int32."""
     shifts = jnp.expand_dims(jnp.arange(BITS), range(1, words.ndim - 1))  # [BITS, 1, …]
     bits = (words[:, :, None] >> shifts) & 1  # [B, words, BITS, …]
     return bits.reshape(len(words), -1, *words.shape[2:])[:, :num_targets]
 
 
-def corners(points, height: int, width: int):
+def corners(points: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
     """The four pixels around each of [P, 2] points.
 
     Returns:

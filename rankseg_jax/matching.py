@@ -1,5 +1,7 @@
 """Bipartite matching of queries to targets, of least total cost, on the device (DETR)."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,20 +16,26 @@ except ImportError:  # a JAX without Pallas' Triton backend, which is deprecated
 WORST = 1e4
 
 
-def costs(class_logits, mask_logits, labels, masks, weights):
+def costs(
+    class_logits: jax.Array,
+    mask_logits: jax.Array,
+    labels: jax.Array,
+    masks: jax.Array,
+    weights: Sequence[float],
+) -> jax.Array:
     """The cost of each pair of query and target (Cheng et al., CVPR 2022): [B, Q, N] float32.
 
     Finite whatever the predictions are.
 
     Args:
-      class_logits: [B, Q, C + 1], no-object last.
+      class_logits: [B, Q, κ + 1], no-object last.
       mask_logits: [B, Q, P] at P points of the image.
-      labels: [B, N] int32 in 0..C-1; the costs of other labels are meaningless.
+      labels: [B, N] int32 in 0..κ-1; the costs of other labels are meaningless.
       masks: [B, N, P] in 0..1, the targets at the same points.
       weights: of the class probability, the binary cross entropy of the masks, their dice loss.
     """
     mask_logits, masks = mask_logits.astype(jnp.float32), masks.astype(jnp.float32)
-    probabilities = jax.nn.softmax(class_logits.astype(jnp.float32))  # [B, Q, C + 1]
+    probabilities = jax.nn.softmax(class_logits.astype(jnp.float32))  # [B, Q, κ + 1]
     class_cost = jax.vmap(lambda p, label: -jnp.take(p, label, axis=-1, mode='clip'))(
         probabilities, labels
     )  # [B, Q, N]
@@ -44,7 +52,7 @@ def costs(class_logits, mask_logits, labels, masks, weights):
     return jnp.where(jnp.isfinite(total), jnp.clip(total, -WORST, WORST), WORST)
 
 
-def assign(costs, valid):
+def assign(costs: jax.Array, valid: jax.Array) -> jax.Array:
     """The query of each target, such that the sum of the valid targets' costs is least.
 
     On CUDA one kernel solves each problem: optax's loops launch kernels of their own each time.
@@ -61,7 +69,7 @@ def assign(costs, valid):
     return jax.lax.platform_dependent(costs, valid, **kernels, default=assign_anywhere)
 
 
-def assign_anywhere(costs, valid):
+def assign_anywhere(costs: jax.Array, valid: jax.Array) -> jax.Array:
     """As `assign`, on any device."""
     num_queries, num_targets = costs.shape[-2:]
     # Padding costs every query the same and more than any target: it takes what targets leave.

@@ -4,6 +4,8 @@ Successive shortest paths with prices (Jonker and Volgenant, Computing 1987), ex
 lanes holds the queries; the targets join one after the other.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 
-def kernel(valid_ref, costs_ref, targets_ref):
+def kernel(valid_ref: Any, costs_ref: Any, targets_ref: Any) -> None:
     """The target of each query, or -1.
 
     All loops end, even where costs are not finite: each step of a search settles another query or
@@ -76,7 +78,7 @@ def kernel(valid_ref, costs_ref, targets_ref):
     _, targets_ref[:] = lax.fori_loop(0, num_targets, skip_padding, state)
 
 
-def assign(costs, valid, *, interpret=False):
+def assign(costs: jax.Array, valid: jax.Array, *, interpret: bool = False) -> jax.Array:
     """As `matching.assign`.
 
     On a mesh every device solves all problems: XLA cannot partition the kernel and gathers the

@@ -1,8 +1,10 @@
 """The model card of a published run: README.md, as the Hugging Face hub shows it."""
 
+import os
 from pathlib import Path
 
 import yaml
+from ml_collections import ConfigDict
 
 from rankseg_jax import evaluate, storage
 
@@ -57,7 +59,9 @@ NO_LICENSE = (
 )
 
 
-def found_scores(workdir, config, step: int) -> dict[str, dict[str, float]]:
+def found_scores(
+    workdir: str | os.PathLike, config: ConfigDict, step: int
+) -> dict[str, dict[str, float]]:
     """The scores in percent that --mode=evaluate wrote into a workdir for a checkpoint, by split.
 
     Those of categories, those that are not numbers, and those of other settings than the config's
@@ -86,7 +90,7 @@ def license_in(card: Path) -> str:
 
 
 def text(
-    config,
+    config: ConfigDict,
     scores: dict[str, dict[str, float]],
     *,
     num_classes: int,
@@ -131,7 +135,14 @@ def text(
         'steps': step,
     }
     return CARD.format(
-        metadata=metadata(config, scores, title, data, license, for_transformers),
+        metadata=metadata(
+            config,
+            scores,
+            title=title,
+            data=data,
+            license=license,
+            for_transformers=for_transformers,
+        ),
         title=title,
         summary=f'{summary}.',
         picture=f'![Drawings of the split {config.data.eval_split}]({picture})\n\n' * bool(picture),
@@ -143,7 +154,14 @@ def text(
     )
 
 
-def metadata(config, scores, title: str, data: str, license: str, for_transformers: bool) -> str:
+def metadata(
+    config: ConfigDict,
+    scores: dict[str, dict[str, float]],
+    title: str,
+    data: str,
+    license: str,
+    for_transformers: bool,
+) -> str:
     """The YAML at the top."""
     content = {
         'license': license,

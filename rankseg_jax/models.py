@@ -2,23 +2,31 @@
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from rankseg_jax import checkpoint, frameworks, sharding
 from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.selector import Choice, num_ranks
 
+# Config groups that determine the variables' names and shapes, besides K.
+DECISIVE = ('model', 'rankseg', 'augment', 'ema')
 
-def build(config, num_classes: int) -> nn.Module:
+
+def build(config: ConfigDict, num_classes: int) -> nn.Module:
     """The Flax module of `config.model.framework`, a module of rankseg_jax/frameworks.
 
     Raises:
       ValueError: no framework or dtype has this name, κ lies outside 1..K, or layer norms over
-        ranks would see other numbers of them in training and prediction.
+        ranks would see other numbers of them in training and prediction; or as the framework's
+        `build`.
     """
     names = frameworks.names()
     name = config.model.framework
@@ -48,7 +56,7 @@ def build(config, num_classes: int) -> nn.Module:
     return importlib.import_module(f'rankseg_jax.frameworks.{name}').build(config, num_classes)
 
 
-def carries(config) -> bool:
+def carries(config: ConfigDict) -> bool:
     """Whether the model goes through a video from clip to clip, keeping what it knows of it.
 
     Such a model has a method `memory(count)`: the `outputs.Memory` of as many videos before their
@@ -58,11 +66,7 @@ def carries(config) -> bool:
     return getattr(module, 'CARRIES', False)
 
 
-# The parts of a config that names and shapes of the variables follow from, K apart.
-DECISIVE = ('model', 'rankseg', 'augment', 'ema')
-
-
-def init(model, num_classes: int, seed: int, image_shape) -> dict:
+def init(model: nn.Module, num_classes: int, seed: int, image_shape: tuple[int, int]) -> dict:
     """Fresh variables {'params', 'batch_stats'} of a model for images of (height, width)."""
     images = jnp.zeros((1, *image_shape, 3))
     choice = Choice(presence=jnp.zeros((1, num_classes), bool))
@@ -70,7 +74,15 @@ def init(model, num_classes: int, seed: int, image_shape) -> dict:
     return {'batch_stats': {}} | flax.core.unfreeze(variables)
 
 
-def apply(model, variables, images, choice: Choice, *, train: bool, rngs=None):
+def apply(
+    model: nn.Module,
+    variables: dict,
+    images: jax.Array,
+    choice: Choice,
+    *,
+    train: bool,
+    rngs: dict[str, jax.Array] | None = None,
+) -> tuple[PixelOutput | QueryOutput, Mapping[str, Any]]:
     """Applies a model to images, or to clips frame by frame.
 
     Args:
@@ -90,32 +102,37 @@ def apply(model, variables, images, choice: Choice, *, train: bool, rngs=None):
     return output.by_clip(*length) if length else output, updates
 
 
-def forward(model, variables, images, choice: Choice) -> PixelOutput | QueryOutput:
+def forward(
+    model: nn.Module, variables: dict, images: jax.Array, choice: Choice
+) -> PixelOutput | QueryOutput:
     """The model's output for prediction, from averaged parameters where there are some.
 
     Args:
-      images: as of `apply`.
+      images: see `apply`.
     """
     params = variables.get('ema', variables['params'])
     variables = {'params': params, 'batch_stats': variables['batch_stats']}
-    return apply(model, variables, images, choice, train=False)[0]
+    return apply(model, variables, images, choice=choice, train=False)[0]
 
 
-def restore(run: checkpoint.SavedRun, model, config, mesh) -> dict:
+def restore(run: checkpoint.SavedRun, model: nn.Module, config: ConfigDict, mesh: Mesh) -> dict:
     """The variables {'params', 'batch_stats'[, 'ema']} of a run's checkpoint, on the mesh.
 
     Raises:
+      DamagedCheckpoint: the checkpoint cannot be read.
       ValueError: `config` describes another model.
     """
 
     def fresh():
-        variables = init(model, len(run.class_names), config.seed, config.augment.crop_size)
+        variables = init(
+            model, len(run.class_names), seed=config.seed, image_shape=config.augment.crop_size
+        )
         return variables | ({'ema': variables['params']} if config.ema else {})
 
     if all(config[key] == run.config[key] for key in DECISIVE):
         shapes = run.shapes()  # tracing the model takes seconds
     else:
         shapes = jax.eval_shape(fresh)
-    shardings = sharding.state_shardings(mesh, shapes, shapes['params'], config.sharding)
+    shardings = sharding.state_shardings(mesh, shapes, shapes['params'], rules=config.sharding)
     expected = sharding.place(shapes, shardings)
     return checkpoint.restore(run.manager, run.step, model=expected)['model']

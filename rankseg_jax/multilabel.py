@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rankseg_jax.layers import Block, Mlp, adaptive_average_pool, attend, sine_positions
 
 class_init = nn.initializers.truncated_normal(0.02)
 
 
-def pixel_counts(labels, num_classes: int) -> jax.Array:
-    """Counts the pixels of each category in each image: [B, …] integers -> [B, K] int32.
+def pixel_counts(labels: jax.Array, num_classes: int) -> jax.Array:
+    """Counts the pixels of each category in each image: [B, …] integers → [B, K] int32.
 
     Labels outside 0..K-1, such as an ignore label, are not counted. The counts come from a scatter,
     so that the cost does not grow with pixels × K.
@@ -32,10 +33,10 @@ def pixel_counts(labels, num_classes: int) -> jax.Array:
 
 
 class ClassWiseLinear(nn.Module):
-    """One linear classifier per class token, [B, K, D] -> [B, K] float32."""
+    """One linear classifier per class token, [B, K, D] → [B, K] float32."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         num_classes, dim = x.shape[-2:]
         kernel = self.param(
             'kernel',
@@ -47,13 +48,13 @@ class ClassWiseLinear(nn.Module):
 
 
 class SeparableProjection(nn.Module):
-    """A depthwise-separable 1 × 1 convolution, [..., C] -> [..., D], a ReLU after each part."""
+    """A depthwise-separable 1 × 1 convolution, [..., C] → [..., D], a ReLU after each part."""
 
     hidden: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = jnp.asarray(x, self.dtype)
         init = nn.initializers.normal((2 / x.shape[-1]) ** 0.5)
         kernel = self.param('depthwise_kernel', init, (x.shape[-1],))
@@ -86,7 +87,9 @@ class EncoderHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, class_embedding=None, *, train: bool) -> jax.Array:
+    def __call__(
+        self, features: jax.Array, class_embedding: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
         """Classifies images, with the head's own class embeddings or shared ones.
 
         Args:
@@ -129,8 +132,16 @@ class CrossLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, memory, query_position, memory_position, *, train: bool):
-        """Classes [B, K, D] look at `memory` [B, L, D], each plus its position: -> [B, K, D]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array,
+        query_position: jax.Array,
+        memory_position: jax.Array,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Classes [B, K, D] look at `memory` [B, L, D], each plus its position: → [B, K, D]."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         attention = nn.MultiHeadDotProductAttention(
             self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention'
@@ -165,7 +176,9 @@ class DecoderHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, class_embedding=None, *, train: bool) -> jax.Array:
+    def __call__(
+        self, features: jax.Array, class_embedding: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
         """Classifies images as `EncoderHead` does, from maps [B, h, w, C] only."""
         if self.pool:
             features = adaptive_average_pool(features, (self.pool, self.pool))
@@ -200,8 +213,8 @@ class GlobalPoolHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool) -> jax.Array:
-        """[B, h, w, C] or [B, L, C] -> presence_logits [B, K]."""
+    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """[B, h, w, C] or [B, L, C] → presence_logits [B, K]."""
         pooled = as_tokens(features).mean(1)  # [B, C]
         hidden = nn.Dense(pooled.shape[-1], dtype=self.dtype, name='hidden')(pooled)  # [B, C]
         classify = nn.Dense(self.num_classes, dtype=self.dtype, name='classify')
@@ -218,25 +231,25 @@ class LogSumExpHead(nn.Module):
     num_classes: int
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         self.classify = nn.Dense(self.num_classes, dtype=self.dtype)
 
-    def cells(self, features) -> jax.Array:
-        """[B, *space, C] -> logits of each cell [B, *space, K] float32."""
+    def cells(self, features: jax.Array) -> jax.Array:
+        """[B, *space, C] → logits of each cell [B, *space, K] float32."""
         return self.classify(features).astype(jnp.float32)
 
-    def pool(self, cell_logits) -> jax.Array:
-        """[B, *space, K] -> presence_logits [B, K]."""
+    def pool(self, cell_logits: jax.Array) -> jax.Array:
+        """[B, *space, K] → presence_logits [B, K]."""
         logits = as_tokens(cell_logits)  # [B, L, K]
         return jax.nn.logsumexp(logits, axis=1) - jnp.log(logits.shape[1])
 
-    def __call__(self, features, *, train: bool) -> jax.Array:
-        """[B, h, w, C] or [B, L, C] -> presence_logits [B, K]."""
+    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """[B, h, w, C] or [B, L, C] → presence_logits [B, K]."""
         return self.pool(self.cells(features))
 
 
-def as_tokens(features, pool: int = 0) -> jax.Array:
-    """[B, h, w, C] -> [B, L, C]; tokens stay as they are.
+def as_tokens(features: jax.Array, pool: int = 0) -> jax.Array:
+    """[B, h, w, C] → [B, L, C]; tokens stay as they are.
 
     A map is first averaged to pool × pool cells, unless `pool` is 0.
     """
@@ -245,7 +258,7 @@ def as_tokens(features, pool: int = 0) -> jax.Array:
     return features.reshape(features.shape[0], -1, features.shape[-1])
 
 
-def check_width(class_embedding, hidden: int):
+def check_width(class_embedding: jax.Array, hidden: int) -> jax.Array:
     """Returns class embeddings [K, hidden] unchanged.
 
     Raises:
@@ -264,7 +277,7 @@ ATTENTION_HEADS = {'encoder': EncoderHead, 'decoder': DecoderHead}
 POOLING_HEADS = {'global_pool': GlobalPoolHead, 'log_sum_exp': LogSumExpHead}
 
 
-def build_head(rankseg, num_classes: int, dtype) -> nn.Module:
+def build_head(rankseg: ConfigDict, num_classes: int, dtype: Any) -> nn.Module:
     """Builds the head that `rankseg.head` names.
 
     Args:

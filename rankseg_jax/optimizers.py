@@ -1,14 +1,16 @@
 """Optimizers and schedules from `config.optimizer`, see configs/common.py."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
 
-def make_schedule(options, steps: int, *, backbone: bool = False) -> optax.Schedule:
-    """Step number -> learning rate.
+def make_schedule(options: ConfigDict, steps: int, *, backbone: bool = False) -> optax.Schedule:
+    """Step number → learning rate.
 
     It rises linearly from 0 during the warm-up, then falls as 'poly' or 'cosine' to `end_factor` ×
     the full rate, or, as 'step', to a tenth at each milestone.
@@ -61,7 +63,7 @@ def make_schedule(options, steps: int, *, backbone: bool = False) -> optax.Sched
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def make_optimizer(options, steps: int) -> optax.GradientTransformation:
+def make_optimizer(options: ConfigDict, steps: int) -> optax.GradientTransformation:
     """Clipping, then SGD or AdamW with a learning rate and weight decay for each parameter group.
 
     Raises:
@@ -104,7 +106,7 @@ def make_optimizer(options, steps: int) -> optax.GradientTransformation:
     )
 
 
-def group_numbers(params, patterns, *, split_backbone: bool = False):
+def group_numbers(params: Any, patterns: Sequence[str], *, split_backbone: bool = False) -> Any:
     """The number of the first pattern found in each parameter's path, a tree like `params`.
 
     With `split_backbone` those of the backbone are ~i instead of i.

@@ -1,6 +1,7 @@
 """The two kinds of output: per pixel and per query, both in rank space.
 
-`*space` is (h, w) of images and (t, h, w) of clips. Nothing here counts these axes.
+`*space` is (h, w) for images and (t, h, w) for clips; only `split_views`, `by_clip` and `frame`
+tell them apart.
 """
 
 import dataclasses
@@ -65,15 +66,15 @@ class PixelOutput:
             return logits.reshape(-1, length, *logits.shape[1:])
 
         names = ('logits', 'auxiliary_logits', 'cell_logits')
-        of_frames = {name: x for name in names if (x := getattr(self, name)) is not None}
-        return dataclasses.replace(self, **jax.tree.map(by_clip, of_frames))
+        by_frame = {name: x for name in names if (x := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **jax.tree.map(by_clip, by_frame))
 
-    def frame(self, number) -> 'PixelOutput':
+    def frame(self, number: jax.Array) -> 'PixelOutput':
         """The output for a frame of each clip, as for an image; `number`: [] int32."""
         logits = lax.dynamic_index_in_dim(self.logits, number, 1, keepdims=False)
         return PixelOutput(logits, direct=self.direct)
 
-    def keep_ranks(self, kept) -> 'PixelOutput':
+    def keep_ranks(self, kept: jax.Array) -> 'PixelOutput':
         """The same where only the first `kept` [B] ranks can win a pixel."""
         return dataclasses.replace(self, logits=keep_ranks(self.logits, kept))
 
@@ -81,11 +82,12 @@ class PixelOutput:
         """The same, to be resized directly to the image; `size` is (-1, -1)."""
         return dataclasses.replace(self, direct=True)
 
-    def rank_scores(self, rows, columns, *, probabilities: bool):
-        """Scores of the ranks at some rows of the result, [B, *t, R, C, κ] float32.
+    def rank_scores(self, rows: jax.Array, columns: jax.Array, *, probabilities: bool) -> jax.Array:
+        """Scores of the ranks in a tile of the result, [B, *t, *tile, κ] float32.
 
         Args:
-          rows: [B, R, h] weights of the logits' rows; columns: [B, C, w] of their columns.
+          rows: [B, tile[0], h], weights of the logits' rows.
+          columns: [B, tile[1], w], weights of the logits' columns.
           probabilities: normalize over the ranks, so that scores of several views add up.
         """
         logits = jnp.einsum('brh,b...hwk->b...rwk', rows, self.logits, precision='highest')
@@ -121,7 +123,7 @@ class QueryOutput:
       mask_logits: [B, Q, *space] at stride 4.
       selection: the categories that the ranks stand for; None for the baseline.
       presence_logits: [B, K] of the multi-label head; None for the baseline.
-      cell_logits: [B, *space', K], as of `PixelOutput`.
+      cell_logits: [B, *space', K], as in `PixelOutput`.
       queries: [B, Q, D], the embeddings that are classified.
       auxiliary: (class_logits, mask_logits) of the earlier predictions, first to last, used in
         training only.
@@ -167,30 +169,30 @@ class QueryOutput:
         """The same: its masks have an axis of time already."""
         return self
 
-    def frame(self, number) -> 'QueryOutput':
+    def frame(self, number: jax.Array) -> 'QueryOutput':
         """The output for a frame of each clip, as for an image; `number`: [] int32."""
         take = functools.partial(lax.dynamic_index_in_dim, index=number, keepdims=False)
         frame = dataclasses.replace(self, mask_logits=take(self.mask_logits, axis=2), auxiliary=())
         if self.class_logits.ndim == 3:
             return frame
-        of_frames = {
+        frame_arrays = {
             name: take(getattr(self, name), axis=1) for name in ('class_logits', 'queries')
         }
-        return dataclasses.replace(frame, **of_frames)
+        return dataclasses.replace(frame, **frame_arrays)
 
-    def keep_ranks(self, kept) -> 'QueryOutput':
+    def keep_ranks(self, kept: jax.Array) -> 'QueryOutput':
         """The same where queries have one of the first `kept` [B] ranks, or none."""
         ranks, no_object = self.class_logits[..., :-1], self.class_logits[..., -1:]
         logits = jnp.concatenate([keep_ranks(ranks, kept), no_object], axis=-1)
         return dataclasses.replace(self, class_logits=logits)
 
     def settle(self, size: tuple[int, int]) -> 'QueryOutput':
-        """The same with masks that are probabilities before they are resized to the image.
+        """Turns mask logits into probabilities before they are resized to the image.
 
-        So does the post-processing of Hugging Face's transformers.
+        The post-processing of Hugging Face's transformers does the same.
 
         Args:
-          size: to which logits are resized first; (-1, -1): they are not.
+          size: (rows, columns) that logits are resized to first; (-1, -1): their own.
         """
         logits = self.mask_logits.astype(jnp.float32)
         if tuple(size) != (-1, -1):
@@ -198,8 +200,8 @@ class QueryOutput:
             logits = jax.image.resize(logits, shape, 'bilinear', antialias=False)
         return dataclasses.replace(self, mask_logits=jax.nn.sigmoid(logits), direct=True)
 
-    def mask_probabilities(self, rows, columns):
-        """σ of the masks at some rows of the result, [B, Q, *t, R, C] float32.
+    def mask_probabilities(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        """σ of the masks in a tile of the result, [B, Q, *t, *tile] float32.
 
         Args: as `PixelOutput.rank_scores`.
         """
@@ -208,15 +210,15 @@ class QueryOutput:
         masks = jnp.einsum('bcw,b...rw->b...rc', columns, masks, precision='highest')
         return masks if self.direct else jax.nn.sigmoid(masks)
 
-    def rank_scores(self, rows, columns, *, probabilities: bool):
+    def rank_scores(self, rows: jax.Array, columns: jax.Array, *, probabilities: bool) -> jax.Array:
         """Σ over the queries of p(rank | query) · σ(mask), as `PixelOutput.rank_scores`."""
-        del probabilities  # they are
+        del probabilities  # scores of queries are probabilities in any case
         classes = jax.nn.softmax(self.class_logits.astype(jnp.float32))[..., :-1]  # [B, Q, κ]
-        masks = self.mask_probabilities(rows, columns)  # [B, Q, *t, R, C]
+        masks = self.mask_probabilities(rows, columns)  # [B, Q, *t, *tile]
         return jnp.einsum('bq...,bqk->b...k', masks, classes, precision='highest')
 
 
-def keep_ranks(logits, kept):
+def keep_ranks(logits: jax.Array, kept: jax.Array) -> jax.Array:
     """Logits [B · views, …, κ] that are as low as can be from rank `kept` [B] on.
 
     They stay finite, since they are interpolated: 0 · ∞ is no number.

@@ -1,5 +1,8 @@
 """From a model's outputs to maps of class ids, a tile at a time to bound the memory."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -19,8 +22,8 @@ class View:
 
     Attributes:
       output: of the model, its cells [h, w].
-      rows: [B, R, h], weights of the cells' rows in each of the result's R rows.
-      columns: [B, C, w], likewise for columns.
+      rows: [B, canvas[0], h], weights of the cells' rows in each row of the result.
+      columns: [B, canvas[1], w], likewise for columns.
       held: [B, 2] int32, rows and columns of the cells that the image covers; None: not known.
     """
 
@@ -30,24 +33,26 @@ class View:
     held: jax.Array | None = None
 
 
-def label_maps(views: list[View], selection: Selection | None, size, canvas: tuple[int, int]):
+def label_maps(
+    views: list[View], selection: Selection | None, size: jax.Array, canvas: tuple[int, int]
+) -> jax.Array:
     """Class ids of the pixels, [B, *t, *canvas] int32, IGNORE_LABEL outside the image.
 
     Args:
       views: of the same images; their scores are added up.
       selection: the categories that the ranks stand for; None: all K.
       size: [B, 2] int32, rows and columns of the images.
-      canvas: (R, C) of the result, at least `size`.
+      canvas: (rows, columns) of the result, at least `size`.
     """
-    labels = best_ranks(views, size)  # [B, *t, R, C]
+    labels = best_ranks(views, size)  # [B, *t, *canvas]
     if selection is not None:
         labels = from_ranks(labels, selection)
     inside = jnp.expand_dims(covered(size, canvas), range(1, labels.ndim - 2))
     return jnp.where(inside, labels, IGNORE_LABEL)
 
 
-def best_ranks(views: list[View], size):
-    """The rank with the highest score in each pixel, over the sum of the views: [B, *t, R, C].
+def best_ranks(views: list[View], size: jax.Array) -> jax.Array:
+    """The rank with the highest score in each pixel, over the sum of the views: [B, *t, *canvas].
 
     Args:
       size: [B, 2] int32, rows and columns of the images; what lies beyond them is arbitrary.
@@ -64,7 +69,9 @@ def best_ranks(views: list[View], size):
     return map_tiles(best_in_tile, views, size)[0]
 
 
-def map_tiles(function, views: list[View], size, *others):
+def map_tiles(
+    function: Callable, views: list[View], size: jax.Array, *others: Any
+) -> tuple[jax.Array, Any]:
     """Computes the maps of each image tile by tile, and sums over its tiles.
 
     Tiles beyond an image are skipped: the time depends on its size, not on the canvas, so that few
@@ -78,12 +85,12 @@ def map_tiles(function, views: list[View], size, *others):
       others: trees of arrays [B, …].
 
     Returns:
-      The map, [B, *t, R, C], zero in tiles beyond the image, and the tree of sums.
+      The map, [B, *t, *canvas], zero in tiles beyond the image, and the tree of sums.
     """
     canvas = views[0].rows.shape[1], views[0].columns.shape[1]
     tile = min(ROWS, canvas[0]), min(COLUMNS, canvas[1])
 
-    def pad(weights, length):  # [B, R, h] → to a multiple of `length` rows
+    def pad(weights, length):  # [B, canvas[0], h] → to a multiple of `length` rows
         return jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % length), (0, 0)))
 
     views = [View(v.output, pad(v.rows, tile[0]), pad(v.columns, tile[1])) for v in views]
@@ -121,7 +128,7 @@ def map_tiles(function, views: list[View], size, *others):
     return maps[..., : canvas[0], : canvas[1]], sums
 
 
-def covered(size, canvas: tuple[int, int]):
+def covered(size: jax.Array, canvas: Sequence[int]) -> jax.Array:
     """[B, *canvas] bool: the first `size` [B, 2] rows and columns."""
     rows, columns = (jnp.arange(canvas[axis]) < size[:, axis, None] for axis in (0, 1))
     return rows[:, :, None] & columns[:, None]

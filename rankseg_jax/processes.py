@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from orbax.checkpoint import multihost
@@ -44,7 +44,7 @@ while text := os.read(0, 1 << 16):
 """
 
 
-def start(**flags) -> None:
+def start(**flags: Any) -> None:
     """Joins the other processes of the run; runs alone where nothing tells of any.
 
     Without flags, the variables of `VARIABLES` tell, or else the cluster: Cloud TPU, SLURM, Open

@@ -11,10 +11,13 @@
 --mode=convert makes it a run again.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rankseg_jax import checkpoint, model_card, models, sharding, storage, tasks
 from rankseg_jax.pretrained import hub, processor, to_hf
@@ -22,7 +25,7 @@ from rankseg_jax.pretrained import hub, processor, to_hf
 FILES = {*hub.DESCRIPTIONS, hub.WEIGHTS, processor.FILE, 'README.md', 'grid.png'}
 
 
-def run(config, workdir, output) -> Path:
+def run(config: ConfigDict, workdir: str | os.PathLike, output: str | os.PathLike) -> Path:
     """Writes checkpoint `config.eval.checkpoint` of `workdir` as the files above.
 
     Returns:
@@ -43,7 +46,9 @@ def run(config, workdir, output) -> Path:
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     task = tasks.build(config, saved.class_names, saved.things)
     model = models.build(config, task.num_classes)
-    variables = jax.device_get(models.restore(saved, model, config, sharding.one_device()))
+    variables = jax.device_get(
+        models.restore(saved, model, config=config, mesh=sharding.one_device())
+    )
     variables = {
         'params': variables.get('ema', variables['params']),
         'batch_stats': variables['batch_stats'],
@@ -72,7 +77,7 @@ def run(config, workdir, output) -> Path:
     for name in files & {*hub.DESCRIPTIONS, processor.FILE}:
         (output / name).unlink()  # a folder that lacks them is none, as when this is cut off
     with storage.written(output) as folder:
-        hub.write(folder, record, variables, arrays)
+        hub.write(folder, record, variables, theirs=arrays)
         if theirs:
             hub.write_json(folder / processor.FILE, inputs)
         (folder / 'README.md').write_text(card, 'utf-8')
@@ -81,7 +86,9 @@ def run(config, workdir, output) -> Path:
     return output
 
 
-def in_hugging_faces(config, task: tasks.Task, model) -> dict[str, Any] | None:
+def in_hugging_faces(
+    config: ConfigDict, task: tasks.Task, model: nn.Module
+) -> dict[str, Any] | None:
     """config.json in Hugging Face's format, or None if it has no such model; prints which."""
     try:
         if config.rankseg:

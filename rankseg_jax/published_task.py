@@ -33,7 +33,7 @@ def semantic_task(
 
 
 def video_task(
-    source, task: str | None, things: Sequence[str] | None
+    source: str | Path, task: str | None, things: Sequence[str] | None
 ) -> tuple[str, list[bool], str]:
     """As `published_task`, of a model that sees videos."""
     if task not in (None, *VIDEO_TASKS) or things:
@@ -49,7 +49,7 @@ def video_task(
 
 
 def published_task(
-    source, class_names: Sequence[str], task: str | None, things: Sequence[str] | None
+    source: str | Path, class_names: Sequence[str], task: str | None, things: Sequence[str] | None
 ) -> tuple[str, list[bool], str]:
     """The task of a checkpoint, which its files do not state.
 

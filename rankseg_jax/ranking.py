@@ -24,7 +24,9 @@ class Selection:
     scores: jax.Array
 
 
-def select(class_scores, num_selected: int, *, must_include=None) -> Selection:
+def select(
+    class_scores: jax.Array, num_selected: int, *, must_include: jax.Array | None = None
+) -> Selection:
     """Selects the `num_selected` best-scored categories of each image.
 
     Ties go to the lower class id. No gradient flows through the selection.
@@ -70,7 +72,9 @@ def select(class_scores, num_selected: int, *, must_include=None) -> Selection:
     return Selection(labels, -negated)
 
 
-def gather(values, selection: Selection, axis: int = -1, *, keep_last: bool = False) -> jax.Array:
+def gather(
+    values: jax.Array, selection: Selection, axis: int = -1, *, keep_last: bool = False
+) -> jax.Array:
     """Turns the class axis of `values` into a rank axis.
 
     Args:
@@ -91,8 +95,10 @@ def gather(values, selection: Selection, axis: int = -1, *, keep_last: bool = Fa
     return jax.vmap(lambda v, label: jnp.take(v, label, axis=axis - 1, mode='clip'))(values, labels)
 
 
-def to_ranks(labels, selection: Selection, *, num_classes: int, ignore_label: int) -> jax.Array:
-    """Maps class ids to their ranks: [B, …] integers -> [B, …] int32 in 0..κ-1.
+def to_ranks(
+    labels: jax.Array, selection: Selection, *, num_classes: int, ignore_label: int
+) -> jax.Array:
+    """Maps class ids to their ranks: [B, …] integers → [B, …] int32 in 0..κ-1.
 
     Categories that are not selected, `ignore_label` and ids outside 0..K-1 become `ignore_label`.
     The cost is one table of K + 1 entries per image and one lookup per element.
@@ -117,8 +123,8 @@ def to_ranks(labels, selection: Selection, *, num_classes: int, ignore_label: in
     return jax.vmap(lookup)(selection.labels, slots)
 
 
-def from_ranks(ranks, selection: Selection) -> jax.Array:
-    """Maps ranks back to class ids, the inverse of `to_ranks`: [B, …] integers -> [B, …] int32.
+def from_ranks(ranks: jax.Array, selection: Selection) -> jax.Array:
+    """Maps ranks back to class ids, the inverse of `to_ranks`: [B, …] integers → [B, …] int32.
 
     Values outside 0..κ-1, such as an ignore label, stay unchanged.
     """
@@ -130,7 +136,7 @@ def from_ranks(ranks, selection: Selection) -> jax.Array:
 
 
 class RankTemperature(nn.Module):
-    """Rank-adaptive scale of logits, [..., ranks] -> [..., ranks].
+    """Rank-adaptive scale of logits, [..., ranks] → [..., ranks].
 
     Attributes:
       num_ranks: the most ranks that the last axis may hold; with 1 and kind 'temperature', all
@@ -152,8 +158,8 @@ class RankTemperature(nn.Module):
     no_object: bool = False
 
     @nn.compact
-    def __call__(self, logits):
-        def of_ranks(name, init):
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        def rank_parameter(name, init):
             """A parameter by rank, as far as the logits have ranks."""
             values = self.param(name, init, (self.num_ranks + self.no_object,))
             ranks = logits.shape[-1] - self.no_object
@@ -161,10 +167,10 @@ class RankTemperature(nn.Module):
             return values.astype(logits.dtype)
 
         if self.kind in ('temperature', 'affine'):
-            log_tau = of_ranks('log_tau', nn.initializers.constant(jnp.log(self.tau)))
+            log_tau = rank_parameter('log_tau', nn.initializers.constant(jnp.log(self.tau)))
             logits = logits * jnp.exp(-log_tau)  # [..., κ]
             if self.kind == 'affine':
-                logits += of_ranks('bias', nn.initializers.zeros)
+                logits += rank_parameter('bias', nn.initializers.zeros)
             return logits
         if self.kind == 'layer_norm':
             # Cosines lie close together, so computing the variance as E[x²] - E[x]² loses digits.

@@ -3,6 +3,9 @@
 import importlib
 import json
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 import configs
 from rankseg_jax import config_check, tasks
@@ -28,7 +31,7 @@ def file(name: str) -> Path:
     return FOLDER / f'{name}.py'
 
 
-def load(name: str):
+def load(name: str) -> ConfigDict:
     """The config of a name such as segmenter:ade20k_b16."""
     module, _, argument = name.partition(':')
     get_config = importlib.import_module(f'configs.{module}').get_config
@@ -49,7 +52,7 @@ def table() -> str:
     return '\n'.join([*lines, '', 'measured: with this library; published: by the authors.'])
 
 
-def cells(recipe) -> tuple[str, ...]:
+def cells(recipe: dict[str, Any]) -> tuple[str, ...]:
     """The cells of a config's line, as text.
 
     Args:
@@ -73,7 +76,7 @@ def cells(recipe) -> tuple[str, ...]:
     )
 
 
-def score(recipe, config) -> str:
+def score(recipe: dict[str, Any], config: ConfigDict) -> str:
     """The score that a run can expect, measured or published; '' where neither is known."""
     metric = tasks.task_class(config.task).best_by
     if 'measured' in recipe:

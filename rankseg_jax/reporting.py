@@ -40,7 +40,7 @@ class Progress:
     and each time all of them are copied.
     """
 
-    def __init__(self, setup, workdir: Path, start: int):
+    def __init__(self, setup: Any, workdir: Path, start: int):
         """Reports from step `start` on; `setup` is a `train.Setup`."""
         self.config = config = setup.config
         self.batch_ids = setup.batch_ids  # the names of a step's examples
@@ -68,7 +68,7 @@ class Progress:
             self.writer.close()
             self.file.close()
 
-    def add(self, step: int, metrics) -> None:
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Adds the metrics of a step."""
         self.pending.append((step, metrics))
         self.settle(AHEAD)

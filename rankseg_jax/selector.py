@@ -7,14 +7,14 @@ selection, so that a rank means the same in all its members.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax.multilabel import LogSumExpHead, build_head
 from rankseg_jax.outputs import Memory
@@ -85,17 +85,17 @@ class CategorySelector(nn.Module):
     @nn.compact
     def __call__(
         self,
-        features,
+        features: jax.Array,
         choice: Choice,
-        class_embedding,
+        class_embedding: jax.Array | None,
         *,
         train: bool,
         over_frames: Callable | None = None,
-    ):
+    ) -> tuple[jax.Array, Selection | None, jax.Array | None]:
         """Ranks the categories of each group of images.
 
         Args:
-          features: [B · views, h, w, D] or tokens [B · views, L, D].
+          features: [B · views, h, w, C] or tokens [B · views, L, C].
           choice: that of `Choice.by_frame` if these are features of single frames.
           class_embedding: [K, D] of the classifier; the head uses it with `share_embedding`.
           over_frames: makes the presence logits of `choice`'s images from those of `features`.
@@ -118,7 +118,7 @@ class CategorySelector(nn.Module):
 
 
 def choose(
-    options, presence_logits, choice: Choice, *, train: bool
+    options: ConfigDict, presence_logits: jax.Array, choice: Choice, *, train: bool
 ) -> tuple[jax.Array, Selection | None]:
     """Pools the presence logits of each group and selects its categories, unless told otherwise.
 
@@ -153,34 +153,37 @@ def choose(
     return presence_logits, select(presence_logits, kept, must_include=forced)
 
 
-def num_ranks(options, num_classes: int) -> int:
+def num_ranks(options: ConfigDict, num_classes: int) -> int:
     """How many categories training keeps: `rankseg.train_selected`, at least κ and at most K."""
     return min(max(options.num_selected, options.train_selected), num_classes)
 
 
-def pool(presence_logits, choice: Choice):
+def pool(presence_logits: jax.Array, choice: Choice) -> jax.Array:
     """[B · mirrors · windows, K] → [B, K]: the best over windows, the mean over mirror images."""
     if choice.views == (1, 1):
         return presence_logits
+    # [B, mirrors, windows, K]
     grouped = presence_logits.reshape(-1, *choice.views, presence_logits.shape[-1])
     if choice.shown is not None and choice.frames is None:
-        shown = choice.shown.reshape(-1, *choice.views, 1)
+        shown = choice.shown.reshape(-1, *choice.views, 1)  # [B, mirrors, windows, 1]
         grouped = jnp.where(shown, grouped, -jnp.inf)
-    return grouped.max(2).mean(1)
+    return grouped.max(2).mean(1)  # [B, K]
 
 
-def ranked_categories(options, presence_logits, selection: Selection | None) -> Selection:
+def ranked_categories(
+    options: ConfigDict, presence_logits: jax.Array, selection: Selection | None
+) -> Selection:
     """The κ categories that the multi-label head ranks first, even if others were selected."""
     if selection is None or options.oracle:
         return select(presence_logits, options.num_selected)
     return selection
 
 
-def head_feature(options, features):
+def head_feature(options: ConfigDict, features: Mapping[int, jax.Array]) -> jax.Array:
     """The map that the multi-label head sees: the one of stride `rankseg.stride`.
 
     Args:
-      features: {stride: [B, h, w, D]}.
+      features: {stride: [B, h, w, C]}.
 
     Raises:
       ValueError: there is no map of that stride.
@@ -192,6 +195,9 @@ def head_feature(options, features):
     return features[options.stride]
 
 
+COSINE_TAU = 0.07  # initial temperature over cosines, which lie within ±1
+
+
 class RankScale(nn.Module):
     """Scales the logits by rank and by the score of their category: [B, …, κ] → [B, …, κ].
 
@@ -201,6 +207,9 @@ class RankScale(nn.Module):
       tau: initial temperature.
       no_object: a last logit, which stands for no category, follows the κ ranks; it has a
         temperature but no score.
+
+    Raises:
+      ValueError: as `RankTemperature`.
     """
 
     options: FrozenConfigDict
@@ -209,12 +218,14 @@ class RankScale(nn.Module):
     no_object: bool = False
 
     @nn.compact
-    def __call__(self, logits, selection: Selection):
+    def __call__(self, logits: jax.Array, selection: Selection) -> jax.Array:
         ranks, kind = num_ranks(self.options, self.num_classes), self.options.temperature
         if kind == 'shared':
             scale = RankTemperature(1, 'temperature', self.tau, name='temperature')
         else:
-            scale = RankTemperature(ranks, kind, self.tau, self.no_object, name='temperature')
+            scale = RankTemperature(
+                ranks, kind, tau=self.tau, no_object=self.no_object, name='temperature'
+            )
         logits = scale(logits)
         scores = selection.scores  # [B, κ]
         if self.no_object:  # is always present

@@ -25,7 +25,7 @@ GROWS_WITH_K = r'(class_embedding|classes/embedding|classify/kernel)$'
 SMALL = 2**14  # a parameter with fewer numbers is not worth the latency of gathering it
 
 
-def print_once(*values) -> None:
+def print_once(*values: Any) -> None:
     """Prints on the first host only."""
     if jax.process_index() == 0:
         print(*values, flush=True)
@@ -79,7 +79,7 @@ def copied(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(mesh: Mesh, state, params, rules: Sequence = ()):
+def state_shardings(mesh: Mesh, state: Any, params: Any, rules: Sequence = ()) -> Any:
     """A sharding for each leaf of a training state, or of part of it.
 
     A parameter lies where the first rule found in its path puts it, else where `default_spec` does.
@@ -104,7 +104,7 @@ def state_shardings(mesh: Mesh, state, params, rules: Sequence = ()):
     def spec(name, shape):
         for pattern, axes in rules:
             if re.search(pattern, name):
-                check_spec(axes, name, shape, mesh)
+                check_spec(axes, name, shape=shape, mesh=mesh)
                 return PartitionSpec(*axes)
         return default_spec(name, shape, mesh)
 
@@ -118,7 +118,7 @@ def state_shardings(mesh: Mesh, state, params, rules: Sequence = ()):
     return jax.tree_util.tree_map_with_path(find, state)
 
 
-def named_leaves(tree) -> list[tuple[str, Any]]:
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a tree with their paths, such as decoder/classes/embedding."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in leaves]
@@ -141,7 +141,7 @@ def default_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec
     return PartitionSpec(*spec)
 
 
-def check_spec(axes, name: str, shape: tuple[int, ...], mesh: Mesh) -> None:
+def check_spec(axes: Sequence[str | None], name: str, shape: tuple[int, ...], mesh: Mesh) -> None:
     """Raises a ValueError for a spec of `config.sharding` that a parameter cannot have."""
     where = f'config.sharding: {tuple(axes)} of {name} {list(shape)}'
     if len(axes) > len(shape):
@@ -155,7 +155,7 @@ def check_spec(axes, name: str, shape: tuple[int, ...], mesh: Mesh) -> None:
             raise ValueError(f'{where}: {axis} = {mesh.shape[axis]} does not divide {length}')
 
 
-def place(shapes, shardings):
+def place(shapes: Any, shardings: Any) -> Any:
     """A tree of shapes with their shardings, to restore arrays into."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -164,7 +164,7 @@ def place(shapes, shardings):
     )
 
 
-def shard_batch(batch, mesh: Mesh):
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this host's part of a batch, arrays [b, …], on its devices as part of the global batch.
 
     Returns:
@@ -174,7 +174,7 @@ def shard_batch(batch, mesh: Mesh):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def gather(value) -> list:
+def gather(value: Any) -> list:
     """The values of all hosts, of this one alone if there are no others; any that pickles."""
     if jax.process_count() == 1:
         return [value]
@@ -187,7 +187,7 @@ def gather(value) -> list:
     return [pickle.loads(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
-def local_part(x) -> np.ndarray:
+def local_part(x: jax.Array) -> np.ndarray:
     """This host's part [b, …] of an array [B, …] that is split: the inverse of `shard_batch`.
 
     Devices along other axes of the mesh hold copies, each of which counts once.
@@ -214,7 +214,7 @@ def local_mesh(mesh: Mesh) -> Mesh:
     return Mesh(np.array(mesh.local_devices).reshape(shape), AXES)
 
 
-def local(mesh: Mesh, variables) -> tuple[Mesh, Any]:
+def local(mesh: Mesh, variables: Any) -> tuple[Mesh, Any]:
     """`local_mesh` and the variables on it, without the other hosts.
 
     Args:
@@ -235,7 +235,7 @@ def local(mesh: Mesh, variables) -> tuple[Mesh, Any]:
     return mesh, jax.tree.map(part, every_host)
 
 
-def host_copy(tree, mesh: Mesh):
+def host_copy(tree: Any, mesh: Mesh) -> Any:
     """NumPy copies of arrays that may be spread over several hosts."""
     whole = jax.jit(lambda x: x, out_shardings=copied(mesh))(tree)
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)

@@ -81,7 +81,13 @@ class Tracker:
             track = chosen.get(m)
             if track is None:
                 empty = np.zeros(len(probabilities[m]))
-                track = Track(len(self.tracks) + 1, empty, 0, {}, embeddings[m])
+                track = Track(
+                    id=len(self.tracks) + 1,
+                    probabilities=empty,
+                    windows=0,
+                    masks={},
+                    embedding=embeddings[m],
+                )
                 self.tracks.append(track)
             track.probabilities += probabilities[m]
             track.windows += 1
@@ -111,7 +117,13 @@ class Tracker:
         """
         for identity, mask in zip(identities.tolist(), masks, strict=True):
             if identity not in self.followed:
-                track = Track(identity + 1, probabilities[identity], 1, {}, np.zeros(0))
+                track = Track(
+                    id=identity + 1,
+                    probabilities=probabilities[identity],
+                    windows=1,
+                    masks={},
+                    embedding=np.zeros(0),
+                )
                 self.followed[identity] = track
                 self.tracks.append(track)
             if mask:

@@ -1,15 +1,18 @@
 """The training step, from a batch to a new state: pure functions, to be jitted over a mesh."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from flax import struct
+from ml_collections import ConfigDict
 
-from rankseg_jax import inference, losses, models
+from rankseg_jax import inference, losses, models, tasks
+from rankseg_jax.outputs import PixelOutput, QueryOutput
 from rankseg_jax.selector import Choice
 
 
@@ -28,16 +31,25 @@ class TrainState:
     optimizer: Any
 
 
-def create_state(model, optimizer, config, num_classes: int) -> TrainState:
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, num_classes: int
+) -> TrainState:
     """The state before the first step."""
-    variables = models.init(model, num_classes, config.seed, config.augment.crop_size)
+    variables = models.init(
+        model, num_classes, seed=config.seed, image_shape=config.augment.crop_size
+    )
     if config.ema:  # a copy, since donated buffers must differ
         variables['ema'] = jax.tree.map(jnp.copy, variables['params'])
     return TrainState(jnp.int32(0), variables, optimizer.init(variables['params']))
 
 
 def loss_parts(
-    key, output, batch, presence, config, task
+    key: jax.Array,
+    output: PixelOutput | QueryOutput,
+    batch: Mapping[str, jax.Array],
+    presence: jax.Array,
+    config: ConfigDict,
+    task: tasks.Task,
 ) -> tuple[dict[str, losses.Mean], dict[str, jax.Array]]:
     """The parts that the training loss of a batch is the sum of, and further figures, by name.
 
@@ -56,7 +68,7 @@ def loss_parts(
     parts, figures = task.loss(key, output, batch)
     if output.presence_logits is not None:
         parts['loss_multilabel'] = losses.multilabel_loss(
-            output.presence_logits, presence, batch['mask'], config.loss
+            output.presence_logits, presence, mask=batch['mask'], options=config.loss
         )
     if output.cell_logits is not None and config.loss.cell_weight:
         value = losses.pixel_cross_entropy(
@@ -66,7 +78,14 @@ def loss_parts(
     return parts, figures
 
 
-def make_train_step(model, optimizer, config, task, *, all_classes: bool = False) -> Callable:
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    task: tasks.Task,
+    *,
+    all_classes: bool = False,
+) -> Callable:
     """(TrainState, batch) → (TrainState, metrics), to be jitted; see `pipeline.train_batches`.
 
     Args:
@@ -80,12 +99,12 @@ def make_train_step(model, optimizer, config, task, *, all_classes: bool = False
             model,
             {'params': params, 'batch_stats': batch_stats},
             batch['image'],
-            Choice(presence=presence, all_classes=all_classes, step=step),
+            choice=Choice(presence=presence, all_classes=all_classes, step=step),
             train=True,
             rngs={'dropout': rng},
         )
         key = jax.random.fold_in(rng, 0)
-        parts, figures = loss_parts(key, output, batch, presence, config, task)
+        parts, figures = loss_parts(key, output, batch, presence=presence, config=config, task=task)
         return parts, figures, updates.get('batch_stats', {})
 
     def loss_fn(params, batch_stats, step, batch, rng, shares=None):

@@ -1,9 +1,12 @@
 """How images are cut into windows, and the weights that put what is found in them back in place."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+from ml_collections import ConfigDict
 
 from rankseg_jax.data.fitting import window_stride
 
@@ -44,7 +47,9 @@ class Cut:
         """[B, 2] int32, rows and columns of cells that an image covers, of (h, w) of a window."""
         return -(-self.content * jnp.array(cells) // jnp.array(self.window))
 
-    def places(self, cells: tuple[int, int], size, canvas: tuple[int, int], direct: bool = False):
+    def places(
+        self, cells: tuple[int, int], size: jax.Array, canvas: tuple[int, int], direct: bool = False
+    ) -> list[tuple[jax.Array, jax.Array]]:
         """For each mirror image the weights (of rows, of columns) of its windows in the result.
 
         Args:
@@ -76,11 +81,11 @@ class Cut:
         return [(weights(0), weights(1, mirror)) for mirror in self.mirrored]
 
 
-def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
+def cut_windows(view: Mapping[str, jax.Array], evaluation: ConfigDict) -> tuple[Cut, jax.Array]:
     """Cuts {'image': [B, (t,) H, W, 3], 'content': [B, 2]} as `config.eval` says.
 
     Returns:
-      The cut, and its windows [B, mirrors · windows, (t,) h, w, 3].
+      The cut, and its windows [B, mirrors · windows, (t,) *window, 3].
     """
     image, content = view['image'], view['content']
     leading, whole = image.shape[1:-3], image.shape[-3:-1]
@@ -119,21 +124,29 @@ def cut_windows(view, evaluation) -> tuple[Cut, jax.Array]:
     images = jax.vmap(windows)(image, content, *starts)
     padded_to_size = not any(evaluation.base_size) and any(evaluation.size)
     fringe = not padded_to_size or bool(evaluation.resample)
-    return Cut(content, starts, tuple(window), tuple(stride), mirrored, fringe), images
+    cut = Cut(
+        content=content,
+        starts=starts,
+        window=(window[0], window[1]),
+        stride=(stride[0], stride[1]),
+        mirrored=mirrored,
+        fringe=fringe,
+    )
+    return cut, images
 
 
 def interpolation(
     *,
     length: int,
-    size,
-    content,
-    starts,
+    size: jax.Array,
+    content: jax.Array,
+    starts: jax.Array,
     window: int,
     stride: int,
     cells: int,
     mirror: bool,
     fringe: bool = False,
-):
+) -> jax.Array:
     """Weights of all windows' logits in each row (or column) of the result: [B, length, n · cells].
 
     Two bilinear resizes with half-pixel centers in one: from a window's cells to its pixels, where

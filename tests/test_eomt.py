@@ -237,19 +237,19 @@ def test_each_query_draws_whether_its_mask_is_used():
         for i, shape in enumerate([(400, 5, 16), (400, 8, 12, 16)])
     )
 
-    def sights(probability):
+    def attention_mask(probability):
         return np.asarray(
             model.apply(
                 variables,
                 embedding,
                 pixels,
                 probability,
-                method='sights',
+                method='attention_mask',
                 rngs={'dropout': jax.random.key(0)},
             )
         )
 
-    masked, some, opened = sights(1.0), sights(0.3), sights(0.0)
+    masked, some, opened = map(attention_mask, (1.0, 0.3, 0.0))
     assert opened.all() and masked.shape == (400, 5 + 3 + 24, 5 + 3 + 24)
     assert masked[:, 5:].all() and masked[:, :, :8].all() and 0.4 < masked[:, :5, 8:].mean() < 0.6
     used = (some == masked)[:, :5].all(-1)

@@ -63,7 +63,7 @@ ALLOWED = {
     ),
     'from_data': 'checkpoint data tasks',
     'reporting': 'evaluate optimizers sharding storage',
-    'train_step': 'inference losses models selector',
+    'train_step': 'inference losses models outputs selector tasks',
     'train': (
         'categories checkpoint data evaluate from_data models optimizers pretrained processes '
         'reporting sharding storage tasks train_step'

@@ -1,4 +1,4 @@
-"""Backbones: images [B, H, W, 3] -> {stride s: features [B, ceil(H / s), ceil(W / s), D]}.
+"""Backbones: images [B, H, W, 3] → {stride s: features [B, ceil(H / s), ceil(W / s), D]}.
 
 A family is a module here with `VARIANTS`, which maps names to modules. A module's `strides` are
 those of its features.
@@ -6,9 +6,11 @@ those of its features.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rankseg_jax.backbones import beit, efficientnet_lite, resnet, swin, vit
 
@@ -35,7 +37,7 @@ def find(name: str) -> Callable[..., nn.Module]:
     return known[name]
 
 
-def build(name: str, dtype=jnp.float32, **fields) -> nn.Module:
+def build(name: str, dtype: Any = jnp.float32, **fields: Any) -> nn.Module:
     """The backbone called `name`, computing in `dtype`, with further fields of its module.
 
     Raises:
@@ -44,7 +46,9 @@ def build(name: str, dtype=jnp.float32, **fields) -> nn.Module:
     return find(name)(dtype=dtype, **fields)
 
 
-def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> nn.Module:
+def from_config(
+    config: ConfigDict, strides: tuple[int, ...] | None = PYRAMID, **needed: Any
+) -> nn.Module:
     """The backbone that `config.model` names, if it suits the framework that asks for it.
 
     An option of the config has no effect on a family whose module has no such field, as
@@ -90,12 +94,12 @@ def from_config(config, strides: tuple[int, ...] | None = PYRAMID, **needed) -> 
     return variant(dtype=jnp.dtype(model.dtype), **options, **needed)
 
 
-def suits(variant, strides: tuple[int, ...] | None, needed) -> bool:
+def suits(variant: Any, strides: tuple[int, ...] | None, needed: dict[str, Any]) -> bool:
     """Whether a backbone has the strides and fields that `from_config` is asked for."""
     found = variant().strides
     enough = len(found) == 1 if strides is None else set(strides) <= set(found)
     return enough and field_names(variant).issuperset(needed)
 
 
-def field_names(variant) -> set[str]:
+def field_names(variant: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(variant.func)}

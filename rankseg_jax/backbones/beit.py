@@ -1,5 +1,6 @@
 """BEiT (Bao et al., 2022): a ViT with relative position bias, and a neck that makes a pyramid."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from rankseg_jax.layers import Block, remat, resize
 
 
 class BEiT(nn.Module):
-    """Images of any size -> features of strides 4, 8, 16 and 32.
+    """Images of any size → features of strides 4, 8, 16 and 32.
 
     The class token takes part and is left out of the features. Relative positions are biases of
     each block's attention; a bias that all blocks share (pre-training) is the same as its sum with
@@ -47,8 +48,8 @@ class BEiT(nn.Module):
     strides = (4, 8, 16, 32)
 
     @nn.compact
-    def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
         Images are padded with zeros below and to the right to a multiple of 16.
 
@@ -112,7 +113,7 @@ class PositionBias(nn.Module):
     num_heads: int
 
     @nn.compact
-    def __call__(self, grid):
+    def __call__(self, grid: Sequence[int]) -> jax.Array:
         """The biases for a grid of (h, w) cells, [heads, 1 + h · w, 1 + h · w].
 
         The table is resized to the differences of positions in that grid.
@@ -132,8 +133,10 @@ class PositionBias(nn.Module):
         return jnp.block([[itself, to_cells], [to_class, bias]])
 
 
-def neck(maps, size, dtype, *, train: bool) -> dict[int, jax.Array]:
-    """Four maps [B, h, w, D] of stride 16 -> {stride: [B, ceil(H / stride), …, D]}.
+def neck(
+    maps: Sequence[jax.Array], size: Sequence[int], dtype: Any, *, train: bool
+) -> dict[int, jax.Array]:
+    """Four maps [B, h, w, D] of stride 16 → {stride: [B, ceil(H / stride), …, D]}.
 
     To be called inside a compact module, whose layers `neck…` it has.
 

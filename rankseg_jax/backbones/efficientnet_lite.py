@@ -43,7 +43,7 @@ STAGES = (
 
 
 class EfficientNetLite(nn.Module):
-    """Images of any size -> features of strides 4, 8, 16 and 32.
+    """Images of any size → features of strides 4, 8, 16 and 32.
 
     Public weights expect pixels in -1..1: `data.mean` and `data.std` of 127.5.
 
@@ -67,8 +67,8 @@ class EfficientNetLite(nn.Module):
     strides = (4, 8, 16, 32)
 
     @nn.compact
-    def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
         A dilated stage keeps its key s, but its map has the size of the output stride.
 

@@ -1,6 +1,6 @@
 """ResNet (He et al., 2016; v1.5: a bottleneck strides in its 3 x 3 convolution)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,8 +37,8 @@ class ResNet(nn.Module):
     strides = (4, 8, 16, 32)
 
     @nn.compact
-    def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`.
 
         A dilated stage keeps its key s, but its map has the size of the output stride.
 
@@ -95,8 +95,10 @@ class ResNet(nn.Module):
         return features
 
 
-def stem_map(images, kind: str, width: int, *, conv):
-    """Images [B, H, W, 3] -> [B, ceil(H / 4), ceil(W / 4), width], by a stem of `ResNet`.
+def stem_map(
+    images: jax.Array, kind: str, width: int, *, conv: Callable[..., jax.Array]
+) -> jax.Array:
+    """Images [B, H, W, 3] → [B, ceil(H / 4), ceil(W / 4), width], by a stem of `ResNet`.
 
     `conv(name, x, features, kernel=…, stride=…)` applies a layer.
     """

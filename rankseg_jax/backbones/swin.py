@@ -14,7 +14,7 @@ from rankseg_jax.layers import Mlp, attend, remat
 
 
 class Swin(nn.Module):
-    """Images of any size -> features of strides 4, 8, 16 and 32, each with its own layer norm.
+    """Images of any size → features of strides 4, 8, 16 and 32, each with its own layer norm.
 
     Images are padded with zeros below and to the right to a multiple of 4, maps to whole windows
     and even sizes.
@@ -42,8 +42,8 @@ class Swin(nn.Module):
     strides = (4, 8, 16, 32)
 
     @nn.compact
-    def __call__(self, images, *, train: bool) -> dict[int, jax.Array]:
-        """Images [B, H, W, 3] -> {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`."""
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[int, jax.Array]:
+        """Images [B, H, W, 3] → {s: features [B, ceil(H / s), ceil(W / s), D]}, s in `strides`."""
 
         def norm(name, x):
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
@@ -87,7 +87,7 @@ class Swin(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """A pre-norm transformer block with attention inside windows: [B, h, w, D] -> [B, h, w, D].
+    """A pre-norm transformer block with attention inside windows: [B, h, w, D] → [B, h, w, D].
 
     Attributes:
       num_heads: attention heads.
@@ -103,7 +103,7 @@ class SwinBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)
         table = self.param(
             'position_bias', token_init, (2 * self.window - 1, 2 * self.window - 1, self.num_heads)
@@ -130,33 +130,33 @@ class SwinBlock(nn.Module):
         return x + drop_path(Mlp(4 * x.shape[-1], dtype=self.dtype)(y, train=train))
 
 
-def pad_to(x, multiple: int):
-    """[B, h, w, D] -> the same with zeros below and to the right, to a multiple of h and w."""
+def pad_to(x: jax.Array, multiple: int) -> jax.Array:
+    """[B, h, w, D] → the same with zeros below and to the right, to a multiple of h and w."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, -x.shape[2] % multiple), (0, 0)))
 
 
-def space_to_depth(x):
-    """[B, 2h, 2w, D] -> [B, h, w, 4D]: of four neighbors the two of the left column come first."""
+def space_to_depth(x: jax.Array) -> jax.Array:
+    """[B, 2h, 2w, D] → [B, h, w, 4D]: of four neighbors the two of the left column come first."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
 
 
-def to_windows(x, window: int):
-    """[B, h, w, D] -> [B, windows, window², D]."""
+def to_windows(x: jax.Array | np.ndarray, window: int) -> jax.Array | np.ndarray:
+    """[B, h, w, D] → [B, windows, window², D]."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // window, window, width // window, window, channels)
     return x.swapaxes(2, 3).reshape(batch, -1, window**2, channels)
 
 
-def from_windows(x, shape, window: int):
-    """The inverse of `to_windows`: [B, windows, window², D] -> `shape`, (B, h, w, D)."""
+def from_windows(x: jax.Array, shape: tuple[int, ...], window: int) -> jax.Array:
+    """The inverse of `to_windows`: [B, windows, window², D] → `shape`, (B, h, w, D)."""
     batch, height, width, channels = shape
     x = x.reshape(batch, height // window, width // window, window, window, channels)
     return x.swapaxes(2, 3).reshape(shape)
 
 
-def same_region(height: int, width: int, *, window: int, shift: int):
+def same_region(height: int, width: int, *, window: int, shift: int) -> jax.Array | np.ndarray:
     """Which cells of a window were neighbors before the map was rolled by `shift`.
 
     Returns:

@@ -1,5 +1,6 @@
 """Vision transformer (Dosovitskiy et al., 2021): one feature map, at the stride of its patches."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ token_init = nn.initializers.truncated_normal(0.02)
 
 
 class ViT(nn.Module):
-    """Images -> {patch: features}; class token and registers take part and are dropped at the end.
+    """Images → {patch: features}; class token and registers take part and are dropped at the end.
 
     DINOv2 and DINOv3 are among `VARIANTS`. Tokens are in the order class token, registers, patches;
     whatever joins them goes in front.
@@ -39,7 +40,7 @@ class ViT(nn.Module):
         between 1 / rescale and rescale.
       remat: name of the policy by which the backward pass keeps results of a block, see
         `layers.remat`; None: it keeps all.
-      epsilon, layer_scale, gated, unbiased: as of `layers.Block`.
+      epsilon, layer_scale, gated, unbiased: see `layers.Block`.
     """
 
     patch: int
@@ -64,7 +65,7 @@ class ViT(nn.Module):
     def strides(self) -> tuple[int, ...]:
         return (self.patch,)
 
-    def setup(self):
+    def setup(self) -> None:
         width = self.width
         self.patches = nn.Conv(
             width,
@@ -99,7 +100,7 @@ class ViT(nn.Module):
             setattr(self, f'block{i}', block)
         self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
 
-    def run_block(self, number: int, x, **options):
+    def run_block(self, number: int, x: jax.Array, **options: Any) -> jax.Array:
         """Tokens [B, L, D] after block `number`, from 0, with the options of `layers.Block`."""
 
         def call(self, x):
@@ -107,7 +108,9 @@ class ViT(nn.Module):
 
         return remat(call, self.remat)(self, x)
 
-    def embed(self, images, *, train: bool):
+    def embed(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, tuple[int, int], jax.Array | None]:
         """The tokens of images [B, H, W, 3] before the first block.
 
         Returns:
@@ -136,16 +139,16 @@ class ViT(nn.Module):
         x = jnp.concatenate([*tokens, x.reshape(batch, -1, self.width)], 1)
         return x, grid, rotation
 
-    def repeat(self, tokens, batch: int):
+    def repeat(self, tokens: jax.Array, batch: int) -> jax.Array:
         """Learned tokens [T, D] for each image of a batch, [B, T, D]."""
         return jnp.broadcast_to(tokens.astype(self.dtype), (batch, *tokens.shape))
 
-    def patch_map(self, x, grid: tuple[int, int]):
+    def patch_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """The patches among tokens [B, …, D], the last of them: [B, h, w, D]."""
         return x[:, -grid[0] * grid[1] :].reshape(x.shape[0], *grid, self.width)
 
-    def __call__(self, images, *, train: bool) -> dict[int | str, jax.Array]:
-        """Images [B, H, W, 3] -> {patch: [B, ceil(H / patch), ceil(W / patch), D]}."""
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[int | str, jax.Array]:
+        """Images [B, H, W, 3] → {patch: [B, ceil(H / patch), ceil(W / patch), D]}."""
         x, grid, rotation = self.embed(images, train=train)  # [B, L, D]
         for i in range(self.num_layers):
             if self.num_classes and i == self.num_layers - 1:
@@ -157,7 +160,7 @@ class ViT(nn.Module):
         return features | ({'classes': x[:, : self.num_classes]} if self.num_classes else {})
 
 
-def patch_angles(grid: tuple[int, int], depth: int, theta: float = 100.0):
+def patch_angles(grid: tuple[int, int], depth: int, theta: float = 100.0) -> np.ndarray:
     """DINOv3's rotary codes, float32 [h · w, depth / 2], for `layers.rotate`.
 
     Half of the pairs of channels turn with the row, half with the column, each at its own
@@ -170,7 +173,9 @@ def patch_angles(grid: tuple[int, int], depth: int, theta: float = 100.0):
     return angles.reshape(-1, depth // 2).astype(np.float32)
 
 
-def resize_codes(codes, shape, antialias: bool):
+def resize_codes(
+    codes: jax.Array | np.ndarray, shape: Sequence[int], antialias: bool
+) -> jax.Array | np.ndarray:
     """Position codes [h, w, D] for another grid, [*shape, D].
 
     Equals PyTorch's bicubic interpolation, with and without `antialias`, whose cubics differ.
@@ -180,8 +185,8 @@ def resize_codes(codes, shape, antialias: bool):
     return resize_bicubic(codes, shape)
 
 
-def resize_bicubic(x, shape):
-    """[h, w, D] -> [*shape, D], half-pixel centers, edges repeated.
+def resize_bicubic(x: jax.Array | np.ndarray, shape: Sequence[int]) -> jax.Array | np.ndarray:
+    """[h, w, D] → [*shape, D], half-pixel centers, edges repeated.
 
     Equals `torch.nn.functional.interpolate(mode='bicubic', align_corners=False)`, whose cubic
     differs from that of `jax.image`.
@@ -192,7 +197,7 @@ def resize_bicubic(x, shape):
     return jnp.einsum('hwd,ih,jw->ijd', x, rows, columns, precision='highest')
 
 
-def bicubic_weights(size: int, new_size: int, a: float = -0.75):
+def bicubic_weights(size: int, new_size: int, a: float = -0.75) -> np.ndarray:
     """Weights [new_size, size] of cubic convolution (Keys, 1981) with the parameter `a`."""
     position = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     near = np.floor(position)[:, None] + np.arange(-1, 3)  # [new_size, 4]
@@ -216,18 +221,18 @@ SIZES = {  # width, num_layers, num_heads
 }
 
 
-def variant(size: str, **fields):
+def variant(size: str, **fields: Any) -> partial[ViT]:
     width, num_layers, num_heads = SIZES[size]
     return partial(ViT, width=width, num_layers=num_layers, num_heads=num_heads, **fields)
 
 
-def dinov2(size: str, **fields):
+def dinov2(size: str, **fields: Any) -> partial[ViT]:
     """DINOv2 (Oquab et al., 2023); the giant has gated MLPs."""
     gated = {'gated': True, 'mlp_dim': 4096} if size == 'g' else {}
     return variant(size, layer_scale=1e-5, **gated, **fields)
 
 
-def dinov3(size: str, **fields):
+def dinov3(size: str, **fields: Any) -> partial[ViT]:
     """DINOv3 (Siméoni et al., 2025)."""
     return variant(
         size,

@@ -11,7 +11,7 @@ from rankseg_jax.layers import ConvNorm
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling, any [B, h, w, C] -> [B, h, w, D].
+    """Atrous spatial pyramid pooling, any [B, h, w, C] → [B, h, w, D].
 
     Attributes:
       channels: D.
@@ -26,7 +26,7 @@ class ASPP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         def conv(name, x, kernel, dilation=1):
             return ConvNorm(self.channels, kernel, dilation=dilation, dtype=self.dtype, name=name)(
                 x, train=train
@@ -35,7 +35,7 @@ class ASPP(nn.Module):
         pooled = conv('pool', x.mean((1, 2), keepdims=True), 1)  # [B, 1, 1, D]
         branches = [jnp.broadcast_to(pooled, (*x.shape[:3], self.channels))]
         branches += [
-            conv(f'branch{i}', x, 1 if dilation == 1 else 3, dilation)
+            conv(f'branch{i}', x, kernel=1 if dilation == 1 else 3, dilation=dilation)
             for i, dilation in enumerate(self.dilations)
         ]
         x = jnp.concatenate(branches, -1)  # [B, h, w, (1 + dilations) · D]

@@ -1,5 +1,6 @@
 """MaskFormer's pixel decoder: a feature pyramid (Lin et al., 2017) with group norms."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -7,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankseg_jax.decoders.pixel_decoder import group_norm_conv, linear_init
+from rankseg_jax.decoders.pixel_decoder import group_norm_conv
+from rankseg_jax.layers import linear_init
 
 
 class FeaturePyramid(nn.Module):
-    """Features of strides 4, 8, 16 and 32 -> maps of one width, and pixel embeddings at stride 4.
+    """Features of strides 4, 8, 16 and 32 → maps of one width, and pixel embeddings at stride 4.
 
     Attributes:
       channels: D, a multiple of 32.
@@ -21,8 +23,10 @@ class FeaturePyramid(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool) -> tuple[dict[int, jax.Array], jax.Array]:
-        """{s: [B, h_s, w_s, C_s]} -> ({s: [B, h_s, w_s, D]}, pixel embeddings [B, h_4, w_4, D])."""
+    def __call__(
+        self, features: Mapping[int, jax.Array], *, train: bool
+    ) -> tuple[dict[int, jax.Array], jax.Array]:
+        """{s: [B, h_s, w_s, C_s]} → ({s: [B, h_s, w_s, D]}, pixel embeddings [B, h_4, w_4, D])."""
         conv_norm = partial(group_norm_conv, channels=self.channels, dtype=self.dtype)
         maps = {32: nn.relu(conv_norm('fuse32', features[32], 3))}
         for stride in (16, 8, 4):
@@ -40,8 +44,8 @@ class FeaturePyramid(nn.Module):
         return maps, pixels
 
 
-def double(x, shape):
-    """[B, h, w, D] -> [B, *shape, D], of twice the size or one cell less.
+def double(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """[B, h, w, D] → [B, *shape, D], of twice the size or one cell less.
 
     Each cell becomes four, as PyTorch's 'nearest' interpolation makes it.
     """

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
@@ -10,9 +11,7 @@ from rankseg_jax.layers import Block, unit
 from rankseg_jax.multilabel import ClassWiseLinear, as_tokens, class_init
 from rankseg_jax.outputs import PixelOutput
 from rankseg_jax.ranking import RankTemperature, gather
-from rankseg_jax.selector import CategorySelector, Choice, RankScale, choose
-
-TAU = 0.07  # cosines lie within ±1: the initial temperature over them
+from rankseg_jax.selector import COSINE_TAU, CategorySelector, Choice, RankScale, choose
 
 
 class MaskTransformer(nn.Module):
@@ -41,7 +40,12 @@ class MaskTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features, classes=None, *, train: bool, choice: Choice = Choice()
+        self,
+        features: jax.Array,
+        classes: jax.Array | None = None,
+        *,
+        train: bool,
+        choice: Choice = Choice(),
     ) -> PixelOutput:
         """Classifies the cells of a map.
 
@@ -50,7 +54,7 @@ class MaskTransformer(nn.Module):
           classes: [B, K, D] class embeddings from the backbone, or None.
 
         Raises:
-          ValueError: as `selector.choose`.
+          ValueError: as `CategorySelector` and `RankScale`.
         """
         options = self.rankseg
         blocks = [
@@ -103,9 +107,9 @@ class MaskTransformer(nn.Module):
         logits = jnp.einsum('bld,bkd->blk', patches, classes)
         logits = logits.reshape(*features.shape[:-1], -1)  # [B, h, w, κ or K]
         if options is not None and ranks is not None:
-            logits = RankScale(options, self.num_classes, TAU, name='rank')(logits, ranks)
+            logits = RankScale(options, self.num_classes, COSINE_TAU, name='rank')(logits, ranks)
         elif options is not None and options.select:
-            logits = logits / TAU  # the warm-up, whose scale has no parameters of its own
+            logits = logits / COSINE_TAU  # the warm-up, whose scale has no parameters of its own
         else:
             logits = RankTemperature(self.num_classes, 'layer_norm', name='classes')(logits)
         return PixelOutput(logits, selection, presence_logits, cell_logits=cell_logits)

@@ -1,7 +1,9 @@
 """Where RankSeg enters a per-pixel framework: pixels × embeddings of the selected categories."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
@@ -20,17 +22,18 @@ class ClassEmbedding(nn.Module):
     num_classes: int
     dim: int
 
-    def setup(self):
+    def setup(self) -> None:
         self.embedding = self.param(
             'embedding', nn.initializers.normal(0.02), (self.num_classes, self.dim)
         )
         self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
 
-    def __call__(self, pixels, selection: Selection | None):
+    def __call__(self, pixels: jax.Array, selection: Selection | None) -> jax.Array:
         embedding, bias = self.embedding.astype(pixels.dtype), self.bias  # [K, D], [K]
         if selection is None:
             return (pixels @ embedding.T).astype(jnp.float32) + bias  # [B, *space, K]
-        embedding, bias = gather(embedding, selection, 0), gather(bias, selection, 0)  # [B, κ, D]
+        embedding = gather(embedding, selection, 0)  # [B, κ, D]
+        bias = gather(bias, selection, 0)  # [B, κ]
         logits = jnp.einsum('b...d,bkd->b...k', pixels, embedding).astype(jnp.float32)
         return logits + jnp.expand_dims(bias, range(1, pixels.ndim - 1))  # [B, *space, κ]
 
@@ -49,7 +52,13 @@ class PixelClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pixels, features, auxiliary=None, *, train: bool, choice: Choice = Choice()
+        self,
+        pixels: jax.Array,
+        features: Mapping[int, jax.Array],
+        auxiliary: jax.Array | None = None,
+        *,
+        train: bool,
+        choice: Choice = Choice(),
     ) -> PixelOutput:
         """Classifies pixel embeddings [B, *space, D].
 
@@ -60,7 +69,7 @@ class PixelClassifier(nn.Module):
             same categories, or over all K without `rankseg.select_auxiliary`.
 
         Raises:
-          ValueError: as `head_feature` and `selector.choose`.
+          ValueError: as `head_feature`, `CategorySelector` and `RankScale`.
         """
         choice = choice.by_frame()
         classes = ClassEmbedding(self.num_classes, pixels.shape[-1], name='classes')
@@ -79,4 +88,10 @@ class PixelClassifier(nn.Module):
             classes = ClassEmbedding(self.num_classes, dim, name='auxiliary_classes')
             selects = self.rankseg is not None and self.rankseg.select_auxiliary
             auxiliary = classes(auxiliary, ranks if selects else None)
-        return PixelOutput(logits, selection, presence_logits, auxiliary, cell_logits)
+        return PixelOutput(
+            logits,
+            selection=selection,
+            presence_logits=presence_logits,
+            auxiliary_logits=auxiliary,
+            cell_logits=cell_logits,
+        )

@@ -11,22 +11,23 @@ Letters, beside those used everywhere:
   R: rows of values around the points of one query and head, 4 · S · P.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
-from rankseg_jax.layers import Mlp, resize, sine_positions
+from rankseg_jax.layers import Mlp, linear_init, resize, sine_positions
 
 STRIDES = (32, 16, 8)  # of the maps that attend to each other, in this order
-linear_init = nn.initializers.xavier_uniform()
 
 
 class PixelDecoder(nn.Module):
-    """Features of strides 4, 8, 16 and 32 -> maps of one width, and pixel embeddings at stride 4.
+    """Features of strides 4, 8, 16 and 32 → maps of one width, and pixel embeddings at stride 4.
 
     Attributes:
       channels: D, a multiple of 32.
@@ -43,7 +44,9 @@ class PixelDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool) -> tuple[dict[int, jax.Array], jax.Array]:
+    def __call__(
+        self, features: Mapping[int, jax.Array], *, train: bool
+    ) -> tuple[dict[int, jax.Array], jax.Array]:
         """Decodes {s: [B, h_s, w_s, C_s]}.
 
         Returns:
@@ -82,8 +85,10 @@ class PixelDecoder(nn.Module):
         return maps, nn.Conv(self.channels, (1, 1), dtype=self.dtype, name='mask_features')(x)
 
 
-def group_norm_conv(name, x, kernel=1, *, channels, dtype, use_bias=False) -> jax.Array:
-    """Convolution and group norm, [B, h, w, C] -> [B, h, w, channels].
+def group_norm_conv(
+    name: str, x: jax.Array, kernel: int = 1, *, channels: int, dtype: Any, use_bias: bool = False
+) -> jax.Array:
+    """Convolution and group norm, [B, h, w, C] → [B, h, w, channels].
 
     To be called inside a compact module, which gets the layers `<name>_conv` and `<name>_norm`.
     """
@@ -100,15 +105,30 @@ def group_norm_conv(name, x, kernel=1, *, channels, dtype, use_bias=False) -> ja
     return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, name=f'{name}_norm')(x)
 
 
+def check_channels(options: ConfigDict) -> None:
+    """Raises a ValueError if group norms or attention heads do not divide `model.channels`.
+
+    Args:
+      options: the keys of `config.model`.
+    """
+    if options.channels % 32 or options.channels % options.decoder_heads:
+        raise ValueError(
+            f'config.model.channels = {options.channels} must be a multiple of 32 and of '
+            f'config.model.decoder_heads = {options.decoder_heads}'
+        )
+
+
 class DeformableLayer(nn.Module):
-    """A post-norm transformer layer with deformable attention, [B, L, D] -> [B, L, D]."""
+    """A post-norm transformer layer with deformable attention, [B, L, D] → [B, L, D]."""
 
     num_heads: int
     mlp_dim: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, position, shapes, *, train: bool):
+    def __call__(
+        self, x: jax.Array, position: jax.Array, shapes: tuple[tuple[int, ...], ...], *, train: bool
+    ) -> jax.Array:
         attention = DeformableAttention(self.num_heads, dtype=self.dtype, name='attention')
         y = attention(x, position, shapes)  # [B, L, D]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + y)
@@ -131,7 +151,9 @@ class DeformableAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, position, shapes):
+    def __call__(
+        self, x: jax.Array, position: jax.Array, shapes: tuple[tuple[int, ...], ...]
+    ) -> jax.Array:
         """Attends from every token to all levels.
 
         Args:
@@ -180,10 +202,10 @@ class DeformableAttention(nn.Module):
         output = nn.DenseGeneral(
             x.shape[-1], (-2, -1), kernel_init=linear_init, dtype=self.dtype, name='out'
         )
-        return output(sample(value, points, weights, shapes))  # [B, L, D]
+        return output(sample(value, points, weights=weights, shapes=shapes))  # [B, L, D]
 
 
-def centers(shapes) -> jax.Array:
+def centers(shapes: tuple[tuple[int, ...], ...]) -> jax.Array:
     """Positions of all tokens on each level, in cells of that level: [L, S, 2], (column, row)."""
     relative = []  # [h_s · w_s, 1, 2] each, as fractions of the image
     for height, width in shapes:
@@ -194,7 +216,9 @@ def centers(shapes) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames='shapes')
-def sample(value, points, weights, shapes) -> jax.Array:
+def sample(
+    value: jax.Array, points: jax.Array, weights: jax.Array, shapes: tuple[tuple[int, ...], ...]
+) -> jax.Array:
     """Weighted sums of values at points between cells, bilinearly interpolated, zero outside.
 
     Args:
@@ -220,7 +244,7 @@ def sample(value, points, weights, shapes) -> jax.Array:
         cells.append(starts + place[..., 1] * sizes[..., 0] + place[..., 0])
         shares.append(jnp.where(inside, near * weights, 0))
 
-    def rows(corners):  # four [B, M, A, S, P] -> [B, A, R, M]
+    def rows(corners):  # four [B, M, A, S, P] → [B, A, R, M]
         x = jnp.stack(corners, 3)
         return x.reshape(*x.shape[:3], -1).transpose(0, 2, 3, 1)
 
@@ -228,7 +252,7 @@ def sample(value, points, weights, shapes) -> jax.Array:
 
 
 @jax.custom_vjp
-def weighted_sum(value, cells, shares) -> jax.Array:
+def weighted_sum(value: jax.Array, cells: jax.Array, shares: jax.Array) -> jax.Array:
     """Sums rows of `value`, selected by `cells` and weighted by `shares`.
 
     It is a sum over R, so that a compiler can fuse the gathers into it and never stores R × M × d
@@ -242,24 +266,29 @@ def weighted_sum(value, cells, shares) -> jax.Array:
     Returns:
       [B, A, M, d], of `value`'s dtype.
     """
-    return sum(
+    total = sum(
         take(value, cells[:, :, r]) * shares[:, :, r, :, None].astype(value.dtype)
         for r in range(cells.shape[2])
     )
+    return cast(jax.Array, total)
 
 
 @jax.vmap
 @jax.vmap
-def take(value, cells):
-    """Rows of `value`: [B, A, L, d], [B, A, M] -> [B, A, M, d]."""
+def take(value: jax.Array, cells: jax.Array) -> jax.Array:
+    """Rows of `value`: [B, A, L, d], [B, A, M] → [B, A, M, d]."""
     return value[cells]
 
 
-def weighted_sum_forward(value, cells, shares):
+def weighted_sum_forward(
+    value: jax.Array, cells: jax.Array, shares: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     return weighted_sum(value, cells, shares), (value, cells, shares)
 
 
-def weighted_sum_backward(residuals, gradient):
+def weighted_sum_backward(
+    residuals: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None, jax.Array]:
     def head_gradients(inputs):
         value, cells, shares, gradient = inputs  # [L, d], [R, M], [R, M], [M, d]
         shares_gradient = jnp.einsum(

@@ -1,18 +1,17 @@
 """The end of every per-query framework: each query gets a category, in rank order, and a mask."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax.layers import unit
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.ranking import Selection, gather
-from rankseg_jax.selector import CategorySelector, Choice, RankScale, head_feature
-
-TAU = 0.07  # cosines lie within ±1: the initial temperature over them
+from rankseg_jax.selector import COSINE_TAU, CategorySelector, Choice, RankScale, head_feature
 
 
 class QueryClassifier(nn.Module):
@@ -35,9 +34,9 @@ class QueryClassifier(nn.Module):
     @nn.compact
     def __call__(
         self,
-        features,
-        queries,
-        mask_logits,
+        features: jax.Array | None,
+        queries: list[jax.Array],
+        mask_logits: list[jax.Array],
         *,
         train: bool,
         choice: Choice,
@@ -49,10 +48,10 @@ class QueryClassifier(nn.Module):
           features: what the multi-label head sees, see `head_input`; None without RankSeg.
           queries: list of [B, Q, D].
           mask_logits: list of [B, Q, *space].
-          over_frames: as of `CategorySelector`.
+          over_frames: see `CategorySelector`.
 
         Raises:
-          ValueError: as `selector.choose`.
+          ValueError: as `CategorySelector` and `RankScale`.
         """
         options = self.rankseg
         classes = QueryClasses(self.num_classes, self.dim, self.cosine, name='classes')
@@ -60,7 +59,7 @@ class QueryClassifier(nn.Module):
         if options is not None:
             selector = CategorySelector(self.num_classes, options, self.dtype, name='head')
             presence_logits, selection, cell_logits = selector(
-                features,
+                cast(jax.Array, features),
                 choice if options.layer else choice.by_frame(),
                 classes.embedding[:-1],
                 train=train,
@@ -70,7 +69,7 @@ class QueryClassifier(nn.Module):
                 cell_logits = cell_logits.reshape(-1, choice.frames, *cell_logits.shape[1:])
         ranks = choice.spread(selection)
         class_logits = classes(jnp.stack(queries, 1), ranks)  # [B, predictions, Q, κ + 1 or K + 1]
-        tau = TAU if self.cosine else 1.0
+        tau = COSINE_TAU if self.cosine else 1.0
         if options is None or ranks is None:
             class_logits = class_logits / tau
         else:
@@ -87,7 +86,9 @@ class QueryClassifier(nn.Module):
         )
 
 
-def head_input(options, states, maps):
+def head_input(
+    options: ConfigDict | None, states: list[jax.Array], maps: Mapping[int, jax.Array]
+) -> jax.Array | None:
     """Input of the multi-label head: queries after layer `rankseg.layer`, or a map for layer 0.
 
     Args:
@@ -115,22 +116,23 @@ def head_input(options, states, maps):
 
 
 class QueryClasses(nn.Module):
-    """Classifies queries over categories and no-object, the last: [B, P, Q, D] → [B, P, Q, κ + 1].
+    """Classifies queries over categories and no-object, the last.
 
-    P counts predictions. The logits are float32; over all K + 1 without a selection.
+    [B, predictions, Q, D] → [B, predictions, Q, κ + 1]. The logits are float32; over all K + 1
+    without a selection.
     """
 
     num_classes: int
     dim: int
     cosine: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', 1, 0)
         self.embedding = self.param('embedding', init, (self.num_classes + 1, self.dim))
         if not self.cosine:
             self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes + 1,))
 
-    def __call__(self, queries, selection: Selection | None):
+    def __call__(self, queries: jax.Array, selection: Selection | None) -> jax.Array:
         def ranked(x):  # [K + 1, …] → [B, κ + 1, …]
             return x if selection is None else gather(x, selection, 0, keep_last=True)
 

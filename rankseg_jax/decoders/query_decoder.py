@@ -1,19 +1,19 @@
 """Transformer decoders whose queries each predict a category and a mask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from rankseg_jax.decoders.query_classifier import QueryClassifier, head_input
-from rankseg_jax.layers import Mlp, attend, resize, sine_code, sine_positions
+from rankseg_jax.layers import Mlp, attend, linear_init, resize, sine_code, sine_positions
 from rankseg_jax.multilabel import as_tokens
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.selector import Choice
 
-linear_init = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(1.0)
 
 
@@ -24,9 +24,11 @@ class TransformerDecoder(nn.Module):
       num_classes: K.
       num_queries: Q.
       channels: D of the maps, the pixel embeddings and the queries.
-      num_layers: of the decoder.
-      mlp_dim: width inside their MLPs.
-      cosine, rankseg: as for `QueryClassifier`.
+      num_layers: layers of the decoder.
+      num_heads: attention heads of each layer.
+      mlp_dim: width inside the layers' MLPs.
+      cosine, rankseg: see `QueryClassifier`.
+      dtype: of the computation; parameters and logits are float32.
     """
 
     num_classes: int
@@ -39,7 +41,7 @@ class TransformerDecoder(nn.Module):
     rankseg: FrozenConfigDict | None = None
     dtype: Any = jnp.float32
 
-    def position_codes(self, shape: tuple[int, int], choice: Choice):
+    def position_codes(self, shape: Sequence[int], choice: Choice) -> jax.Array:
         """The position codes of a map's cells, [L, D] of images, [1 or B, t · L, D] of clips.
 
         Rows and columns have half of the channels each. The time, as a share of the clip's own
@@ -57,7 +59,15 @@ class TransformerDecoder(nn.Module):
         return space.astype(self.dtype)
 
     def predict(
-        self, states, queries, embeddings, maps, pixels, *, train: bool, choice: Choice
+        self,
+        states: list[jax.Array],
+        queries: list[jax.Array],
+        embeddings: list[jax.Array],
+        maps: Mapping[int, jax.Array],
+        pixels: jax.Array,
+        *,
+        train: bool,
+        choice: Choice,
     ) -> QueryOutput:
         """Makes a prediction from the queries before the first layer and after each.
 
@@ -94,7 +104,14 @@ class QueryDecoder(TransformerDecoder):
     """
 
     @nn.compact
-    def __call__(self, maps, pixels, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(
+        self,
+        maps: Mapping[int, jax.Array],
+        pixels: jax.Array,
+        *,
+        train: bool,
+        choice: Choice = Choice(),
+    ) -> QueryOutput:
         """Decodes the maps of images, or of the frames of clips.
 
         Args:
@@ -142,12 +159,25 @@ class QueryDecoder(TransformerDecoder):
             inside |= everywhere & ~inside.any(-1, keepdims=True)
             layer = QueryLayer(self.num_heads, self.mlp_dim, self.dtype, name=f'layer{i}')
             x = layer(
-                x, query_position, memories[level], positions[level], inside, train=train
+                x,
+                query_position,
+                memory=memories[level],
+                position=positions[level],
+                mask=inside,
+                train=train,
             )  # [B, Q, D]
             states.append(x)
             queries.append(norm(x))
             embeddings.append(embed(queries[-1]))
-        return self.predict(states, queries, embeddings, maps, pixels, train=train, choice=choice)
+        return self.predict(
+            states,
+            queries,
+            embeddings=embeddings,
+            maps=maps,
+            pixels=pixels,
+            train=train,
+            choice=choice,
+        )
 
 
 class DetrDecoder(TransformerDecoder):
@@ -161,7 +191,13 @@ class DetrDecoder(TransformerDecoder):
 
     @nn.compact
     def __call__(
-        self, memory, maps, pixels, *, train: bool, choice: Choice = Choice()
+        self,
+        memory: jax.Array,
+        maps: Mapping[int, jax.Array],
+        pixels: jax.Array,
+        *,
+        train: bool,
+        choice: Choice = Choice(),
     ) -> QueryOutput:
         """Decodes the maps of an image.
 
@@ -174,7 +210,9 @@ class DetrDecoder(TransformerDecoder):
           ValueError: as `TransformerDecoder.predict`, or for clips.
         """
         if choice.frames is not None:
-            raise ValueError('maskformer sees single images: use mask2former for videos')
+            raise ValueError(
+                'DetrDecoder sees single images; videos need a framework that sees clips'
+            )
         position = self.position_codes(memory.shape[-3:-1], choice)  # [L, D]
         memory = as_tokens(memory)  # [B, L, C]
         if memory.shape[-1] != self.channels:
@@ -194,15 +232,25 @@ class DetrDecoder(TransformerDecoder):
                 self_first=True,
                 name=f'layer{i}',
             )
-            states.append(layer(states[-1], query_position, memory, position, train=train))
+            states.append(
+                layer(states[-1], query_position, memory=memory, position=position, train=train)
+            )
         norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm')
         embed = MaskEmbedding(self.channels, self.dtype, name='mask')
         queries = [norm(x) for x in states[1:]]
         embeddings = [embed(x) for x in queries]
-        return self.predict(states, queries, embeddings, maps, pixels, train=train, choice=choice)
+        return self.predict(
+            states,
+            queries,
+            embeddings=embeddings,
+            maps=maps,
+            pixels=pixels,
+            train=train,
+            choice=choice,
+        )
 
 
-def clip_tokens(maps, choice: Choice):
+def clip_tokens(maps: jax.Array, choice: Choice) -> jax.Array:
     """[B · t, h, w, D] → [B, t · L, D], the cells of a clip frame by frame; t is 1 for images."""
     return as_tokens(maps).reshape(-1, (choice.frames or 1) * maps[0, ..., 0].size, maps.shape[-1])
 
@@ -222,12 +270,23 @@ class QueryLayer(nn.Module):
     self_first: bool = False
 
     @nn.compact
-    def __call__(self, x, query_position, memory, position, mask=None, *, train: bool):
+    def __call__(
+        self,
+        x: jax.Array,
+        query_position: jax.Array,
+        memory: jax.Array,
+        position: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
         """Updates the queries.
 
         Args:
-          x: [B, Q, D] queries; query_position: [Q, D] their position codes.
-          memory: [B, L, D] cells; position: [(B,) L, D] their position codes.
+          x: [B, Q, D] queries.
+          query_position: [Q, D], their position codes.
+          memory: [B, L, D] cells.
+          position: [(B,) L, D], their position codes.
           mask: [B, Q, L] bool, the cells that each query looks at; None: all.
         """
         drop = nn.Dropout(self.dropout, deterministic=not train)
@@ -249,7 +308,9 @@ class QueryLayer(nn.Module):
             return attention('self', x + query_position, x + query_position, x)
 
         def mlp(x):
-            return Mlp(self.mlp_dim, self.dropout, nn.relu, self.dtype, name='mlp')(x, train=train)
+            return Mlp(
+                self.mlp_dim, dropout=self.dropout, activation=nn.relu, dtype=self.dtype, name='mlp'
+            )(x, train=train)
 
         parts = [cross_attention, self_attention, mlp]
         if self.self_first:
@@ -261,19 +322,19 @@ class QueryLayer(nn.Module):
 
 
 class MaskEmbedding(nn.Module):
-    """The embedding shared by a query's pixels, by three dense layers: [B, Q, D] → [B, Q, D]."""
+    """Mask embeddings of queries, by an MLP of three layers: [B, Q, D] → [B, Q, D]."""
 
     channels: int
     dtype: Any = jnp.float32
     activation: Callable = nn.relu
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(2):
             x = self.activation(nn.Dense(self.channels, dtype=self.dtype)(x))  # [B, Q, channels]
         return nn.Dense(self.channels, dtype=self.dtype)(x)  # [B, Q, channels]
 
 
-def mask_products(embeddings, pixels):
+def mask_products(embeddings: jax.Array, pixels: jax.Array) -> jax.Array:
     """Mask logits float32 [B, Q, *space] of mask and pixel embeddings [B, Q, D], [B, *space, D]."""
     return jnp.einsum('bqd,b...d->bq...', embeddings, pixels, preferred_element_type=jnp.float32)

@@ -1,6 +1,6 @@
 """UPerNet's decoder (Xiao et al., 2018): pyramid pooling, a feature pyramid, one fused map."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from rankseg_jax.layers import ConvNorm, adaptive_average_pool, resize
 
 
 class UPerHead(nn.Module):
-    """Features of several strides -> pixel embeddings at the finest, and a feature pyramid.
+    """Features of several strides → pixel embeddings at the finest, and a feature pyramid.
 
     Equals mmseg's UPerHead without its dropout and classifier.
 
@@ -25,7 +25,9 @@ class UPerHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features, *, train: bool) -> tuple[jax.Array, dict[int, jax.Array]]:
+    def __call__(
+        self, features: Mapping[int, jax.Array], *, train: bool
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
         """Fuses {stride s: [B, h_s, w_s, C_s]}, any channels and sizes.
 
         Returns:

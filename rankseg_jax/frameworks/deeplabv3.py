@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.aspp import ASPP
@@ -15,11 +16,19 @@ from rankseg_jax.selector import Choice
 
 
 class DeepLabV3(nn.Module):
-    """Images -> PixelOutput at the backbone's output stride.
+    """Images → PixelOutput at the backbone's output stride.
 
     The multi-label head sees the backbone's features.
 
-    Attributes: those of UPerNet, and `dilations` of the ASPP.
+    Attributes:
+      num_classes: K.
+      backbone: a module [B, H, W, 3] → {stride: features}, with strides 16 and 32.
+      channels: D, width of the ASPP and of the pixel embeddings.
+      dilations: of the ASPP.
+      dropout: in training, the probability that a channel of the embeddings is dropped.
+      auxiliary: whether a small head on stride 16 gives `auxiliary_logits`, for a further loss.
+      rankseg: the keys of `config.rankseg`, see configs/common.py; None is the baseline.
+      dtype: of the computation; parameters and logits are float32.
     """
 
     num_classes: int
@@ -32,7 +41,7 @@ class DeepLabV3(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
@@ -47,7 +56,7 @@ class DeepLabV3(nn.Module):
         )
 
 
-def build(config, num_classes: int) -> DeepLabV3:
+def build(config: ConfigDict, num_classes: int) -> DeepLabV3:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.backbones.vit import ViT
@@ -45,7 +45,7 @@ class EncoderOnly(nn.Module):
     rankseg: FrozenConfigDict | None = None
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         width, dtype = self.backbone.width, self.dtype
         self.queries = self.param('queries', embedding_init, (self.num_queries, width))
         self.mask = MaskEmbedding(width, dtype, self.activation)
@@ -53,24 +53,35 @@ class EncoderOnly(nn.Module):
             Upscale(self.activation, dtype) for _ in range(num_upscales(self.backbone.patch))
         ]
         self.decoder = QueryClassifier(
-            self.num_classes, width, self.cosine, self.rankseg, dtype=dtype
+            self.num_classes, width, cosine=self.cosine, rankseg=self.rankseg, dtype=dtype
         )
 
     @property
     def activation(self) -> Callable:
-        """Of mask embeddings and upscaling: GELU; SiLU, as of its MLPs, where a DINOv3 is gated."""
+        """The activation in mask embeddings and upscaling.
+
+        GELU, but SiLU on gated DINOv3 backbones, as in their MLPs.
+        """
         gated = self.backbone.gated and self.backbone.codes == 'rotary'
         return nn.silu if gated else partial(nn.gelu, approximate=False)
 
-    def encode(self, images, *, train: bool):
+    def encode(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, tuple[int, int], jax.Array | None]:
         """Tokens [B, L, D] of images before the joint blocks, (h, w), and the blocks' rotation."""
         x, grid, rotation = self.backbone.embed(images, train=train)
         for i in range(self.backbone.num_layers - self.num_joint):
             x = self.backbone.run_block(i, x, train=train, rotation=rotation)
         return x, grid, rotation
 
-    def embeddings(self, x, grid: tuple[int, int]):
-        """Of tokens: queries [B, Q, D], their mask embeddings, pixel embeddings [B, h', w', D]."""
+    def embeddings(
+        self, x: jax.Array, grid: tuple[int, int]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Splits tokens after a block into queries and pixels.
+
+        Returns:
+          Queries [B, Q, D], their mask embeddings [B, Q, D], and pixel embeddings [B, h', w', D].
+        """
         x = self.backbone.norm(x)
         queries, pixels = x[:, : self.num_queries], self.backbone.patch_map(x, grid)
         double = remat(lambda upscale, pixels: upscale(pixels), self.backbone.remat)
@@ -78,7 +89,9 @@ class EncoderOnly(nn.Module):
             pixels = double(upscale, pixels)
         return queries, self.mask(queries), pixels
 
-    def head_features(self, before, grid, states):
+    def head_features(
+        self, before: jax.Array, grid: tuple[int, int], states: list[jax.Array]
+    ) -> jax.Array | None:
         """What the multi-label head sees, see `rankseg.layer` and `rankseg.tokens`.
 
         Args:
@@ -107,7 +120,7 @@ class EncoderOnly(nn.Module):
 
 
 class EoMT(EncoderOnly):
-    """Images -> QueryOutput, masks at a quarter of a patch's side (half, if that is below 16).
+    """Images → QueryOutput, masks at a quarter of a patch's side (half, if that is below 16).
 
     The probability that a query's mask is used in a joint block is a variable, which training
     sets and a checkpoint holds: `mask_probability` [n] among 'batch_stats'. In training each query
@@ -121,20 +134,20 @@ class EoMT(EncoderOnly):
     anneal_start: tuple[int, ...] = ()
     anneal_end: tuple[int, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         self.mask_probability = self.variable(
             'batch_stats', 'mask_probability', jnp.ones, (self.num_joint,)
         )
 
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`.
 
         Raises:
           ValueError: for clips, or as `head_input` and `QueryClassifier`.
         """
         if choice.frames is not None:
-            raise ValueError('eomt sees single images: use videomt or mask2former for videos')
+            raise ValueError('eomt sees single images; videos need a framework that sees clips')
         x, grid, rotation = self.encode(images, train=train)
         before = self.backbone.norm(x)
 
@@ -148,12 +161,12 @@ class EoMT(EncoderOnly):
                 return self.backbone.run_block(number, x, **options)
 
             def masked(self, x, joint=joint):
-                return joint(self, x, self.sights(*self.embeddings(x, grid)[1:]))
+                return joint(self, x, self.attention_mask(*self.embeddings(x, grid)[1:]))
 
             if train:
                 queries, embedding, pixels = self.embeddings(x, grid)
                 predictions.append((queries, mask_products(embedding, pixels)))
-                x = joint(self, x, self.sights(embedding, pixels, probability[i]))
+                x = joint(self, x, self.attention_mask(embedding, pixels, probability[i]))
             elif self.is_initializing():
                 x = joint(self, x)
             else:
@@ -165,7 +178,7 @@ class EoMT(EncoderOnly):
         features = self.head_features(before, grid, states)
         return self.decoder(features, queries, mask_logits, train=train, choice=choice)
 
-    def probability(self, step):
+    def probability(self, step: jax.Array | None) -> jax.Array:
         """The probability of masks [n] in a training step; sets the one that holds after it."""
         if step is None or not self.anneal_start:
             return self.mask_probability.value
@@ -177,13 +190,17 @@ class EoMT(EncoderOnly):
         self.mask_probability.value = at(step + 1)
         return at(step)
 
-    def sights(self, embedding, pixels, probability=None):
-        """Where tokens look, bool [B, Q + L, Q + L]: a query at the patches in its mask, and at all
-        other tokens; others everywhere.
+    def attention_mask(
+        self, embedding: jax.Array, pixels: jax.Array, probability: jax.Array | None = None
+    ) -> jax.Array:
+        """The attention mask, bool [B, Q + L, Q + L].
+
+        Queries attend to the patches in their masks and to all other tokens; other tokens attend
+        everywhere.
 
         Args:
-          embedding: of the queries' masks, as of `embeddings`.
-          pixels: their embeddings, as of `embeddings`.
+          embedding: of the queries' masks, see `embeddings`.
+          pixels: their embeddings, see `embeddings`.
           probability: that a query's mask is used; None: 1.
         """
         scale = 2 ** len(self.upscale)
@@ -217,7 +234,7 @@ class Upscale(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, dim = x.shape
         # A kernel of 2 × 2 at stride 2 is a dense layer of four cells.
         x = nn.DenseGeneral((2, 2, dim), use_bias=False, dtype=self.dtype, name='expand')(x)
@@ -228,16 +245,16 @@ class Upscale(nn.Module):
         kernel = self.param('depthwise', nn.initializers.normal(1 / 3), (3, 3, dim))
         kernel = kernel.astype(self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = sum(
+        total = sum(
             padded[:, i : i + 2 * height, j : j + 2 * width] * kernel[i, j]
             for i in range(3)
             for j in range(3)
         )
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(x)
+        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(total)
 
 
-def fields(config, num_classes: int) -> dict[str, Any]:
-    """Those of `EncoderOnly` that `config` (configs/common.py) describes, for K categories.
+def fields(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+    """The fields of `EncoderOnly` that `config` (configs/common.py) describes, for K categories.
 
     Raises:
       ValueError: as `backbones.from_config`, or the backbone has too few blocks.
@@ -260,7 +277,7 @@ def fields(config, num_classes: int) -> dict[str, Any]:
     }
 
 
-def build(config, num_classes: int) -> EoMT:
+def build(config: ConfigDict, num_classes: int) -> EoMT:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:

@@ -1,21 +1,22 @@
 """Mask2Former (Cheng et al., 2022) with RankSeg: deformable attention, masked-attention queries."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
-from rankseg_jax.decoders.pixel_decoder import PixelDecoder
+from rankseg_jax.decoders.pixel_decoder import PixelDecoder, check_channels
 from rankseg_jax.decoders.query_decoder import QueryDecoder
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.selector import Choice
 
 
 class Mask2Former(nn.Module):
-    """Images -> QueryOutput, masks at stride 4.
+    """Images → QueryOutput, masks at stride 4.
 
     Attributes:
-      backbone: a module [B, H, W, 3] -> {stride: features} for strides 4, 8, 16 and 32.
+      backbone: a module [B, H, W, 3] → {stride: features} for strides 4, 8, 16 and 32.
       pixel_decoder: a PixelDecoder.
       decoder: a QueryDecoder.
     """
@@ -25,14 +26,14 @@ class Mask2Former(nn.Module):
     decoder: QueryDecoder
 
     @nn.compact
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         maps, pixels = self.pixel_decoder(features, train=train)
         return self.decoder(maps, pixels, train=train, choice=choice)
 
 
-def build(config, num_classes: int) -> Mask2Former:
+def build(config: ConfigDict, num_classes: int) -> Mask2Former:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
@@ -61,16 +62,3 @@ def build(config, num_classes: int) -> Mask2Former:
             dtype=dtype,
         ),
     )
-
-
-def check_channels(options):
-    """Refuses a width of `options`, `config.model`, that group norms or heads do not divide.
-
-    Raises:
-      ValueError: it names the width and its divisors.
-    """
-    if options.channels % 32 or options.channels % options.decoder_heads:
-        raise ValueError(
-            f'config.model.channels = {options.channels} must be a multiple of 32 and of '
-            f'config.model.decoder_heads = {options.decoder_heads}'
-        )

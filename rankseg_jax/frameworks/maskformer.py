@@ -1,24 +1,25 @@
 """MaskFormer (Cheng et al., NeurIPS 2021) with RankSeg: feature pyramid, DETR's decoder."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.fpn import FeaturePyramid
+from rankseg_jax.decoders.pixel_decoder import check_channels
 from rankseg_jax.decoders.query_decoder import DetrDecoder
-from rankseg_jax.frameworks.mask2former import check_channels
 from rankseg_jax.outputs import QueryOutput
 from rankseg_jax.selector import Choice
 
 
 class MaskFormer(nn.Module):
-    """Images -> QueryOutput, masks at stride 4.
+    """Images → QueryOutput, masks at stride 4.
 
     The auxiliary predictions are those of all layers but the last.
 
     Attributes:
-      backbone: a module [B, H, W, 3] -> {stride: features} for strides 4, 8, 16 and 32.
+      backbone: a module [B, H, W, 3] → {stride: features} for strides 4, 8, 16 and 32.
       pixel_decoder: a FeaturePyramid.
       decoder: a DetrDecoder.
     """
@@ -28,18 +29,18 @@ class MaskFormer(nn.Module):
     decoder: DetrDecoder
 
     @nn.compact
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
         maps, pixels = self.pixel_decoder(features, train=train)
         return self.decoder(features[32], maps, pixels, train=train, choice=choice)
 
 
-def build(config, num_classes: int) -> MaskFormer:
+def build(config: ConfigDict, num_classes: int) -> MaskFormer:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
-      ValueError: as `backbones.from_config` and `mask2former.check_channels`.
+      ValueError: as `backbones.from_config` and `check_channels`.
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
     check_channels(options)

@@ -1,8 +1,9 @@
 """Segmenter (Strudel et al., 2021) with RankSeg: a ViT, a mask transformer or linear decoder."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.mask_transformer import MaskTransformer
@@ -12,7 +13,7 @@ from rankseg_jax.selector import Choice
 
 
 class Segmenter(nn.Module):
-    """Images -> PixelOutput at the stride of the backbone's patches.
+    """Images → PixelOutput at the stride of the backbone's patches.
 
     Attributes:
       backbone: a `backbones.vit.ViT`.
@@ -23,7 +24,7 @@ class Segmenter(nn.Module):
     decoder: nn.Module
 
     @nn.compact
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         # {patch: [B, h, w, D]}, and with late classes 'classes': [B, K, D]
         features = dict(self.backbone(images, train=train))
@@ -34,7 +35,7 @@ class Segmenter(nn.Module):
         return self.decoder(patches, classes, train=train, choice=choice)
 
 
-def build(config, num_classes: int) -> Segmenter:
+def build(config: ConfigDict, num_classes: int) -> Segmenter:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:

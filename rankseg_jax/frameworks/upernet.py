@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rankseg_jax import backbones
 from rankseg_jax.decoders.auxiliary import auxiliary_embeddings
@@ -15,11 +16,11 @@ from rankseg_jax.selector import Choice
 
 
 class UPerNet(nn.Module):
-    """Images -> PixelOutput at stride 4.
+    """Images → PixelOutput at stride 4.
 
     Attributes:
       num_classes: K.
-      backbone: a module [B, H, W, 3] -> {stride: features} for strides 4, 8, 16 and 32.
+      backbone: a module [B, H, W, 3] → {stride: features} for strides 4, 8, 16 and 32.
       channels: D, width of the decoder and of the pixel embeddings.
       dropout: in training, the probability that a channel of the embeddings is dropped.
       auxiliary: whether a small head on stride 16 gives `auxiliary_logits`, for a further loss.
@@ -36,7 +37,7 @@ class UPerNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> PixelOutput:
         """Takes normalized images [B · views, H, W, 3]; see `selector.Choice`."""
         drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)
         features = self.backbone(images, train=train)  # {stride: [B, h, w, D]}
@@ -53,7 +54,7 @@ class UPerNet(nn.Module):
         )
 
 
-def build(config, num_classes: int) -> UPerNet:
+def build(config: ConfigDict, num_classes: int) -> UPerNet:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:

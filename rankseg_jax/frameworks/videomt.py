@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rankseg_jax.decoders.query_decoder import mask_products
 from rankseg_jax.frameworks import eomt
@@ -23,19 +24,19 @@ CARRIES = True  # from one clip of a video to the next, see `VidEoMT.memory`
 
 
 class VidEoMT(eomt.EncoderOnly):
-    """Clips, frame by frame, -> QueryOutput, masks as of an `EoMT`.
+    """Clips, frame by frame, → QueryOutput, masks as in `EoMT`.
 
     The class logits of a clip are those of its queries' mean over the frames. For products this is
     the mean of the frames' class logits, which the authors take. Presence logits are averaged
     likewise. See `Choice.average_over` for averages that each frame has of its own.
     """
 
-    def setup(self):
+    def setup(self) -> None:
         super().setup()
         self.update = nn.Dense(self.backbone.width, dtype=self.dtype)
 
     def memory(self, count: int) -> Memory:
-        """That of `count` videos before their first frame."""
+        """The memory of `count` videos before their first frame."""
         queries = (count, self.num_queries, self.backbone.width)
         return Memory(
             frames=jnp.zeros(count),
@@ -44,7 +45,7 @@ class VidEoMT(eomt.EncoderOnly):
             presence_logits=None if self.rankseg is None else jnp.zeros((count, self.num_classes)),
         )
 
-    def __call__(self, images, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
+    def __call__(self, images: jax.Array, *, train: bool, choice: Choice = Choice()) -> QueryOutput:
         """Takes normalized images, or frames of clips, [B · views · t, H, W, 3].
 
         Raises:
@@ -56,11 +57,11 @@ class VidEoMT(eomt.EncoderOnly):
         x = x.reshape(-1, length, *x.shape[1:])  # [B · views, t, L, D]
         past = self.memory(x.shape[0]) if choice.memory is None else choice.memory
         shown = jnp.ones(x.shape[:2], bool) if choice.shown is None else choice.shown
-        states, next_queries = self.propagate(x, past, shown, rotation, train=train)
+        states, next_queries = self.propagate(x, past, shown, rotation=rotation, train=train)
 
         def averages(values, mean):  # [B · views · t, …] → [B · views, t or 1, …]
             values = values.astype(jnp.float32).reshape(-1, length, *values.shape[1:])
-            return averaged(values, mean, past.frames, shown, choice.average_over)
+            return averaged(values, mean, count=past.frames, shown=shown, over=choice.average_over)
 
         predictions = [self.embeddings(state, grid) for state in (states if train else states[-1:])]
         queries = [averages(x, past.queries) for x, *_ in predictions]  # [B · views, t or 1, Q, D]
@@ -74,12 +75,20 @@ class VidEoMT(eomt.EncoderOnly):
             [views_last(x, views).astype(self.dtype) for x in queries],
             mask_logits,
             train=train,
-            choice=of_averages(choice, queries[0].shape[1]),
+            choice=average_choice(choice, queries[0].shape[1]),
             over_frames=lambda x: views_last(averages(x, past.presence_logits), views),
         )
-        return of_clips(output, queries[-1], next_queries, past, shown, choice)
+        return clip_output(output, queries[-1], next_queries, past=past, shown=shown, choice=choice)
 
-    def propagate(self, x, past: Memory, shown, rotation, *, train: bool):
+    def propagate(
+        self,
+        x: jax.Array,
+        past: Memory,
+        shown: jax.Array,
+        rotation: jax.Array | None,
+        *,
+        train: bool,
+    ) -> tuple[list[jax.Array], jax.Array]:
         """Sends queries through the frames of clips, in order of time.
 
         Args:
@@ -116,11 +125,14 @@ class VidEoMT(eomt.EncoderOnly):
             in_axes=1,
             out_axes=1,
         )
-        following, states = scan(self, start, (x, shown))  # [B, t, Q + L, D] each
+        # [B, Q, D], and a list of [B, t, Q + L, D]; in prediction all but the last [B, t, Q, D]
+        following, states = scan(self, start, (x, shown))
         return [state.reshape(-1, *state.shape[2:]) for state in states], following
 
 
-def averaged(values, mean, count, shown, over: str):
+def averaged(
+    values: jax.Array, mean: jax.Array, count: jax.Array, shown: jax.Array, over: str
+) -> jax.Array:
     """Averages over the frames of a video, those before the clip included.
 
     Args:
@@ -147,13 +159,13 @@ def averaged(values, mean, count, shown, over: str):
     return (total + wide(count) * mean[:, None]) / wide(jnp.maximum(number + count, 1))
 
 
-def views_last(x, views: int):
-    """Averages [B · views, t, …] as those of images, [B · t · views, …], see `of_averages`."""
+def views_last(x: jax.Array, views: int) -> jax.Array:
+    """Averages [B · views, t, …] as those of images, [B · t · views, …], see `average_choice`."""
     x = x.reshape(-1, views, *x.shape[1:])
     return x.swapaxes(1, 2).reshape(-1, *x.shape[3:])
 
 
-def of_averages(choice: Choice, length: int) -> Choice:
+def average_choice(choice: Choice, length: int) -> Choice:
     """The choice for t averages a clip: one for each of them, as if it were an image."""
     presence, selection = jax.tree.map(
         lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else jnp.repeat(x, length, axis=0),
@@ -164,7 +176,14 @@ def of_averages(choice: Choice, length: int) -> Choice:
     )
 
 
-def of_clips(output, queries, next_queries, past: Memory, shown, choice: Choice) -> QueryOutput:
+def clip_output(
+    output: QueryOutput,
+    queries: jax.Array,
+    next_queries: jax.Array,
+    past: Memory,
+    shown: jax.Array,
+    choice: Choice,
+) -> QueryOutput:
     """The output of clips from that of their t averages, and what it hands to the next clips.
 
     Args:
@@ -206,7 +225,7 @@ def of_clips(output, queries, next_queries, past: Memory, shown, choice: Choice)
     )
 
 
-def build(config, num_classes: int) -> VidEoMT:
+def build(config: ConfigDict, num_classes: int) -> VidEoMT:
     """The model that `config` (configs/common.py) describes, for K categories.
 
     Raises:
