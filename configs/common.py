@@ -120,13 +120,16 @@ def get_config() -> ConfigDict:
     model.decoder = 'mask_transformer'  # segmenter: or 'linear'
     # segmenter: blocks of the mask transformer; mask2former, maskformer: layers of the queries.
     model.decoder_layers = 2
-    # Attention heads: segmenter, maskformer: of these layers; mask2former: of both decoders.
+    # Attention heads: segmenter: of these layers; maskformer: of its encoder, too; mask2former: of
+    # both decoders.
     model.decoder_heads = 12
     model.joint_blocks = 4  # eomt, videomt: last blocks of the backbone, which the queries join
     # eomt: masked attention in each of them is annealed away from one of these steps …
     model.anneal_start = ()
     model.anneal_end = ()  # … to another; both (): it stays, or as in the weights to start from
     model.pixel_layers = 6  # mask2former: layers of deformable attention in the pixel decoder
+    # maskformer: transformer layers on the map of stride 32, before the feature pyramid; 0: none.
+    model.encoder_layers = 0
     model.num_queries = 100  # mask2former, maskformer, eomt, videomt
     # The same: class logits are cosines (as released with RankSeg), not products.
     model.cosine = False

@@ -8,9 +8,11 @@ The data are read from their official folder or from records (docs/datasets.md).
 whole images; --config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True adds
 scales and mirror images.
 
+Panoptic recipes have a transformer encoder of six layers before the feature pyramid, as released.
 The scores with RankSeg are published without their recipes; ours take the κ and the head of
 Mask2Former's. The released code compares whole masks by focal and dice losses; here they are
-compared at points, by cross-entropy and dice, as in Mask2Former.
+compared at points, by cross-entropy and dice, as in Mask2Former. It also drops out weights of
+attention.
 """
 
 from configs import check_argument, mask2former
@@ -48,6 +50,9 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     config.model.framework = 'maskformer'
     config.model.decoder_layers = 6
     config.model.dropout = 0.1
+    if panoptic:
+        config.model.encoder_layers = 6
+        config.eval.threshold = 0.7
 
     config.optimizer.schedule = 'poly'
     if swin:

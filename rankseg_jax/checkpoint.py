@@ -51,6 +51,7 @@ LATER_KEYS = {
     'eval.average_over': 'clip',
     'model.feature_blocks': (),
     'model.norm_epsilon': 0.0,
+    'model.encoder_layers': 0,
     'model.remat_policy': 'nothing_saveable',
     'rankseg.train_selected': 0,
     'loss.cell_weight': 0.0,

@@ -70,6 +70,7 @@ RANGES = {
     'model.decoder_layers': at_least(1),
     'model.decoder_heads': at_least(1),
     'model.pixel_layers': at_least(0),
+    'model.encoder_layers': at_least(0),
     'model.num_queries': at_least(1),
     'model.joint_blocks': at_least(1),
     'model.anneal_start': at_least(0),

@@ -258,7 +258,7 @@ def describe(folder: Path, model: nn.Module, config: ConfigDict) -> list[str]:
         if isinstance(model, Mask2Former):
             config.model.pixel_layers = model.pixel_decoder.num_layers
         else:
-            config.model.dropout = decoder.dropout
+            config.model.update(dropout=decoder.dropout, encoder_layers=0)
     describe_backbone(model.backbone, config)
     data = 'video_folder' if isinstance(model, VidEoMT) else 'folder'
     config.data.update(name=data, num_classes=num_classes)

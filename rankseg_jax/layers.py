@@ -322,6 +322,49 @@ class Block(nn.Module):
         return add(x, y, 2)
 
 
+class PostNormLayer(nn.Module):
+    """A post-norm transformer layer whose tokens look at others, or at themselves.
+
+    Attributes:
+      num_heads: attention heads.
+      mlp_dim: width inside the MLP.
+      dropout: rate in training, within the MLP and after both parts.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array,
+        query_position: jax.Array,
+        memory_position: jax.Array,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """[B, M, D] look at `memory` [B, L, D], each plus its position codes: → [B, M, D]."""
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        attention = nn.MultiHeadDotProductAttention(
+            self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention'
+        )
+        query, key = x + query_position, memory + memory_position  # [B, M, D], [B, L, D]
+        y = attention(query, key, inputs_v=memory, deterministic=not train)  # [B, M, D]
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + drop(y))
+        mlp = Mlp(
+            hidden=self.mlp_dim,
+            dropout=self.dropout,
+            activation=nn.relu,
+            dtype=self.dtype,
+            name='mlp',
+        )
+        y = mlp(x, train=train)  # [B, M, D]
+        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm2')(x + drop(y))
+
+
 def sine_positions(height: int, width: int, dim: int) -> jax.Array:
     """Sine and cosine codes of the positions of a grid, float32 [height, width, dim].
 

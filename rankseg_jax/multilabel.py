@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rankseg_jax.layers import Block, Mlp, adaptive_average_pool, attend, sine_positions
+from rankseg_jax.layers import Block, PostNormLayer, adaptive_average_pool, sine_positions
 
 class_init = nn.initializers.truncated_normal(0.02)
 
@@ -123,43 +123,6 @@ class EncoderHead(nn.Module):
         return ClassWiseLinear(name='classify')(x)
 
 
-class CrossLayer(nn.Module):
-    """A post-norm transformer layer with cross-attention but no self-attention."""
-
-    num_heads: int
-    mlp_dim: int
-    dropout: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        memory: jax.Array,
-        query_position: jax.Array,
-        memory_position: jax.Array,
-        *,
-        train: bool,
-    ) -> jax.Array:
-        """Classes [B, K, D] look at `memory` [B, L, D], each plus its position: → [B, K, D]."""
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        attention = nn.MultiHeadDotProductAttention(
-            self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention'
-        )
-        query, key = x + query_position, memory + memory_position  # [B, K, D], [B, L, D]
-        y = attention(query, key, inputs_v=memory, deterministic=not train)  # [B, K, D]
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm1')(x + drop(y))
-        mlp = Mlp(
-            hidden=self.mlp_dim,
-            dropout=self.dropout,
-            activation=nn.relu,
-            dtype=self.dtype,
-            name='mlp',
-        )
-        y = mlp(x, train=train)  # [B, K, D]
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name='norm2')(x + drop(y))
-
-
 class DecoderHead(nn.Module):
     """Class embeddings query a coarse map through cross-attention layers (Liu et al., 2021).
 
@@ -193,7 +156,7 @@ class DecoderHead(nn.Module):
         classes = check_width(class_embedding, self.hidden).astype(self.dtype)  # [K, D]
         x = jnp.zeros((memory.shape[0], *classes.shape), self.dtype)  # [B, K, D]
         for i in range(self.num_layers):
-            layer = CrossLayer(
+            layer = PostNormLayer(
                 num_heads=self.num_heads,
                 mlp_dim=self.mlp_dim,
                 dropout=self.dropout,

@@ -196,6 +196,7 @@ def test_config_steps_and_lowers_for_accelerators(name, argument, num_classes, m
             channels=32,
             decoder_heads=4,
             pixel_layers=1,
+            encoder_layers=min(config.model.encoder_layers, 1),
             decoder_layers=1,
             num_queries=5,
         )

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import jax
 import jax.export
@@ -8,12 +9,21 @@ from ml_collections import FrozenConfigDict
 
 from configs import common
 from rankseg_jax import config_check, convert, models
+from rankseg_jax.decoders.fpn import TransformerEncoder
 from rankseg_jax.decoders.query_decoder import DetrDecoder
 from rankseg_jax.pretrained import hf, load_hf
+from rankseg_jax.pretrained.torch_layers import dense, mlp, norm, split_attention
 from rankseg_jax.ranking import gather
 from rankseg_jax.selector import Choice
 from tests import tiny  # noqa: F401  (adds the backbone 'tiny')
-from tests.helpers import random_batch_norms, random_parameters, random_variables, relative_error
+from tests.helpers import (
+    mend_torchvision,
+    numpy_state,
+    random_batch_norms,
+    random_parameters,
+    random_variables,
+    relative_error,
+)
 
 STAGES = [f'stage{i}' for i in range(1, 5)]
 SWIN = dict(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], out_features=STAGES)
@@ -114,6 +124,93 @@ def test_every_output_is_hugging_faces(name, tmp_path):
     assert relative_error(kept['decoder']['norm']['__call__'][-1], last) <= 1e-4
 
 
+def detr_encoder(width, num_heads, mlp_dim, num_layers):
+    """Hugging Face's encoder of DETR, which its MaskFormer lacks."""
+    transformers = pytest.importorskip('transformers')
+    mend_torchvision()
+    from transformers.models.detr.modeling_detr import DetrEncoder
+
+    return DetrEncoder(
+        transformers.DetrConfig(
+            d_model=width,
+            encoder_attention_heads=num_heads,
+            encoder_ffn_dim=mlp_dim,
+            encoder_layers=num_layers,
+        )
+    )
+
+
+def test_an_encoder_replaces_the_last_features(tmp_path):
+    """For the pyramid and for the queries, as in the released panoptic models."""
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    *options, _ = MODELS['same_width']
+    width = options[1]['d_model']
+    theirs = transformers.MaskFormerForInstanceSegmentation(hf_config(*options))
+    theirs = random_parameters(torch, theirs, 0.15)
+    theirs.save_pretrained(tmp_path)
+    project = random_parameters(torch, torch.nn.Linear(width, width))
+    encoder = random_parameters(torch, detr_encoder(width, 8, 40, num_layers=2))
+
+    from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
+
+    def encode(module, inputs, output):
+        *others, last = output.feature_maps  # [B, D, h, w]
+        position = DetrSinePositionEmbedding(width // 2, normalize=True)(
+            last.shape, last.device, last.dtype
+        )
+        x = encoder(
+            inputs_embeds=project(last.flatten(2).mT),
+            spatial_position_embeddings=position.flatten(2).mT,
+        ).last_hidden_state  # [B, L, D]
+        output.feature_maps = (*others, x.mT.reshape(last.shape))
+        return output
+
+    theirs.model.pixel_level_module.encoder.register_forward_hook(encode)
+    images = np.random.default_rng(0).normal(size=(2, 75, 113, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(images).permute(0, 3, 1, 2))
+
+    model, variables = load_hf(tmp_path)
+    model = model.clone(encoder=TransformerEncoder(width, num_layers=2, num_heads=8, mlp_dim=40))
+    state = {
+        name.replace('.o_proj.', '.out_proj.'): value
+        for name, value in numpy_state(encoder).items()
+    }
+    params = {'project': dense({f'.{k}': v for k, v in numpy_state(project).items()}, '')}
+    for i in range(2):
+        layer = f'layers.{i}'
+        params[f'layer{i}'] = {
+            'attention': split_attention(state, f'{layer}.self_attn', 8),
+            'norm1': norm(state, f'{layer}.self_attn_layer_norm'),
+            'mlp': mlp(state, f'{layer}.mlp'),
+            'norm2': norm(state, f'{layer}.final_layer_norm'),
+        }
+    variables = variables | {'params': variables['params'] | {'encoder': params}}
+    output = jax.jit(lambda *arrays: model.apply(*arrays, train=False))(variables, images)
+    assert relative_error(output.class_logits, expected.class_queries_logits) <= 1e-4
+    assert relative_error(output.mask_logits, expected.masks_queries_logits) <= 1e-4
+
+
+def test_panoptic_recipe_has_the_released_parameters():
+    """Those of Hugging Face's semantic model and DETR's encoder, the projection to it included."""
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    recipes = json.loads((Path(__file__).parents[1] / 'configs/recipes.json').read_text())
+    counts = {row['config']: row['parameters'] for row in recipes}
+    with torch.device('meta'):
+        semantic = transformers.MaskFormerForInstanceSegmentation(
+            transformers.MaskFormerConfig(
+                backbone_config=transformers.ResNetConfig(out_features=STAGES),
+                decoder_config=transformers.DetrConfig(),
+                num_labels=150,
+            )
+        ).num_parameters()
+        encoder = detr_encoder(256, 8, mlp_dim=2048, num_layers=6).num_parameters()
+    assert counts['maskformer:ade20k_r50'] == semantic
+    # The queries' projection is the encoder's; the pyramid begins with 256 channels, not 2048.
+    fewer = 3 * 3 * 256 * (2048 - 256)
+    assert counts['maskformer:ade20k_panoptic_r50'] == semantic + encoder - fewer
+
+
 @pytest.mark.parametrize(
     'name, backbone',
     [
@@ -146,6 +243,7 @@ def test_a_config_describes_the_published_sizes(name, backbone, tmp_path):
     }
     theirs.save_pretrained(tmp_path)
     described = common.get_config()
+    described.model.encoder_layers = 6  # which Hugging Face's models do not have
     model = hf.build(json.loads((tmp_path / 'config.json').read_text()), state)
     assert convert.describe(tmp_path, model, described)[149] == 'LABEL_149'
     config_check.check(described, common.get_config())
