@@ -171,8 +171,8 @@ def get_config() -> ConfigDict:
     rankseg.mlp_dim = 1024  # encoder, decoder: width inside the MLPs
     # encoder, decoder: use the pixel classifier's class embeddings.
     rankseg.share_embedding = False
-    # encoder: the map passes a depthwise-separable convolution (upernet as released), not a dense
-    # layer.
+    # encoder: the map passes a depthwise-separable convolution (upernet and deeplabv3 as
+    # released), not a dense layer.
     rankseg.separable = False
     # upernet, deeplabv3: in training, the auxiliary head too classifies over the selection; False:
     # over all K (as released).
@@ -208,7 +208,7 @@ def get_config() -> ConfigDict:
     optimizer.schedule = 'cosine'  # or 'poly', 'step'
     optimizer.power = 0.9  # poly
     optimizer.milestones = ()  # step: from each of these steps on, a tenth of the rate before
-    optimizer.end_factor = 0.0  # poly, cosine: the last learning rate as a share of the first
+    optimizer.end_factor = 0.0  # poly, cosine: the last learning rate as a share of the full one
     optimizer.warmup_steps = 0  # linear, from 0
     # The backbone's rate stays 0 that long, then rises for so many steps; 0: with the others.
     optimizer.backbone_warmup_steps = 0
