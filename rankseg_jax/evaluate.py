@@ -74,7 +74,7 @@ def evaluate(
 
     def images():
         nonlocal total, num_read
-        for batch, number, statistics, maps in batching.behind(steps()):
+        for batch, number, statistics, maps in batching.delayed(steps()):
             total = merge(total, jax.device_get(statistics))
             if number == 0:
                 num_read += int(batch['mask'].sum())

@@ -165,7 +165,7 @@ class Predictor:
             return batch, next(self.segment(batch, None))
 
         batches = batching.batches(keep(), batch_size or self.num_devices)
-        for batch, found in batching.behind(map(run, batches)):
+        for batch, found in batching.delayed(map(run, batches)):
             found = jax.device_get(found)
             for i in np.flatnonzero(batch['mask']):
                 example = kept.pop(int(batch['index'][i]))
@@ -206,7 +206,7 @@ class Video:
         self.stream = inference.Stream()
         self.follower = predictor.task.follower()
         by_clip = predictor.task.takes_clips
-        frames = video_files.of_one_size(map(predictor.read, frames), 'the video')
+        frames = video_files.check_one_size(map(predictor.read, frames), 'the video')
         self.results = self.by_clip(frames) if by_clip else self.by_frame(frames)
 
     def __iter__(self) -> Iterator[Result]:
@@ -244,7 +244,7 @@ class Video:
             self.follower.encode(
                 predictor.cut({name: x[0] for name, x in jax.device_get(found).items()}, example)
             )
-            for found in batching.behind(segmented)
+            for found in batching.delayed(segmented)
         ]
 
     def content(self) -> dict[str, Any]:
