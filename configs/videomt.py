@@ -10,8 +10,8 @@ YouTubeVIS's also learn from clips made of COCO's images, which are not part of 
 A clip is 5 frames of at most 5 in a row. Queries are matched to the tracks of the whole clip, and
 its class logits are means over its frames; the released code matches each track in the first frame
 that shows it, and classifies each frame. It makes the predictions before the last from tokens
-without the final norm, and crops YouTubeVIS's frames at random; for VSPW on DINOv3 it uses that norm
-there, and on the queries that go to the next frame, too. It computes in half precision; here
+without the final norm, and crops YouTubeVIS's frames at random; for VSPW on DINOv3 it uses that
+norm there, and on the queries that go to the next frame, too. It computes in half precision; here
 that is --config.model.dtype=bfloat16. Frames are padded to one size; portraits, which are taller,
 are cropped to it in training.
 
