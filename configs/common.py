@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
     # segments, 'instance' on data with objects, 'video_instance' on videos with tracks.
     config.task = 'semantic'
     config.accumulate = 1  # micro-batches that a step is computed in, one after another
-    # Images that a device takes at once at most: on fewer devices a step is computed in more
-    # micro-batches, and the batch stays; 0: no limit.
+    # The most images that a device processes at once. With fewer devices, a step takes more
+    # micro-batches and the batch stays the same; 0: no limit.
     config.local_batch_size = 0
     # Devices along the axes of the mesh, see docs/scale.md. Batches are split over data × fsdp,
     # parameters over fsdp, and what grows with K over model; -1: all that the others leave.
@@ -49,16 +49,16 @@ def get_config() -> ConfigDict:
     data.num_classes = 0
     data.image_size = 128  # generated data: side in pixels
     data.num_train = 0  # generated data: training images or videos; 0: its default
-    data.train_split = 'train'
+    data.train_split = 'train'  # trained on
     data.eval_split = 'validation'  # scored and predicted on; others are `test`, `unseen`, …
     data.ignore_label = 255  # folder, video_folder: label value of pixels that are not labeled
     # folder, video_folder: label value 0 is such a pixel too, and value v means class v - 1.
     data.reduce_zero_label = False
     # Unreadable images that are skipped, and named in the log, before the run stops.
     data.max_corrupt = 10
-    data.max_pixels = 250_000_000  # images with more are not read; such a one takes gigabytes
-    # With a value, augment.base_size, augment.crop_size and eval.size become the usual shape of the
-    # training images, its long side so many pixels; 0: as these say.
+    data.max_pixels = 250_000_000  # images with more are not read: one would take gigabytes
+    # If above 0, augment.base_size, augment.crop_size and eval.size follow the usual shape of the
+    # training images, with this long side in pixels; 0: as set.
     data.long_side = 0
     data.mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     data.std = (58.395, 57.12, 57.375)
@@ -66,13 +66,13 @@ def get_config() -> ConfigDict:
     data.antialias = False
     data.max_targets = 100  # per-query frameworks: masks per training image, the largest ones
     data.clip_frames = 2  # video tasks: frames of a training clip, …
-    data.clip_reach = 20  # … at most so far from one of them, drawn at random
+    data.clip_reach = 20  # … within this many frames of a random one
     data.num_workers = 0  # images loaded and transformed at once; 0: tf.data decides
 
     config.augment = augment = ConfigDict()
     # (short, long) side that an image is fitted to before scaling; (0, 0): its own.
     augment.base_size = (0, 0)
-    augment.scale_range = (0.5, 2.0)
+    augment.scale_range = (0.5, 2.0)  # images are scaled by a random factor in this range
     # Instead of scale_range: lengths to draw the short side from; base_size limits the long one.
     augment.short_sides = ()
     # Instead: detectron2's ResizeScale into crop_size × scale_range and its FixedSizeCrop.
@@ -110,7 +110,7 @@ def get_config() -> ConfigDict:
     # parameters, after which little is left to compute.
     model.remat = False
     model.remat_policy = 'nothing_saveable'
-    # BEiT: features of strides 4, 8, 16 and 32 are the tokens after so many blocks; (): as in the
+    # BEiT: features of strides 4, 8, 16 and 32 are the tokens after these blocks; (): as in the
     # paper, (4, 6, 8, 12) of beit_b16, (8, 12, 16, 24) of beit_l16. Hugging Face's
     # BeitForSemanticSegmentation takes (2, 4, 6, 10) and (6, 10, 14, 22), and a UPerNet on its
     # BeitBackbone (3, 5, 7, 11) and (7, 11, 15, 23); --mode=convert sets these.
@@ -174,8 +174,8 @@ def get_config() -> ConfigDict:
     rankseg.mlp_dim = 1024  # encoder, decoder: width inside the MLPs
     # encoder, decoder: use the pixel classifier's class embeddings.
     rankseg.share_embedding = False
-    # encoder: the map passes a depthwise-separable convolution (upernet as released), not a dense
-    # layer.
+    # encoder: the map passes a depthwise-separable convolution (upernet and deeplabv3 as
+    # released), not a dense layer.
     rankseg.separable = False
     # upernet, deeplabv3: in training, the auxiliary head too classifies over the selection; False:
     # over all K (as released).
@@ -195,25 +195,26 @@ def get_config() -> ConfigDict:
     loss.no_object = 0.1  # weight of queries without a target in the class loss
     loss.num_points = 12_544  # points where masks are compared
     loss.multilabel = 'asymmetric'  # or 'bce'
-    loss.multilabel_weight = 10.0
-    # Of the loss that classifies the cells of the map that the head log_sum_exp sees (ours).
+    loss.multilabel_weight = 10.0  # of the multi-label head's loss
+    # Weight of the loss that classifies the cells of the map that log_sum_exp sees (ours).
     loss.cell_weight = 0.4
-    loss.gamma_neg = 2.0
-    loss.gamma_pos = 0.0
-    loss.clip = 0.05
+    loss.gamma_neg = 2.0  # asymmetric: focusing exponent of absent categories, …
+    loss.gamma_pos = 0.0  # … and of present ones
+    loss.clip = 0.05  # asymmetric: probability below which absent categories cost nothing
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = 'adamw'  # or 'sgd'
-    optimizer.learning_rate = 1e-3
+    optimizer.learning_rate = 1e-3  # after the warm-up
     optimizer.momentum = 0.9  # sgd
     optimizer.b2 = 0.999  # adamw
     optimizer.weight_decay = 0.01
     optimizer.schedule = 'cosine'  # or 'poly', 'step'
     optimizer.power = 0.9  # poly
     optimizer.milestones = ()  # step: from each of these steps on, a tenth of the rate before
-    optimizer.end_factor = 0.0  # poly, cosine: the last learning rate as a share of the first
+    optimizer.end_factor = 0.0  # poly, cosine: the last learning rate as a share of the full one
     optimizer.warmup_steps = 0  # linear, from 0
-    # The backbone's rate stays 0 that long, then rises for so many steps; 0: with the others.
+    # Steps of the backbone's own warm-up, which starts after the others'; until then the backbone's
+    # rate stays 0. 0: warm up with the others.
     optimizer.backbone_warmup_steps = 0
     optimizer.clip_norm = 0.0  # of the global gradient; 0: off
     # (pattern, × learning rate, × decay): a parameter takes the first pattern found in its path,
@@ -261,13 +262,13 @@ def get_config() -> ConfigDict:
     # over the frames of a 'clip' and all before; for each frame over the 'past', itself and all
     # before, so that clips do not matter; or not at all, over the 'frame', as in Hugging Face.
     evaluation.average_over = 'clip'
-    evaluation.batch_size = 16
+    evaluation.batch_size = 16  # if `size` holds: images or clips at once, over all devices
     evaluation.recall_at = ()  # further values of κ for recall@κ and precision@κ
     # Loaded by every mode but train: 'last', 'best' (by the task's score, such as mIoU) or a step
     # such as '1200'.
     evaluation.checkpoint = 'last'
 
-    config.log_every = 50  # steps; likewise below
+    config.log_every = 50  # steps; so are the next two
     config.eval_every = 4_000
     config.checkpoint_every = 1_000
     config.keep_checkpoints = 2  # the newest, besides the best

@@ -46,6 +46,7 @@ def get_config(recipe='coco_stuff10k_rankseg'):
     config.optimizer.schedule = 'poly'
     config.optimizer.end_factor = 0.01
     config.optimizer.groups = ()
+    config.loss.average_all = True
     if not recipe.endswith('_rankseg'):
         config.rankseg = None
         return config
@@ -60,7 +61,7 @@ def get_config(recipe='coco_stuff10k_rankseg'):
         pool=16,
         hidden=512,
         mlp_dim=2048,
+        separable=True,
         share_embedding=True,
     )
-    config.loss.average_all = True
     return config

@@ -11,8 +11,9 @@ backbone is frozen while the new parts warm up; its rate falls by 0.8 from block
 parameters have weight decay.
 
 As released, semantic images are evaluated in square windows along the long side, others whole and
-padded to a square with black. The released code computes in half precision; here that is
---config.model.dtype=bfloat16.
+padded to a square with black. Otherwise than released, crops lie on the diagonal of what the jitter
+leaves over, as in detectron2, and colors change as in mmsegmentation. The released code computes in
+half precision; here that is --config.model.dtype=bfloat16.
 
 RankSeg is ours, not published and not tuned: the multi-label head sees the patches before the joint
 blocks, and categories are selected once for all windows of an image.
@@ -85,9 +86,9 @@ def get_config(recipe='ade20k_l_rankseg'):
     side = 1280 if recipe.endswith('1280') else 512 if semantic else 640
     config.augment.crop_size = config.eval.size = (side, side)
     config.augment.large_scale_jitter = True
-    config.augment.scale_range = (0.1, 2.0) if coco else (0.5, 2.0)
+    config.augment.scale_range = (0.5, 2.0) if semantic else (0.1, 2.0)
     config.augment.max_category_ratio = 1.0
-    config.augment.photometric = semantic
+    config.augment.photometric = not coco
     config.augment.pad_value = 0.0
     config.eval.pad_value = 0.0
     if semantic:

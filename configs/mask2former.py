@@ -100,9 +100,7 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
     add_rankseg(config, num_selected=80 if recipe in AP else 133 if coco else 150)
     config.loss.multilabel_weight = 100.0 if coco else 10.0
     if recipe.endswith('_oracle'):
-        config.rankseg.update(oracle=True, temperature='none', head='log_sum_exp')
-        config.loss.multilabel_weight = 0.0
-        config.model.cosine = False
+        use_oracle(config)
     return config
 
 
@@ -129,11 +127,18 @@ def shared_config(backbone: str, rates: dict[str, float]):
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 0.01
     undecayed = r'[nN]orm|(_embedding|queries|position|position_bias)$'
-    groups = []
+    groups = [('^pixel_decoder/level_embedding$', 1.0, 1.0)]  # the only embedding that decays
     for path, rate in rates.items():
         groups += [(rf'^{path}/.*({undecayed})', rate, 0.0), (rf'^{path}/', rate, 1.0)]
     config.optimizer.groups = (*groups, (undecayed, 1.0, 0.0))
     return config
+
+
+def use_oracle(config):
+    """The oracle as released, without cosines and temperature; its head learns nothing."""
+    config.rankseg.update(oracle=True, temperature='none', head='log_sum_exp')
+    config.loss.multilabel_weight = 0.0
+    config.model.cosine = False
 
 
 def add_rankseg(config, num_selected: int):

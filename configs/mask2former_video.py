@@ -77,5 +77,5 @@ def get_config(recipe='youtubevis_2019_swin_l_rankseg'):
 
     mask2former.add_rankseg(config, num_selected=40 if instances else 124)
     if recipe.endswith('_oracle'):
-        config.rankseg.oracle = True
+        mask2former.use_oracle(config)
     return config

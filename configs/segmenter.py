@@ -96,6 +96,7 @@ def get_config(recipe='ade20k_b16_rankseg'):
     config.optimizer.weight_decay = 0.0
     config.optimizer.schedule = 'poly'
     config.optimizer.end_factor = 0.01
+    config.loss.average_all = True
     if not recipe.endswith(('_rankseg', '_oracle', '_head')):
         config.rankseg = None
         return config
@@ -109,7 +110,6 @@ def get_config(recipe='ade20k_b16_rankseg'):
         head='first_block',
         pool=8,
     )
-    config.loss.average_all = True
     config.loss.multilabel_weight = 5.0 if dataset == 'pascal60' or '_80k' in recipe else 10.0
     if dataset == 'coco_stuff10k' and not large:
         config.loss.multilabel = 'bce'

@@ -62,6 +62,7 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
         set_swin(config)
     if config.data.name == 'vspw':
         use_vspw(config)
+    config.loss.average_all = True
     if '_rankseg' not in recipe:
         config.rankseg = None
         return config
@@ -73,7 +74,6 @@ def get_config(recipe='ade20k_swin_b_rankseg'):
         mlp_dim=4 * config.model.channels,
         share_embedding=not beit,
     )
-    config.loss.average_all = True
     if recipe == 'ade20k_swin_b_rankseg':  # rises
         config.optimizer.warmup_steps = 0
         config.optimizer.power = 0.9

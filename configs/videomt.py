@@ -10,7 +10,8 @@ YouTubeVIS's also learn from clips made of COCO's images, which are not part of 
 A clip is 5 frames of at most 5 in a row. Queries are matched to the tracks of the whole clip, and
 its class logits are means over its frames; the released code matches each track in the first frame
 that shows it, and classifies each frame. It makes the predictions before the last from tokens
-without the final norm, and crops YouTubeVIS's frames at random. It computes in half precision; here
+without the final norm, and crops YouTubeVIS's frames at random; for VSPW on DINOv3 it uses that
+norm there, and on the queries that go to the next frame, too. It computes in half precision; here
 that is --config.model.dtype=bfloat16. Frames are padded to one size; portraits, which are taller,
 are cropped to it in training.
 
@@ -66,10 +67,13 @@ def get_config(recipe='youtubevis_2019_l_rankseg'):
     config.data.clip_reach = 2
     config.augment.base_size = (640, 768) if instances else (800, 1333)
     config.augment.short_sides = tuple(range(320, 641, 32) if instances else range(480, 801, 32))
+    if instances:  # not quite regular, as released
+        config.augment.short_sides = (320, 352, 392, *config.augment.short_sides[3:])
     config.augment.crop_size = (448, 768) if instances else (768, 1344)
     config.augment.max_category_ratio = 1.0
     config.augment.photometric = False
-    config.eval.base_size = (448 if instances else 720, 1333)
+    short_side = 720 if not instances else 480 if dinov3 else 448
+    config.eval.base_size = (short_side, 1333)
     config.eval.clip_length = 36 if instances else 20
     config.eval.max_objects = 10
     config.eval.threshold = 0.3

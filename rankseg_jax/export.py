@@ -154,6 +154,6 @@ def run(config: ConfigDict, workdir: str | os.PathLike, output: str | os.PathLik
         (folder / ARTIFACT).write_bytes(artifact.serialize())
         with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             checkpointer.save(folder.absolute() / 'params', jax.device_get(variables), force=True)
-        (folder / 'example.py').write_text(program)
+        (folder / 'example.py').write_bytes(program.encode())  # UTF-8 in any locale
         (folder / ABOUT).write_text(json.dumps(about, indent=1))
     return output

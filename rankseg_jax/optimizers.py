@@ -9,20 +9,24 @@ import optax
 from ml_collections import ConfigDict
 
 
-def make_schedule(options: ConfigDict, steps: int, *, backbone: bool = False) -> optax.Schedule:
+def make_schedule(
+    options: ConfigDict, steps: int, *, factor: float = 1.0, backbone: bool = False
+) -> optax.Schedule:
     """Step number → learning rate.
 
-    It rises linearly from 0 during the warm-up, then falls as 'poly' or 'cosine' to `end_factor` ×
-    the full rate, or, as 'step', to a tenth at each milestone.
+    It rises linearly from 0 to `factor` × `learning_rate` during the warm-up, then goes, as 'poly'
+    or 'cosine', to `end_factor` × `learning_rate`, or, as 'step', to a tenth at each milestone.
 
     Args:
+      factor: of a parameter group. All groups end at the same rate, as in mmcv.
       backbone: of its parameters, whose own warm-up, if there is one, follows the others'.
 
     Raises:
       ValueError: unknown schedule, a warm-up as long as the run, or milestones that do not rise or
         lie outside the steps after the warm-up.
     """
-    rate, warmup, milestones = options.learning_rate, options.warmup_steps, options.milestones
+    rate, end = factor * options.learning_rate, options.end_factor * options.learning_rate
+    warmup, milestones = options.warmup_steps, options.milestones
     idle = 0
     if backbone and options.backbone_warmup_steps:
         idle, warmup = warmup, warmup + options.backbone_warmup_steps
@@ -36,11 +40,9 @@ def make_schedule(options: ConfigDict, steps: int, *, backbone: bool = False) ->
             f'config.optimizer.warmup_steps = {warmup} must be less than config.steps = {steps}'
         )
     if options.schedule == 'poly':
-        decay = optax.polynomial_schedule(
-            rate, rate * options.end_factor, options.power, steps - warmup
-        )
+        decay = optax.polynomial_schedule(rate, end, options.power, steps - warmup)
     elif options.schedule == 'cosine':
-        decay = optax.cosine_decay_schedule(rate, steps - warmup, options.end_factor)
+        decay = optax.cosine_decay_schedule(rate, steps - warmup, end / rate if rate else 0.0)
     elif options.schedule == 'step':
         bounded = all(warmup < milestone < steps for milestone in milestones)
         if not bounded or list(milestones) != sorted(set(milestones)):
@@ -71,11 +73,7 @@ def make_optimizer(options: ConfigDict, steps: int) -> optax.GradientTransformat
     """
 
     def one_group(rate_factor, decay_factor, backbone=False):
-        schedule = make_schedule(options, steps, backbone=backbone)
-
-        def rate(step):
-            return rate_factor * schedule(step)
-
+        rate = make_schedule(options, steps, factor=rate_factor, backbone=backbone)
         decay = options.weight_decay * decay_factor
         if options.name == 'adamw':
             return optax.adamw(rate, b2=options.b2, weight_decay=decay)

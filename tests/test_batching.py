@@ -145,7 +145,7 @@ def test_threads_read_ahead_in_order_and_not_too_far():
     assert found == list(range(41))
 
 
-def test_behind_starts_the_next_before_it_gives_one():
+def test_delayed_starts_the_next_before_it_gives_one():
     events = []
 
     def items():
@@ -153,6 +153,6 @@ def test_behind_starts_the_next_before_it_gives_one():
             events.append(f'start {i}')
             yield i
 
-    for item in batching.behind(items()):
+    for item in batching.delayed(items()):
         events.append(f'use {item}')
     assert events == ['start 0', 'start 1', 'use 0', 'start 2', 'use 1', 'use 2']

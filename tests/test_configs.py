@@ -715,7 +715,9 @@ def test_the_released_recipes_of_eomt():
         assert config.loss.num_points == 12_544 and config.augment.pad_value == 0
         semantic = config.task == 'semantic'
         assert config.model.num_queries == (100 if semantic else 200)
-        assert config.augment.photometric == semantic
+        coco = config.data.name.startswith('coco')
+        assert config.augment.photometric is not coco
+        assert config.augment.scale_range == ((0.5, 2.0) if semantic else (0.1, 2.0))
         side = config.augment.crop_size[0]
         assert config.eval.window == ((side, side) if semantic else (0, 0))
         assert config.eval.stride == (0, 0) and config.eval.pad_value == 0

@@ -246,7 +246,7 @@ def test_one_pass_equals_scikit_learn_and_counting_by_hand():
     wrong = {
         (t, p): ((true == t) & (predicted == p)).sum() for t in range(6) for p in range(6) if t != p
     }
-    assert report['wrong_pixels'] == (true != predicted).sum() and report['labelled_pixels'] == len(
+    assert report['wrong_pixels'] == (true != predicted).sum() and report['labeled_pixels'] == len(
         true
     )
     assert report['not_selected_pixels'] == missed.sum()
@@ -267,7 +267,7 @@ def test_the_report_agrees_with_the_evaluation(run):
     assert report['recall']['category_recall'][2] == pytest.approx(scores['category_recall@3'])
     assert report['recall']['image_pixel_recall'][2] == pytest.approx(scores['pixel_recall@3'])
     assert 1 - report['errors']['wrong_pixels'] / report['errors'][
-        'labelled_pixels'
+        'labeled_pixels'
     ] == pytest.approx(scores['aAcc'])
     assert json.loads((output / 'analysis.json').read_text()) == evaluate.without_nan(report)
     figures = json.loads((output / 'report.json').read_text())
@@ -370,7 +370,7 @@ def test_cost_grows_with_what_is_kept(folder):
     assert upsampled < all_of_them['temporary_bytes'] - few['temporary_bytes'] < 4 * upsampled
 
 
-def test_a_split_without_a_labelled_pixel_is_refused(folder, tmp_path):
+def test_a_split_without_a_labeled_pixel_is_refused(folder, tmp_path):
     class Nothing(Scenes):
         def load(self, index):
             return Scenes.load(self, 2)

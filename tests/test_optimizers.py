@@ -78,6 +78,12 @@ def test_schedules_at_their_corners():
     )
     np.testing.assert_allclose([poly(0), poly(2), poly(4), poly(14)], [0, 1, 2, 0.2], rtol=1e-6)
     np.testing.assert_allclose(poly(9), 0.2 + 1.8 * 0.5**0.9, rtol=1e-6)
+    # A group ends where the others do, as with mmcv's min_lr.
+    for schedule in ('poly', 'cosine'):
+        slow = optimizers.make_schedule(
+            options(learning_rate=2.0, schedule=schedule, end_factor=0.1), 10, factor=0.5
+        )
+        np.testing.assert_allclose([slow(0), slow(10)], [1, 0.2], rtol=1e-6)
     step = optimizers.make_schedule(
         options(learning_rate=2.0, schedule='step', milestones=(3, 6), warmup_steps=2), 8
     )

@@ -76,7 +76,7 @@ def test_what_a_model_of_clips_keeps(task, folder, tmp_path, monkeypatch, capsys
     assert (report['unit'], report['images'], report['frames']['number']) == ('clip', 7, 9)
     pixels = [sum((label == c).sum() for label in labels) for c in range(4)]
     assert [row['pixels'] for row in report['categories']] == pixels
-    assert report['errors']['labelled_pixels'] == sum(pixels)  # those of each frame once
+    assert report['errors']['labeled_pixels'] == sum(pixels)  # those of each frame once
     per_frame = [len(classes) for classes in held]
     assert report['frames']['categories_per_frame']['mean'] == pytest.approx(np.mean(per_frame))
     per_clip = [
@@ -117,7 +117,7 @@ def test_objects_of_images_are_seen_as_a_label_map(data_dir, tmp_path, monkeypat
     report = analysis.run(config, tmp_path)
     assert report['unit'] == 'image' and 'frames' not in report
     assert [row['name'] for row in report['categories']] == list(source.class_names)
-    assert report['errors']['labelled_pixels'] > 0
+    assert report['errors']['labeled_pixels'] > 0
 
 
 def test_the_cost_of_a_clip_grows_with_its_length(folder):

@@ -203,7 +203,7 @@ def test_training_predicts_before_each_joint_block_and_at_the_end():
     """The first frame of a clip as an EoMT without masks predicts; the queries carry gradients."""
     model, variables = small({})
     output = apply(model, variables, CLIPS[:, :1], Choice(presence=jnp.ones((2, 8), bool)), True)
-    assert len(output.auxiliary) == 2
+    assert len(output.auxiliary) == 1
     image_model = small({}, EoMT)[0]
     params = {name: x for name, x in variables['params'].items() if name != 'update'}
     statistics = {'mask_probability': np.zeros(2, np.float32)}
@@ -215,7 +215,8 @@ def test_training_predicts_before_each_joint_block_and_at_the_end():
     )
     for found, other in zip(
         [*output.auxiliary, (output.class_logits, output.mask_logits)],
-        [*expected.auxiliary, (expected.class_logits, expected.mask_logits)],
+        # Not learned from, as released: the prediction before the last block.
+        [*expected.auxiliary[:-1], (expected.class_logits, expected.mask_logits)],
         strict=True,
     ):
         np.testing.assert_allclose(found[0], other[0], rtol=1e-4, atol=1e-4)

@@ -1,12 +1,20 @@
 """--mode=analyze: what the data hold, or which κ a model needs and what it gets wrong."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from rankseg_jax import checkpoint, storage
 from rankseg_jax.analysis import dataset, model
 
 
-def run(config, workdir, output=None, compare: Sequence = ()) -> dict:
+def run(
+    config: ConfigDict,
+    workdir: str | Path,
+    output: str | Path | None = None,
+    compare: Sequence = (),
+) -> dict:
     """Analyzes a checkpoint of `workdir`, or the data as long as there is none.
 
     Prints the essentials and writes analysis.json, charts and, of a checkpoint, a report into the
@@ -34,4 +42,4 @@ def run(config, workdir, output=None, compare: Sequence = ()) -> dict:
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     place = workdir / f'analysis_{saved.stem(config.data.eval_split)}'
     with storage.written(output or place) as folder:
-        return model.run(config, saved, workdir, folder, compare)
+        return model.run(config, saved, workdir, output=folder, compare=compare)

@@ -1,11 +1,13 @@
 """Style and parts that the charts of data and of models share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -34,13 +36,13 @@ def style(names: Iterable[str]) -> AbstractContextManager:
     return matplotlib.rc_context(STYLE | {'font.family': fonts.families(names)})
 
 
-def subplots(width: float, height: float, columns: int):
+def subplots(width: float, height: float, columns: int) -> tuple[Figure, np.ndarray]:
     """A figure, its size in inches, and its axes side by side."""
     figure = Figure((width, height))
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def percent(share: float, _) -> str:
+def percent(share: float, _: float) -> str:
     return f'{100 * share:g}%'
 
 
@@ -49,7 +51,9 @@ def short(name: str, most: int = 24) -> str:
     return name if len(name) <= most else name[: most - 1].rstrip() + '…'
 
 
-def percentages(shares, rows, columns, *, color: str, deepest: float):
+def percentages(
+    shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, color: str, deepest: float
+) -> tuple[Figure, Axes]:
     """A figure and its axis that show shares as percentages, green on the diagonal.
 
     Args:
@@ -78,7 +82,7 @@ def percentages(shares, rows, columns, *, color: str, deepest: float):
     return figure, axis
 
 
-def draw_categories_per(unit: str, distributions, path):
+def draw_categories_per(unit: str, distributions: dict[str, dict], path: Path) -> None:
     """Histograms of the number of categories per image or clip, one for each split."""
     figure, plots = subplots(0.4 + 3 * len(distributions), 2.6, len(distributions))
     for axis, (split, numbers) in zip(plots, distributions.items(), strict=True):

@@ -1,6 +1,7 @@
 """Which categories share images, and which do so more often than by chance."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
@@ -12,7 +13,7 @@ LEAST_IMAGES, LEAST_SHARE = 5, 0.001
 DEVIATIONS = 5  # from what independent categories would give
 
 
-def count(presence) -> sparse.csr_array:
+def count(presence: sparse.csr_array) -> sparse.csr_array:
     """How many images hold both of two categories; on the diagonal, how many hold the one.
 
     Args:
@@ -24,7 +25,7 @@ def count(presence) -> sparse.csr_array:
     return (presence.T @ presence).tocsr()
 
 
-def pairs(together, num_images: int, class_names) -> dict:
+def pairs(together: sparse.csr_array, num_images: int, class_names: Sequence[str]) -> dict:
     """The pairs of categories that share the most images, and those most bound to each other.
 
     How bound a and b are is the phi coefficient, the correlation of their presences over the N

@@ -5,12 +5,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from rankseg_jax import inference, models, tasks
 from rankseg_jax.tasks.semantic import Semantic
 
 
-def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
+def prediction_cost(config: ConfigDict, num_classes: int, num_selected: int) -> dict:
     """Time and memory of predicting an image, or a clip, on one device.
 
     It has `eval.size`, or `augment.crop_size` if images keep their own sizes.
@@ -26,7 +27,7 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
     config.rankseg.update(num_selected=num_selected, select=True, oracle=False)
     model = models.build(config, num_classes)
     shapes = jax.eval_shape(
-        lambda: models.init(model, num_classes, config.seed, config.augment.crop_size)
+        lambda: models.init(model, num_classes, config.seed, image_shape=config.augment.crop_size)
     )
     # The time does not depend on the values.
     variables = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
@@ -37,7 +38,10 @@ def prediction_cost(config, num_classes: int, num_selected: int) -> dict:
     task = Semantic(config, [str(label) for label in range(num_classes)])
 
     def segment(variables, views, size):
-        return inference.segment(model, variables, views, size, config, task, canvas=canvas).maps
+        found = inference.segment(
+            model, variables, views, size=size, config=config, task=task, canvas=canvas
+        )
+        return found.maps
 
     compiled = jax.jit(segment).lower(variables, views, size).compile()
     memory = compiled.memory_analysis()

@@ -8,15 +8,18 @@ import json
 from array import array
 from collections import Counter
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 from scipy import sparse
 from tqdm import tqdm
 
 from rankseg_jax import data, storage, tasks
 from rankseg_jax.analysis import charts, cooccurrence, dataset_charts, statistics, text
-from rankseg_jax.data import VideoSource, videos
+from rankseg_jax.data import Source, VideoSource, videos
 from rankseg_jax.tasks.clips import video_source
 
 ROWS = 5  # of a printed table
@@ -45,7 +48,14 @@ class Tally:
         self.ends = [0]
         self.read = []
 
-    def add(self, place, size, classes, pixels, ignored):
+    def add(
+        self,
+        place: int,
+        size: tuple[int, int],
+        classes: np.ndarray,
+        pixels: np.ndarray,
+        ignored: int,
+    ) -> None:
         """Adds an image of `size` with `classes`, `pixels` of each, and `ignored` pixels."""
         self.read.append(place)
         self.sizes[size] += 1
@@ -61,7 +71,7 @@ class Tally:
         return sparse.csr_array((ones, np.asarray(self.classes), self.ends), shape)
 
 
-def tally(source) -> tuple[Tally, list[str]]:
+def tally(source: Source) -> tuple[Tally, list[str]]:
     """Reads every example of `source`.
 
     Returns:
@@ -91,7 +101,7 @@ def tally(source) -> tuple[Tally, list[str]]:
     return total, unread
 
 
-def describe(source, clips: tuple[int, int] | None = None) -> tuple[dict, sparse.csr_array]:
+def describe(source: Source, clips: tuple[int, int] | None = None) -> tuple[dict, sparse.csr_array]:
     """What the examples of `source` hold; each is read whole, and those that cannot be are named.
 
     Args:
@@ -131,17 +141,21 @@ def describe(source, clips: tuple[int, int] | None = None) -> tuple[dict, sparse
         'cooccurrence': cooccurrence.pairs(together, num_images, source.class_names),
     }
     if clips and num_images:
-        report['over_time'] = over_time(source, presence, total.read, clips)
+        report['over_time'] = over_time(
+            cast(VideoSource, source), presence, read=total.read, clips=clips
+        )
     return report, together
 
 
-def over_time(source: VideoSource, presence, read: list[int], clips: tuple[int, int]) -> dict:
+def over_time(
+    source: VideoSource, presence: sparse.csr_array, read: list[int], clips: tuple[int, int]
+) -> dict:
     """How categories, and tracks, come and go in videos.
 
     Args:
       presence: sparse int32 [N, K], 1 where a frame holds a class.
       read: N places of these frames in the source.
-      clips: as of `describe`.
+      clips: see `describe`.
 
     Returns:
       clip_length; categories_per_clip and, of a `TrackSource`, tracks_per_clip and
@@ -203,7 +217,7 @@ def published_warnings(kind: str, number: int, published: int | None) -> list[st
     ]
 
 
-def run(config, output) -> dict:
+def run(config: ConfigDict, output: Path) -> dict:
     """Describes both splits; user folders are also validated as before training.
 
     Writes into the folder `output`: analysis.json, charts, and for each split
@@ -232,7 +246,7 @@ def run(config, output) -> dict:
         path = output / f'cooccurrence_{split.replace("/", "_")}.npz'
         sparse.save_npz(path, together)
         dataset_charts.draw_cooccurrence(
-            together, report['images'], source.class_names, path.with_suffix('.png')
+            together, report['images'], source.class_names, path=path.with_suffix('.png')
         )
     (output / 'analysis.json').write_text(json.dumps(reports, indent=1))
     read = {split: report for split, report in reports.items() if report['images']}

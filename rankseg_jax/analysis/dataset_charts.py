@@ -1,13 +1,17 @@
 """Charts of what data hold, as PNG files."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from matplotlib.ticker import MaxNLocator, NullFormatter
+from scipy import sparse
 
 from rankseg_jax.analysis import charts
 from rankseg_jax.analysis.charts import BLUE, MOST, ORANGE, percent, short, subplots
 
 
-def draw(reports: dict, folder):
+def draw(reports: dict, folder: Path) -> None:
     """Draws reports of `dataset.describe`, by split."""
     per_image = {split: report['categories_per_image'] for split, report in reports.items()}
     with charts.style(reports):
@@ -22,7 +26,7 @@ def draw(reports: dict, folder):
             draw_over_time(over_time, folder / 'over_time.png')
 
 
-def draw_over_time(reports, path):
+def draw_over_time(reports: dict[str, tuple[dict, dict]], path: Path) -> None:
     """How many categories clips and frames hold, and how long categories stay in a video.
 
     Args:
@@ -59,7 +63,9 @@ def draw_over_time(reports, path):
     figure.savefig(path)
 
 
-def draw_cooccurrence(together, num_images: int, class_names, path):
+def draw_cooccurrence(
+    together: sparse.csr_array, num_images: int, class_names: Sequence[str], path: Path
+) -> None:
     """How often the most frequent classes are in each other's images.
 
     Args:
@@ -85,7 +91,7 @@ def draw_cooccurrence(together, num_images: int, class_names, path):
         figure.savefig(path)
 
 
-def draw_long_tail(reports, path):
+def draw_long_tail(reports: dict[str, dict], path: Path) -> None:
     """Each class's share of the images and of the labeled pixels, one line for each split."""
     figure, plots = subplots(6.8, 2.9, 2)
     for axis, key in zip(plots, ('images', 'pixels'), strict=True):

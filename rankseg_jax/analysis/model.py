@@ -3,9 +3,12 @@
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from rankseg_jax import checkpoint, evaluate, models, predict, sharding, storage, tasks
 from rankseg_jax import report as pages
@@ -18,7 +21,13 @@ SHARES = (0.99, SAFE)  # of the labeled pixels: for each, the smallest κ that k
 ROWS = 8  # of a printed table
 
 
-def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence = ()) -> dict:
+def run(
+    config: ConfigDict,
+    saved: checkpoint.SavedRun,
+    workdir: Any,
+    output: Path,
+    compare: Sequence = (),
+) -> dict:
     """Analyzes a checkpoint on `config.data.eval_split`.
 
     Args:
@@ -42,9 +51,9 @@ def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence =
     others = pages.read_others(compare, config.data.eval_split, source.class_names)
     storage.make_folder(output)
     model = models.build(config, len(source.class_names))
-    variables = models.restore(saved, model, config, mesh)
-    segment = make_segment(model, config, source.class_names, mesh)
-    observed = observe(segment, variables, examples, config, mesh)
+    variables = models.restore(saved, model, config, mesh=mesh)
+    segment = make_segment(model, config, source.class_names, mesh=mesh)
+    observed = observe(segment, variables, examples, config=config, mesh=mesh)
     report = {
         'checkpoint': saved.step,
         'split': config.data.eval_split,
@@ -64,18 +73,23 @@ def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence =
         report['frames'] = of_frames(observed)
     print('\n\n'.join(summary(report)))  # before writing
     (output / 'analysis.json').write_text(json.dumps(evaluate.without_nan(report), indent=1))
-    model_charts.draw(report, observed.confusion, source.class_names, output)
+    model_charts.draw(report, observed.confusion, source.class_names, folder=output)
     # Scores of the task itself, if this checkpoint has been evaluated.
     evaluated = workdir / f'scores_{saved.stem(config.data.eval_split)}.json'
     scores = evaluate.read_scores(evaluated, config)
     if scores is None:
         scores = observed.images.semantic_scores(source.class_names)
     content = pages.content(
-        pages.about(config, saved, workdir), observed.images, scores, task, source, others
+        pages.about(config, saved, workdir),
+        observed.images,
+        scores,
+        task=task,
+        source=source,
+        others=others,
     )
     content |= {name: report[name] for name in ('notes', 'costs', 'device') if name in report}
     predictor = predict.from_model(model, variables, config, task=task, mesh=mesh)
-    pages.write(output, evaluate.without_nan(content), predictor, source)
+    pages.write(output, evaluate.without_nan(content), predictor, source=source)
     print(
         f'\nCheckpoint after step {saved.step}, split {config.data.eval_split!r}, '
         f'{report["images"]} {report["unit"]}s. Written to {output}\n'
@@ -84,7 +98,7 @@ def run(config, saved: checkpoint.SavedRun, workdir, output, compare: Sequence =
     return report
 
 
-def notes(config) -> list[str]:
+def notes(config: ConfigDict) -> list[str]:
     """What the reader of a report must know about the kind of run."""
     if not config.rankseg:
         return ['The baseline has no multi-label head: no κ, no ranks, no scores of categories.']
@@ -102,7 +116,7 @@ def notes(config) -> list[str]:
     return found
 
 
-def by_rank(observed: Observations, variables) -> dict:
+def by_rank(observed: Observations, variables: dict) -> dict:
     """What is learned by rank, and how often the category at each rank is truly in the image.
 
     Returns:
@@ -123,7 +137,7 @@ def by_rank(observed: Observations, variables) -> dict:
     return {name: values[ranks].tolist() for name, values in learned.items()}
 
 
-def recall_and_costs(observed: Observations, config) -> dict:
+def recall_and_costs(observed: Observations, config: ConfigDict) -> dict:
     """What each κ keeps, the κ to choose, and what predicting costs at these and a few between.
 
     Returns:
@@ -131,6 +145,7 @@ def recall_and_costs(observed: Observations, config) -> dict:
       the run's κ as 'config', and the smallest that keeps each of `SHARES`; device: its kind;
       costs: a dict for each κ.
     """
+    assert observed.presence_logits is not None
     curves = statistics.recall(observed.presence_logits, observed.counts)
     kappa = {'config': config.rankseg.num_selected} | {
         f'{100 * share:g}%': safe_selected(curves['pixel_recall'], share) for share in SHARES
@@ -240,7 +255,7 @@ def category_blocks(categories: list[dict], unit: str) -> list[str]:
 
 def error_blocks(errors: dict) -> list[str]:
     wrong = errors['wrong_pixels']
-    share = f'{wrong / errors["labelled_pixels"]:.2%} of the labeled pixels are wrong'
+    share = f'{wrong / errors["labeled_pixels"]:.2%} of the labeled pixels are wrong'
     if errors['not_selected_pixels']:
         not_selected = errors['not_selected_pixels'] / wrong
         share += f', {not_selected:.1%} of them because their class was not selected'

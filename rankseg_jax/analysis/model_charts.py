@@ -1,7 +1,12 @@
 """Charts of what a model finds and confuses, as PNG files."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from scipy import sparse
 
 from rankseg_jax.analysis import charts, statistics
 from rankseg_jax.analysis.charts import (
@@ -21,7 +26,9 @@ LEAST = 1e-4  # a share on a logarithmic axis
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)  # of κ
 
 
-def draw(report: dict, confusion, class_names, folder):
+def draw(
+    report: dict, confusion: sparse.csr_array, class_names: Sequence[str], folder: Path
+) -> None:
     """Draws all there is in a report of `analysis.model`; `confusion` is sparse [K, K]."""
     unit = report['unit']
     with charts.style([*class_names, report['split']]):
@@ -43,7 +50,7 @@ def draw(report: dict, confusion, class_names, folder):
         )
 
 
-def draw_kappa(report, path):
+def draw_kappa(report: dict, path: Path) -> None:
     """The share of pixels and categories that the best κ categories keep and lose, against κ."""
     number = np.arange(1, len(report['recall']['pixel_recall']) + 1)  # κ
     figure, (kept, lost) = subplots(8, 3.5, 2)
@@ -67,14 +74,14 @@ def draw_kappa(report, path):
     figure.savefig(path)
 
 
-def images_within(report):
+def images_within(report: dict) -> np.ndarray:
     """[K] shares of the images or clips that hold at most κ = 1 … K categories."""
     num_classes = len(report['recall']['pixel_recall'])
     within = np.cumsum(report['categories_per_image']['histogram']) / report['images']  # from κ = 0
     return np.append(within[1:], np.ones(num_classes))[:num_classes]
 
 
-def draw_recall(axis, report, transform):
+def draw_recall(axis: Axes, report: dict, transform: Callable) -> None:
     """The recall curves, with marks at the run's κ and at those that keep enough."""
     curves = {name: np.array(values) for name, values in report['recall'].items()}
     pixels = curves['pixel_recall']  # [K]
@@ -111,7 +118,7 @@ def draw_recall(axis, report, transform):
         )
 
 
-def draw_frames(report, path):
+def draw_frames(report: dict, path: Path) -> None:
     """The share of the categories of clips, and of their frames, that the best κ keep and lose."""
     number = np.arange(1, len(report['recall']['category_recall']) + 1)  # κ
     chosen = report['kappa']['config']
@@ -136,7 +143,7 @@ def draw_frames(report, path):
     figure.savefig(path)
 
 
-def scale_kappa_axis(axis, num_classes: int):
+def scale_kappa_axis(axis: Axes, num_classes: int) -> None:
     """κ from 1 to K along the bottom, logarithmic for many categories."""
     if num_classes > 30:
         axis.set_xscale('log')
@@ -151,7 +158,7 @@ def scale_kappa_axis(axis, num_classes: int):
     axis.grid()
 
 
-def draw_costs(report, path):
+def draw_costs(report: dict, path: Path) -> None:
     """Time and memory against κ."""
     rows = report['costs']
     number = [row['num_selected'] for row in rows]
@@ -179,7 +186,7 @@ def draw_costs(report, path):
     figure.savefig(path)
 
 
-def draw_ranks(found, path, unit: str):
+def draw_ranks(found: dict, path: Path, unit: str) -> None:
     """Learned values by rank, and how often the category at a rank is truly in the image."""
     titles = {
         'tau': 'Temperature τ',
@@ -212,7 +219,7 @@ def draw_ranks(found, path, unit: str):
     figure.savefig(path)
 
 
-def draw_categories(rows, path, unit: str):
+def draw_categories(rows: list[dict], path: Path, unit: str) -> None:
     """How well categories are found: the commonest, and those hardest to find."""
     lists = statistics.category_lists(rows, MOST)
     figure, plots = subplots(5 * len(lists), 1 + 0.19 * len(lists['commonest']), len(lists))
@@ -234,7 +241,7 @@ def draw_categories(rows, path, unit: str):
     figure.savefig(path)
 
 
-def draw_category_scores(axis, rows):
+def draw_category_scores(axis: Axes, rows: list[dict]) -> None:
     """A mark for each score of each category, one category a line."""
     for key, label, marker, color in (
         ('precision', 'precision at confidence 0.5', 'D', BLUE),
@@ -258,7 +265,7 @@ def draw_category_scores(axis, rows):
             )
 
 
-def draw_confusion(confusion, class_names, path):
+def draw_confusion(confusion: sparse.csr_array, class_names: Sequence[str], path: Path) -> None:
     """How the pixels of the classes with the most wrong ones are predicted, in percent.
 
     Args:
@@ -284,7 +291,7 @@ def draw_confusion(confusion, class_names, path):
     figure.savefig(path)
 
 
-def draw_pairs(errors, path):
+def draw_pairs(errors: dict, path: Path) -> None:
     """The pairs of classes with the most wrong pixels, and how many the selection missed."""
     rows = errors['pairs'][:MOST]
     place, total = np.arange(len(rows)), errors['wrong_pixels']

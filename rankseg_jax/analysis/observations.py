@@ -5,10 +5,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from scipy import sparse
 
 from rankseg_jax import inference, sharding
-from rankseg_jax.data import IGNORE_LABEL, batching
+from rankseg_jax.data import IGNORE_LABEL, Source, batching
 from rankseg_jax.report.observed import Observed, count
 from rankseg_jax.tasks.semantic import Semantic
 
@@ -57,7 +60,9 @@ class Observations:
         return np.take_along_axis((self.counts > 0).toarray(), self.selected, 1)
 
 
-def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
+def make_segment(
+    model: nn.Module, config: ConfigDict, class_names: Sequence[str], mesh: Mesh
+) -> Callable:
     """A compiled (variables, batch) → (labels, selected, presence_logits) of each frame of clips.
 
     That of images is one. Whatever the task, `labels` are int32 [B, H, W]; `selected` int32 [B, κ]
@@ -73,7 +78,7 @@ def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
 
     config = config.copy_and_resolve_references()
     config.eval.average_over = 'clip'
-    segment = inference.compiled(model, config, Semantic(config, class_names), mesh, then)
+    segment = inference.compiled(model, config, Semantic(config, class_names), mesh=mesh, then=then)
 
     def run(variables, batch):
         batch = sharding.shard_batch(batch, mesh)
@@ -82,7 +87,9 @@ def make_segment(model, config, class_names: Sequence[str], mesh) -> Callable:
     return run
 
 
-def observe(segment, variables, source, config, mesh) -> Observations:
+def observe(
+    segment: Callable, variables: dict, source: Source, config: ConfigDict, mesh: Mesh
+) -> Observations:
     """Goes through `source` once, all on this host.
 
     Args:
@@ -108,7 +115,7 @@ def observe(segment, variables, source, config, mesh) -> Observations:
             for number, outputs in enumerate(segment(variables, batch)):
                 yield batch, number, outputs
 
-    for batch, number, outputs in batching.behind(steps()):
+    for batch, number, outputs in batching.delayed(steps()):
         outputs, mask = jax.device_get(outputs), batch['mask']
         # The n images of the batch that are not padding: [n, H, W], [n, κ], [n, K].
         labels, selected, logits = jax.tree.map(lambda x, mask=mask: x[mask], outputs)
@@ -130,7 +137,7 @@ def observe(segment, variables, source, config, mesh) -> Observations:
         for i, index in enumerate(indices):
             if 'counted' not in batch or counted[i]:
                 scores = None if logits is None else logits[i]
-                images.add(source.place(index, number), true[i], labels[i], scores)
+                images.add(source.place(index, number), true[i], labels[i], presence_logits=scores)
         image, true, predicted = labeled_pixels(true, labels)
         confusion += count(true, predicted, confusion.shape)
         if selected is not None:
@@ -159,7 +166,9 @@ def observe(segment, variables, source, config, mesh) -> Observations:
     )
 
 
-def labeled_pixels(true, predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Label maps [n, H, W] -> image, true and predicted class of each labeled pixel, [pixels]."""
+def labeled_pixels(
+    true: np.ndarray, predicted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Label maps [n, H, W] → image, true and predicted class of each labeled pixel, [pixels]."""
     labeled = true != IGNORE_LABEL
     return np.nonzero(labeled)[0], true[labeled], predicted[labeled]

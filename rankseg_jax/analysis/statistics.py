@@ -1,5 +1,7 @@
 """How well categories are found and which are confused, from the observations of one pass."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import sparse
 
@@ -10,7 +12,7 @@ NUM_PAIRS = 50  # of confused classes that are listed
 ENOUGH = 5  # images that hold a category; fewer say little about how well it is found
 
 
-def recall(presence_logits, counts) -> dict:
+def recall(presence_logits: np.ndarray, counts: sparse.csr_array) -> dict:
     """What the best κ categories of each image keep, for every κ.
 
     Args:
@@ -29,7 +31,7 @@ def recall(presence_logits, counts) -> dict:
     return recall_curves(np.concatenate(ranks), counts)
 
 
-def categories(observed: Observations, class_names) -> list[dict]:
+def categories(observed: Observations, class_names: Sequence[str]) -> list[dict]:
     """How each of the K categories is found.
 
     Returns:
@@ -62,7 +64,7 @@ def categories(observed: Observations, class_names) -> list[dict]:
     ]
 
 
-def category_lists(rows, most: int) -> dict[str, list[dict]]:
+def category_lists(rows: list[dict], most: int) -> dict[str, list[dict]]:
     """The rows of `categories` to show, by title.
 
     These are the `most` commonest and, if there are more than that, those that are found worst.
@@ -75,7 +77,7 @@ def category_lists(rows, most: int) -> dict[str, list[dict]]:
     return lists
 
 
-def average_precision(scores, present) -> float:
+def average_precision(scores: np.ndarray, present: np.ndarray) -> float:
     """Mean over the images `present` (indices) of the precision at their score, scores [N].
 
     It is nan where no image is present.
@@ -87,11 +89,11 @@ def average_precision(scores, present) -> float:
     return float(np.mean(np.searchsorted(found, found, 'right') / above))
 
 
-def ratio(a, b) -> list[float]:
+def ratio(a: np.ndarray, b: np.ndarray) -> list[float]:
     return np.where(b > 0, a / np.maximum(b, 1), np.nan).tolist()
 
 
-def errors(observed: Observations, class_names) -> dict:
+def errors(observed: Observations, class_names: Sequence[str]) -> dict:
     """Labeled, wrong and missed pixels, and the pairs of classes with the most wrong ones."""
     pairs = observed.confusion.tocoo()
     wrong = np.where(pairs.row == pairs.col, 0, pairs.data)
@@ -110,14 +112,14 @@ def errors(observed: Observations, class_names) -> dict:
         if pixels
     ]
     return {
-        'labelled_pixels': int(pairs.data.sum()),
+        'labeled_pixels': int(pairs.data.sum()),
         'wrong_pixels': int(wrong.sum()),
         'not_selected_pixels': None if all_kept else int(observed.missed.sum()),
         'pairs': rows,
     }
 
 
-def distribution(numbers) -> dict:
+def distribution(numbers: Sequence[int] | np.ndarray) -> dict:
     """How numbers, [N], are distributed, such as those of categories per image.
 
     Returns:
@@ -139,7 +141,9 @@ def distribution(numbers) -> dict:
     }
 
 
-def groups(presence, read, ranges) -> tuple:
+def groups(
+    presence: sparse.csr_array, read: Sequence[int], ranges: Sequence[range]
+) -> tuple[sparse.csr_array, np.ndarray]:
     """What groups of images hold, such as those of videos or of clips.
 
     Args:
@@ -159,7 +163,7 @@ def groups(presence, read, ranges) -> tuple:
     return (sparse.csr_array((ones, members, ends), shape) @ presence).tocsr(), lengths
 
 
-def stay(held, lengths) -> dict:
+def stay(held: sparse.csr_array, lengths: np.ndarray) -> dict:
     """How long categories stay: the shares of a video's frames in which one of its categories is.
 
     Args:

@@ -1,7 +1,9 @@
 """Text blocks that reports of data and models share."""
 
+from collections.abc import Iterable, Sequence
 
-def table(titles, rows, num_left: int = 1) -> str:
+
+def table(titles: Sequence[str], rows: Iterable[Sequence], num_left: int = 1) -> str:
     """Columns of text, the first `num_left` aligned to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in (titles, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,19 +1,24 @@
 """Data sets: what a source of examples offers, and how to open one by its name."""
 
+from __future__ import annotations
+
 import abc
 import pkgutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rankseg_jax.data.report import Report
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 IGNORE_LABEL = -1  # in int32 labels, so that 255 stays a class like any other
 
-# Name -> the module or, for a published data set, the TFDS builder that opens it with
+# Name → the module or, for a published data set, the TFDS builder that opens it with
 # `get_source(data_config, split)`. Imported on demand: builders need TensorFlow Datasets.
 DATA_SETS = {
     'ade20k': 'published.ade20k:Ade20k',
@@ -222,7 +227,7 @@ class TrackSource(VideoSource):
         return video + 1
 
 
-def get_source(data_config, split: str) -> Source:
+def get_source(data_config: ConfigDict, split: str) -> Source:
     """Opens a split of the data set `data_config.name`.
 
     Raises:
@@ -246,7 +251,7 @@ def builder_class(name: str) -> Any:
     return found
 
 
-def prepare(data_config, records: str | Path) -> Path:
+def prepare(data_config: ConfigDict, records: str | Path) -> Path:
     """Writes a published data set as TFDS records; `config.data.dir = records` then reads them.
 
     Args:

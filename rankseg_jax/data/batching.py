@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, fitting, reading, videos
@@ -35,8 +36,12 @@ def read_ahead(read: Callable, items: Iterable, *, ahead: int, workers: int = 0)
             pool.shutdown(cancel_futures=True)
 
 
-def behind(items: Iterable) -> Iterator:
-    """The same items, each once the next has begun: what a device computes then takes no wait."""
+def delayed(items: Iterable) -> Iterator:
+    """Yields each item only after the next has been requested.
+
+    JAX dispatches asynchronously: the device works on the next item while the host waits for this
+    one.
+    """
     items = iter(items)
     for item in items:
         for following in items:
@@ -57,7 +62,7 @@ def progress(title: str, count: int | None, unit: str = 'images') -> tqdm:
     )
 
 
-def batch_size(config, num_devices: int) -> int:
+def batch_size(config: ConfigDict, num_devices: int) -> int:
     """The number of images in a batch of this host, in evaluation or prediction.
 
     Where images keep their own sizes, one for each device: padding them to a common size would make
@@ -97,7 +102,7 @@ def stack(examples: list[dict[str, Any]], size: int) -> dict[str, Any]:
         `videos.Windows.load` says.
 
     Returns:
-      'views': for each scale {'image': float32 [B, (t,) h, w, 3], 'content': int32 [B, 2]}.
+      'views': for each scale {'image': float32 [B, (t,) H, W, 3], 'content': int32 [B, 2]}.
       'size': int32 [B, 2].
       'index': int32 [B]; -1 fills up the batch.
       'mask': bool [B], False for what fills up the batch.
@@ -147,7 +152,7 @@ def canvas_of(sizes: np.ndarray) -> tuple[int, int]:
 
 
 def eval_batches(
-    source: Source, config, num_devices: int, *, alone: bool = False
+    source: Source, config: ConfigDict, num_devices: int, *, alone: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Batches that hold every example of the source exactly once over all hosts; see `stack`.
 
@@ -165,10 +170,12 @@ def eval_batches(
     size = batch_size(config, num_devices)
     place, count = (0, 1) if alone else (jax.process_index(), jax.process_count())
     share = source.share(place, count)
-    return batches(readable(source, share, config, size), size)
+    return batches(readable(source, share, config, size=size), size)
 
 
-def video_batches(source: videos.Windows, config, num_devices: int) -> Iterator[dict[str, Any]]:
+def video_batches(
+    source: videos.Windows, config: ConfigDict, num_devices: int
+) -> Iterator[dict[str, Any]]:
     """As `eval_batches`, for clips that go on from each other.
 
     The clips of a video have the same place in batches that follow each other, and 'begins' is
@@ -181,7 +188,7 @@ def video_batches(source: videos.Windows, config, num_devices: int) -> Iterator[
         for place, lane in enumerate(source.lanes(share, size))
         for step, index in enumerate(lane)
     }
-    examples = readable(source, sorted(places, key=places.__getitem__), config, size)
+    examples = readable(source, sorted(places, key=places.__getitem__), config, size=size)
     for _, group in itertools.groupby(examples, lambda example: places[example['index']][0]):
         alike = collections.defaultdict(dict)  # shapes of the views → place → example
         for example in group:
@@ -197,7 +204,9 @@ def video_batches(source: videos.Windows, config, num_devices: int) -> Iterator[
             yield jax.tree.map(operator.itemgetter(order), batch)
 
 
-def readable(source: Source, indices: Sequence[int], config, size: int) -> Iterator[dict[str, Any]]:
+def readable(
+    source: Source, indices: Sequence[int], config: ConfigDict, size: int
+) -> Iterator[dict[str, Any]]:
     """The examples of a source that can be read, in order, for batches of `size`.
 
     Raises:

@@ -8,6 +8,8 @@ Layout and categories of SegNet's release (Badrinarayanan et al., 2017) of the d
 al., 2009.
 """
 
+from ml_collections import ConfigDict
+
 from rankseg_jax import storage
 from rankseg_jax.data import folder
 
@@ -27,7 +29,7 @@ CLASS_NAMES = (
 VOID = 11
 
 
-def get_source(data_config, split: str) -> folder.PairedFiles:
+def get_source(data_config: ConfigDict, split: str) -> folder.PairedFiles:
     """Opens `<split>` and `<split>annot` below `data_config.dir`; `validation` is `val` there.
 
     Raises:

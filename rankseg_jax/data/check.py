@@ -77,7 +77,10 @@ def count(
     categories, sizes, faults = [], [], {'wrong': [], 'corrupt': []}
     with ThreadPool() as pool:
         results = pool.imap(
-            lambda example: _count_one(*example, len(source.class_names), max_pixels), examples
+            lambda example: _count_one(
+                *example, num_classes=len(source.class_names), max_pixels=max_pixels
+            ),
+            examples,
         )
         for held, counts, size, fault, message in tqdm(
             results, 'Checking', len(source), unit=' files', delay=3, mininterval=3

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from rankseg_jax.data import Source
+
 
 def image_number(file_name: str) -> int:
     """The id of an image of COCO: the digits at the end of its name; ValueError without any."""
@@ -26,7 +28,7 @@ def image_number(file_name: str) -> int:
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """[H, W] ids below 2 ** 24 -> uint8 [H, W, 3]."""
+    """[H, W] ids below 2 ** 24 → uint8 [H, W, 3]."""
     rgb = np.empty((*ids.shape, 3), np.uint8)
     for channel in range(3):
         rgb[..., channel] = ids >> 8 * channel & 255
@@ -34,11 +36,11 @@ def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
 
 
 def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> int32 [H, W]."""
+    """uint8 [H, W, 3] → int32 [H, W]."""
     return rgb.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
-def categories(source) -> list[dict[str, Any]]:
+def categories(source: Source) -> list[dict[str, Any]]:
     """The categories of a panoptic source as COCO's files list them."""
     return [
         {'id': i, 'name': name, 'isthing': int(thing)}
@@ -120,7 +122,7 @@ class Writer:
         image = {'id': image_id, 'file_name': file_name, 'height': height, 'width': width}
         self.written.append((annotation, image))
 
-    def __exit__(self, error, *_) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is not None:
             return
         written = sorted(self.written, key=lambda pair: pair[0]['file_name'])

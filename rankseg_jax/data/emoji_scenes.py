@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from rankseg_jax.data import CorruptExample, PanopticSource, scenes
 from rankseg_jax.data.published import codecs, files
@@ -35,7 +36,7 @@ class EmojiScenesConfig(tfds.core.BuilderConfig):
         """Numbers for the splits generated together, and for the split generated on demand."""
         return EXAMPLES, UNSEEN
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         scenes.class_names(self.num_classes)  # raises if there are not that many
         if not 16 <= self.image_size <= 2048:
             raise ValueError(f'config.data.image_size is {self.image_size}; choose 16..2048 pixels')
@@ -96,7 +97,9 @@ class EmojiScenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split):
         config = self.builder_config
         count = config.examples[split]
-        yield from enumerate(scenes.generate(config.num_classes, config.image_size, split, count))
+        yield from enumerate(
+            scenes.generate(config.num_classes, config.image_size, split, count=count)
+        )
 
 
 class EmojiScenesSource(PanopticSource):
@@ -142,7 +145,7 @@ class EmojiScenesSource(PanopticSource):
         ]
 
 
-def prepared(builder_class: type[EmojiScenes], data_config, split: str) -> EmojiScenes:
+def prepared(builder_class: type[EmojiScenes], data_config: ConfigDict, split: str) -> EmojiScenes:
     """The builder that holds a split, which is generated first if need be.
 
     Args:
@@ -195,7 +198,7 @@ def _prepare(builder: EmojiScenes) -> None:
     print(f'{builder.name}: done in {seconds:.1f} s, {rate:.0f} {builder.UNIT}/s', flush=True)
 
 
-def get_source(data_config, split: str) -> EmojiScenesSource:
+def get_source(data_config: ConfigDict, split: str) -> EmojiScenesSource:
     """Opens a split; generates it first, into data_config.dir (default ~/tensorflow_datasets).
 
     Uses num_classes, image_size and num_train (0: 5000) of the config.

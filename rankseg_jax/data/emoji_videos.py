@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from rankseg_jax.data import TrackSource, emoji_scenes, moving_scenes, rle
 
@@ -21,7 +22,7 @@ class EmojiVideosConfig(emoji_scenes.EmojiScenesConfig):
     """
 
     @staticmethod
-    def default_examples():
+    def default_examples() -> tuple[dict[str, int], dict[str, int]]:
         """See `EmojiScenesConfig.default_examples`."""
         return VIDEOS, LONG
 
@@ -49,7 +50,7 @@ class EmojiVideos(emoji_scenes.EmojiScenes):
         config = self.builder_config
         count = config.examples[split]
         yield from enumerate(
-            moving_scenes.generate(config.num_classes, config.image_size, split, count)
+            moving_scenes.generate(config.num_classes, config.image_size, split, count=count)
         )
 
 
@@ -82,7 +83,7 @@ class EmojiVideosSource(emoji_scenes.EmojiScenesSource, TrackSource):
         ]
 
 
-def get_source(data_config, split: str) -> EmojiVideosSource:
+def get_source(data_config: ConfigDict, split: str) -> EmojiVideosSource:
     """Opens a split; generates it first, into data_config.dir (default ~/tensorflow_datasets).
 
     Uses num_classes, image_size and num_train (training videos; 0: 400) of the config. Videos have

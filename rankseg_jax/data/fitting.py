@@ -4,8 +4,15 @@ Evaluation, prediction and exported models share these functions. --mode=export 
 of the functions that `fit` needs into its example.py.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def fitted_size(
@@ -61,7 +68,7 @@ def scaled_size(
 def stretched_size(
     size: np.ndarray | tuple[int, int], base_size: np.ndarray | tuple[int, int], multiple: int
 ) -> np.ndarray:
-    """The size that Hugging Face's image processors resize to, which keeps the ratio about.
+    """The size that Hugging Face's processors resize to, which roughly keeps the aspect ratio.
 
     Args:
       size: [2], rows and columns.
@@ -91,7 +98,7 @@ def resize(
     antialias: bool = False,
     resample: str = '',
 ) -> np.ndarray:
-    """Resizes with half-pixel centers: [..., H, W, D] -> float32 [..., h, w, D].
+    """Resizes with half-pixel centers: [..., H, W, D] → float32 [..., h, w, D].
 
     Bilinear: without `antialias` like OpenCV (mmsegmentation), which looks at two pixels per axis
     however far it shrinks; with it like Pillow (detectron2), whose filter grows as it shrinks, but
@@ -110,17 +117,19 @@ def resize(
         weights = np.maximum(1 - np.abs(taps - centers) / reach, 0)
         weights *= (taps >= 0) & (taps < old)
         weights = (weights / weights.sum(0)).astype(np.float32)
-        resized = blend(resized, axis, np.clip(taps, 0, old - 1).astype(int), weights, step)
+        taps = np.clip(taps, 0, old - 1).astype(int)
+        resized = blend(resized, axis, taps, weights=weights, step=step)
     return resized.reshape(*leading, *size, depth)
 
 
 def blend(
     image: np.ndarray, axis: int, taps: np.ndarray, weights: np.ndarray, step: int
 ) -> np.ndarray:
-    """Weighted sums along an axis of rows (-2) or columns (-1): [..., H, W * D] -> as `image`.
+    """Weighted sums along an axis of rows (-2) or columns (-1): [..., H, W * D] → as `image`.
 
     Args:
-      taps: [taps, new] places that are summed up, weights: [taps, new], of the image's type.
+      taps: [taps, new] places that are summed up.
+      weights: [taps, new], of the image's type.
       step: numbers that belong to a place: D for columns, 1 for rows.
     """
     places = (taps[..., None] * step + np.arange(step)).reshape(len(taps), -1)
@@ -137,9 +146,9 @@ def blend(
 def filtered(image: np.ndarray, size: np.ndarray | tuple[int, int], resample: str) -> np.ndarray:
     """Resizes uint8 [..., H, W, 3] as torchvision does, to whole float32 [..., h, w, 3].
 
-    Hugging Face's processors resize through it by default. It does as Pillow, but for weights of 16
-    bits, and for nearest pixels, of which Pillow misses some. box and hamming, which it lacks, are
-    Pillow's.
+    Hugging Face's processors use torchvision by default. It matches Pillow except for 16-bit
+    weights and for nearest pixels, some of which Pillow misplaces. torchvision lacks box and
+    hamming; Pillow does those.
     """
     *leading, rows, columns, depth = image.shape
     if resample == 'nearest':
@@ -162,7 +171,8 @@ def filtered(image: np.ndarray, size: np.ndarray | tuple[int, int], resample: st
         while int(0.5 + weights.max() * 2**bits) >= 2**15:
             bits -= 1
         weights = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
-        total = blend(resized.astype(np.int32), axis, taps, weights, step) + 2 ** (bits - 1)
+        total = blend(resized.astype(np.int32), axis, taps, weights=weights, step=step)
+        total = total + 2 ** (bits - 1)
         resized = np.clip(total >> bits, 0, 255).astype(np.uint8)
     return resized.reshape(*leading, *size, depth).astype(np.float32)
 
@@ -203,7 +213,7 @@ def fit(
     Args:
       image: uint8 [H, W, 3], or a clip [t, H, W, 3].
       size: (h, w).
-      antialias: as of `resize`.
+      antialias: see `resize`.
       resample: likewise.
       stretch: resize to `size` itself.
 
@@ -215,11 +225,15 @@ def fit(
     content = np.array(size, np.int32) if stretch else fitted_size(own, size, resample)
     rows, columns = content
     fitted = np.zeros((*image.shape[:-3], *size, 3), np.uint8)
-    fitted[..., :rows, :columns, :] = resize(image, content, antialias, resample).round()
+    fitted[..., :rows, :columns, :] = resize(
+        image, content, antialias=antialias, resample=resample
+    ).round()
     return fitted, content
 
 
-def view_sizes(size: tuple[int, int], evaluation, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def view_sizes(
+    size: tuple[int, int], evaluation: ConfigDict, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of an image of `size` in its view of a scale, and those of the view.
 
     Args:
@@ -246,19 +260,19 @@ def view_sizes(size: tuple[int, int], evaluation, scale: float) -> tuple[np.ndar
     return content, view
 
 
-def window_stride(evaluation) -> tuple[int, int]:
+def window_stride(evaluation: ConfigDict) -> tuple[int, int]:
     """The most rows and columns from one window of `config.eval` to the next."""
     return evaluation.stride if any(evaluation.stride) else evaluation.window
 
 
-def padding_color(config) -> np.ndarray:
-    """What `eval.pad_value` is after normalization, float32 [3]; the mean color is 0."""
+def padding_color(config: ConfigDict) -> np.ndarray:
+    """The value of padding after normalization, float32 [3]; 0 is the mean color."""
     mean, std = (np.array(x, np.float32) for x in (config.data.mean, config.data.std))
     value = config.eval.pad_value
     return np.zeros(3, np.float32) if value < 0 else (value - mean) / std
 
 
-def eval_views(image: np.ndarray, config) -> tuple[dict[str, np.ndarray], ...]:
+def eval_views(image: np.ndarray, config: ConfigDict) -> tuple[dict[str, np.ndarray], ...]:
     """The views of an image in evaluation, one for each of `eval.scales`.
 
     Args:
@@ -276,7 +290,7 @@ def eval_views(image: np.ndarray, config) -> tuple[dict[str, np.ndarray], ...]:
     for scale in evaluation.scales:
         content, size = view_sizes(image.shape[-3:-1], evaluation, scale)
         # [(t,) rows, columns, 3]
-        fitted = resize(image, content, data.antialias, evaluation.resample)
+        fitted = resize(image, content, antialias=data.antialias, resample=evaluation.resample)
         view = np.broadcast_to(padding_color(config), (*image.shape[:-3], *size, 3)).copy()
         rows, columns = content
         # A row at a time: NumPy is slow where only three numbers are repeated.

@@ -11,10 +11,12 @@ ignored as well, and the value v means class v - 1.
 """
 
 from collections import Counter
+from collections.abc import Sized
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rankseg_jax import storage
 from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source, check, images
@@ -168,7 +170,7 @@ def read_class_names(path: Path, layout: str) -> tuple[str, ...]:
     return names
 
 
-def check_num_classes(num_classes: int, class_names, origin: str | Path) -> None:
+def check_num_classes(num_classes: int, class_names: Sized, origin: str | Path) -> None:
     """Raises a ValueError if the config asks for another number of classes than the data have."""
     if num_classes not in (0, len(class_names)):
         raise ValueError(
@@ -177,7 +179,7 @@ def check_num_classes(num_classes: int, class_names, origin: str | Path) -> None
         )
 
 
-def get_source(data_config, split: str) -> PairedFiles:
+def get_source(data_config: ConfigDict, split: str) -> PairedFiles:
     """Opens `images/<split>` and `labels/<split>` below `data_config.dir`.
 
     Raises:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +164,9 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     return (width, height) if turned else (height, width)
 
 
-def size_mismatch(image_path, image_size, label_size) -> str:
+def size_mismatch(
+    image_path: str | Path, image_size: Sequence[int], label_size: Sequence[int]
+) -> str:
     """The message for an image and a label map of different (rows, columns)."""
     return (
         f'{image_path}: the image has {image_size[0]} x {image_size[1]} pixels (rows x columns, '

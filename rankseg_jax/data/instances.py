@@ -1,5 +1,6 @@
 """The things of a panoptic source as instances, and those of videos as tracks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,11 +72,11 @@ class ThingTracks(ThingSource, TrackSource):
       source: a TrackSource that is a PanopticSource, too.
     """
 
-    def __init__(self, source):
+    def __init__(self, source: Any):
         super().__init__(source)
         self.videos, self.published_videos = source.videos, source.published_videos
 
-    def tracks(self, video, frames=None):
+    def tracks(self, video: int, frames: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """See `TrackSource.tracks`."""
         found = [
             track | {'category_id': int(self._labels[track['category_id']])}
@@ -83,6 +84,6 @@ class ThingTracks(ThingSource, TrackSource):
         ]
         return [track for track in found if track['category_id'] != IGNORE_LABEL]
 
-    def video_id(self, video):
+    def video_id(self, video: int) -> int:
         """See `TrackSource.video_id`."""
         return self._source.video_id(video)

@@ -25,7 +25,7 @@ class LabelWriter:
     def __enter__(self) -> 'LabelWriter':
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def write(self, name: str, labels: np.ndarray) -> None:

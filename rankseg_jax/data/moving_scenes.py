@@ -111,7 +111,7 @@ def make_video(num_classes: int, size: int, split: str, index: int) -> Video:
     """
     length = LENGTHS[split]
     margin = round(PAN * size)
-    rng = scenes.generator(num_classes, size, SPLIT_SEEDS[split], index)
+    rng = scenes.generator(num_classes, size, SPLIT_SEEDS[split], index=index)
     while True:
         objects = scenes.sample_scene(rng, num_classes)
         motions = [sample_motion(rng, length) for _ in objects]
@@ -132,7 +132,7 @@ def make_video(num_classes: int, size: int, split: str, index: int) -> Video:
 
 def encode_video(num_classes: int, size: int, split: str, index: int) -> list[dict[str, Any]]:
     """The frames of `make_video`, encoded, each with 'objects': the category of every object."""
-    video = make_video(num_classes, size, split, index)
+    video = make_video(num_classes, size, split, index=index)
     return [scenes.encode(frame) | {'objects': video.categories} for frame in video.frames]
 
 

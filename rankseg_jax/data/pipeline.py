@@ -8,12 +8,15 @@ one goes on as if it had never stopped.
 import atexit
 import itertools
 import weakref
+from collections.abc import Generator
+from typing import Any
 
 import jax
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
-from rankseg_jax.data import CorruptExample, reading, transforms
+from rankseg_jax.data import CorruptExample, Source, reading, transforms
 
 tf.config.set_visible_devices([], 'GPU')  # accelerator memory is JAX's
 _running = weakref.WeakSet()
@@ -29,11 +32,13 @@ class _Loader:
     """Reads examples in tf.data's threads and keeps what went wrong for the main thread."""
 
     def __init__(self, read, stand_in, max_corrupt: int):
-        """Args:
-        read: (index, number of the sample) → example, a dict of arrays.
-        stand_in: an example in the place of one that cannot be read; 'image' and 'label' may have
-          any number of rows and columns.
-        max_corrupt: more corrupt examples are a failure.
+        """Prepares to read.
+
+        Args:
+          read: (index, number of the sample) → example, a dict of arrays.
+          stand_in: an example in place of one that cannot be read; 'image' and 'label' may have
+            any number of rows and columns.
+          max_corrupt: the most corrupt examples that are tolerated.
         """
         self.read, self.stand_in = read, stand_in
         self.corrupt = reading.Corrupt(max_corrupt)
@@ -104,7 +109,9 @@ def _host_slice(batch_size):
     return jax.process_index() * local, (jax.process_index() + 1) * local
 
 
-def train_batches(source, config, task, *, start_step: int):
+def train_batches(
+    source: Source, config: ConfigDict, task: Any, *, start_step: int
+) -> Generator[dict[str, np.ndarray]]:
     """Endless training batches of this host, from step `start_step` on.
 
     Step s, at any `start_step` <= s, gives the same batch bit by bit, and nothing before
@@ -117,7 +124,7 @@ def train_batches(source, config, task, *, start_step: int):
       task: a `rankseg_jax.tasks.Task`, which reads the examples.
 
     Returns:
-      An iterator of {'image': float32 [B, (t,) h, w, 3] normalized, 'label': int32 [B, (…,) h, w],
+      An iterator of {'image': float32 [B, (t,) H, W, 3] normalized, 'label': int32 [B, (…,) H, W],
       'mask': bool [B]} and the further arrays of `task.example`. A corrupt example is named in the
       log; in its place are zeros, all ignored, with mask False.
 
@@ -127,7 +134,7 @@ def train_batches(source, config, task, *, start_step: int):
     """
     reading.check_not_empty(source, config.data.train_split)
     start, stop = _host_slice(config.batch_size)
-    local = stop - start
+    local, own = stop - start, slice(start, stop)
 
     def read(index, sample):
         rng = np.random.default_rng([config.seed, sample])
@@ -137,7 +144,7 @@ def train_batches(source, config, task, *, start_step: int):
 
     loader = _Loader(read, task.stand_in(), config.data.max_corrupt)
     rows = (
-        reading.example_indices(len(source), config.seed, step, config.batch_size)[start:stop]
+        reading.example_indices(len(source), config.seed, step, batch_size=config.batch_size)[own]
         for step in itertools.count(start_step)
     )
 
@@ -146,7 +153,9 @@ def train_batches(source, config, task, *, start_step: int):
         sample = count // local * config.batch_size + start + count % local
         seed = tf.stack([tf.constant(config.seed, tf.int64), sample])
         example = loader.tensors(index, sample)
-        image, label = transforms.train_transform(example['image'], example['label'], seed, config)
+        image, label = transforms.train_transform(
+            example['image'], example['label'], seed, config=config
+        )
         return example | {'image': tf.where(example['mask'], image, 0.0), 'label': label}
 
     workers = config.data.num_workers or tf.data.AUTOTUNE

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 
 def encode(mask: np.ndarray) -> dict | None:
-    """bool [H, W] -> its compressed run lengths; None if it is empty."""
+    """bool [H, W] → its compressed run lengths; None if it is empty."""
     if not mask.any():
         return None
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
@@ -24,7 +24,7 @@ def empty(size: Sequence[int]) -> dict:
 
 
 def from_polygons(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> dict:
-    """Polygons, each x, y, x, y, … -> the compressed run lengths of all of them together.
+    """Polygons, each x, y, x, y, … → the compressed run lengths of all of them together.
 
     Args:
       size: (rows, columns) of the mask.
@@ -36,12 +36,12 @@ def from_polygons(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> d
 
 
 def decode(rle: dict) -> np.ndarray:
-    """Compressed run lengths, from `encode` or `compress` -> bool [H, W]."""
+    """Compressed run lengths, from `encode` or `compress` → bool [H, W]."""
     return coco_mask.decode(rle).astype(bool)
 
 
 def decode_tracks(tracks: list[dict], shape: tuple[int, int, int]) -> np.ndarray:
-    """The masks of `TrackSource.tracks` -> bool [N, *shape], where shape is (t, H, W)."""
+    """The masks of `TrackSource.tracks` → bool [N, *shape], where shape is (t, H, W)."""
     decoded = np.zeros((len(tracks), *shape), bool)
     for n, track in enumerate(tracks):
         for t, mask in enumerate(track['segmentations']):
@@ -51,7 +51,7 @@ def decode_tracks(tracks: list[dict], shape: tuple[int, int, int]) -> np.ndarray
 
 
 def compress(rle: dict) -> dict:
-    """Run lengths of either kind, from a file -> compressed ones that are known to be valid.
+    """Run lengths of either kind, from a file → compressed ones that are known to be valid.
 
     Raises:
       ValueError: they do not describe a mask; pycocotools would read beyond its memory.

@@ -105,12 +105,12 @@ def sample_pose(rng: np.random.Generator, others: list[Pose]) -> Pose:
     x, y = places[room.argmax()]
     gain = rng.uniform(0.8, 1.2) * rng.uniform(0.9, 1.1, 3)
     return Pose(
-        float(x),
-        float(y),
-        float(size),
-        float(rng.uniform(-MAX_ANGLE, MAX_ANGLE)),
-        bool(rng.random() < 0.5),
-        tuple(gain.tolist()),
+        x=float(x),
+        y=float(y),
+        size=float(size),
+        angle=float(rng.uniform(-MAX_ANGLE, MAX_ANGLE)),
+        flip=bool(rng.random() < 0.5),
+        gain=tuple(gain.tolist()),
     )
 
 
@@ -145,8 +145,8 @@ def sample_background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A soft landscape or a plain surface: float32 [size, size, 3], 0..255."""
     colors = LANDSCAPES[rng.integers(len(LANDSCAPES))]  # [4, 3]
     colors = colors * rng.uniform(0.75, 1.05) + rng.normal(0, 12, (4, 3))
-    large = fractal_noise(rng, size, 2, 0.45)  # [size, size]
-    fine = fractal_noise(rng, size, 12, 0.8)  # [size, size]
+    large = fractal_noise(rng, size, cells=2, decay=0.45)  # [size, size]
+    fine = fractal_noise(rng, size, cells=12, decay=0.8)  # [size, size]
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]  # [size, 1]
     if rng.random() < 0.6:
         horizon = rng.uniform(0.3, 0.7)
@@ -273,7 +273,7 @@ def make_example(num_classes: int, size: int, split: str, index: int) -> dict[st
 
     A scene with fewer than two visible objects is drawn again.
     """
-    rng = generator(num_classes, size, SPLIT_SEEDS[split], index)
+    rng = generator(num_classes, size, SPLIT_SEEDS[split], index=index)
     while True:
         objects = sample_scene(rng, num_classes)
         example = render(objects, sample_background(rng, size), ARTWORK[split])
@@ -293,7 +293,7 @@ def encode(example: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def encode_example(num_classes: int, size: int, split: str, index: int) -> dict[str, Any]:
     """`make_example`, encoded."""
-    return encode(make_example(num_classes, size, split, index))
+    return encode(make_example(num_classes, size, split, index=index))
 
 
 def generate(num_classes: int, size: int, split: str, count: int) -> Iterator[dict[str, Any]]:

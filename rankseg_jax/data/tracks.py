@@ -178,7 +178,7 @@ def write_results(
         size, length = source.size(video), len(source.videos[video][1])
         for number, track in enumerate(tracks):
             try:
-                check_prediction(track, len(source.class_names), size, length)
+                check_prediction(track, len(source.class_names), size=size, length=length)
             except ValueError as error:
                 raise ValueError(f'prediction {number} for the video {video_id}: {error}') from None
             results.append(

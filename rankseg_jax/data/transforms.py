@@ -6,9 +6,11 @@ ops, so a key always gives the same crop. Every function also takes a clip [t, H
 an image [H, W, 3], and any number of label maps [n, H, W]: all are transformed alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from rankseg_jax.data import IGNORE_LABEL, fitting
 
@@ -21,7 +23,7 @@ HUE_STEPS = 18  # of OpenCV's 180 around the circle: -18 to 17; detectron2 inclu
 
 
 def resize_image(image: tf.Tensor, size: tf.Tensor, antialias: bool = False) -> tf.Tensor:
-    """Bilinear with half-pixel centers: [..., H, W, 3] -> float32 [..., h, w, 3].
+    """Bilinear with half-pixel centers: [..., H, W, 3] → float32 [..., h, w, 3].
 
     The same as `fitting.resize`.
     """
@@ -29,13 +31,13 @@ def resize_image(image: tf.Tensor, size: tf.Tensor, antialias: bool = False) -> 
 
 
 def resize_label(label: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Nearest neighbour on the same half-pixel grid as the image: [..., H, W] -> [..., h, w]."""
+    """Nearest neighbor on the same half-pixel grid as the image: [..., H, W] → [..., h, w]."""
     # The released semantic recipes shift labels against the image by up to half a pixel: OpenCV's
     # INTER_NEAREST starts at corners.
     return tf.image.resize(label[..., None], size, method='nearest')[..., 0]
 
 
-def compute_size(function: Callable, *arguments) -> tf.Tensor:
+def compute_size(function: Callable, *arguments: Any) -> tf.Tensor:
     """The int32 [2] that a function of `fitting` returns, in a graph."""
     return tf.ensure_shape(tf.numpy_function(function, arguments, tf.int32), [2])
 
@@ -94,7 +96,7 @@ def random_crop(
     last = tf.where(tf.reduce_any(margin > 0), last, 0)
 
     def dominated(attempt):
-        _, window = crop(image, label, starts[attempt], size)  # [..., h, w]
+        _, window = crop(image, label, start=starts[attempt], size=size)  # [..., h, w]
         counts = tf.math.bincount(window - IGNORE_LABEL, minlength=2)[1:]  # without the ignored
         limit = max_category_ratio * tf.cast(tf.reduce_sum(counts), tf.float32)
         return tf.cast(tf.reduce_max(counts), tf.float32) >= limit
@@ -104,7 +106,7 @@ def random_crop(
         lambda attempt: [attempt + 1],
         [0],
     )
-    return crop(image, label, starts[attempt], size)  # [..., h, w, 3], [..., h, w]
+    return crop(image, label, start=starts[attempt], size=size)  # [..., h, w, 3], [..., h, w]
 
 
 def random_flip(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, *, probability: float) -> Pair:
@@ -137,7 +139,7 @@ def large_scale_jitter(
     window = tf.minimum(size, crop_size)
     share = tf.random.stateless_uniform([], crop_seed, dtype=tf.float64)
     start = tf.cast(tf.round(share * tf.cast(size - window, tf.float64)), tf.int32)
-    return crop(image, label, start, window)
+    return crop(image, label, start=start, size=window)
 
 
 def photometric_distortion(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -167,7 +169,13 @@ def photometric_distortion(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def distort_colors(
-    image: tf.Tensor, *, brightness, contrast, saturation, hue, contrast_first
+    image: tf.Tensor,
+    *,
+    brightness: float | tf.Tensor,
+    contrast: float | tf.Tensor,
+    saturation: float | tf.Tensor,
+    hue: float | tf.Tensor,
+    contrast_first: bool | tf.Tensor,
 ) -> tf.Tensor:
     """mmsegmentation's PhotoMetricDistortion with given strengths.
 
@@ -189,15 +197,17 @@ def distort_colors(
     return tf.clip_by_value(image * tf.where(contrast_first, 1.0, contrast), 0.0, 255.0)
 
 
-def shift_colors(image: tf.Tensor, saturation, hue) -> tf.Tensor:
+def shift_colors(
+    image: tf.Tensor, saturation: float | tf.Tensor, hue: float | tf.Tensor
+) -> tf.Tensor:
     """Multiplies the saturation, clipped at 1, and turns the hue by a fraction of the circle."""
     h, s, v = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)  # each [..., H, W]
     hsv = tf.stack([(h + hue) % 1.0, tf.minimum(s * saturation, 1.0), v], axis=-1)
     return tf.image.hsv_to_rgb(hsv) * 255  # [..., H, W, 3]
 
 
-def normalize(image: tf.Tensor, mean, std) -> tf.Tensor:
-    """0..255 -> float32 with zero mean and unit deviation, given the channels' `mean` and `std`."""
+def normalize(image: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
+    """0..255 → float32 with zero mean and unit deviation, given the channels' `mean` and `std`."""
     mean, std = tf.constant(mean, tf.float32), tf.constant(std, tf.float32)
     return (tf.cast(image, tf.float32) - mean) / std
 
@@ -211,7 +221,9 @@ def pad(image: tf.Tensor, label: tf.Tensor, size: tuple[int, int], value: float)
     return tf.ensure_shape(image, [*frames, *size, 3]), tf.ensure_shape(label, [*maps, *size])
 
 
-def train_transform(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, config) -> Pair:
+def train_transform(
+    image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, config: ConfigDict
+) -> Pair:
     """Augments a training example.
 
     Args:
@@ -224,8 +236,7 @@ def train_transform(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, config)
       Normalized float32 [(t,) h, w, 3] and int32 [(n,) h, w], where (h, w) is `augment.crop_size`.
     """
     augment, data = config.augment, config.data
-    seeds = tf.unstack(tf.random.split(seed, 4))
-    scale_seed, crop_seed, flip_seed, color_seed = seeds
+    scale_seed, crop_seed, flip_seed, color_seed = tf.unstack(tf.random.split(seed, 4))
     if augment.large_scale_jitter:
         image, label = random_flip(image, label, flip_seed, probability=augment.flip)
         image, label = large_scale_jitter(
@@ -257,6 +268,6 @@ def train_transform(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, config)
     if augment.photometric:
         image = photometric_distortion(image, color_seed)
     if augment.pad_value < 0:  # the mean color is 0 after normalization
-        return pad(normalize(image, data.mean, data.std), label, augment.crop_size, 0.0)
-    image, label = pad(image, label, augment.crop_size, augment.pad_value)
+        return pad(normalize(image, data.mean, data.std), label, augment.crop_size, value=0.0)
+    image, label = pad(image, label, augment.crop_size, value=augment.pad_value)
     return normalize(image, data.mean, data.std), label

@@ -8,6 +8,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 
 import av
 import numpy as np
@@ -100,14 +101,14 @@ def read_frames(path: str | Path, max_pixels: int = images.MAX_PIXELS) -> Iterat
     else:
         frames = _video_frames(path, max_pixels)
     empty = True
-    for frame in of_one_size(frames, path, [file.name for file in files]):
+    for frame in check_one_size(frames, path, [file.name for file in files]):
         empty = False
         yield frame
     if empty:
         raise CorruptExample(f'{path}: there are no {kind} in it')
 
 
-def of_one_size(
+def check_one_size(
     frames: Iterable[np.ndarray], title: str | Path, names: Sequence[str] = ()
 ) -> Iterator[np.ndarray]:
     """Yields frames [H, W, 3] of one size.
@@ -204,7 +205,12 @@ class Writer:
         context.color_range = 1  # limited
         return container, stream
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
             if kind is None:
                 self._finish()

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rankseg_jax import storage
 from rankseg_jax.data import (
@@ -46,7 +47,7 @@ ALIASES = {'validation': ('valid', 'val')}  # other names of a split
 class LabeledVideos(folder.PairedFiles, VideoSource):
     """Videos whose frames have label files; takes the arguments of `PairedFiles`."""
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.videos = videos.group(self.ids)
 
@@ -130,7 +131,7 @@ class TrackedVideos(TrackSource):
         return report
 
 
-def get_source(data_config, split: str) -> LabeledVideos | TrackedVideos:
+def get_source(data_config: ConfigDict, split: str) -> LabeledVideos | TrackedVideos:
     """Opens `<split>.json` below `data_config.dir` if there is one, otherwise `labels/<split>`.
 
     Raises:
@@ -148,7 +149,7 @@ def get_source(data_config, split: str) -> LabeledVideos | TrackedVideos:
         if path.is_file():
             return _open_tracks(path, data_config, layout)
     name = next((name for name in names if (root / 'videos' / name).is_dir()), split)
-    return _open_labels(root, name, data_config, layout)
+    return _open_labels(root, name, data_config, layout=layout)
 
 
 def _open_labels(root: Path, split: str, data_config, layout: str) -> LabeledVideos:

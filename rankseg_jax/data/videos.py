@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class Samples(Source):
         self.source, self.class_names, self.things = source, source.class_names, source.things
         self.ids = [name for name, _ in source.videos]
 
-    def load(self, index: int):
+    def load(self, index: int) -> dict[str, np.ndarray]:
         """All frames of a video; training asks `source` for some."""
         return self.source.clip(index, range(len(self.source.videos[index][1])))
 
@@ -126,7 +126,7 @@ class Windows(Source):
             min(lanes, key=len).extend(video)
         return lanes
 
-    def load(self, index: int):
+    def load(self, index: int) -> dict[str, np.ndarray]:
         """A clip, padded to a power of two of frames; see `pad` and `counted`."""
         video, frames, first_new = self.windows[index]
         clip = pad(self.source.clip(video, frames), padded_length(len(frames), self.length))
@@ -192,18 +192,18 @@ class Part(TrackSource):
         self.ids = [source.ids[index] for index in self.indices]
         self.videos = group(self.ids)
 
-    def load(self, index):
+    def load(self, index: int) -> dict[str, np.ndarray]:
         """See `Source.load`."""
         return self.source.load(self.indices[index])
 
-    def tracks(self, video, frames=None):
+    def tracks(self, video: int, frames: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """See `TrackSource.tracks`."""
         return self.source.tracks(self.chosen[video], frames)
 
-    def video_id(self, video):
+    def video_id(self, video: int) -> int:
         """See `TrackSource.video_id`."""
         return self.source.video_id(self.chosen[video])
 
-    def size(self, video):
+    def size(self, video: int) -> tuple[int, int]:
         """See `TrackSource.size`."""
         return self.source.size(self.chosen[video])

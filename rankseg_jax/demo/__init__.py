@@ -13,12 +13,13 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from rankseg_jax import inference, predict, prediction_files
@@ -35,7 +36,7 @@ PHOTO_SIDE, FRAME_SIDE = 1024, 512  # pixels, longer side of what the page shows
 KEPT_FOR = 3600  # seconds until an uploaded file or a result may be deleted
 
 
-def run(config, workdir) -> None:
+def run(config: ConfigDict | None, workdir: str | Path) -> None:
     """--mode=demo: serves a run or an exported model on this machine until it is interrupted.
 
     Args:
@@ -133,7 +134,9 @@ class Demo:
         else:
             yield timed(path)
 
-    def view(self, path: Path, kept: int, before=None) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def view(
+        self, path: Path, kept: int, before: Sequence[np.ndarray] | None = None
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
         """What the viewer shows of a photo or a video.
 
         Args:
@@ -193,7 +196,7 @@ def shown_size(image: np.ndarray, side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def drawn(result, labels: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+def drawn(result: Result, labels: np.ndarray, before: np.ndarray) -> dict[str, Any]:
     """What the viewer shows of an image or a frame.
 
     Args:

@@ -63,7 +63,9 @@ class VidEoMT(eomt.EncoderOnly):
             values = values.astype(jnp.float32).reshape(-1, length, *values.shape[1:])
             return averaged(values, mean, count=past.frames, shown=shown, over=choice.average_over)
 
-        predictions = [self.embeddings(state, grid) for state in (states if train else states[-1:])]
+        # As released, nothing is learned from the prediction before the last block.
+        used = [*states[:-2], states[-1]] if train else states[-1:]
+        predictions = [self.embeddings(state, grid) for state in used]
         queries = [averages(x, past.queries) for x, *_ in predictions]  # [B · views, t or 1, Q, D]
         mask_logits = [mask_products(*rest) for _, *rest in predictions]  # [B · views · t, Q, h, w]
         if choice.frames is not None:

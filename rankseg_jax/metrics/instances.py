@@ -47,11 +47,11 @@ class InstanceMetric:
     matches: list[Matches]
 
     @classmethod
-    def empty(cls):
+    def empty(cls) -> 'InstanceMetric':
         return cls([])
 
     @classmethod
-    def from_image(cls, instances: Sequence[dict], predictions: Sequence[dict]):
+    def from_image(cls, instances: Sequence[dict], predictions: Sequence[dict]) -> 'InstanceMetric':
         """Matches the predictions of one image with its objects, as COCO does.
 
         A crowd matches any number of predictions, each by the share of the prediction inside it;
@@ -75,7 +75,7 @@ class InstanceMetric:
         return cls(_match(truth, found, ranges=IMAGE_AREAS, inside_crowds=True))
 
     @classmethod
-    def from_video(cls, tracks: Sequence[dict], predictions: Sequence[dict]):
+    def from_video(cls, tracks: Sequence[dict], predictions: Sequence[dict]) -> 'InstanceMetric':
         """Matches the predictions of one video with its tracks, as YouTubeVIS does.
 
         A crowd has the same overlap as any track, but may match several predictions, which count
@@ -92,7 +92,7 @@ class InstanceMetric:
         """
         return cls(_match(tracks, predictions, ranges=VIDEO_AREAS, inside_crowds=False))
 
-    def merge(self, other):
+    def merge(self, other: 'InstanceMetric') -> 'InstanceMetric':
         """Adds the matches of `other` to this metric, in place, and returns it.
 
         Where two predictions have the same score, those merged first come first.

@@ -34,12 +34,24 @@ class MultilabelMetric:
     ks: tuple[int, ...] = struct.field(pytree_node=False)
 
     @classmethod
-    def empty(cls, ks: tuple[int, ...]):
+    def empty(cls, ks: tuple[int, ...]) -> 'MultilabelMetric':
         sums = [np.zeros(len(ks)) for _ in range(3)]
-        return cls(*sums, np.zeros(()), np.zeros((), np.int64), np.zeros((), np.int64), tuple(ks))
+        return cls(
+            *sums,
+            ranking_ap=np.zeros(()),
+            images=np.zeros((), np.int64),
+            labeled=np.zeros((), np.int64),
+            ks=tuple(ks),
+        )
 
     @classmethod
-    def from_batch(cls, presence_logits, pixel_counts, ks: tuple[int, ...], mask):
+    def from_batch(
+        cls,
+        presence_logits: jax.Array,
+        pixel_counts: jax.Array,
+        ks: tuple[int, ...],
+        mask: jax.Array,
+    ) -> 'MultilabelMetric':
         """Scores one batch; made for `jit`.
 
         Args:
@@ -79,7 +91,7 @@ class MultilabelMetric:
             ks=tuple(ks),
         )
 
-    def merge(self, other):
+    def merge(self, other: 'MultilabelMetric') -> 'MultilabelMetric':
         """Adds up two states on the host, in float64 and int64.
 
         Raises:

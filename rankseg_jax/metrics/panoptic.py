@@ -1,6 +1,7 @@
 """Panoptic quality (Kirillov et al., CVPR 2019), counted as panopticapi counts it."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from flax import struct
@@ -27,11 +28,18 @@ class PanopticMetric:
     missed: np.ndarray
 
     @classmethod
-    def empty(cls, num_classes: int):
+    def empty(cls, num_classes: int) -> 'PanopticMetric':
         return cls(np.zeros(num_classes), *(np.zeros(num_classes, np.int64) for _ in range(3)))
 
     @classmethod
-    def from_image(cls, ids, segments, predicted_ids, predicted_segments, num_classes: int):
+    def from_image(
+        cls,
+        ids: np.ndarray,
+        segments: Sequence[dict],
+        predicted_ids: np.ndarray,
+        predicted_segments: Sequence[dict],
+        num_classes: int,
+    ) -> 'PanopticMetric':
         """Counts one image; an image without a prediction has a map of 0 and no segments.
 
         Segments match if they have the same category and their overlap exceeds half of their union,
@@ -89,7 +97,7 @@ class PanopticMetric:
             metric.wrong[predicted[b]] += excused / predicted_areas[b] <= 0.5
         return metric
 
-    def merge(self, other):
+    def merge(self, other: 'PanopticMetric') -> 'PanopticMetric':
         """Adds up two states.
 
         Raises:
@@ -107,12 +115,14 @@ class PanopticMetric:
         )
 
     def quality(self) -> float:
-        """PQ alone, as of `compute`."""
+        """PQ alone, as in `compute`."""
         pairs = self.matched + self.wrong / 2 + self.missed / 2  # [K]
         seen = pairs > 0
         return float((self.iou[seen] / pairs[seen]).mean()) if seen.any() else float('nan')
 
-    def compute(self, things, class_names=None) -> dict:
+    def compute(
+        self, things: Sequence[bool] | np.ndarray, class_names: Sequence[str] | None = None
+    ) -> dict:
         """The scores, as fractions.
 
         Args:
@@ -158,7 +168,7 @@ class PanopticMetric:
         return result | {'classes': rows}
 
 
-def count_overlaps(ids, predicted_ids) -> tuple[dict, dict, dict]:
+def count_overlaps(ids: np.ndarray, predicted_ids: np.ndarray) -> tuple[dict, dict, dict]:
     """Pixels of each id in two maps [H, W], by id, and of each pair of ids that meet, by pair."""
     values, places = np.unique(ids, return_inverse=True)
     others, other_places = np.unique(predicted_ids, return_inverse=True)

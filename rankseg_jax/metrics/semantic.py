@@ -1,5 +1,7 @@
 """Semantic segmentation: mIoU, pixel accuracy and the table per class."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +26,13 @@ class SemanticMetric:
     labeled: jax.Array | np.ndarray
 
     @classmethod
-    def empty(cls, num_classes: int):
+    def empty(cls, num_classes: int) -> 'SemanticMetric':
         return cls(*(np.zeros(num_classes, np.int64) for _ in range(3)))
 
     @classmethod
-    def from_batch(cls, labels, predictions, num_classes: int):
+    def from_batch(
+        cls, labels: jax.Array, predictions: jax.Array, num_classes: int
+    ) -> 'SemanticMetric':
         """Counts one batch; made for `jit`.
 
         Args:
@@ -53,7 +57,7 @@ class SemanticMetric:
             *(counts.at[classes].add(1, mode='drop') for classes in (agreed, predictions, labels))
         )
 
-    def merge(self, other):
+    def merge(self, other: 'SemanticMetric') -> 'SemanticMetric':
         """Adds up two states on the host, in int64.
 
         Raises:
@@ -67,7 +71,7 @@ class SemanticMetric:
             lambda a, b: np.asarray(a, np.int64) + np.asarray(b, np.int64), self, other
         )
 
-    def compute(self, class_names=None) -> dict:
+    def compute(self, class_names: Sequence[str] | None = None) -> dict:
         """The scores, as fractions; mIoU, mAcc and aAcc as mmsegmentation defines them.
 
         Args:

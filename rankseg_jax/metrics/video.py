@@ -32,10 +32,10 @@ class ConsistencyMetric:
     lengths: tuple[int, ...] = struct.field(pytree_node=False)
 
     @classmethod
-    def empty(cls, lengths: tuple[int, ...] = LENGTHS):
+    def empty(cls, lengths: tuple[int, ...] = LENGTHS) -> 'ConsistencyMetric':
         return cls(np.zeros(len(lengths)), np.zeros(len(lengths), np.int64), tuple(lengths))
 
-    def merge(self, other):
+    def merge(self, other: 'ConsistencyMetric') -> 'ConsistencyMetric':
         """Adds up two states.
 
         Raises:

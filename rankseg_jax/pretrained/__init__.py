@@ -54,7 +54,7 @@ QUERY_BIAS = 'params/decoder/classes/bias'  # of classes, not there if logits ar
 MASK_PROBABILITY = 'batch_stats/mask_probability'  # of an EoMT, not there in a VidEoMT
 
 
-def convert(arrays, base: str = '') -> dict:
+def convert(arrays: dict[str, np.ndarray], base: str = '') -> dict:
     """Converts arrays that are named as in another project.
 
     Of an mmsegmentation model only the backbone is converted, with the neck of a BEiT, save for a
@@ -99,7 +99,7 @@ def convert(arrays, base: str = '') -> dict:
     return {collection: {'backbone': tree} for collection, tree in variables.items()}
 
 
-def complete(variables, base: str) -> dict:
+def complete(variables: dict, base: str) -> dict:
     """Variables of an EoMT, to whose backbone that of `base` is added if it is a difference.
 
     Raises:
@@ -124,7 +124,7 @@ def complete(variables, base: str) -> dict:
     return variables | {'params': params | {'backbone': summed}}
 
 
-def locate(source) -> Path:
+def locate(source: str | Path) -> Path:
     """The file or folder of any source that `config.model.pretrained` accepts.
 
     Raises:
@@ -138,7 +138,7 @@ def locate(source) -> Path:
     return hf.locate(source)
 
 
-def read_variables(source, base: str = '') -> dict:
+def read_variables(source: str | Path, base: str = '') -> dict:
     """Reads weights from any source that `config.model.pretrained` accepts.
 
     From a run it reads the newest checkpoint, with averaged parameters if there are any.
@@ -163,7 +163,7 @@ def read_variables(source, base: str = '') -> dict:
     return convert(read(path), base)
 
 
-def read_class_names(source) -> Sequence[str]:
+def read_class_names(source: str | Path) -> Sequence[str]:
     """The categories of a run, or of a Hugging Face model; empty if `source` does not tell them.
 
     Raises:
@@ -178,7 +178,9 @@ def read_class_names(source) -> Sequence[str]:
     return hf.class_names(path)
 
 
-def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> dict:
+def load(
+    source: str | Path, variables: dict, base: str = '', class_names: Sequence[str] = ()
+) -> dict:
     """Replaces a model's variables by those of `source` (see `read_variables`).
 
     Position codes and biases are resampled to the model's grid, a ViT's kernels to its patches.
@@ -214,7 +216,9 @@ def load(source, variables, base: str = '', class_names: Sequence[str] = ()) -> 
     pairs = classes.places(learned, class_names)
     if pairs is not None:
         for key in layers:
-            found[key] = classes.carry(key, found[key], expected, pairs, len(learned))
+            found[key] = classes.carry(
+                key, found[key], expected, pairs=pairs, num_learned=len(learned)
+            )
         sharding.print_once(
             f'{source}: {len(pairs)} of the {len(class_names)} categories are known there; class '
             'layers of the others keep their initial values'

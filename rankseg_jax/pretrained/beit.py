@@ -1,6 +1,8 @@
 """BEiT weights: state dicts of timm and of the original code, of mmseg and of Hugging Face."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ widths = upernet.widths
 build = upernet.build
 
 
-def variables(config, state) -> dict:
+def variables(config: Mapping[str, Any], state: dict[str, np.ndarray]) -> dict:
     """Variables of a `UPerNet` except for its backbone."""
     return upernet.heads(state, 'bn')
 
@@ -60,7 +62,7 @@ KNOWN = re.compile(
 )
 
 
-def from_torch(state) -> dict:
+def from_torch(state: Mapping[str, Any]) -> dict:
     """Variables {'params'[, 'batch_stats']} of `backbones.beit.BEiT`, without a classifier.
 
     A table of position biases that all blocks share is added to that of each block. A classifier
@@ -87,7 +89,7 @@ def from_torch(state) -> dict:
         ]
         if not tables:
             raise ValueError('this BEiT has no relative position biases, which is not supported')
-        params[f'position_bias{i}'] = position_bias(sum(tables))
+        params[f'position_bias{i}'] = position_bias(np.asarray(sum(tables)))
         params[f'block{i}'] = block(state, f'blocks.{i}', tables[0].shape[1])
     if 'fpn1.0.weight' not in state:
         return {'params': params}
@@ -101,7 +103,7 @@ def from_torch(state) -> dict:
     return {'params': params, 'batch_stats': {'neck4_norm': statistics}}
 
 
-def position_bias(table):
+def position_bias(table: np.ndarray) -> dict[str, np.ndarray]:
     """Parameters of `backbones.beit.PositionBias`, for a square grid.
 
     Args:
@@ -116,7 +118,7 @@ def position_bias(table):
     return {'table': table[:-3].reshape(side, side, -1), 'class': table[-3:]}
 
 
-def block(state, name, num_heads: int):
+def block(state: dict[str, np.ndarray], name: str, num_heads: int) -> dict[str, Any]:
     """Parameters of `layers.Block` without a bias of the keys, with factors of 1 if it has none."""
     separate = f'{name}.attn.q.weight' in state  # three projections instead of a packed one
     dim = state[f'{name}.norm1.weight'].shape[0]
@@ -138,7 +140,7 @@ def block(state, name, num_heads: int):
     return params | scales
 
 
-def double(state, name):
+def double(state: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """nn.ConvTranspose of stride 2; PyTorch's kernels [I, O, 2, 2] point the other way."""
     kernel = state[f'{name}.weight'].transpose(2, 3, 0, 1)[::-1, ::-1]
     return {'kernel': np.ascontiguousarray(kernel), 'bias': state[f'{name}.bias']}

@@ -71,7 +71,7 @@ def carry(
     return np.moveaxis(here, 0, axis)
 
 
-def category_axis(name: str, variables) -> int:
+def category_axis(name: str, variables: Mapping[str, np.ndarray]) -> int:
     """The last of the one kernel that is a dense layer's, that of a multi-label head which pools.
 
     Heads with attention, which end with a norm, have a classifier [K, D] for their class tokens.

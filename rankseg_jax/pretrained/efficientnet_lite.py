@@ -1,6 +1,8 @@
 """EfficientNet-Lite weights under the names of timm and of `efficientnet_lite_pytorch`."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from rankseg_jax.pretrained.torch_layers import conv_norm
 LEFT_OUT = re.compile(r'(conv_head|bn2|classifier|_conv_head|_bn1|_fc)\.|.*num_batches_tracked$')
 
 
-def from_torch(state) -> dict:
+def from_torch(state: Mapping[str, Any]) -> dict:
     """Variables {'params', 'batch_stats'} of `backbones.efficientnet_lite.EfficientNetLite`.
 
     Raises:

@@ -1,6 +1,7 @@
 """EoMT and VidEoMT of Hugging Face `transformers`, and EoMT of its authors, on DINOv2 or DINOv3."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ AUTHORS = [
 ]
 
 
-def build(config, num_classes: int) -> EoMT | VidEoMT:
+def build(config: Mapping[str, Any], num_classes: int) -> EoMT | VidEoMT:
     """The model that a config describes, with K classes.
 
     Raises:
@@ -77,7 +78,7 @@ def build(config, num_classes: int) -> EoMT | VidEoMT:
     )
 
 
-def kind_of_backbone(config) -> dict[str, Any]:
+def kind_of_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `ViT` in which DINOv2 and DINOv3 differ."""
     width = config['hidden_size']
     if config['model_type'] != 'eomt_dinov3':
@@ -94,15 +95,15 @@ def kind_of_backbone(config) -> dict[str, Any]:
             'unbiased': tuple(x for x in biased if not config.get(f'{x}_bias', biased[x])),
             'rescale': config.get('pos_embed_rescale') or 1.0,
         }
-    # As of published backbones, 0 stands for 4 · D.
+    # As in published backbones, 0 stands for 4 · D.
     return kind | {'gated': gated, 'mlp_dim': 0 if mlp_dim == 4 * width else mlp_dim}
 
 
-def variables(state, num_heads: int = 0) -> dict:
+def variables(state: dict[str, np.ndarray], num_heads: int = 0) -> dict:
     """Variables of the model; logs a warning of masks that an `EoMT` uses by chance.
 
     Args:
-      num_heads: of attention, as of `vit.from_torch`.
+      num_heads: of attention; see `vit.from_torch`.
     """
     heads = ('query.', 'class_predictor.', 'mask_head.', 'upscale_block.', 'attn_mask_probs')
     others = (*heads, 'query_updater.', 'criterion.')
@@ -139,7 +140,7 @@ def variables(state, num_heads: int = 0) -> dict:
     return {'params': params, 'batch_stats': {'mask_probability': probability}}
 
 
-def from_authors(arrays) -> dict:
+def from_authors(arrays: dict[str, np.ndarray]) -> dict:
     """Variables of an `EoMT` from the names of its authors' code (tue-mps/eomt)."""
     encoder = part(arrays, 'network.encoder.backbone.')
     if 'patch_embed.cls_token' in encoder:  # a DINOv3, with Hugging Face's names but for these
@@ -151,7 +152,7 @@ def from_authors(arrays) -> dict:
     return variables(encoder | others)
 
 
-def is_difference(backbone) -> bool:
+def is_difference(backbone: Mapping[str, Any]) -> bool:
     """Whether parameters of a ViT are differences from others, as the authors' of DINOv3s are.
 
     The scales of trained norms are positive but for a few; differences have either sign.

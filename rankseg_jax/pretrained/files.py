@@ -4,13 +4,14 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def read(path) -> dict[str, np.ndarray]:
+def read(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a `.npz`, `.safetensors`, `.pth`, `.pt` or `.bin` file, by name; see `float32`.
 
     Raises:
@@ -39,7 +40,7 @@ def read(path) -> dict[str, np.ndarray]:
     return float32(readers[path.suffix](path))
 
 
-def float32(tree):
+def float32(tree: Any) -> Any:
     """A tree of arrays in which floats of any precision are float32, as parameters always are."""
 
     def cast(x):
@@ -108,7 +109,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def damaged(path: Path, kind: str, reason) -> ValueError:
+def damaged(path: Path, kind: str, reason: str | Exception) -> ValueError:
     """The error for a file that is not what its name says."""
     return ValueError(
         f'{path} is not a {kind}, or is damaged ({reason}); a download that broke off or git '

@@ -2,7 +2,10 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
 
 import numpy as np
 from flax import linen as nn
@@ -66,7 +69,7 @@ BEIT = {
 }
 
 
-def locate(source) -> Path:
+def locate(source: str | Path) -> Path:
     """A path unchanged, or the folder that a name on the hub is downloaded to.
 
     Args:
@@ -101,7 +104,7 @@ def locate(source) -> Path:
         ) from error
 
 
-def load_hf(source) -> tuple[nn.Module, dict]:
+def load_hf(source: str | Path) -> tuple[nn.Module, dict]:
     """A model from a folder that `save_pretrained` wrote or from the hub, and its variables.
 
     `model.apply(variables, images, train=False)` takes images [B, H, W, 3], normalized as its
@@ -126,7 +129,7 @@ def load_hf(source) -> tuple[nn.Module, dict]:
 class Keys(dict):
     """A JSON object of Hugging Face that raises a ValueError for a missing key."""
 
-    def __missing__(self, key):
+    def __missing__(self, key: str) -> NoReturn:
         raise ValueError(f'{key} is missing in config.json or preprocessor_config.json')
 
 
@@ -189,7 +192,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
     return state
 
 
-def framework(config):
+def framework(config: Mapping[str, Any]) -> ModuleType:
     """The module of this package for the framework of a config.
 
     Raises:
@@ -208,7 +211,7 @@ def framework(config):
     return FRAMEWORKS[config['model_type']]
 
 
-def build(config, state) -> nn.Module:
+def build(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> nn.Module:
     """The model that `config.json` describes, for weights `state`, whose class layer gives K."""
     theirs = framework(config)
     check_fixed(config, theirs.FIXED, 'config.json')
@@ -228,7 +231,7 @@ def build(config, state) -> nn.Module:
     return theirs.build(config, backbone, length)
 
 
-def build_backbone(config) -> Swin | BEiT | ResNet:
+def build_backbone(config: Mapping[str, Any]) -> Swin | BEiT | ResNet:
     """The backbone that `backbone_config` of `config.json` describes.
 
     Raises:
@@ -259,7 +262,7 @@ def build_backbone(config) -> Swin | BEiT | ResNet:
     return ResNet(stage_sizes=tuple(config['depths']), bottleneck=bottleneck, width=width)
 
 
-def build_beit(config, where: str, *, whole: bool) -> BEiT:
+def build_beit(config: Mapping[str, Any], where: str, *, whole: bool) -> BEiT:
     """The backbone of a BeitForSemanticSegmentation if `whole`, or a BeitBackbone.
 
     They count blocks differently: `out_indices` are hidden states, of which number 0 is that before
@@ -284,7 +287,7 @@ def build_beit(config, where: str, *, whole: bool) -> BEiT:
     )
 
 
-def check_fixed(config, fixed, where: str):
+def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
     """Refuses a config with other values than `fixed`, by key; missing keys are accepted.
 
     Raises:
@@ -297,7 +300,7 @@ def check_fixed(config, fixed, where: str):
             raise ValueError(f'{where}: {key} = {config[key]!r} is not supported, only {value!r}')
 
 
-def variables(config, state) -> dict:
+def variables(config: Mapping[str, Any], state: dict[str, np.ndarray]) -> dict:
     """Variables {'params'[, 'batch_stats']} of the model that `build` gives, or of a backbone."""
     if config['model_type'] in BACKBONES:
         return {'params': {'backbone': vit.from_torch(state, config['num_attention_heads'])}}

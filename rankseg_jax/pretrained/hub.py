@@ -24,7 +24,7 @@ DESCRIPTIONS = ('config.json', BESIDE)
 WEIGHTS = 'model.safetensors'
 
 
-def write(folder: Path, run: dict[str, Any], variables, theirs=None) -> None:
+def write(folder: Path, run: dict[str, Any], variables: dict, theirs: Any = None) -> None:
     """Writes the files above, those that describe the run last.
 
     Args:
@@ -43,7 +43,7 @@ def write(folder: Path, run: dict[str, Any], variables, theirs=None) -> None:
     write_json(folder / 'config.json', config)
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False), 'utf-8')
 
 

@@ -1,5 +1,11 @@
 """Mask2Former of Hugging Face `transformers`: its config and its names."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
 from rankseg_jax.decoders.pixel_decoder import STRIDES, PixelDecoder
 from rankseg_jax.decoders.query_decoder import QueryDecoder
 from rankseg_jax.frameworks.mask2former import Mask2Former
@@ -30,12 +36,12 @@ CLASS_LAYER = 'class_predictor'
 MASK_SIZE = (384, 384)
 
 
-def widths(config) -> dict:
+def widths(config: Mapping[str, Any]) -> dict:
     """The widths of maps and queries in a config, by key; they must be the same."""
     return {key: config[key] for key in ('hidden_dim', 'feature_size', 'mask_feature_size')}
 
 
-def build(config, backbone, num_logits: int) -> Mask2Former:
+def build(config: Mapping[str, Any], backbone: nn.Module, num_logits: int) -> Mask2Former:
     """The model that a config describes, with `num_logits` = K + 1 of no-object."""
     channels, num_heads = config['hidden_dim'], config['num_attention_heads']
     return Mask2Former(
@@ -57,7 +63,7 @@ def build(config, backbone, num_logits: int) -> Mask2Former:
     )
 
 
-def variables(config, state) -> dict:
+def variables(config: Mapping[str, Any], state: dict[str, np.ndarray]) -> dict:
     """Variables of a `Mask2Former` except for its backbone."""
     num_heads = config['num_attention_heads']
     maps = pixel_decoder(part(state, 'model.pixel_level_module.decoder.'), num_heads)
@@ -66,7 +72,7 @@ def variables(config, state) -> dict:
     return {'params': {'pixel_decoder': maps, 'decoder': decoder}}
 
 
-def pixel_decoder(state, num_heads: int) -> dict:
+def pixel_decoder(state: dict[str, np.ndarray], num_heads: int) -> dict:
     """Parameters of `decoders.pixel_decoder.PixelDecoder`."""
     names = {f'input{stride}': f'input_projections.{i}' for i, stride in enumerate(STRIDES)}
     names |= {'lateral4': 'adapter_1', 'fuse4': 'layer_1'}
@@ -104,7 +110,7 @@ def pixel_decoder(state, num_heads: int) -> dict:
     return params
 
 
-def query_decoder(state, num_heads: int) -> dict:
+def query_decoder(state: dict[str, np.ndarray], num_heads: int) -> dict:
     """Parameters of `decoders.query_decoder.QueryDecoder`, without its class layer."""
     params = {
         'level_embedding': state['level_embed.weight'],
@@ -120,7 +126,10 @@ def query_decoder(state, num_heads: int) -> dict:
         layer = f'decoder.layers.{i}'
         params[f'layer{i}'] = {
             'cross': attention(
-                state, f'{layer}.cross_attn.in_proj', f'{layer}.cross_attn.out_proj', num_heads
+                state,
+                f'{layer}.cross_attn.in_proj',
+                f'{layer}.cross_attn.out_proj',
+                num_heads=num_heads,
             ),
             'self': split_attention(state, f'{layer}.self_attn', num_heads),
             'norm1': norm(state, f'{layer}.cross_attn_layer_norm'),

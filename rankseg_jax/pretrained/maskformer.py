@@ -1,5 +1,11 @@
 """MaskFormer of Hugging Face `transformers`: its config and its names."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
 from rankseg_jax.decoders.fpn import FeaturePyramid
 from rankseg_jax.decoders.query_decoder import DetrDecoder
 from rankseg_jax.frameworks.maskformer import MaskFormer
@@ -25,7 +31,7 @@ CLASS_LAYER = 'class_predictor'
 MASK_SIZE = (-1, -1)
 
 
-def widths(config) -> dict:
+def widths(config: Mapping[str, Any]) -> dict:
     """The widths of maps and queries in a config, by key; they must be the same."""
     return {
         'fpn_feature_size': config['fpn_feature_size'],
@@ -34,7 +40,7 @@ def widths(config) -> dict:
     }
 
 
-def build(config, backbone, num_logits: int) -> MaskFormer:
+def build(config: Mapping[str, Any], backbone: nn.Module, num_logits: int) -> MaskFormer:
     """The model that a config describes, with `num_logits` = K + 1 of no-object."""
     decoder = config['decoder_config']
     return MaskFormer(
@@ -52,7 +58,7 @@ def build(config, backbone, num_logits: int) -> MaskFormer:
     )
 
 
-def variables(config, state) -> dict:
+def variables(config: Mapping[str, Any], state: dict[str, np.ndarray]) -> dict:
     """Variables of a `MaskFormer` except for its backbone."""
     num_heads = config['decoder_config']['decoder_attention_heads']
     maps = feature_pyramid(part(state, 'model.pixel_level_module.decoder.'))
@@ -62,7 +68,7 @@ def variables(config, state) -> dict:
     return {'params': {'pixel_decoder': maps, 'decoder': decoder}}
 
 
-def feature_pyramid(state) -> dict:
+def feature_pyramid(state: dict[str, np.ndarray]) -> dict:
     """Parameters of `decoders.fpn.FeaturePyramid`."""
     names = {'fuse32': 'stem.'}
     for i, stride in enumerate((16, 8, 4)):
@@ -76,7 +82,7 @@ def feature_pyramid(state) -> dict:
     return params
 
 
-def detr_decoder(state, num_heads: int) -> dict:
+def detr_decoder(state: dict[str, np.ndarray], num_heads: int) -> dict:
     """Parameters of `decoders.query_decoder.DetrDecoder`, without class layer and masks."""
     params = {
         'query_position': state['queries_embedder.weight'],

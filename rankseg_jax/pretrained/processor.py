@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rankseg_jax.pretrained.hf import FRAMEWORKS, check_fixed
 
@@ -106,7 +107,7 @@ def processor_kind(processor: Mapping[str, Any], model_type: str) -> str:
     return match[1].lower()
 
 
-def square(size) -> dict[str, int]:
+def square(size: Any) -> dict[str, int]:
     """Height and width of `size`, of which one number stands for both.
 
     Raises:
@@ -195,7 +196,7 @@ def eomt_size_keys(options: Mapping[str, Any]) -> dict[str, Any]:
     return keys | windows | {'base_size': (side, longest or LONGEST * side), 'multiple': 1}
 
 
-def described(config, model_type: str) -> tuple[dict[str, Any], list[str]]:
+def described(config: ConfigDict, model_type: str) -> tuple[dict[str, Any], list[str]]:
     """The content of preprocessor_config.json for a run: what comes nearest to its `config.eval`.
 
     Args:
@@ -248,7 +249,7 @@ def described(config, model_type: str) -> tuple[dict[str, Any], list[str]]:
     return options, different
 
 
-def same(a, b) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether values of a key are equal, numbers up to rounding."""
     if isinstance(a, str | bool):
         return a == b

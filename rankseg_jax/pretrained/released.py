@@ -1,17 +1,19 @@
 """Checkpoints of the paper's released Segmenter, with mmseg's `backbone.*` and `decode_head.*`."""
 
+import numpy as np
+
 from rankseg_jax.pretrained import torch_layers, vit
 from rankseg_jax.pretrained.torch_layers import dense, norm, part
 
 
-def segmenter(state) -> dict:
+def segmenter(state: dict[str, np.ndarray]) -> dict:
     """Parameters of `frameworks.segmenter.Segmenter` with a mask transformer."""
     head = part(state, 'decode_head.')
     decoder = mask_transformer(head, head['proj_patch'].shape[0] // 64)
     return {'backbone': vit.from_torch(part(state, 'backbone.')), 'decoder': decoder}
 
 
-def mask_transformer(state, num_heads: int) -> dict:
+def mask_transformer(state: dict[str, np.ndarray], num_heads: int) -> dict:
     """Parameters of `decoders.mask_transformer.MaskTransformer`, with or without RankSeg."""
     params = {
         'project': dense(state, 'proj_dec'),
@@ -40,11 +42,11 @@ def mask_transformer(state, num_heads: int) -> dict:
     return params | {'rank': {'temperature': {'norm': norm(state, 'mask_norm')}}}
 
 
-def class_wise_linear(state, name):
+def class_wise_linear(state: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {'kernel': state[f'{name}.W'][0], 'bias': state[f'{name}.b'][0]}
 
 
-def decoder_head(state, prefix: str, num_heads: int) -> dict:
+def decoder_head(state: dict[str, np.ndarray], prefix: str, num_heads: int) -> dict:
     """Parameters of `multilabel.DecoderHead`."""
     params = {
         'project': dense(state, f'{prefix}input_proj'),
@@ -63,7 +65,7 @@ def decoder_head(state, prefix: str, num_heads: int) -> dict:
                 state,
                 f'{layer}multihead_attn.in_proj',
                 f'{layer}multihead_attn.out_proj',
-                num_heads,
+                num_heads=num_heads,
             ),
             'norm1': norm(state, f'{layer}norm2'),
             'mlp': {

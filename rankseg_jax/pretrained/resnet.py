@@ -1,6 +1,8 @@
 """ResNet weights under the names of timm and torchvision, of Hugging Face, and of mmcv's v1c."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -40,7 +42,7 @@ DEEP_STEM = {
 }
 
 
-def from_timm(state_dict) -> dict:
+def from_timm(state_dict: Mapping[str, Any]) -> dict:
     """Variables {'params', 'batch_stats'} of `backbones.resnet.ResNet` from a PyTorch state dict.
 
     Args:

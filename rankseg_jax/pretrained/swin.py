@@ -1,6 +1,8 @@
 """Swin weights: state dicts of timm, of the original code, of mmseg and of Hugging Face."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +36,7 @@ LEFT_OUT = re.compile(
 )
 
 
-def from_torch(state) -> dict:
+def from_torch(state: Mapping[str, Any]) -> dict:
     """Parameters of `backbones.swin.Swin`, without the classifier and the norm before it.
 
     A classifier lacks the norms of the feature maps; these get their initial values.
@@ -94,17 +96,18 @@ def from_torch(state) -> dict:
     return params
 
 
-def neighbors_first(value):
-    """A weight of mmseg's patch merging, [..., D · 2 · 2] as of nn.Unfold, as timm's [..., 4 · D].
+def neighbors_first(value: np.ndarray) -> np.ndarray:
+    """A weight of mmseg's patch merging, [..., D · 2 · 2], in timm's order, [..., 4 · D].
 
-    In timm, the four neighbors are ordered by column, then by row.
+    mmseg's order is that of nn.Unfold. In timm, the four neighbors are ordered by column, then by
+    row.
     """
     value = np.asarray(value)
     parts = value.reshape(*value.shape[:-1], -1, 2, 2)  # [..., D, row, column]
     return np.moveaxis(parts, -3, -1).swapaxes(-3, -2).reshape(value.shape)
 
 
-def block(state, name):
+def block(state: dict[str, np.ndarray], name: str) -> dict[str, Any]:
     """Parameters of `backbones.swin.SwinBlock`."""
     table = state[f'{name}.attn.relative_position_bias_table']  # [(2 window - 1)², heads]
     side, num_heads = round(len(table) ** 0.5), table.shape[1]

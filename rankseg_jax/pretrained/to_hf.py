@@ -6,12 +6,13 @@ the names and shapes of Hugging Face's arrays.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from rankseg_jax import checkpoint
 from rankseg_jax.backbones.resnet import ResNet
@@ -28,7 +29,7 @@ OTHER_FIELDS = (
 )  # fmt: skip
 
 
-def describe(model: nn.Module, class_names, loss) -> dict[str, Any]:
+def describe(model: nn.Module, class_names: Sequence[str], loss: ConfigDict) -> dict[str, Any]:
     """The content of config.json that describes a model.
 
     Args:
@@ -59,11 +60,11 @@ def describe(model: nn.Module, class_names, loss) -> dict[str, Any]:
     return config
 
 
-def check_equal(ours, theirs, place: str = 'model') -> None:
+def check_equal(ours: nn.Module, theirs: nn.Module, place: str = 'model') -> None:
     """Raises a ValueError that names the first field in which two modules predict differently."""
     if type(ours) is not type(theirs):
         raise ValueError(f'{place} is a {type(ours).__name__}, there a {type(theirs).__name__}')
-    for field in dataclasses.fields(ours):
+    for field in dataclasses.fields(cast(Any, ours)):
         if field.name in OTHER_FIELDS:
             continue
         here, there = getattr(ours, field.name), getattr(theirs, field.name)
@@ -159,7 +160,7 @@ def eomt_config(model: EoMT) -> dict[str, Any]:
     }
 
 
-def state(config: Mapping[str, Any], variables) -> Arrays:
+def state(config: Mapping[str, Any], variables: dict) -> Arrays:
     """The arrays of model.safetensors for variables of ours, the inverse of `hf.variables`.
 
     Args:
@@ -207,10 +208,12 @@ def zeros(*shape: int) -> np.ndarray:
 
 
 def linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Arrays:
-    return conv(name, inputs, outputs, (), bias=bias)
+    return conv(name, inputs, outputs, sides=(), bias=bias)
 
 
-def conv(name: str, inputs: int, outputs: int, sides: tuple[int, ...], *, bias=True) -> Arrays:
+def conv(
+    name: str, inputs: int, outputs: int, sides: tuple[int, ...], *, bias: bool = True
+) -> Arrays:
     """A convolution; without sides, a linear layer."""
     weight = {f'{name}.weight': zeros(outputs, inputs, *sides)}
     return weight | ({f'{name}.bias': zeros(outputs)} if bias else {})
@@ -232,7 +235,7 @@ def mask2former_arrays(config: Mapping[str, Any], num_logits: int) -> Arrays:
     maps = 'model.pixel_level_module.decoder'
     found[f'{maps}.level_embed'] = zeros(3, dim)
     for i in range(3):  # from the coarsest
-        found |= conv(f'{maps}.input_projections.{i}.0', widths[3 - i], dim, (1, 1))
+        found |= conv(f'{maps}.input_projections.{i}.0', widths[3 - i], dim, sides=(1, 1))
         found |= norm(f'{maps}.input_projections.{i}.1', dim)
     for i in range(config['encoder_layers']):
         layer = f'{maps}.encoder.layers.{i}'
@@ -244,10 +247,10 @@ def mask2former_arrays(config: Mapping[str, Any], num_logits: int) -> Arrays:
         found |= norm(f'{layer}.self_attn_layer_norm', dim)
         found |= mlp(layer, dim, config['encoder_feedforward_dim'])
         found |= norm(f'{layer}.final_layer_norm', dim)
-    found |= conv(f'{maps}.mask_projection', dim, dim, (1, 1))
-    found |= conv(f'{maps}.adapter_1.0', widths[0], dim, (1, 1), bias=False)
+    found |= conv(f'{maps}.mask_projection', dim, dim, sides=(1, 1))
+    found |= conv(f'{maps}.adapter_1.0', widths[0], dim, sides=(1, 1), bias=False)
     found |= norm(f'{maps}.adapter_1.1', dim)
-    found |= conv(f'{maps}.layer_1.0', dim, dim, (3, 3), bias=False)
+    found |= conv(f'{maps}.layer_1.0', dim, dim, sides=(3, 3), bias=False)
     found |= norm(f'{maps}.layer_1.1', dim)
 
     queries = 'model.transformer_module'
@@ -276,7 +279,7 @@ def mlp(name: str, width: int, inner: int) -> Arrays:
 
 def swin_arrays(config: Mapping[str, Any]) -> Arrays:
     width, window = config['embed_dim'], config['window_size']
-    found = conv('embeddings.patch_embeddings.projection', 3, width, (4, 4))
+    found = conv('embeddings.patch_embeddings.projection', 3, width, sides=(4, 4))
     found |= norm('embeddings.norm', width)
     for i, (depth, heads) in enumerate(zip(config['depths'], config['num_heads'], strict=True)):
         dim = width * 2**i
@@ -301,7 +304,7 @@ def swin_arrays(config: Mapping[str, Any]) -> Arrays:
 
 def resnet_arrays(config: Mapping[str, Any]) -> Arrays:
     def layer(name, inputs, outputs, side):
-        kernel = conv(f'{name}.convolution', inputs, outputs, (side, side), bias=False)
+        kernel = conv(f'{name}.convolution', inputs, outputs, sides=(side, side), bias=False)
         statistics = {
             f'{name}.normalization.running_mean': zeros(outputs),
             f'{name}.normalization.running_var': zeros(outputs) + 1,
@@ -310,7 +313,7 @@ def resnet_arrays(config: Mapping[str, Any]) -> Arrays:
         return kernel | norm(f'{name}.normalization', outputs) | statistics
 
     before = config['embedding_size']
-    found = layer('embedder.embedder', 3, before, 7)
+    found = layer('embedder.embedder', 3, before, side=7)
     for i, (depth, width) in enumerate(zip(config['depths'], config['hidden_sizes'], strict=True)):
         for j in range(depth):
             block = f'encoder.stages.{i}.layers.{j}'
@@ -325,7 +328,7 @@ def resnet_arrays(config: Mapping[str, Any]) -> Arrays:
             for k, size in enumerate(sizes):
                 found |= layer(f'{block}.layer.{k}', *size)
             if j == 0 and (i or before != width):
-                found |= layer(f'{block}.shortcut', before, width, 1)
+                found |= layer(f'{block}.shortcut', before, width, side=1)
             before = width
     return found
 
@@ -336,7 +339,7 @@ def eomt_arrays(config: Mapping[str, Any], num_logits: int) -> Arrays:
     patches = 'embeddings.patch_embeddings' + ('' if rotary else '.projection')
     kind = eomt.kind_of_backbone(config)
     gated, inner = cast(bool, kind['gated']), kind['mlp_dim'] or 4 * width
-    found = conv(patches, 3, width, (patch, patch)) | norm('layernorm', width)
+    found = conv(patches, 3, width, sides=(patch, patch)) | norm('layernorm', width)
     found['embeddings.cls_token'] = zeros(1, 1, width)
     found['embeddings.register_tokens'] = zeros(1, config['num_register_tokens'], width)
     if not rotary:
@@ -364,7 +367,7 @@ def eomt_arrays(config: Mapping[str, Any], num_logits: int) -> Arrays:
         found |= linear(f'mask_head.fc{i + 1}', width, width)
     for i in range(config['num_upscale_blocks']):
         block = f'upscale_block.block.{i}'
-        found |= conv(f'{block}.conv1', width, width, (2, 2))
-        found |= conv(f'{block}.conv2', 1, width, (3, 3), bias=False)
+        found |= conv(f'{block}.conv1', width, width, sides=(2, 2))
+        found |= conv(f'{block}.conv2', 1, width, sides=(3, 3), bias=False)
         found |= norm(f'{block}.layernorm2d', width)
     return found | linear(eomt.CLASS_LAYER, width, num_logits)

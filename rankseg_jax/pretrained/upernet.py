@@ -1,5 +1,11 @@
 """UPerNet of Hugging Face `transformers`, and the decoder's names in mmseg: configs and names."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
 from rankseg_jax.decoders.uper import UPerHead
 from rankseg_jax.frameworks.upernet import UPerNet
 from rankseg_jax.pretrained.torch_layers import classes, conv_norm, part
@@ -18,12 +24,12 @@ CLASS_LAYER = 'decode_head.classifier'
 MASK_SIZE = (0, 0)
 
 
-def widths(config) -> dict:
+def widths(config: Mapping[str, Any]) -> dict:
     """The widths in a config that must be the same: there is one."""
     return {'hidden_size': config['hidden_size']}
 
 
-def build(config, backbone, num_logits: int) -> UPerNet:
+def build(config: Mapping[str, Any], backbone: nn.Module, num_logits: int) -> UPerNet:
     """The model that a config describes, with `num_logits` = K."""
     return UPerNet(
         num_classes=num_logits,
@@ -33,12 +39,12 @@ def build(config, backbone, num_logits: int) -> UPerNet:
     )
 
 
-def variables(config, state) -> dict:
+def variables(config: Mapping[str, Any], state: dict[str, np.ndarray]) -> dict:
     """Variables of a `UPerNet` except for its backbone."""
     return heads(state, 'batch_norm')
 
 
-def heads(state, norm: str) -> dict:
+def heads(state: dict[str, np.ndarray], norm: str) -> dict:
     """Variables of a `UPerNet` except for its backbone.
 
     Args:
@@ -56,7 +62,7 @@ def heads(state, norm: str) -> dict:
     return {'params': params, 'batch_stats': batch_stats}
 
 
-def uper_head(state, norm: str) -> tuple[dict, dict]:
+def uper_head(state: dict[str, np.ndarray], norm: str) -> tuple[dict, dict]:
     """Parameters and statistics of `decoders.uper.UPerHead` over strides 4 to 32.
 
     Args:

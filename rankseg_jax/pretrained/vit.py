@@ -4,6 +4,8 @@ The names are those of timm, torchvision, mmseg or Hugging Face.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -47,7 +49,7 @@ HEAD = re.compile(
 )
 
 
-def from_torch(state, num_heads: int = 0) -> dict:
+def from_torch(state: dict[str, np.ndarray], num_heads: int = 0) -> dict:
     """Parameters of `backbones.vit.ViT` from a state dict, without its classifier.
 
     Args:
@@ -99,7 +101,7 @@ def from_torch(state, num_heads: int = 0) -> dict:
     return params
 
 
-def block(state, name, num_heads: int) -> dict:
+def block(state: dict[str, np.ndarray], name: str, num_heads: int) -> dict:
     """Parameters of `layers.Block`, from the names that `TO_TIMM` leads to."""
     params = {
         'LayerNorm_0': torch_layers.norm(state, f'{name}.norm1'),
@@ -124,7 +126,7 @@ def block(state, name, num_heads: int) -> dict:
     return params | {'GatedMlp_0' if 'gate' in mlp else 'Mlp_0': mlp}
 
 
-def attention(state, name, num_heads: int) -> dict:
+def attention(state: dict[str, np.ndarray], name: str, num_heads: int) -> dict:
     """Parameters of `layers.SelfAttention`; a projection without a bias stays without."""
     if f'{name}.qkv.weight' in state:
         for leaf in ('weight', 'bias'):
@@ -132,7 +134,7 @@ def attention(state, name, num_heads: int) -> dict:
                 names = (f'{name}.{letter}.{leaf}' for letter in 'qkv')
                 parts = np.split(state[f'{name}.qkv.{leaf}'], 3)
                 state = state | dict(zip(names, parts, strict=True))
-    params = {}
+    params: dict[str, Any] = {}
     for ours in ('query', 'key', 'value'):
         theirs = f'{name}.{ours[0]}'
         kernel = state[f'{theirs}.weight'].T
@@ -144,7 +146,7 @@ def attention(state, name, num_heads: int) -> dict:
     return params | {'out': {'kernel': kernel, 'bias': out['bias']}}
 
 
-def from_augreg(arrays) -> dict:
+def from_augreg(arrays: Mapping[str, np.ndarray]) -> dict:
     """Parameters of `backbones.vit.ViT` from the original JAX names, without its classifier."""
     names = [
         ('Transformer/encoderblock_', 'block'),
@@ -168,7 +170,7 @@ def from_augreg(arrays) -> dict:
     return params | traverse_util.unflatten_dict(flat, sep='/')
 
 
-def positions(codes) -> dict:
+def positions(codes: np.ndarray) -> dict:
     """Position codes as parameters of `ViT`: [(1,) n · n, D], or with the class token's first.
 
     Raises:
@@ -182,7 +184,7 @@ def positions(codes) -> dict:
     return {'position': grid} | ({'class_position': codes[0]} if len(codes) > side * side else {})
 
 
-def resize_kernel(kernel, side: int):
+def resize_kernel(kernel: np.ndarray, side: int) -> np.ndarray:
     """The kernel of patches of another size, [k, k, C, D] → [side, side, C, D], as timm's.
 
     It gives an image that is enlarged (bicubically) what the kernel gave the image, as far as it

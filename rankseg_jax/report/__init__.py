@@ -11,8 +11,11 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from ml_collections import ConfigDict
 
 from rankseg_jax import storage
+from rankseg_jax.data import Source
+from rankseg_jax.predict import Predictor
 from rankseg_jax.report import pictures
 from rankseg_jax.report.comparison import FIGURES, paired, read_others
 from rankseg_jax.report.observed import Observed, safe_selected
@@ -27,7 +30,7 @@ NOTHING = '(nothing)'  # predicted where a task finds no object
 __all__ = ['FIGURES', 'PAGE', 'about', 'content', 'read_others', 'write']
 
 
-def about(config, saved, workdir) -> dict[str, Any]:
+def about(config: ConfigDict, saved: Any, workdir: str | Path) -> dict[str, Any]:
     """What the report says of a run.
 
     Args:
@@ -46,13 +49,18 @@ def about(config, saved, workdir) -> dict[str, Any]:
 
 
 def content(
-    about: dict[str, Any], observed: Observed, scores: dict[str, Any], task, source, others=()
+    about: dict[str, Any],
+    observed: Observed,
+    scores: dict[str, Any],
+    task: Any,
+    source: Source,
+    others: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """The figures of the report; NaN where there are none.
 
     Args:
       about: see the function of this name.
-      scores: as of `tasks.Task.scores`.
+      scores: see `tasks.Task.scores`.
       source: of the images.
       others: see `read_others`.
 
@@ -101,19 +109,21 @@ def content(
     return found
 
 
-def class_rows(observed: Observed, rows, class_names) -> list[dict[str, Any]]:
+def class_rows(
+    observed: Observed, rows: list[dict[str, Any]], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
     """The scores of the classes, and how many images hold each."""
     rows = rows or [{'name': name} for name in class_names]
     images = observed.images_of().tolist()
     return [row | {'images': number} for row, number in zip(rows, images, strict=True)]
 
 
-def videos_of(source) -> dict[int, int]:
+def videos_of(source: Source) -> dict[int, int]:
     """The video of each frame of a source."""
     return {frame: v for v, (_, frames) in enumerate(source.videos) for frame in frames}
 
 
-def scored_units(observed: Observed, task, source) -> dict[int, float]:
+def scored_units(observed: Observed, task: Any, source: Source) -> dict[int, float]:
     """The score of each image or video: the task's own, or else the mean IoU of the label maps."""
     if observed.scores:
         return observed.scores
@@ -133,7 +143,7 @@ def gallery(order: Sequence[int], each: int) -> dict[str, list[int]]:
     }
 
 
-def confusion(observed: Observed, class_names) -> dict[str, Any]:
+def confusion(observed: Observed, class_names: Sequence[str]) -> dict[str, Any]:
     """The classes that are taken for each other the most.
 
     Returns:
@@ -180,7 +190,7 @@ def confusion(observed: Observed, class_names) -> dict[str, Any]:
     }
 
 
-def write(folder: Any, content: dict[str, Any], predictor, source) -> None:
+def write(folder: Any, content: dict[str, Any], predictor: Predictor, source: Source) -> None:
     """Writes report.json and report.html.
 
     Args:

@@ -71,7 +71,8 @@ def paired(image_scores: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
     """How the scores of the images that both runs have differ; None without two of them.
 
     Args:
-      image_scores: 'ids' and 'scores' of this run, other: of the other one, and the 'name'.
+      image_scores: 'ids', 'scores' and the 'name' of these, of this run.
+      other: the same of the other run.
 
     Returns:
       number of images, mean of this run's score minus the other's, its standard error, and on how

@@ -34,7 +34,13 @@ class Observed:
     categories: list[np.ndarray] = dataclasses.field(default_factory=list)
     bins: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((3, BINS)))
 
-    def add(self, place: int, label, predicted, presence_logits=None) -> None:
+    def add(
+        self,
+        place: int,
+        label: np.ndarray,
+        predicted: np.ndarray,
+        presence_logits: np.ndarray | None = None,
+    ) -> None:
         """Adds an image or a frame; threads may share the object.
 
         Args:
@@ -52,7 +58,7 @@ class Observed:
             ranks = class_ranks(presence_logits)[pairs.row]
         self.pairs[place] = np.stack([pairs.row, pairs.col, pairs.data, ranks]).astype(np.int32)
 
-    def add_categories(self, label, presence_logits) -> None:
+    def add_categories(self, label: np.ndarray, presence_logits: np.ndarray) -> None:
         """Adds what the multi-label head says of an image or a clip, for one thread at a time.
 
         Args:
@@ -74,10 +80,10 @@ class Observed:
         """Both together; each image is in one of them."""
         return Observed(
             self.num_classes,
-            self.pairs | other.pairs,
-            self.scores | other.scores,
-            self.categories + other.categories,
-            self.bins + other.bins,
+            pairs=self.pairs | other.pairs,
+            scores=self.scores | other.scores,
+            categories=self.categories + other.categories,
+            bins=self.bins + other.bins,
         )
 
     def all_pairs(self) -> np.ndarray:
@@ -168,7 +174,7 @@ class Observed:
         return float(iou.mean()) if iou.size else float('nan')
 
 
-def class_ranks(presence_logits) -> np.ndarray:
+def class_ranks(presence_logits: np.ndarray) -> np.ndarray:
     """[K]: the rank of each category from 0 on; ties rank the lower class id first."""
     order = np.argsort(-np.asarray(presence_logits), kind='stable')
     ranks = np.empty_like(order)
@@ -176,7 +182,7 @@ def class_ranks(presence_logits) -> np.ndarray:
     return ranks
 
 
-def recall_curves(ranks, counts) -> dict[str, list[float]]:
+def recall_curves(ranks: np.ndarray, counts: sparse.csr_array) -> dict[str, list[float]]:
     """What the best κ categories of each image keep, for every κ.
 
     Args:
@@ -201,7 +207,7 @@ def recall_curves(ranks, counts) -> dict[str, list[float]]:
     return {name: (total / total[-1]).tolist() for name, total in sums.items()}
 
 
-def recall_by_frequency(counts) -> list[float]:
+def recall_by_frequency(counts: sparse.csr_array) -> list[float]:
     """As category_recall of `recall_curves`, if every image kept the κ commonest categories.
 
     A multi-label head that keeps no more has learned what is frequent, not what an image holds.
@@ -218,6 +224,6 @@ def safe_selected(pixel_recall: Sequence[float], share: float = SAFE) -> int:
     return int(np.searchsorted(pixel_recall, share)) + 1
 
 
-def count(rows, columns, shape) -> sparse.csr_array:
+def count(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
     """How often each pair (row, column) occurs, int64 of `shape`."""
     return sparse.coo_array((np.ones(len(rows), np.int64), (rows, columns)), shape).tocsr()

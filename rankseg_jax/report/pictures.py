@@ -2,13 +2,13 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, Source
 from rankseg_jax.predict import Predictor, nearest
 from rankseg_jax.visualize.colors import palette, shades
 
@@ -20,7 +20,7 @@ WRONG, NOT_SELECTED = (213, 94, 0), (86, 180, 233)
 BUDGET = 16 * 2**20  # bytes of all pictures
 
 
-def draw(places: Sequence[int], predictor: Predictor, source) -> dict[int, dict[str, Any]]:
+def draw(places: Sequence[int], predictor: Predictor, source: Source) -> dict[int, dict[str, Any]]:
     """The pictures and categories of some images, or videos of a task that takes clips.
 
     Args:
@@ -43,7 +43,9 @@ def draw(places: Sequence[int], predictor: Predictor, source) -> dict[int, dict[
     return found
 
 
-def drawn_images(places, predictor: Predictor, source):
+def drawn_images(
+    places: Sequence[int], predictor: Predictor, source: Source
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (place, item) of images, see `draw`."""
     labels = {}
 
@@ -60,7 +62,9 @@ def drawn_images(places, predictor: Predictor, source):
         yield place, described([(result, labels.pop(place))], predictor.class_names)
 
 
-def drawn_videos(places, predictor: Predictor, source):
+def drawn_videos(
+    places: Sequence[int], predictor: Predictor, source: Source
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (place, item) of videos, see `draw`; some frames of each, evenly spaced."""
     options = predictor.task.config
     if options.rankseg and options.rankseg.oracle:
@@ -91,7 +95,9 @@ def drawn_videos(places, predictor: Predictor, source):
         yield place, described(kept, predictor.class_names) | {'tracks': tracks}
 
 
-def described(results: Sequence[tuple[Any, np.ndarray]], class_names) -> dict[str, Any]:
+def described(
+    results: Sequence[tuple[Any, np.ndarray]], class_names: Sequence[str]
+) -> dict[str, Any]:
     """An item, see `draw`, of the results and true label maps of an image or of frames."""
     confidences: dict[str, float] = {}
     selected, frames = set(), []
@@ -127,7 +133,7 @@ def described(results: Sequence[tuple[Any, np.ndarray]], class_names) -> dict[st
     }
 
 
-def layers(result, label) -> dict[str, str]:
+def layers(result: Any, label: np.ndarray) -> dict[str, str]:
     """The four pictures of one image or frame."""
     height, width = result.image.shape[:2]
     scale = min(1, LONG_SIDE / max(height, width))
@@ -150,7 +156,7 @@ def layers(result, label) -> dict[str, str]:
     }
 
 
-def painted(labels, segments, colors) -> str:
+def painted(labels: np.ndarray, segments: np.ndarray | None, colors: np.ndarray) -> str:
     """A map [h, w] in colors [K, 3], several segments of a class in shades; else transparent."""
     segments = np.zeros_like(labels) if segments is None else segments
     codes = np.where(labels < 0, -1, labels.astype(np.int64) << 32 | segments)
@@ -165,7 +171,7 @@ def painted(labels, segments, colors) -> str:
     return data_url(picture, 'PNG', transparency=len(kept), optimize=True)
 
 
-def data_url(picture: Image.Image, kind: str, **options) -> str:
+def data_url(picture: Image.Image, kind: str, **options: Any) -> str:
     """A picture as the address that a page can hold."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
@@ -173,6 +179,6 @@ def data_url(picture: Image.Image, kind: str, **options) -> str:
     return f'data:image/{kind.lower()};base64,{text}'
 
 
-def css(color) -> str:
+def css(color: Sequence[float] | np.ndarray) -> str:
     """A color [3] for style sheets."""
     return '#{:02x}{:02x}{:02x}'.format(*np.asarray(color).round().astype(int).tolist())

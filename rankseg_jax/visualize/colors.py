@@ -1,5 +1,7 @@
 """Colors of classes and of what is drawn around them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 IGNORED = (128, 128, 128)
@@ -15,7 +17,7 @@ def palette(num_classes: int) -> np.ndarray:
     return numbered(np.arange(num_classes))
 
 
-def numbered(numbers) -> np.ndarray:
+def numbered(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     """The colors of the palette with these numbers [n], uint8 [n, 3]."""
     steps = np.asarray(numbers)[:, None] * [0.61803399, 0.4846, 0.4455]  # [n, 3]
     hue, saturation, value = ((steps + [0.58, 0.4, 0.8]) % 1).T  # [n] each
@@ -25,15 +27,15 @@ def numbered(numbers) -> np.ndarray:
     return np.round(255 * value[:, None] * (1 - saturation[:, None] * dip)).astype(np.uint8)
 
 
-def colorize(labels, palette) -> np.ndarray:
-    """Label map [H, W] -> colors uint8 [H, W, 3]; labels outside 0..K-1 are gray."""
+def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Label map [H, W] → colors uint8 [H, W, 3]; labels outside 0..K-1 are gray."""
     labels = np.asarray(labels)
     colors = np.concatenate([palette, [IGNORED]]).astype(np.uint8)  # [K + 1, 3]
     known = (labels >= 0) & (labels < len(palette))
     return colors[np.where(known, labels, len(palette))]
 
 
-def shades(colors, places):
+def shades(colors: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Colors [regions, 3], lighter or darker by place.
 
     The first of a class keeps its color; successive ones differ most.

@@ -1,12 +1,14 @@
 """Names on pictures: tags on a colored ground, and legends."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rankseg_jax import fonts
 from rankseg_jax.visualize.colors import FAINT, INK, PAPER, palette
+from rankseg_jax.visualize.painting import Regions
 
 TEXT = 16  # pixels
 LEGEND_NAMES = 12
@@ -19,7 +21,7 @@ class Tag:
       width, height: in pixels.
     """
 
-    def __init__(self, board, name, note, color):
+    def __init__(self, board: Image.Image, name: str, note: str, color: tuple[int, ...]):
         self._board, self._note, self._color = board, note, color
         text = max(14, max(board.size) // 56)
         self._plain, self._margin = ImageFont.load_default(text), text // 4
@@ -29,7 +31,12 @@ class Tag:
         self.width = math.ceil(self._name_width + note_width) + 2 * self._margin
         self.height = round(1.4 * text)
 
-    def draw(self, spots, taken, always=False):
+    def draw(
+        self,
+        spots: Iterable[Sequence[float]],
+        taken: list[tuple[float, float, float, float]],
+        always: bool = False,
+    ) -> None:
         """Draws the tag at the first (left, top) of `spots` that is free, moved into the picture.
 
         Args:
@@ -64,7 +71,9 @@ def _overlap(a, b):
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def legend_picture(regions, class_names, *, width, text):
+def legend_picture(
+    regions: Regions, class_names: Sequence[str], *, width: int, text: int
+) -> Image.Image:
     """Color, name and number of segments of each class, in rows of at most `width` pixels."""
     classes = regions.classes
     present = [
@@ -101,7 +110,9 @@ def legend_picture(regions, class_names, *, width, text):
     return board
 
 
-def fit(name, size, width):
+def fit(
+    name: str, size: int, width: float
+) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont, float]:
     """A name shortened to `width` pixels in a font of `size`, its font, and the width it takes."""
     name, font = fonts.fitting(name, size)
     short = name

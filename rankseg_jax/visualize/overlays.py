@@ -1,5 +1,7 @@
 """Label maps and tracks over their images, with the names of what is there."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
@@ -18,7 +20,12 @@ from rankseg_jax.visualize.painting import (
 
 
 def overlay(
-    image, labels, class_names, alpha: float = 0.5, legend: bool = True, segments=None
+    image: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    alpha: float = 0.5,
+    legend: bool = True,
+    segments: np.ndarray | None = None,
 ) -> Image.Image:
     """Paints a label map over its image, with outlines and the names of what is in it.
 
@@ -50,11 +57,18 @@ def overlay(
         board = Image.new('RGB', (max(room, names.width), height + names.height), PAPER)
         board.paste(names, (0, height))
     bold = segments is not None
-    paint_regions(board, image, regions, class_names, alpha=alpha, size=size, bold=bold)
+    paint_regions(board, image, regions, class_names=class_names, alpha=alpha, size=size, bold=bold)
     return board
 
 
-def track_overlay(image, masks, ids, names, scores=None, alpha: float = 0.5) -> Image.Image:
+def track_overlay(
+    image: np.ndarray,
+    masks: np.ndarray,
+    ids: Sequence[int] | np.ndarray,
+    names: Sequence[str],
+    scores: Sequence[float] | np.ndarray | None = None,
+    alpha: float = 0.5,
+) -> Image.Image:
     """Paints tracks over a frame of their video, each with an outline and a tag: name, id, score.
 
     A track has the color of its id in all frames.
@@ -88,9 +102,9 @@ def track_overlay(image, masks, ids, names, scores=None, alpha: float = 0.5) -> 
     tags, shown = [], [n for n in np.argsort(-areas, kind='stable') if areas[n]]
     for n in shown:
         color = tuple(colors[n].tolist())
-        ends = paint_mask(board, masks[n], color, alpha, factor=board.width // image.shape[1])
+        ends = paint_mask(board, masks[n], color, alpha=alpha, factor=board.width // image.shape[1])
         note = f' {ids[n]}' + ('' if scores is None else f' {scores[n]:.2f}')
-        tags.append((Tag(board, names[n], note, color), ends))
+        tags.append((Tag(board, names[n], note, color=color), ends))
     taken = []
     for tag, ((top_x, top), (bottom_x, bottom)) in tags:  # over all masks
         above, below = top_x - tag.width // 2, bottom_x - tag.width // 2  # lefts
@@ -99,7 +113,9 @@ def track_overlay(image, masks, ids, names, scores=None, alpha: float = 0.5) -> 
     return board
 
 
-def frame_overlay(image, labels, class_names, alpha: float = 0.5) -> Image.Image:
+def frame_overlay(
+    image: np.ndarray, labels: np.ndarray, class_names: Sequence[str], alpha: float = 0.5
+) -> Image.Image:
     """Paints a label map over a frame of a video, with names on its larger regions.
 
     As `overlay`, but without a legend, whose height would differ from frame to frame.
@@ -118,7 +134,9 @@ def frame_overlay(image, labels, class_names, alpha: float = 0.5) -> Image.Image
     """
     image, regions = checked_regions(image, labels, None)
     board = Image.new('RGB', picture_size(image))
-    paint_regions(board, image, regions, class_names, alpha=alpha, size=board.size, bold=False)
+    paint_regions(
+        board, image, regions, class_names=class_names, alpha=alpha, size=board.size, bold=False
+    )
     step = -(-max(regions.shape) // 160)  # a coarse map is enough to find the middle of a region
     coarse = np.asarray(labels)[::step, ::step]  # [h, w]
     known = (regions.classes >= 0) & (regions.classes < len(class_names))
@@ -126,7 +144,7 @@ def frame_overlay(image, labels, class_names, alpha: float = 0.5) -> Image.Image
     colors, taken = palette(len(class_names)), []
     for c in regions.classes[largest]:
         row, column, reach = _middle(coarse == c)
-        tag = Tag(board, class_names[c], '', tuple(colors[c].tolist()))
+        tag = Tag(board, class_names[c], '', color=tuple(colors[c].tolist()))
         scale = step * board.width / image.shape[1]
         if 2 * reach * scale > tag.height:
             spot = column * scale - tag.width / 2, row * scale - tag.height / 2

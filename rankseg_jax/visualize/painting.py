@@ -1,7 +1,7 @@
 """Pixels: the regions of a label map, or a mask, blended with an image band by band."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ CELL = 384  # pixels, longer side of a picture in a panel, and the least of an o
 BAND = 2**20  # pixels that are worked on at once, so that memory does not grow with the image
 
 
-def checked_image(image):
+def checked_image(image: np.ndarray) -> np.ndarray:
     """The image as an array."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -20,7 +20,9 @@ def checked_image(image):
     return image
 
 
-def checked_regions(image, labels, segments):
+def checked_regions(
+    image: np.ndarray, labels: np.ndarray, segments: np.ndarray | None
+) -> tuple[np.ndarray, 'Regions']:
     """The image as an array, and its regions."""
     image, labels = checked_image(image), np.asarray(labels)
     segments = None if segments is None else np.asarray(segments)
@@ -43,7 +45,7 @@ class Regions:
       areas: [n], in pixels.
     """
 
-    def __init__(self, labels, segments):
+    def __init__(self, labels: np.ndarray, segments: np.ndarray | None):
         self.labels, self.segments, self.shape = labels, segments, labels.shape
         areas = Counter()
         for top, bottom in _bands(*self.shape):
@@ -56,7 +58,7 @@ class Regions:
         self.classes = self.codes >> 32
         self.places = np.arange(len(self.codes)) - np.searchsorted(self.classes, self.classes)
 
-    def numbers(self, rows, columns) -> np.ndarray:
+    def numbers(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The number of the region, 0..n-1, where rows and columns meet: [len(rows), columns]."""
         codes, lengths = self._runs(rows, columns)
         return np.repeat(np.searchsorted(self.codes, codes), lengths).reshape(len(rows), -1)
@@ -74,19 +76,28 @@ class Regions:
         return codes[edges[1:]], np.diff(edges)
 
 
-def picture_size(image) -> tuple[int, int]:
+def picture_size(image: np.ndarray) -> tuple[int, int]:
     """(width, height) of an overlay: a whole multiple of the image's, at least CELL or the same."""
     factor = -(-CELL // max(image.shape[:2]))
     return image.shape[1] * factor, image.shape[0] * factor
 
 
-def resized(image, size):
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if size == image.shape[1::-1]:
         return image
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def paint_regions(board, image, regions, class_names, *, alpha, size, bold):
+def paint_regions(
+    board: Image.Image,
+    image: np.ndarray,
+    regions: Regions,
+    class_names: Sequence[str],
+    *,
+    alpha: float,
+    size: tuple[int, int],
+    bold: bool,
+) -> None:
     """Blends image and colors at `size` (width, height) and outlines regions, visibly if `bold`.
 
     The picture goes to the top left of `board`.
@@ -121,7 +132,9 @@ def paint_regions(board, image, regions, class_names, *, alpha, size, bold):
         board.paste(Image.fromarray(picture), (0, top))
 
 
-def paint_mask(board, mask, color, alpha, factor):
+def paint_mask(
+    board: Image.Image, mask: np.ndarray, color: tuple[int, ...], alpha: float, factor: int
+) -> list[tuple[int, int]]:
     """Blends a color with the pixels of a mask, enlarged by a factor, and outlines it.
 
     Returns:

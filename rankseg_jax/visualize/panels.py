@@ -1,5 +1,8 @@
 """Panels: image · ground truth · prediction · ranked categories, side by side; grids of them."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rankseg_jax.visualize.colors import FAINT, IGNORED, INK, PAPER, palette
@@ -12,7 +15,13 @@ TITLE, ROW, GAP = 19, 26, 20  # pixels
 
 
 def panel(
-    image, prediction, categories, class_names, label=None, segments=None, label_segments=None
+    image: np.ndarray,
+    prediction: np.ndarray,
+    categories: Sequence[tuple[str, float]],
+    class_names: Sequence[str],
+    label: np.ndarray | None = None,
+    segments: np.ndarray | None = None,
+    label_segments: np.ndarray | None = None,
 ) -> Image.Image:
     """Shows image · ground truth · prediction · ranked categories, side by side.
 
@@ -50,7 +59,9 @@ def panel(
     for title, (_, regions) in checked.items():
         picture = Image.new('RGB', size)
         bold = maps[title][1] is not None
-        paint_regions(picture, small, regions, class_names, alpha=0.6, size=size, bold=bold)
+        paint_regions(
+            picture, small, regions, class_names=class_names, alpha=0.6, size=size, bold=bold
+        )
         names = legend_picture(regions, class_names, width=cell, text=TEXT)
         cells.append(_column([_title(title, cell), picture, names]))
     height = max(cell.height for cell in cells)
@@ -60,7 +71,7 @@ def panel(
             classes = checked['Ground truth'][1].classes
             present = {class_names[c] for c in classes if 0 <= c < len(class_names)}
         height = max(height, 10 * ROW)
-        cells.append(_ranking(categories, class_names, present, height))
+        cells.append(_ranking(categories, class_names, present, height=height))
 
     board = Image.new('RGB', (sum(c.width + GAP for c in cells) + GAP, height + 2 * GAP), PAPER)
     left = GAP
@@ -70,7 +81,7 @@ def panel(
     return board
 
 
-def grid(panels) -> Image.Image:
+def grid(panels: Sequence[Image.Image]) -> Image.Image:
     """Stacks panels vertically, with thin rules between them."""
     board = Image.new('RGB', (max(p.width for p in panels), sum(p.height for p in panels)), PAPER)
     draw, top = ImageDraw.Draw(board), 0

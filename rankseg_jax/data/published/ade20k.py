@@ -8,6 +8,9 @@ A label value v is class v - 1; 0 is ignored. (TFDS's own `scene_parse150` holds
 instead.)
 """
 
+from pathlib import Path
+from typing import Any
+
 from rankseg_jax.data import images
 from rankseg_jax.data.published import codecs
 from rankseg_jax.data.published.builder import Builder
@@ -31,12 +34,12 @@ class Ade20k(Builder):
     LICENSE = 'Images: for non-commercial research and education; annotations: BSD 3-Clause'
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         name = FOLDERS[split]
         return cls.pairs(split, root / 'images' / name, root / 'annotations' / name)
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         _, image, path = entry
         ids = read_classes(cls.CLASSES)['ids']
         labels = to_labels(images.read_values(path), ids, ignored=(0,), path=path)  # [H, W]

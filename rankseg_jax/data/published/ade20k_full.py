@@ -23,6 +23,7 @@ import io
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -57,7 +58,7 @@ class Ade20kFull(Builder):
     LICENSE = 'Images: for non-commercial research and education; annotations: BSD 3-Clause'
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         long, short = FOLDERS[split]
         released = root / 'images/ADE' / long
         for image_dir, label_dir in (
@@ -108,7 +109,7 @@ class Ade20kFull(Builder):
         )
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         _, image, path = entry
         ids, content = read_classes(cls.CLASSES)['ids'], codecs.read_bytes(image)
         if path.suffix == '.tif':

@@ -20,6 +20,9 @@ are those of the map, and segments without pixels are left out: PQ is slightly a
 same predictions reach with the published files, and never below it.
 """
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from rankseg_jax.data import CorruptExample, coco, images
@@ -46,7 +49,7 @@ class Ade20kPanoptic(PanopticBuilder):
     LABEL_VALUES = range(1, 151)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         image_dir, label_dir, instance_dir = (
             root / kind / FOLDERS[split]
             for kind in ('images', 'annotations', 'annotations_instance')
@@ -56,7 +59,7 @@ class Ade20kPanoptic(PanopticBuilder):
         return [(*pair, path) for pair, (_, _, path) in zip(labels, instances, strict=True)]
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         _, image, label_path, instance_path = entry
         labels = to_labels(
             images.read_values(label_path), cls.LABEL_VALUES, ignored=(0,), path=label_path
@@ -68,7 +71,7 @@ class Ade20kPanoptic(PanopticBuilder):
                 f'but {label_path} has {labels.shape[0]} x {labels.shape[1]}'
             )
         things = np.flatnonzero(read_classes(cls.CLASSES)['isthing'])  # [100]
-        ids, classes = merge(labels, colors, things, instance_path)  # [H, W], [N]
+        ids, classes = merge(labels, colors, things, path=instance_path)  # [H, W], [N]
         segments = coco.segments_info(ids, classes, range(150))
         return {
             'image': codecs.read_bytes(image),
@@ -79,7 +82,9 @@ class Ade20kPanoptic(PanopticBuilder):
         }
 
 
-def merge(labels, colors, things, path) -> tuple[np.ndarray, list[int]]:
+def merge(
+    labels: np.ndarray, colors: np.ndarray, things: np.ndarray, path: str | Path
+) -> tuple[np.ndarray, list[int]]:
     """Puts instances over stuff.
 
     Args:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
-from rankseg_jax.data import CorruptExample, folder, images
+from rankseg_jax.data import CorruptExample, Source, folder, images
 from rankseg_jax.data.published import LISTED, codecs, files, preparation
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.data.published.source import (
@@ -50,7 +51,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     PREDICTION_VALUES = None
 
     # array_record can be read in any order.
-    def __init__(self, *, file_format='array_record', **kwargs):
+    def __init__(self, *, file_format: str | None = 'array_record', **kwargs: Any):
         super().__init__(file_format=file_format, **kwargs)
 
     @classmethod
@@ -234,7 +235,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return Path(builder.data_path)
 
     @classmethod
-    def get_source(cls, data_config, split: str) -> PublishedSource:
+    def get_source(cls, data_config: ConfigDict, split: str) -> Source:
         """Opens a split of the records in `data_config.dir`, or else of the official folder.
 
         Raises:
@@ -258,7 +259,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             builder = cls(data_dir=path, file_format=None)  # None: that of the records
         if not builder.data_path.exists():
             entries = cls.find(cls.find_root(path), split)
-            source = cls.SOURCE(cls, split, entries, [entry[0] for entry in entries])
+            source = cls.SOURCE(cls, split, entries, ids=[entry[0] for entry in entries])
             source.annotated = cls.has_annotations(entries)
             return source
         if split not in builder.info.splits:
@@ -273,7 +274,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         }
         with preparation.reading(builder.data_path):
             records = builder.as_data_source(split, decoders=skip)
-            source = cls.SOURCE(cls, split, records, builder.info.metadata['file_names'][split])
+            source = cls.SOURCE(cls, split, records, ids=builder.info.metadata['file_names'][split])
             source.annotated = any(builder.info.metadata['pixels'][split])
         return source
 
@@ -289,7 +290,7 @@ class PanopticBuilder(Builder, skip_registration=True):
     SOURCE = PublishedPanopticSource
 
     @classmethod
-    def features(cls):
+    def features(cls) -> dict[str, tfds.features.FeatureConnector]:
         number = tfds.features.Scalar(np.int32)
         segment = {
             'id': number,

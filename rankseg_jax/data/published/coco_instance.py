@@ -64,7 +64,7 @@ class CocoInstance(Builder):
     image_id = staticmethod(coco.image_number)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         path = root / f'annotations/instances_{FOLDERS[split]}.json'
         if not path.is_file():
             raise cls.missing(split, [path], 1)
@@ -75,7 +75,7 @@ class CocoInstance(Builder):
         return [(Path(name).stem, image_dir / name, *images[name], path) for name in sorted(images)]
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         name, image, size, annotations, path = entry
         instances = []
         for i, label, crowd, area, segmentation in annotations:
@@ -104,7 +104,7 @@ class CocoInstance(Builder):
         }
 
     @classmethod
-    def features(cls):
+    def features(cls) -> dict[str, tfds.features.FeatureConnector]:
         number = tfds.features.Scalar(np.int64)
         instance = {
             'id': number,
@@ -120,7 +120,7 @@ def read_json(path: Path, classes: dict[str, list]) -> dict[str, tuple[tuple[int
     """Reads the objects of each image from a JSON file; images may have none.
 
     Returns:
-      File name -> its (rows, columns), and a list of (id, class in 0..K-1, iscrowd, area,
+      File name → its (rows, columns), and a list of (id, class in 0..K-1, iscrowd, area,
       segmentation), the last as `coco_lvis.compact` returns it. Polygons of fewer than three points
       or half a point are left out, as in detectron2, and counted in the log.
 

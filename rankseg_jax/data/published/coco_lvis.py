@@ -20,6 +20,7 @@ ignored:
 import json
 from array import array
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class CocoLvis(Builder):
     image_id = staticmethod(coco.image_number)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         path = files.first_existing(*(root / (place + FILES[split]) for place in PLACES))
         masks = files.first_existing(root / 'lvis/lvis_mask', root / 'lvis_mask') / FOLDERS[split]
         if masks.exists() and not path.exists():
@@ -80,7 +81,7 @@ class CocoLvis(Builder):
         return sorted(entries, key=lambda entry: entry[0])
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         _, image, path, *annotations = entry
         values = images.read_values(path)  # [H, W]
         if annotations:
@@ -98,7 +99,7 @@ def read_json(path: Path, names: list[str]) -> dict[tuple[str, str], list]:
       names: of the categories 1, 2, ….
 
     Returns:
-      (folder, name) -> a list of (class, segmentation), as `paint` takes them.
+      (folder, name) → a list of (class, segmentation), as `paint` takes them.
 
     Raises:
       ValueError: the file is broken, or of another version or kind.
@@ -153,7 +154,7 @@ def compact(segmentation: list | dict) -> list[array] | dict:
     return rle.compress(segmentation)
 
 
-def stuff_labels(values: np.ndarray, path) -> np.ndarray:
+def stuff_labels(values: np.ndarray, path: str | Path) -> np.ndarray:
     """Maps a label map of COCO-Stuff to classes, uint16 [H, W]; everything but stuff is IGNORED.
 
     Args:
@@ -170,7 +171,7 @@ def stuff_labels(values: np.ndarray, path) -> np.ndarray:
     return table[categories]
 
 
-def paint(labels: np.ndarray, annotations: list, path) -> None:
+def paint(labels: np.ndarray, annotations: list, path: str | Path) -> None:
     """Puts things over labels [H, W], in place; where they overlap, the first counts.
 
     Args:

@@ -27,7 +27,7 @@ from rankseg_jax.data.published import LISTED, codecs, files
 from rankseg_jax.data.published.builder import PanopticBuilder
 from rankseg_jax.data.published.coco_stuff164k import FOLDERS
 from rankseg_jax.data.published.label_maps import read_classes, segment_labels
-from rankseg_jax.data.published.source import PublishedPanopticSource
+from rankseg_jax.data.published.source import PublishedPanopticSource, PublishedSource
 
 TFDS_NAME = 'coco/2017_panoptic'
 
@@ -52,7 +52,7 @@ class CocoPanoptic(PanopticBuilder):
     image_id = staticmethod(coco.image_number)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         name = f'panoptic_{FOLDERS[split]}'
         path = root / f'annotations/{name}.json'
         if not path.is_file():
@@ -63,13 +63,13 @@ class CocoPanoptic(PanopticBuilder):
         return [(*pair, rows[pair[0]]) for pair in pairs]
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         _, image, path, rows = entry
         colors = codecs.decode_image(codecs.read_bytes(path), path)  # [H, W, 3]
-        return make_example(codecs.read_bytes(image), colors, rows, path)
+        return make_example(codecs.read_bytes(image), colors, rows, path=path)
 
     @classmethod
-    def open_split(cls, path, split):
+    def open_split(cls, path: Path, split: str) -> PublishedSource:
         if (path / TFDS_NAME).exists() and not (path / cls.name).exists():
             records = tfds.builder(TFDS_NAME, data_dir=path)
             if records.data_path.exists():
@@ -81,7 +81,7 @@ def read_json(path: Path, classes: dict[str, list]) -> dict[str, np.ndarray]:
     """Reads the segments of each image from a JSON file.
 
     Returns:
-      Name -> int32 [N, 8]: id, class in 0..K-1, iscrowd, area, left, top, width, height.
+      Name → int32 [N, 8]: id, class in 0..K-1, iscrowd, area, left, top, width, height.
 
     Raises:
       ValueError: the file is broken, or of another kind.
@@ -120,7 +120,9 @@ def read_json(path: Path, classes: dict[str, list]) -> dict[str, np.ndarray]:
     return segments
 
 
-def make_example(image: bytes, colors: np.ndarray, rows: np.ndarray, path) -> dict[str, Any]:
+def make_example(
+    image: bytes, colors: np.ndarray, rows: np.ndarray, path: str | Path
+) -> dict[str, Any]:
     """Makes an example as `Builder.read` returns it.
 
     Args:
@@ -158,7 +160,7 @@ class TfdsSource(PublishedPanopticSource):
       ValueError: they do not support random access, or have other categories.
     """
 
-    def __init__(self, builder, split: str, prepared: tfds.core.DatasetBuilder):
+    def __init__(self, builder: type[CocoPanoptic], split: str, prepared: tfds.core.DatasetBuilder):
         path, skip = prepared.data_path, tfds.decode.SkipDecoding()
         try:
             records = prepared.as_data_source(
@@ -180,7 +182,7 @@ class TfdsSource(PublishedPanopticSource):
             raise ValueError(
                 f'{path} has other categories than COCO panoptic: {", ".join(found[:LISTED])}, …'
             )
-        super().__init__(builder, split, Mapped(records, read_record), ())
+        super().__init__(builder, split, Mapped(records, read_record), ids=())
         self.ids = Mapped(records, record_name)
         self.image_ids = Mapped(self.ids, builder.image_id)
 
@@ -191,10 +193,10 @@ class Mapped(Sequence):
     def __init__(self, elements: Sequence, function: Callable[[Any], Any]):
         self._elements, self._function = elements, function
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._elements)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return self._function(self._elements[range(len(self))[index]])
 
 
@@ -215,4 +217,4 @@ def read_record(record: dict) -> dict[str, Any]:
     top, left, bottom, right = boxes.T  # [N] each
     numbers = (objects[key] for key in ('id', 'label', 'is_crowd', 'area'))
     rows = np.stack([*numbers, left, top, right - left, bottom - top], axis=1)  # [N, 8]
-    return make_example(record['image'], colors, rows, name) | {'file_name': name}
+    return make_example(record['image'], colors, rows, path=name) | {'file_name': name}

@@ -14,6 +14,9 @@ class v - 1 and 0 is ignored:
       annotations/{train2014,test2014}/X_labelTrainIds.png
 """
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from scipy import io
 
@@ -48,7 +51,7 @@ class CocoStuff10k(Builder):
     image_id = staticmethod(coco.image_number)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         name = LISTS[split]
         image_dir, label_dir = root / 'images', root / 'annotations'
         converted = f'{name}2014'
@@ -62,7 +65,7 @@ class CocoStuff10k(Builder):
         )
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         _, image, path = entry
         ids = read_classes(cls.CLASSES)['ids']
         if path.suffix == '.mat':
@@ -73,7 +76,7 @@ class CocoStuff10k(Builder):
         return {'image': codecs.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
 
 
-def read_mat(path) -> np.ndarray:
+def read_mat(path: str | Path) -> np.ndarray:
     """Reads the category of each pixel, int32 [H, W].
 
     Raises:

@@ -9,6 +9,9 @@ is the category v + 1 of COCO-Stuff (11 of its 182 occur in no image); 255 is ig
 also holds mmsegmentation's files *_labelTrainIds.png, in which v is class v, only these are read.
 """
 
+from pathlib import Path
+from typing import Any
+
 from rankseg_jax.data import coco, images
 from rankseg_jax.data.published import codecs, files
 from rankseg_jax.data.published.builder import Builder
@@ -41,7 +44,7 @@ class CocoStuff164k(Builder):
     image_id = staticmethod(coco.image_number)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         name = FOLDERS[split]
         image_dir = files.first_existing(root / name, root / 'images' / name)
         label_dir = files.first_existing(
@@ -51,7 +54,7 @@ class CocoStuff164k(Builder):
         return cls.pairs(split, image_dir, label_dir, suffix=TRAIN_IDS if converted else '.png')
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         _, image, path = entry
         ids = range(len(cls.LABEL_VALUES)) if path.name.endswith(TRAIN_IDS) else cls.LABEL_VALUES
         labels = to_labels(images.read_values(path), ids, ignored=(255,), path=path)  # [H, W]

@@ -21,7 +21,7 @@ def read_bytes(path: str | Path) -> bytes:
     return content
 
 
-def decode_image(content: bytes, path) -> np.ndarray:
+def decode_image(content: bytes, path: str | Path) -> np.ndarray:
     """Decodes uint8 [H, W, 3] as stored: label maps of these data sets ignore EXIF orientations.
 
     Raises:

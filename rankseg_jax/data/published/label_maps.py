@@ -20,7 +20,7 @@ def read_classes(name: str) -> dict[str, list]:
 
 
 def to_labels(
-    values: np.ndarray, ids: Sequence[int], ignored: Iterable[int] | None, path
+    values: np.ndarray, ids: Sequence[int], ignored: Iterable[int] | None, path: str | Path
 ) -> np.ndarray:
     """Maps the values of a label file [H, W] to uint16 [H, W]: places in `ids`, or IGNORED.
 
@@ -50,7 +50,7 @@ def to_labels(
     return labels
 
 
-def segment_labels(ids: np.ndarray, segments: Sequence[dict], path) -> np.ndarray:
+def segment_labels(ids: np.ndarray, segments: Sequence[dict], path: str | Path) -> np.ndarray:
     """The label map uint16 [H, W] of a panoptic map.
 
     Args:

@@ -3,6 +3,8 @@
 Background is ignored, and class v there is class v - 1 here.
 """
 
+from typing import Any
+
 import numpy as np
 
 from rankseg_jax.data.published import IGNORED
@@ -16,7 +18,7 @@ class PascalContext59(PascalContext60):
     LABEL_VALUES = range(1, 60)
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         example = PascalContext60.read(entry)
         labels = example['labels']  # [H, W]
         return example | {'labels': np.where(labels == 0, IGNORED, labels - 1)}

@@ -19,6 +19,7 @@ in places.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -46,11 +47,11 @@ class PascalContext60(Builder):
     )
     PUBLISHED = {'train': 4_998, 'validation': 5_105}
     HOMEPAGE = 'https://cs.stanford.edu/~roozbeh/pascal-context/'
-    LICENSE = "Images: Flickr's terms of use, as of PASCAL VOC"
+    LICENSE = "Images: Flickr's terms of use, as in PASCAL VOC"
     LABEL_VALUES = range(60)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         image_dir = root / 'JPEGImages'
         lists = [
             root / f'ImageSets/{kind}/{PHASES[split]}.txt'
@@ -105,7 +106,7 @@ class PascalContext60(Builder):
         return sorted(entries, key=lambda entry: entry[0])
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         name, image, path, *detail = entry
         ids = read_classes(cls.CLASSES)['ids']
         if detail:
@@ -119,7 +120,7 @@ class PascalContext60(Builder):
         return {'image': codecs.read_bytes(image), 'labels': labels, 'original_size': labels.shape}
 
 
-def paint(size: tuple[int, int], masks: list[tuple[int, dict]], path) -> np.ndarray:
+def paint(size: tuple[int, int], masks: list[tuple[int, dict]], path: str | Path) -> np.ndarray:
     """Paints values where their masks are, later ones over earlier ones: int32 [H, W], else 0.
 
     Args:
@@ -139,7 +140,7 @@ def paint(size: tuple[int, int], masks: list[tuple[int, dict]], path) -> np.ndar
     return values
 
 
-def read_mat(path) -> np.ndarray:
+def read_mat(path: str | Path) -> np.ndarray:
     """Reads LabelMap of a MATLAB file as int32 [H, W]; CorruptExample if it cannot be read."""
     try:
         return scipy.io.loadmat(path)['LabelMap'].astype(np.int32)

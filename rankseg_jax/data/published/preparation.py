@@ -12,6 +12,8 @@ metadata.json, which TFDS writes beside the records, also holds for each split t
 'images' of each class.
 """
 
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import json
@@ -19,11 +21,12 @@ import os
 import pickle
 import shutil
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,19 +34,22 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core import example_serializer, file_adapters
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from rankseg_jax.data.published.builder import Builder
+
 SHARD = 512  # examples in a part
 
 
 class Parts(tfds.core.ExampleWriter):
     """Replaces TFDS's writer: writes the parts itself, and moves each when TFDS asks for it."""
 
-    def __init__(self, builder):
+    def __init__(self, builder: Builder):
         super().__init__(file_format=builder.info.file_format)
         self.builder = builder
         self.folder = Path(builder.data_path).parent / f'{builder.version}.parts'
         self.lock = None
 
-    def write(self, path, examples):
+    def write(self, path: str | os.PathLike, examples: Iterable) -> None:
         os.replace(self.folder / Path(path).name, path)
 
     def remove(self) -> None:
@@ -78,7 +84,7 @@ class Parts(tfds.core.ExampleWriter):
         ):
             try:
                 for path, part in todo:
-                    self._write_part(path, part, pool, progress)
+                    self._write_part(path, part, pool=pool, progress=progress)
             except BaseException:  # an error or Ctrl-C: finished parts stay for the next time
                 pool.shutdown(cancel_futures=True)
                 self.lock.close()
@@ -183,7 +189,7 @@ class Parts(tfds.core.ExampleWriter):
 
 
 @contextmanager
-def reading(path) -> Generator[None]:
+def reading(path: str | Path) -> Generator[None]:
     """Turns the errors of the code inside, which opens records, into one that says what to do."""
     try:
         yield

@@ -1,8 +1,10 @@
 """Sources of published data sets: random access to an official folder or to records."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from rankseg_jax.data import (
 from rankseg_jax.data.published import IGNORED, codecs
 from rankseg_jax.data.published.label_maps import read_classes
 
+if TYPE_CHECKING:
+    from rankseg_jax.data.published.builder import Builder, VideoBuilder
+
 
 class PublishedSource(Source):
     """Random access to a split of a published data set.
@@ -30,7 +35,7 @@ class PublishedSource(Source):
       ids: N file names.
     """
 
-    def __init__(self, builder, split: str, examples: Sequence, ids: Sequence[str]):
+    def __init__(self, builder: type[Builder], split: str, examples: Sequence, ids: Sequence[str]):
         classes = read_classes(builder.CLASSES)
         self.class_names, self.category_ids = tuple(classes['names']), tuple(classes['ids'])
         self.label_values = tuple(builder.LABEL_VALUES or classes['ids'])
@@ -68,8 +73,8 @@ class PublishedSource(Source):
 class PublishedPanopticSource(PublishedSource, PanopticSource):
     """A split of a published data set with segments."""
 
-    def __init__(self, builder, split: str, examples: Sequence, ids: Sequence[str]):
-        super().__init__(builder, split, examples, ids)
+    def __init__(self, builder: type[Builder], split: str, examples: Sequence, ids: Sequence[str]):
+        super().__init__(builder, split, examples, ids=ids)
         self.things = tuple(map(bool, read_classes(builder.CLASSES)['isthing']))
 
     def segments(self, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -82,7 +87,9 @@ class PublishedPanopticSource(PublishedSource, PanopticSource):
 class PublishedVideoSource(PublishedSource, VideoSource):
     """A split of a published data set of videos."""
 
-    def __init__(self, builder, split: str, examples: Sequence, ids: Sequence[str]):
-        super().__init__(builder, split, examples, ids)
+    def __init__(
+        self, builder: type[VideoBuilder], split: str, examples: Sequence, ids: Sequence[str]
+    ):
+        super().__init__(builder, split, examples, ids=ids)
         self.published_videos = builder.PUBLISHED_VIDEOS[split]
         self.videos = videos.group(ids)

@@ -13,6 +13,7 @@ VSPW's script takes predictions whose value k is class k, and so they are writte
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -62,7 +63,7 @@ class Vspw(VideoBuilder):
     PREDICTION_VALUES = range(NUM_CLASSES)
 
     @classmethod
-    def splits(cls, root):
+    def splits(cls, root: Path) -> tuple[str, ...]:
         """Leaves out the test split if none of its videos exists."""
         path = root / LISTS['test']
         found = path.is_file() and any(
@@ -71,11 +72,11 @@ class Vspw(VideoBuilder):
         return tuple(LISTS) if found else ('train', 'validation')
 
     @classmethod
-    def has_annotations(cls, entries):
+    def has_annotations(cls, entries: list[tuple]) -> bool:
         return any(labeled for _, _, labeled in entries)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         path = root / LISTS[split]
         if not path.is_file():
             raise cls.missing(split, [path], 1)
@@ -105,7 +106,7 @@ class Vspw(VideoBuilder):
         return entries
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         name, video_dir, labeled = entry
         frame = name.rpartition('/')[2]
         image_path = video_dir / 'origin' / f'{frame}.jpg'
@@ -119,7 +120,7 @@ class Vspw(VideoBuilder):
         return {'image': image, 'labels': labels, 'original_size': labels.shape}
 
 
-def to_labels(values: np.ndarray, path) -> np.ndarray:
+def to_labels(values: np.ndarray, path: str | Path) -> np.ndarray:
     """Maps the values of a mask [H, W] to uint16 [H, W]: classes, or from FIRST_IGNORED on.
 
     Args:

@@ -11,14 +11,15 @@ A record is a frame with the run lengths of each track in it. (TFDS's own `youtu
 record per video with decoded masks, which can exceed memory for a long video with many tracks.)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
-from rankseg_jax.data import TrackSource, videos
+from rankseg_jax.data import Source, TrackSource, videos
 from rankseg_jax.data.published import LISTED, codecs, files
 from rankseg_jax.data.published.builder import VideoBuilder
 from rankseg_jax.data.published.label_maps import read_classes
@@ -42,7 +43,7 @@ class YoutubeVis2019Source(PublishedVideoSource, TrackSource):
         rows, columns = self.example(self.videos[video][1][0])['original_size']
         return int(rows), int(columns)
 
-    def tracks(self, video, frames=None):
+    def tracks(self, video: int, frames: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """See `TrackSource.tracks`; as in the JSON file, but for 'category_id'."""
         indices = self.videos[video][1]
         chosen = indices if frames is None else [indices[frame] for frame in frames]
@@ -66,7 +67,7 @@ class YoutubeVis2019(VideoBuilder):
     SOURCE = YoutubeVis2019Source
 
     @classmethod
-    def get_source(cls, data_config, split):
+    def get_source(cls, data_config: ConfigDict, split: str) -> Source:
         """As `Builder.get_source`, and the splits of PARTS."""
         if split not in PARTS:
             return super().get_source(data_config, split)
@@ -76,7 +77,7 @@ class YoutubeVis2019(VideoBuilder):
         return videos.Part(cast(TrackSource, whole), held_out if split == 'minival' else kept)
 
     @classmethod
-    def splits(cls, root):
+    def splits(cls, root: Path) -> tuple[str, ...]:
         """Leaves out validation and test, which have no annotations, if they do not exist."""
         return tuple(
             split
@@ -85,11 +86,11 @@ class YoutubeVis2019(VideoBuilder):
         )
 
     @classmethod
-    def has_annotations(cls, entries):
+    def has_annotations(cls, entries: list[tuple]) -> bool:
         return any(video.tracks for _, _, video, _ in entries)
 
     @classmethod
-    def find(cls, root, split):
+    def find(cls, root: Path, split: str) -> list[tuple]:
         path, image_dir = root / f'{FOLDERS[split]}.json', root / FOLDERS[split] / 'JPEGImages'
         if not path.is_file():
             raise cls.missing(split, [path], 1)
@@ -108,7 +109,7 @@ class YoutubeVis2019(VideoBuilder):
         return entries
 
     @classmethod
-    def read(cls, entry):
+    def read(cls, entry: tuple) -> dict[str, Any]:
         _, image_dir, video, frame = entry
         tracks = [track | {'counts': track['counts'][frame].encode()} for track in video.tracks]
         return {
@@ -120,7 +121,7 @@ class YoutubeVis2019(VideoBuilder):
         }
 
     @classmethod
-    def features(cls):
+    def features(cls) -> dict[str, tfds.features.FeatureConnector]:
         number = tfds.features.Scalar(np.int64)
         track = {
             'id': number,
