@@ -45,7 +45,7 @@ def test_other_spellings_of_a_category_are_the_same(trained, found):
     ],
 )
 def test_the_first_difference_is_named(trained, found, message):
-    with pytest.raises(ValueError, match=r"runs/a.*data.name = 'folder' in photos has") as error:
+    with pytest.raises(ValueError, match=r"data.name = 'folder' in photos differ.*runs/a") as error:
         check(trained, found)
     assert message in str(error.value)
 
