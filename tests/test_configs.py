@@ -420,7 +420,6 @@ def by_recipe():
                     'decoder/head/classify/kernel',
                 ],
                 (1.0, 0.0): [
-                    'pixel_decoder/level_embedding',
                     'pixel_decoder/fuse4_norm/bias',
                     'decoder/level_embedding',
                     'decoder/queries',
@@ -432,6 +431,7 @@ def by_recipe():
                     'decoder/classes/embedding',
                     'decoder/layer0/self/query/bias',
                     'pixel_decoder/fuse4_conv/kernel',
+                    'pixel_decoder/level_embedding',
                 ],
             },
         ),
