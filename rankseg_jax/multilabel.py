@@ -73,7 +73,7 @@ class EncoderHead(nn.Module):
       mlp_dim: width inside the block's MLP.
       pool: a map is first averaged to pool × pool cells; 0 keeps it as it is.
       separable: whether tokens are projected by a `SeparableProjection`, not a dense layer.
-      dropout: rate after each projection, in training.
+      dropout: rate of attention weights and after each projection, in training.
       dtype: of the computation; parameters and logits are float32.
     """
 
@@ -144,7 +144,11 @@ class CrossLayer(nn.Module):
         """Classes [B, K, D] look at `memory` [B, L, D], each plus its position: → [B, K, D]."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         attention = nn.MultiHeadDotProductAttention(
-            self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention'
+            num_heads=self.num_heads,
+            dtype=self.dtype,
+            dropout_rate=self.dropout,
+            attention_fn=attend,
+            name='attention',
         )
         query, key = x + query_position, memory + memory_position  # [B, K, D], [B, L, D]
         y = attention(query, key, inputs_v=memory, deterministic=not train)  # [B, K, D]
