@@ -5,6 +5,7 @@ tokens [B, L, C], where L counts tokens, such as the h · w cells of a map (arXi
 section 3.2).
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from ml_collections import ConfigDict
 from rankseg_jax.layers import Block, Mlp, adaptive_average_pool, attend, sine_positions
 
 class_init = nn.initializers.truncated_normal(0.02)
+# Of layers that return logits: their products are float32 in half precision, too.
+float32_products = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
 def pixel_counts(labels: jax.Array, num_classes: int) -> jax.Array:
@@ -221,8 +224,10 @@ class GlobalPoolHead(nn.Module):
         """[B, h, w, C] or [B, L, C] → presence_logits [B, K]."""
         pooled = as_tokens(features).mean(1)  # [B, C]
         hidden = nn.Dense(pooled.shape[-1], dtype=self.dtype, name='hidden')(pooled)  # [B, C]
-        classify = nn.Dense(self.num_classes, dtype=self.dtype, name='classify')
-        return classify(nn.relu(hidden)).astype(jnp.float32)  # [B, K]
+        classify = nn.Dense(
+            self.num_classes, dtype=self.dtype, dot_general=float32_products, name='classify'
+        )
+        return classify(nn.relu(hidden))  # [B, K]
 
 
 class LogSumExpHead(nn.Module):
@@ -236,11 +241,11 @@ class LogSumExpHead(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.classify = nn.Dense(self.num_classes, dtype=self.dtype)
+        self.classify = nn.Dense(self.num_classes, dtype=self.dtype, dot_general=float32_products)
 
     def cells(self, features: jax.Array) -> jax.Array:
         """[B, *space, C] → logits of each cell [B, *space, K] float32."""
-        return self.classify(features).astype(jnp.float32)
+        return self.classify(features)
 
     def pool(self, cell_logits: jax.Array) -> jax.Array:
         """[B, *space, K] → presence_logits [B, K]."""
