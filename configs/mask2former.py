@@ -6,8 +6,8 @@
 
 The data are read from their official folder or from records (docs/datasets.md). Evaluation takes
 whole images; --config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)' --config.eval.flip=True adds
-scales and mirror images. The released code computes in half precision; here that is
---config.model.dtype=bfloat16.
+scales and mirror images. The released code computes in half precision but for the pixel decoder,
+which stays in float32; here --config.model.dtype=bfloat16 is half precision in both.
 
 κ is K, as released: categories are ranked and none is left out (released for COCO: κ = 150, which
 crashes). `oracle`: only categories of the ground truth can win; as released without cosines and

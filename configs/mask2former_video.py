@@ -9,9 +9,9 @@
 Published runs start from Mask2Formers trained on COCO's instances. Without these, a user of the
 released code reports 52 mIoU instead of 58.9 on VSPW (Swin-B; its issue 4). κ is K, as released.
 YouTubeVIS is seen a whole video at a time, VSPW in clips of 20 frames that follow each other. The
-released code computes in half precision; here that is --config.model.dtype=bfloat16. It pads
-batches to their largest frame; here frames are padded to 480 × 864, and portraits, which are
-taller, are cropped to it in training.
+released code computes in half precision but for the pixel decoder, which stays in float32; here
+--config.model.dtype=bfloat16 is half precision in both. It pads batches to their largest frame;
+here frames are padded to 480 × 864, and portraits, which are taller, are cropped to it in training.
 
 YouTubeVIS-2019 has no public annotations but those of `train`: evaluation writes results.json for
 the server, and nothing is scored.

@@ -11,8 +11,7 @@ scales and mirror images.
 Panoptic recipes have a transformer encoder of six layers before the feature pyramid, as released.
 The scores with RankSeg are published without their recipes; ours take the κ and the head of
 Mask2Former's. The released code compares whole masks by focal and dice losses; here they are
-compared at points, by cross-entropy and dice, as in Mask2Former. It also drops out weights of
-attention.
+compared at points, by cross-entropy and dice, as in Mask2Former.
 """
 
 from configs import check_argument, mask2former

@@ -153,19 +153,22 @@ class GatedMlp(nn.Module):
         return nn.Dense(x.shape[-1], dtype=self.dtype, name='down')(y)  # [..., D]
 
 
-@jax.jit
+@partial(jax.jit, static_argnames='dropout_rate')
 def attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
+    dropout_rng: jax.Array | None = None,
+    dropout_rate: float = 0.0,
 ) -> jax.Array:
-    """Softmax attention for `nn.MultiHeadDotProductAttention`, without dropout.
+    """Softmax attention for `nn.MultiHeadDotProductAttention`.
 
     The softmax is computed in float32 or finer. A CPU takes one head after another, so that the
     scores stay in its cache: for a ViT-B at 512 × 512 they take 4 MB for one head, 50 MB for all.
-    The backward pass computes the scores again instead of keeping them.
+    The backward pass computes the scores, and draws the dropped weights, again instead of keeping
+    them.
 
     Args:
       query: [..., targets, heads, depth].
@@ -174,6 +177,9 @@ def attend(
       bias: [heads, targets, sources], added to the scores.
       mask: bool [..., targets, sources], where a target may look, the same for all heads; each
         target needs at least one such source.
+      dropout_rng: random key; None: no weight is dropped.
+      dropout_rate: probability that a weight is dropped, each on its own; the others are divided by
+        1 - dropout_rate.
 
     Returns:
       [..., targets, heads, depth].
@@ -181,7 +187,7 @@ def attend(
 
     @jax.checkpoint
     def one_head(inputs):
-        q, k, v, b = inputs  # of this head, without the axis of heads
+        q, k, v, b, rng = inputs  # of this head, without the axis of heads
         scores = jnp.einsum(
             '...td,...sd->...ts',
             q * q.shape[-1] ** -0.5,
@@ -190,14 +196,30 @@ def attend(
         )  # [..., targets, sources]
         scores = scores if b is None else scores + b
         scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
-        return jnp.einsum('...ts,...sd->...td', nn.softmax(scores).astype(v.dtype), v)
+        weights = nn.softmax(scores)
+        if rng is not None:
+            kept = draw_kept(rng, weights.shape, dropout_rate)
+            weights = jnp.where(kept, weights / (1 - dropout_rate), 0)
+        return jnp.einsum('...ts,...sd->...td', weights.astype(v.dtype), v)
 
-    # [heads, ..., targets or sources, depth], and the bias [heads, targets, sources]
-    heads = [jnp.moveaxis(x, -2, 0) for x in (query, key, value)] + [bias]
+    rngs = None if dropout_rng is None else jax.random.split(dropout_rng, query.shape[-2])
+    # [heads, ..., targets or sources, depth], the bias [heads, targets, sources], keys [heads]
+    heads = [*(jnp.moveaxis(x, -2, 0) for x in (query, key, value)), bias, rngs]
     out = jax.lax.platform_dependent(
         heads, cpu=lambda heads: jax.lax.map(one_head, heads), default=jax.vmap(one_head)
     )
     return jnp.moveaxis(out, 0, -2)
+
+
+def draw_kept(rng: jax.Array, shape: tuple[int, ...], dropout_rate: float) -> jax.Array:
+    """Draws what dropout keeps, bool of `shape` [..., n, m], with a rate rounded to 2⁻¹⁶.
+
+    Two elements share 32 random bits, which takes half the time of `jax.random.bernoulli`.
+    """
+    *batch, n, m = shape
+    words = jax.random.bits(rng, (*batch, -(-n // 2), m))  # uint32
+    bits = jnp.concatenate([words & 0xFFFF, words >> 16], -2)[..., :n, :]  # 16 in each
+    return bits >= round(dropout_rate * 2**16)
 
 
 class SelfAttention(nn.Module):
@@ -207,10 +229,12 @@ class SelfAttention(nn.Module):
 
     Attributes:
       num_heads: of which each has D / num_heads channels.
+      dropout: rate of attention weights, in training.
       unbiased: those of 'query', 'key' and 'value' whose projection has no bias.
     """
 
     num_heads: int
+    dropout: float = 0.0
     unbiased: tuple[str, ...] = ()
     dtype: Any = jnp.float32
 
@@ -219,6 +243,7 @@ class SelfAttention(nn.Module):
         self,
         x: jax.Array,
         *,
+        train: bool,
         bias: jax.Array | None = None,
         mask: jax.Array | None = None,
         rotation: jax.Array | None = None,
@@ -243,7 +268,15 @@ class SelfAttention(nn.Module):
         query, key, value = (project(name) for name in ('query', 'key', 'value'))
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        y = attend(query, key, value, bias=bias, mask=mask)
+        y = attend(
+            query,
+            key,
+            value,
+            bias=bias,
+            mask=mask,
+            dropout_rng=self.make_rng('dropout') if train and self.dropout else None,
+            dropout_rate=self.dropout,
+        )  # [B, tokens, heads, depth]
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name='out')(y)
 
 
@@ -269,7 +302,7 @@ class Block(nn.Module):
     Attributes:
       num_heads: attention heads.
       mlp_dim: width inside the MLP.
-      dropout: rate after each projection, in training.
+      dropout: rate of attention weights and after each projection, in training.
       drop_path: in training, the probability that a branch is left out for an image (Huang et al.,
         2016).
       epsilon: of the layer norms.
@@ -312,9 +345,14 @@ class Block(nn.Module):
             return x + drop_path(y)
 
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-        y = SelfAttention(
-            self.num_heads, self.unbiased, self.dtype, name='MultiHeadDotProductAttention_0'
-        )(y, bias=bias, mask=mask, rotation=rotation)
+        attention = SelfAttention(
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+            unbiased=self.unbiased,
+            dtype=self.dtype,
+            name='MultiHeadDotProductAttention_0',
+        )
+        y = attention(y, train=train, bias=bias, mask=mask, rotation=rotation)
         x = add(x, y, 1)
         y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
         mlp = GatedMlp if self.gated else Mlp
@@ -328,7 +366,7 @@ class PostNormLayer(nn.Module):
     Attributes:
       num_heads: attention heads.
       mlp_dim: width inside the MLP.
-      dropout: rate in training, within the MLP and after both parts.
+      dropout: rate in training, of attention weights, within the MLP and after both parts.
     """
 
     num_heads: int
@@ -349,7 +387,11 @@ class PostNormLayer(nn.Module):
         """[B, M, D] look at `memory` [B, L, D], each plus its position codes: → [B, M, D]."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         attention = nn.MultiHeadDotProductAttention(
-            self.num_heads, dtype=self.dtype, attention_fn=attend, name='attention'
+            num_heads=self.num_heads,
+            dtype=self.dtype,
+            dropout_rate=self.dropout,
+            attention_fn=attend,
+            name='attention',
         )
         query, key = x + query_position, memory + memory_position  # [B, M, D], [B, L, D]
         y = attention(query, key, inputs_v=memory, deterministic=not train)  # [B, M, D]

@@ -5,6 +5,7 @@ tokens [B, L, C], where L counts tokens, such as the h · w cells of a map (arXi
 section 3.2).
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from ml_collections import ConfigDict
 from rankseg_jax.layers import Block, PostNormLayer, adaptive_average_pool, sine_positions
 
 class_init = nn.initializers.truncated_normal(0.02)
+# Of layers that return logits: their products are float32 in half precision, too.
+float32_products = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
 def pixel_counts(labels: jax.Array, num_classes: int) -> jax.Array:
@@ -73,7 +76,7 @@ class EncoderHead(nn.Module):
       mlp_dim: width inside the block's MLP.
       pool: a map is first averaged to pool × pool cells; 0 keeps it as it is.
       separable: whether tokens are projected by a `SeparableProjection`, not a dense layer.
-      dropout: rate after each projection, in training.
+      dropout: rate of attention weights and after each projection, in training.
       dtype: of the computation; parameters and logits are float32.
     """
 
@@ -180,8 +183,10 @@ class GlobalPoolHead(nn.Module):
         """[B, h, w, C] or [B, L, C] → presence_logits [B, K]."""
         pooled = as_tokens(features).mean(1)  # [B, C]
         hidden = nn.Dense(pooled.shape[-1], dtype=self.dtype, name='hidden')(pooled)  # [B, C]
-        classify = nn.Dense(self.num_classes, dtype=self.dtype, name='classify')
-        return classify(nn.relu(hidden)).astype(jnp.float32)  # [B, K]
+        classify = nn.Dense(
+            self.num_classes, dtype=self.dtype, dot_general=float32_products, name='classify'
+        )
+        return classify(nn.relu(hidden))  # [B, K]
 
 
 class LogSumExpHead(nn.Module):
@@ -195,11 +200,11 @@ class LogSumExpHead(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.classify = nn.Dense(self.num_classes, dtype=self.dtype)
+        self.classify = nn.Dense(self.num_classes, dtype=self.dtype, dot_general=float32_products)
 
     def cells(self, features: jax.Array) -> jax.Array:
         """[B, *space, C] → logits of each cell [B, *space, K] float32."""
-        return self.classify(features).astype(jnp.float32)
+        return self.classify(features)
 
     def pool(self, cell_logits: jax.Array) -> jax.Array:
         """[B, *space, K] → presence_logits [B, K]."""

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +7,15 @@ import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from configs import common
+from rankseg_jax import layers, models, multilabel
+from rankseg_jax.backbones import swin
+from rankseg_jax.decoders import query_decoder
 from rankseg_jax.depthwise import depthwise
 from rankseg_jax.layers import Block, ConvNorm, SelfAttention, adaptive_average_pool, attend, resize
 from rankseg_jax.pretrained import torch_layers
+from rankseg_jax.selector import Choice
+from tests import tiny  # noqa: F401  (adds the backbones 'tiny' and so on)
 from tests.helpers import (
     apply,
     numpy_state,
@@ -130,11 +138,15 @@ def test_statistics_and_gradients_are_of_the_global_batch_on_eight_devices():
     )
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'default'])
-def test_attention_is_flaxs_for_any_lengths(platform, monkeypatch):
+@pytest.fixture(params=['cpu', 'default'])
+def platform(request, monkeypatch):
+    """Makes `attend.__wrapped__` take the program of a CPU, or that of other devices."""
     monkeypatch.setattr(
-        jax.lax, 'platform_dependent', lambda *args, **branches: branches[platform](*args)
+        jax.lax, 'platform_dependent', lambda *args, **branches: branches[request.param](*args)
     )
+
+
+def test_attention_is_flaxs_for_any_lengths(platform):
     query, key, value = (
         np.random.default_rng(i).normal(size=(2, n, 3, 8)).astype(np.float32)
         for i, n in enumerate((5, 9, 9))
@@ -166,8 +178,138 @@ def test_self_attention_is_flaxs_with_a_bias_and_a_mask_given_at_each_call():
         3, attention_fn=lambda q, k, v, mask: nn.dot_product_attention(q, k, v, bias, mask)
     )
     expected = theirs.apply(variables, x, mask=mask[:, None])
-    assert relative_error(ours.apply(variables, x, bias=bias, mask=mask), expected) < 1e-6
-    assert relative_error(ours.apply(variables, x), expected) > 0.1
+    y = ours.apply(variables, x, train=True, bias=bias, mask=mask)
+    assert relative_error(y, expected) < 1e-6
+    assert relative_error(ours.apply(variables, x, train=True), expected) > 0.1
+
+
+def attention_inputs(targets, sources):
+    """Queries, keys and values of three images and two heads, of which each has 8 channels."""
+    return [random(3, n, 2, 8, seed=i) for i, n in enumerate((targets, sources, sources))]
+
+
+def attention_weights(query, key, **dropout):
+    """[B, heads, targets, sources]: what `attend` returns for one-hot values."""
+    one_hot = np.broadcast_to(np.eye(key.shape[1])[:, None], (*key.shape[:3], key.shape[1]))
+    return np.moveaxis(attend.__wrapped__(query, key, one_hot, **dropout), 1, 2)
+
+
+def torch_attention(torch, channels, num_heads, rate):
+    """MultiheadAttention without its projections."""
+    module = torch.nn.MultiheadAttention(
+        channels, num_heads, dropout=rate, bias=False, batch_first=True
+    )
+    with torch.no_grad():
+        module.in_proj_weight.copy_(torch.eye(channels).repeat(3, 1))
+        module.out_proj.weight.copy_(torch.eye(channels))
+    return module
+
+
+def test_attention_weights_are_dropped_as_in_torch(platform):
+    """Each on its own, in every image, head and row, at the rate; the others are divided."""
+    torch = pytest.importorskip('torch')
+    query, key, value = attention_inputs(targets=5, sources=800)
+    module = torch_attention(torch, 16, 2, rate=0.3)
+    tensors = [torch.tensor(x).flatten(2) for x in (query, key, value)]
+    theirs = [
+        module.train(train)(*tensors, average_attn_weights=False)[1].detach().numpy()
+        for train in (True, False)
+    ]
+    dropout = {'dropout_rng': jax.random.key(0), 'dropout_rate': 0.3}
+    ours = attention_weights(query, key, **dropout), attention_weights(query, key)
+    for dropped, exact in (theirs, ours):
+        kept = dropped != 0
+        np.testing.assert_allclose(dropped[kept], exact[kept] / 0.7, rtol=1e-5)
+        rows = kept.reshape(-1, 800)  # [B · heads · targets, sources]
+        assert abs(rows.mean() - 0.7) < 5 * (0.3 * 0.7 / rows.size) ** 0.5
+        np.testing.assert_allclose(np.corrcoef(rows), np.eye(len(rows)), atol=5 / 800**0.5)
+
+
+def test_the_backward_pass_drops_the_same_attention_weights(platform, monkeypatch):
+    """PyTorch's attention, given our mask in place of its own, has our output and gradients."""
+    torch = pytest.importorskip('torch')
+    inputs = attention_inputs(targets=9, sources=13)
+    dropout = {'dropout_rng': jax.random.key(0), 'dropout_rate': 0.3}
+    kept = torch.tensor(attention_weights(*inputs[:2], **dropout) != 0).flatten(0, 1)
+    monkeypatch.setattr(torch.nn.functional, 'dropout', lambda x, p: x * kept / (1 - p))
+    tensors = [torch.tensor(x, requires_grad=True) for x in inputs]
+    expected, _ = torch_attention(torch, 16, 2, rate=0.3)(*(x.flatten(2) for x in tensors))
+    towards = random(*expected.shape)
+    (expected * torch.tensor(towards)).sum().backward()
+
+    ours, pull = jax.vjp(lambda *x: attend.__wrapped__(*x, **dropout), *inputs)
+    np.testing.assert_allclose(ours.reshape(expected.shape), expected.detach(), atol=1e-5)
+    for gradient, tensor in zip(pull(towards.reshape(ours.shape)), tensors, strict=True):
+        np.testing.assert_allclose(gradient, tensor.grad, atol=1e-5)
+    # Neither scores nor masks, which have 3 · 2 · 9 · 13 elements, wait for the backward pass.
+    assert max(np.size(leaf) for leaf in jax.tree.leaves(pull)) <= inputs[1].size
+
+
+def test_self_attention_in_training_is_on_average_that_of_evaluation():
+    x, attention = random(2, 7, 24), SelfAttention(3, dropout=0.1)
+    variables = random_like(
+        jax.eval_shape(lambda: attention.init(jax.random.key(0), x, train=False))
+    )
+    exact = attention.apply(variables, x, train=False)
+
+    def train(key):
+        return attention.apply(variables, x, train=True, rngs={'dropout': key})
+
+    draws = np.asarray(jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(1), 4000)))
+    error = (draws.mean(0) - exact) / (draws.std(0) / len(draws) ** 0.5)
+    assert draws.std(0).min() > 0 and np.abs(error).max() < 5
+
+    def program(module, train):
+        def run(x):
+            return module.apply(variables, x, train=train, rngs={'dropout': jax.random.key(0)})
+
+        return jax.jit(run).lower(x).as_text()
+
+    undropped = program(SelfAttention(3), train=True)
+    assert undropped == program(SelfAttention(3), train=False) == program(attention, train=False)
+    assert undropped != program(attention, train=True)
+
+
+@pytest.mark.parametrize(
+    'framework, backbone, head, with_dropout, without',
+    [
+        ('segmenter', 'tiny_vit', 'first_block', 3, 2),  # 3 layers of the decoder; the backbone
+        ('upernet', 'swin_tinier', 'encoder', 1, 4),
+        ('upernet', 'tiny_pyramid', 'decoder', 2, 0),
+        ('maskformer', 'tiny', 'encoder', 2 * 3 + 1, 0),  # queries attend twice in each layer
+        ('mask2former', 'tiny', 'encoder', 1, 2 * 3),
+        ('eomt', 'tiny_vit', 'encoder', 1, 2),
+    ],
+)
+def test_the_layers_that_drop_attention_weights_are_those_of_the_released_code(
+    framework, backbone, head, with_dropout, without, monkeypatch
+):
+    rates = []
+
+    @functools.wraps(attend)
+    def spy(*args, dropout_rng=None, dropout_rate, **options):
+        rates.append(dropout_rate if dropout_rng is not None else 0)
+        return attend(*args, dropout_rng=dropout_rng, dropout_rate=dropout_rate, **options)
+
+    for module in (layers, swin, multilabel, query_decoder):
+        monkeypatch.setattr(module, 'attend', spy)
+    config = common.get_config()
+    config.model.update(framework=framework, backbone=backbone, channels=32)
+    config.model.update(decoder_heads=2, decoder_layers=3, joint_blocks=1, num_queries=5)
+    config.rankseg.update(num_selected=5, head=head, hidden=16, num_heads=2, layer=0, stride=8)
+    model = models.build(config, num_classes=20)
+    variables = jax.eval_shape(lambda: models.init(model, 20, 0, (64, 64)))
+    rates.clear()
+
+    def train(variables):
+        choice = Choice(presence=np.zeros((2, 20), bool))
+        rngs = {'dropout': jax.random.key(0)}
+        return models.apply(
+            model, variables, np.zeros((2, 64, 64, 3)), choice=choice, train=True, rngs=rngs
+        )
+
+    jax.eval_shape(train, variables)
+    assert sorted(rates) == without * [0] + with_dropout * [0.1]
 
 
 @pytest.mark.parametrize('gated', [False, True])

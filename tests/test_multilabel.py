@@ -95,6 +95,24 @@ def test_log_sum_exp_against_numpy():
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['global_pool', 'log_sum_exp'])
+def test_logits_in_half_precision_are_full_products(name):
+    """Of a single cell, whose logits are those of the image."""
+    rng = np.random.default_rng(0)
+    features, kernel, bias = (
+        jnp.asarray(np.abs(rng.normal(size=shape)), jnp.bfloat16).astype(jnp.float32)
+        for shape in [(2, 1, 1, 40), (40, 11), (11,)]
+    )
+    params = {
+        'hidden': {'kernel': jnp.eye(40), 'bias': jnp.zeros(40)},
+        'classify': {'kernel': kernel, 'bias': bias},
+    }
+    head = HEADS[name]().clone(dtype=jnp.bfloat16)
+    logits = apply(head, {'params': params}, features, train=False)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, features[:, 0, 0] @ kernel + bias, rtol=1e-5)
+
+
 def test_dropout_only_in_training():
     head = HEADS['encoder']()
     features = jax.random.normal(jax.random.key(0), (1, 4, 4, 12))

@@ -6,7 +6,7 @@ import scipy
 from ml_collections import FrozenConfigDict
 
 from configs import common
-from rankseg_jax.decoders.pixel_classifier import PixelClassifier
+from rankseg_jax.decoders.pixel_classifier import ClassEmbedding, PixelClassifier
 from rankseg_jax.ranking import Selection
 from rankseg_jax.selector import Choice, RankScale, choose
 from tests.helpers import random_variables
@@ -89,6 +89,25 @@ def test_no_gradient_of_the_pixel_loss_reaches_the_multilabel_head():
     )(variables['params'])
     assert np.abs(grads['classes']['embedding']).max() > 0
     assert all(np.abs(leaf).max() == 0 for leaf in jax.tree.leaves(grads['head']))
+
+
+def test_logits_in_half_precision_are_full_products():
+    rng = np.random.default_rng(0)
+    pixels, embedding = (
+        jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in [(2, 3, 4, 40), (6, 40)]
+    )
+    bias = rng.normal(size=6).astype(np.float32)
+    model = ClassEmbedding(6, 40)
+    variables = {'params': {'embedding': embedding.astype(jnp.float32), 'bias': bias}}
+    expected = pixels.astype(np.float32) @ embedding.astype(np.float32).T + bias
+    logits = model.apply(variables, pixels, None)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    chosen = model.apply(
+        variables, pixels, Selection(jnp.array([[4, 1], [0, 5]]), jnp.zeros((2, 2)))
+    )
+    for i, labels in enumerate([(4, 1), (0, 5)]):
+        np.testing.assert_allclose(chosen[i], expected[i][..., labels], rtol=1e-5, atol=1e-5)
 
 
 def test_a_stride_that_is_not_there_is_named():

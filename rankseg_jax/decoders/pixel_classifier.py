@@ -29,13 +29,15 @@ class ClassEmbedding(nn.Module):
         self.bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
 
     def __call__(self, pixels: jax.Array, selection: Selection | None) -> jax.Array:
+        def products(equation, embedding):
+            return jnp.einsum(equation, pixels, embedding, preferred_element_type=jnp.float32)
+
         embedding, bias = self.embedding.astype(pixels.dtype), self.bias  # [K, D], [K]
         if selection is None:
-            return (pixels @ embedding.T).astype(jnp.float32) + bias  # [B, *space, K]
+            return products('b...d,kd->b...k', embedding) + bias  # [B, *space, K]
         embedding = gather(embedding, selection, 0)  # [B, κ, D]
-        bias = gather(bias, selection, 0)  # [B, κ]
-        logits = jnp.einsum('b...d,bkd->b...k', pixels, embedding).astype(jnp.float32)
-        return logits + jnp.expand_dims(bias, range(1, pixels.ndim - 1))  # [B, *space, κ]
+        bias = jnp.expand_dims(gather(bias, selection, 0), range(1, pixels.ndim - 1))
+        return products('b...d,bkd->b...k', embedding) + bias  # [B, *space, κ]
 
 
 class PixelClassifier(nn.Module):

@@ -256,21 +256,21 @@ def weighted_sum(value: jax.Array, cells: jax.Array, shares: jax.Array) -> jax.A
     """Sums rows of `value`, selected by `cells` and weighted by `shares`.
 
     It is a sum over R, so that a compiler can fuse the gathers into it and never stores R × M × d
-    values. JAX's derivative would be R scatters; ours handles one head at a time and scatters once.
+    values. It is rounded once, at the end. JAX's derivative would be R scatters; ours handles one
+    head at a time and scatters once.
 
     Args:
       value: [B, A, L, d].
       cells: [B, A, R, M] int32, in 0..L-1.
-      shares: [B, A, R, M].
+      shares: float32 [B, A, R, M].
 
     Returns:
       [B, A, M, d], of `value`'s dtype.
     """
     total = sum(
-        take(value, cells[:, :, r]) * shares[:, :, r, :, None].astype(value.dtype)
-        for r in range(cells.shape[2])
+        take(value, cells[:, :, r]) * shares[:, :, r, :, None] for r in range(cells.shape[2])
     )
-    return cast(jax.Array, total)
+    return cast(jax.Array, total).astype(value.dtype)
 
 
 @jax.vmap

@@ -259,7 +259,7 @@ class QueryLayer(nn.Module):
     """Post-norm cross-attention, self-attention and MLP: [B, Q, D] → [B, Q, D].
 
     Attributes:
-      dropout: rate in training, within the MLP and after each of the three.
+      dropout: rate in training, of attention weights, within the MLP and after each of the three.
       self_first: self-attention comes before cross-attention.
     """
 
@@ -296,10 +296,11 @@ class QueryLayer(nn.Module):
                 self.num_heads,
                 kernel_init=linear_init,
                 dtype=self.dtype,
+                dropout_rate=self.dropout,
                 attention_fn=attend,
                 name=name,
             )
-            return module(*inputs, mask=mask)
+            return module(*inputs, mask=mask, deterministic=not train)
 
         def cross_attention(x):
             return attention('cross', x + query_position, memory + position, memory, mask=mask)
