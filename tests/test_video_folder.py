@@ -8,7 +8,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rankseg_jax import train
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, TrackSource, VideoSource, get_source, rle
+from rankseg_jax.data import (
+    IGNORE_LABEL,
+    CorruptExample,
+    TrackSource,
+    VideoSource,
+    get_source,
+    rle,
+    tracks,
+)
 from tests import tiny
 from tests.test_folder import data_config, save
 
@@ -328,6 +336,15 @@ def test_faults_of_frames_are_reported(tmp_path):
         source.load(1)
     with pytest.raises(CorruptExample, match=r'air/00004\.jpg: .* 26 x 20 .* 20 x 26'):
         source.clip(1, [0, 1])
+
+
+def test_results_do_not_need_the_first_frame(tmp_path):
+    fill(tmp_path, content())
+    (tmp_path / 'videos/train/sea/00000.jpg').write_bytes(b'')
+    track = {'category_id': 1, 'score': 0.5, 'segmentations': [rle.encode(LARGE), None, None]}
+    tracks.write_results(tmp_path / 'results.json', open_split(tmp_path), [(5, [track])])
+    (result,) = json.loads((tmp_path / 'results.json').read_text())
+    assert result['segmentations'][1]['size'] == list(SIZE)
 
 
 def change_track(**changes):

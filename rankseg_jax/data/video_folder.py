@@ -111,6 +111,10 @@ class TrackedVideos(TrackSource):
             for track in found.tracks
         ]
 
+    def size(self, video: int) -> tuple[int, int]:
+        """(H, W) of a video's frames, as the JSON file has it."""
+        return self._found[video].size
+
     def video_id(self, video: int) -> int:
         """The id of a video in the JSON file."""
         return self._found[video].id
