@@ -210,6 +210,25 @@ def test_files_are_found_in_subfolders_and_behind_links(tmp_path):
     assert found == ['a/c.PNG', 'a/d/e.tif', 'b.jpg', 'link/g.jpg']
 
 
+def test_folders_behind_links_do_not_depend_on_the_order(tmp_path):
+    for name in 'abc':
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f'{name}.jpg').touch()
+    for link, target in (('a/link', 'b'), ('c/link', 'b'), ('b/back', 'a')):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    names = 'a/a a/link/b b/b b/back/a c/c c/link/b c/link/back/a'
+    assert images.find(tmp_path) == sorted(tmp_path / f'{name}.jpg' for name in names.split())
+
+
+@pytest.mark.parametrize('suffix', images.IMAGE_SUFFIXES)
+def test_images_of_every_suffix_are_read(tmp_path, suffix):
+    path, kind = tmp_path / f'a{suffix}', Image.registered_extensions()[suffix]
+    Image.fromarray(np.full((16, 24, 3), 200, np.uint8)).save(path, kind)
+    assert images.find(tmp_path) == [path]
+    np.testing.assert_allclose(images.read_image(path), 200, atol=56)  # .pbm has but two values
+    assert images.read_size(path) == (16, 24)
+
+
 def test_published_data_are_read_as_stored():
     """Their label maps ignore orientations."""
     image = Image.fromarray(RGB)

@@ -230,7 +230,7 @@ class Writer:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in (*images.IMAGE_SUFFIXES, *ANIMATION_SUFFIXES)
+    return path.suffix.lower() in images.IMAGE_SUFFIXES
 
 
 def _animation_length(image: Image.Image) -> int:
