@@ -33,11 +33,11 @@ def log(monkeypatch):
 
 
 @pytest.mark.parametrize('suffix', ['png', 'tif', 'webp'])
-@pytest.mark.parametrize('orientation', [3, 6])
+@pytest.mark.parametrize('orientation', [3, 6, 9, 65535])
 def test_opened_images_are_upright_like_their_files(tmp_path, suffix, orientation):
     path = tmp_path / f'a.{suffix}'
     Image.fromarray(RGB).save(path, exif=turned(orientation), lossless=True)
-    expected = np.rot90(RGB, {3: 2, 6: 3}[orientation])
+    expected = np.rot90(RGB, {3: 2, 6: 3}.get(orientation, 0))  # others mean nothing
     np.testing.assert_array_equal(images.read_image(path), expected)
     with Image.open(path) as image:
         np.testing.assert_array_equal(images.read_image(image), expected)
