@@ -5,10 +5,11 @@
 The folder holds train/, trainannot/, val/ and valannot/.
 """
 
-from configs import quickstart
+from configs import check_argument, quickstart
 
 
-def get_config():
+def get_config(variant=''):
+    check_argument('camvid', variant, ('',))
     config = quickstart.get_config()
     config.steps = 1000
     config.data.name = 'camvid'

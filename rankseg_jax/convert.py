@@ -12,7 +12,16 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from rankseg_jax import backbones, checkpoint, config_check, models, pretrained, storage, tasks
+from rankseg_jax import (
+    backbones,
+    checkpoint,
+    config_check,
+    from_data,
+    models,
+    pretrained,
+    storage,
+    tasks,
+)
 from rankseg_jax.backbones.beit import BEiT
 from rankseg_jax.backbones.resnet import ResNet
 from rankseg_jax.backbones.swin import Swin
@@ -90,7 +99,7 @@ def run(
     elif as_is:
         class_names, is_thing, variables = published_model(source, config, task=task, things=things)
     else:
-        class_names, is_thing, variables = configured_model(source, config)
+        config, class_names, is_thing, variables = configured_model(source, config)
     run = {
         'config': config.to_dict(),
         'class_names': list(class_names),
@@ -105,13 +114,15 @@ def run(
 
 def configured_model(
     source: str | Path, config: ConfigDict
-) -> tuple[tuple[str, ...], tuple[bool, ...], dict]:
+) -> tuple[ConfigDict, tuple[str, ...], tuple[bool, ...], dict]:
     """The model of `config` with weights from `source`.
 
     Returns:
-      Class names, things or None, and variables.
+      The config with what it leaves to the data, class names, things or None, and variables.
     """
     data_source = tasks.open_source(config, config.data.train_split)
+    if not from_data.is_complete(config):
+        config = from_data.complete(config, data_source.check())
     task = tasks.from_source(config, data_source)
     model = models.build(config, task.num_classes)
     variables = jax.jit(
@@ -126,7 +137,7 @@ def configured_model(
         base=config.model.pretrained,
         class_names=task.class_names,
     )
-    return task.class_names, task.things, loaded
+    return config, task.class_names, task.things, loaded
 
 
 def published_run(

@@ -35,7 +35,7 @@ def path(place: str | os.PathLike) -> Any:
       OSError: the bucket does not exist, or cannot be read.
       ValueError: neither a path nor a bucket of a kind that is known.
     """
-    return _in_bucket(str(place)) if is_remote(place) else Path(place).expanduser()
+    return _in_bucket(str(place)) if is_remote(place) else Path(os.path.expanduser(place))
 
 
 def is_remote(place: str | os.PathLike) -> bool:

@@ -81,11 +81,21 @@ def test_configs_by_name(flag, file, monkeypatch):
         ('--config=eomt.py', '--config=eomt.py is no file.*mean eomt'),
         ('--config', '--config needs =, as in --config=quickstart'),
         ('--config.stepps=3', 'config.stepps is not a key.*mean config.steps'),
+        ('--noconfig.eval.flop', 'config.eval.flop is not a key.*mean config.eval.flip'),
+        ('--config.eval.size[0]=5', r'--config.eval.size\[0\]=5 sets one item: set all, .*512'),
+        ('--config.eval.checkpoint best', '.* needs =: write --config.eval.checkpoint=best$'),
+        ('--config=camvid:foo', 'configs/camvid.py:foo is unknown; use one of'),
+        (
+            '--workdir=a --config=quickstart:baseline --config.rankseg.num_selected=3',
+            'config.rankseg.num_selected cannot be set: this is a baseline',
+        ),
     ],
 )
-def test_a_wrong_config_is_one_line(flag, message):
+@pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections loads a config with it
+def test_a_wrong_config_is_one_line(flag, message, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['rankseg', *flag.split()])
     with pytest.raises(SystemExit, match=f'^error: {message}'):
-        cli.parse_flags(['rankseg', flag])
+        cli.parse_flags(sys.argv)
 
 
 @pytest.mark.parametrize('mode', ['train', 'convert', 'prepare'])
@@ -104,9 +114,19 @@ def test_a_saved_config_takes_changes_as_a_file_does():
     changes = ['--config.eval.scales=(0.5,1.0)', '--config.eval.flip', '--config.data.name=folder']
     changed = cli.override(saved, changes)
     assert changed.eval.scales == (0.5, 1.0) and changed.eval.flip
-    assert changed.data.name == 'folder'
+    assert changed.data.name == 'folder' and saved.to_dict() == original.to_dict()
+    assert cli.parse_flags(['main.py', '--workdir=a', '--noconfig.eval.flip'])[1:] == [
+        '--noconfig.eval.flip'
+    ]
+    assert not cli.override(changed, ['--noconfig.eval.flip']).eval.flip
 
     with pytest.raises(ValueError, match='^flag --config.steps=many: invalid literal'):
         cli.override(saved, ['--config.steps=many'])
+    for change in ('--config.data.long_side=128', '--config.rankseg.num_selected=0'):
+        with pytest.raises(ValueError, match='long_side > 0 .* set config.eval.size and κ'):
+            cli.override(saved, [change])
+    saved.rankseg = None
+    with pytest.raises(ValueError, match='^config.rankseg.layer cannot be set: .* baseline'):
+        cli.override(saved, ['--config.rankseg.layer=2'])
     with pytest.raises(ValueError, match='cannot change an exported model'):
         cli.override(None, changes)

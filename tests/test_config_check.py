@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from configs import common
+from configs import common, folder
 from rankseg_jax import config_check
 
 # Of tuples that are empty by default.
@@ -72,7 +72,9 @@ def test_no_number_is_without_a_range(monkeypatch, bad):
 @pytest.mark.parametrize(
     'key, value, expected',
     [
-        ('seed', -1, 'config.seed = -1 must be at least 0'),
+        ('seed', -1, 'config.seed = -1 must be in 0..2**32 - 1'),
+        ('seed', 2**32, 'config.seed = 4294967296 must be in 0..2**32 - 1'),
+        ('data.train_split', '', "config.data.train_split = '' must name a split"),
         ('optimizer.learning_rate', -1e-3, 'learning_rate = -0.001 must be at least 0'),
         ('optimizer.b2', 1.0, 'config.optimizer.b2 = 1.0 must be at least 0 and below 1'),
         ('ema', 1.0, 'config.ema = 1.0 must be'),
@@ -95,6 +97,21 @@ def test_impossible_values_are_refused(key, value, expected):
     assert expected in message(key, value)
 
 
+def test_overrides_without_effect_are_refused():
+    for group, key in (('augment', 'base_size'), ('augment', 'crop_size'), ('eval', 'size')):
+        config = folder.get_config('light')
+        config[group][key] = (256, 256)
+        with pytest.raises(
+            ValueError, match=rf'{group}.{key} = .* no effect, .*data.long_side = 256'
+        ):
+            config_check.check(config, common.get_config())
+        config.data.long_side = 0
+        config_check.check(config, common.get_config())
+    config.augment.large_scale_jitter = True
+    with pytest.raises(ValueError, match='max_category_ratio = 0.75 must be 1 with .*jitter'):
+        config_check.check(config, common.get_config())
+
+
 @pytest.mark.parametrize('key', config_check.known_names())
 def test_unknown_names_are_refused_with_the_nearest(key):
     known = [*config_check.known_names()[key]]
@@ -113,7 +130,7 @@ def test_names_and_ranges_of_a_baseline_are_checked():
 
 
 def test_paths_that_lead_nowhere_are_refused():
-    config_check.check_path('config.eval.size', common.get_config())
+    assert config_check.check_path('config.eval.size', common.get_config()) == (512, 512)
     for path, message in (
         ('config.evall.size', 'config.evall is not a key .* did you mean config.eval?'),
         ('config.eval.size.x', 'config.eval.size holds no keys such as x'),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 from safetensors.numpy import save_file
 
 from configs import common
@@ -231,8 +232,11 @@ def test_weights_for_another_config_become_a_run(tmp_path, monkeypatch):
         checkpoint.save(manager, 7, old, None, {'class_names': list('vwxyz'), 'score': None})
     for kind in ('images', 'labels'):
         (tmp_path / kind / 'train').mkdir(parents=True)
+        Image.fromarray(np.zeros((40, 80), np.uint8)).save(tmp_path / kind / 'train/0.png')
     (tmp_path / 'classes.txt').write_text('\n'.join('abcdefgh'))
+    config.data.long_side = 64  # to follow the images
     convert.run(tmp_path / 'old', tmp_path / 'new', config, as_is=False)
+    assert checkpoint.open_run(tmp_path / 'new').config.eval.size == (32, 64)
     run, model, variables = read(tmp_path / 'new')
     assert run['class_names'] == list('abcdefgh')
     assert set(variables) == {'params', 'batch_stats', 'ema'}

@@ -309,6 +309,26 @@ def test_labels_that_are_no_png_are_named(dataset, suffix):
     assert any('only .png files are labels' in problem for problem in problems)
 
 
+def test_two_label_files_of_one_name_are_refused(dataset):
+    save(dataset / 'labels/train/b.PNG', np.zeros([6, 8], np.uint8))
+    with pytest.raises(ValueError, match=r'label files with the same name: b\.PNG, b\.png'):
+        get_source(data_config(dataset), 'train')
+
+
+def test_composed_and_decomposed_names_match(dataset):
+    for path, name in (('images/train/b.jpg', 'u\u0308'), ('labels/train/b.png', '\u00fc')):
+        (dataset / path).rename((dataset / path).with_stem(name))
+    assert list(get_source(data_config(dataset), 'train').ids) == ['a.jpg', 'u\u0308.jpg']
+
+
+def test_images_in_other_formats_are_named(dataset):
+    (dataset / 'images/train/b.jpg').rename(dataset / 'images/train/b.HEIC')
+    (dataset / 'images/train/a.json').write_text('{}')  # lies beside an image
+    report = get_source(data_config(dataset), 'train').check()
+    (warning,) = [text for text in report.warnings if 'images have one of' in text]
+    assert warning.startswith('1 files that are not read') and warning.endswith('train/b.HEIC')
+
+
 def test_masks_of_0_and_255(dataset):
     (dataset / 'classes.txt').write_text('background\ntumor\n')
     for name in 'ab':

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import folder
+from configs import common, folder
 from rankseg_jax import from_data
 from rankseg_jax.data.report import Report
 
@@ -49,8 +49,15 @@ def test_a_trained_run_fills_in_what_is_left_open_alone(tmp_path, monkeypatch):
     assert found.rankseg.num_selected == 2 and found.eval.size == trained.eval.size == (256, 160)
 
 
+@pytest.mark.parametrize('variant', ['', 'baseline'])
+def test_large_photos_are_trained_and_scored_at_one_scale(variant):
+    config = from_data.complete(folder.get_config(variant), report(sizes=[(4032, 3024)]))
+    assert config.augment.base_size == (384, 512)
+    assert config.augment.crop_size == config.eval.size == (512, 384)
+
+
 def test_a_complete_config_stays_as_it_is():
-    config = folder.get_config()
+    config = common.get_config()
     assert from_data.complete(config, Report()) is config
 
 

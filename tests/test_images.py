@@ -33,11 +33,11 @@ def log(monkeypatch):
 
 
 @pytest.mark.parametrize('suffix', ['png', 'tif', 'webp'])
-@pytest.mark.parametrize('orientation', [3, 6])
+@pytest.mark.parametrize('orientation', [3, 6, 9, 65535])
 def test_opened_images_are_upright_like_their_files(tmp_path, suffix, orientation):
     path = tmp_path / f'a.{suffix}'
     Image.fromarray(RGB).save(path, exif=turned(orientation), lossless=True)
-    expected = np.rot90(RGB, {3: 2, 6: 3}[orientation])
+    expected = np.rot90(RGB, {3: 2, 6: 3}.get(orientation, 0))  # others mean nothing
     np.testing.assert_array_equal(images.read_image(path), expected)
     with Image.open(path) as image:
         np.testing.assert_array_equal(images.read_image(image), expected)
@@ -208,6 +208,25 @@ def test_files_are_found_in_subfolders_and_behind_links(tmp_path):
         path.relative_to(tmp_path / 'top').as_posix() for path in images.find(tmp_path / 'top')
     ]
     assert found == ['a/c.PNG', 'a/d/e.tif', 'b.jpg', 'link/g.jpg']
+
+
+def test_folders_behind_links_do_not_depend_on_the_order(tmp_path):
+    for name in 'abc':
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f'{name}.jpg').touch()
+    for link, target in (('a/link', 'b'), ('c/link', 'b'), ('b/back', 'a')):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    names = 'a/a a/link/b b/b b/back/a c/c c/link/b c/link/back/a'
+    assert images.find(tmp_path) == sorted(tmp_path / f'{name}.jpg' for name in names.split())
+
+
+@pytest.mark.parametrize('suffix', images.IMAGE_SUFFIXES)
+def test_images_of_every_suffix_are_read(tmp_path, suffix):
+    path, kind = tmp_path / f'a{suffix}', Image.registered_extensions()[suffix]
+    Image.fromarray(np.full((16, 24, 3), 200, np.uint8)).save(path, kind)
+    assert images.find(tmp_path) == [path]
+    np.testing.assert_allclose(images.read_image(path), 200, atol=56)  # .pbm has but two values
+    assert images.read_size(path) == (16, 24)
 
 
 def test_published_data_are_read_as_stored():

@@ -58,8 +58,8 @@ ALLOWED = {
     'demo': 'data inference predict prediction_files report tasks visualize',
     'published_task': 'data tasks',
     'convert': (
-        'backbones checkpoint config_check frameworks models pretrained published_task storage '
-        'tasks'
+        'backbones checkpoint config_check frameworks from_data models pretrained published_task '
+        'storage tasks'
     ),
     'from_data': 'checkpoint data tasks',
     'reporting': 'evaluate optimizers sharding storage',

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rankseg_jax.data import IGNORE_LABEL, PanopticSource, rle
-from rankseg_jax.data.instances import ThingSource
+from rankseg_jax.data import IGNORE_LABEL, CorruptExample, PanopticSource, rle
+from rankseg_jax.data.instances import ThingSource, ThingTracks
 from rankseg_jax.data.published import coco_panoptic
 from rankseg_jax.data.published.label_maps import read_classes
 from rankseg_jax.metrics.instances import InstanceMetric
@@ -56,6 +56,19 @@ def test_things_are_instances():
         mask = rle.decode(instance['segmentation'])
         np.testing.assert_array_equal(mask, IDS == instance['id'])
     assert not source.check().problems
+
+
+def test_the_size_of_tracks_needs_no_frame():
+    class Broken(Panoptic):
+        videos, published_videos = [('v', range(1))], None
+
+        def size(self, video):
+            return 3, 4
+
+        def load(self, index):
+            raise CorruptExample('a')
+
+    assert ThingTracks(Broken()).size(0) == (3, 4)
 
 
 def test_without_things_there_are_no_instances():

@@ -5,6 +5,7 @@ One short run is scored against panopticapi, and inputs that must not break it a
 
 import json
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.export
@@ -202,6 +203,17 @@ def test_pictures_can_be_drawn_from_data_without_segments(trained, tmp_path, mon
 
     monkeypatch.setattr(data, 'get_source', lambda *_: LabelMaps())
     assert predict_split(predict.load(workdir), config, tmp_path).is_file()
+
+
+def test_frames_of_the_same_name_have_files_of_their_own(tmp_path):
+    source = SimpleNamespace(ids=['a/0.jpg', 'b/0.jpg', '000000000139'], image_ids=range(3))
+    task = tasks.task_class('panoptic')(tiny.config('', **QUERIES), 'ab', (True, False))
+    found = {'segment_ids': np.ones((4, 6), np.int32), 'segment_labels': np.zeros(1, np.int32)}
+    with coco.Writer(tmp_path / 'predictions.json', [{'id': 0}, {'id': 1}]) as writer:
+        for index in range(3):
+            task.write(writer, source, index, found)
+    names = ['000000000139.png', 'a_0.png', 'b_0.png']
+    assert sorted(path.name for path in (tmp_path / 'predictions').iterdir()) == names
 
 
 def test_segments_that_differ_in_size_from_their_image_are_refused():

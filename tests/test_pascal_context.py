@@ -184,7 +184,7 @@ def test_which_labels_and_lists_are_taken(tmp_path):
     root = tmp_path / 'VOCdevkit/VOC2010'
 
     def first():
-        source = official_cases.open_split(PascalContext60, tmp_path)
+        source = official_cases.open_split(PascalContext60, tmp_path / 'VOCdevkit')
         assert source.ids == NAMES['train']
         return set(np.unique(source.load(0)['label']).tolist())
 

@@ -16,6 +16,11 @@ def test_a_folder_is_made_and_left_empty(tmp_path):
             storage.make_folder(path, '--workdir')
 
 
+def test_an_unknown_home_is_a_path_as_it_stands():
+    assert str(storage.path('~no_such_user/x')) == '~no_such_user/x'
+    assert storage.path('~/x').is_absolute()
+
+
 def test_full_disks_are_recognized():
     with pytest.raises(OSError) as error, open('/dev/full', 'w') as file:
         file.write('a')

@@ -177,6 +177,28 @@ def test_animations_are_exact(tmp_path, suffix):
 
 
 @pytest.mark.parametrize('suffix', ['gif', 'png', 'webp'])
+def test_the_rate_of_an_animation_is_an_average(tmp_path, suffix):
+    path = animation(tmp_path / f'a.{suffix}', frames_of(3), duration=[1000, 50, 150])
+    assert frame_rate(path) == pytest.approx(3 / 1.2)
+
+
+def test_the_rate_of_a_broken_animation_is_that_of_its_whole_frames(tmp_path):
+    durations, found = [200, 50, 50, 50, 50], []
+    path = truncated(animation(tmp_path / 'a.gif', frames_of(5), duration=durations), 0.6)
+    with pytest.raises(CorruptExample):
+        found.extend(read_frames(path))
+    assert 0 < len(found) < 5
+    assert frame_rate(path) == 1000 * len(found) / sum(durations[: len(found)])
+
+
+def test_a_frame_for_an_hour(tmp_path):
+    with Writer(tmp_path / 'a.mp4', 1 / 3600) as writer:
+        for frame in frames_of(2):
+            writer.write(frame)
+    assert frame_rate(tmp_path / 'a.mp4') == pytest.approx(1 / 1001)
+
+
+@pytest.mark.parametrize('suffix', ['gif', 'png', 'webp'])
 def test_transparent_parts_of_animations_are_white(tmp_path, suffix):
     video = np.zeros((3, 20, 30, 4), np.uint8)
     for t in range(3):

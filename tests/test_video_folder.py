@@ -8,7 +8,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rankseg_jax import train
-from rankseg_jax.data import IGNORE_LABEL, CorruptExample, TrackSource, VideoSource, get_source, rle
+from rankseg_jax.data import (
+    IGNORE_LABEL,
+    CorruptExample,
+    TrackSource,
+    VideoSource,
+    get_source,
+    rle,
+    tracks,
+)
 from tests import tiny
 from tests.test_folder import data_config, save
 
@@ -209,6 +217,8 @@ LAYOUTS = {
     'valid/JPEGImages': ('validation', 'valid.json'),
     'validation/JPEGImages': ('validation', 'validation.json'),
     'videos/val': ('validation', 'val.json'),
+    'videos/valid': ('validation', 'validation.json'),
+    'val/JPEGImages': ('validation', 'valid.json'),
 }
 
 
@@ -259,9 +269,9 @@ def test_what_can_be_derived_need_not_be_there(tmp_path):
         for track in lean['annotations']:
             if track['video_id'] == video['id']:
                 track['video_id'] = place
-        for key in ('id', 'height', 'width', 'length', 'file_names'):
+        for key in ('id', 'height', 'width', 'file_names'):
             del video[key]
-        video['name'] = name
+        video['name'], video['length'] = name, None
     for track in lean['annotations']:
         for key in ('id', 'iscrowd', 'bboxes', 'areas'):
             del track[key]
@@ -272,6 +282,16 @@ def test_what_can_be_derived_need_not_be_there(tmp_path):
         for track, other in zip(first.tracks(video), second.tracks(video), strict=True):
             assert track['segmentations'] == other['segmentations']
     assert [track['id'] for v in (0, 1) for track in second.tracks(v)] == [1, 2, 3]
+
+
+def test_categories_without_ids_and_a_byte_order_mark(tmp_path):
+    found = content() | {'categories': [{'name': 'boat'}, {'name': 'kite'}]}
+    for track in found['annotations']:
+        track['category_id'] = {7: 1, 40: 2}[track['category_id']]
+    path = fill(tmp_path, found) / 'train.json'
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    source = open_split(tmp_path)
+    assert source.class_names == ('boat', 'kite') and tuple(source.category_ids) == (1, 2)
 
 
 def test_file_names_without_their_folder(tmp_path):
@@ -328,6 +348,15 @@ def test_faults_of_frames_are_reported(tmp_path):
         source.load(1)
     with pytest.raises(CorruptExample, match=r'air/00004\.jpg: .* 26 x 20 .* 20 x 26'):
         source.clip(1, [0, 1])
+
+
+def test_results_do_not_need_the_first_frame(tmp_path):
+    fill(tmp_path, content())
+    (tmp_path / 'videos/train/sea/00000.jpg').write_bytes(b'')
+    track = {'category_id': 1, 'score': 0.5, 'segmentations': [rle.encode(LARGE), None, None]}
+    tracks.write_results(tmp_path / 'results.json', open_split(tmp_path), [(5, [track])])
+    (result,) = json.loads((tmp_path / 'results.json').read_text())
+    assert result['segmentations'][1]['size'] == list(SIZE)
 
 
 def change_track(**changes):
@@ -388,6 +417,10 @@ def masks_of_images(found):
             'the video 5 has the file name /sea/0.jpg; names',
         ),
         (change_video(file_names=['../sea/0.jpg']), 'the video 5 has the file name ../sea/0.jpg'),
+        (
+            change_video(file_names=['sea/00000.jpg'] * 3),
+            'the video 5 lists the frame sea/00000.jpg more than once',
+        ),
         (change_video(file_names=[], name='gone'), 'the video 5 has no frames in .*gone'),
         (lambda found: found['videos'].clear(), 'each of its videos must have'),
         (lambda found: found.pop('videos'), "KeyError: 'videos'"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rankseg_jax import storage
 from rankseg_jax.data.report import Report
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def prepare(data_config: ConfigDict, records: str | Path) -> Path:
       ValueError, CorruptExample, FileNotFoundError: as `builder_class`, and as the builder's
         `find` and `read`.
     """
-    return builder_class(data_config.name).prepare(Path(data_config.dir).expanduser(), records)
+    return builder_class(data_config.name).prepare(storage.path(data_config.dir), records)
 
 
 def _find(name: str):

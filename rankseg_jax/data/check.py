@@ -39,10 +39,14 @@ def check(source: PairedFiles, max_corrupt: int | None = None) -> Report:
     if not matched.pairs:
         unpaired = matched.unmatched or matched.other_labels
         report.problems.append('no image has a label file of its name' if unpaired else 'no images')
-    if others := matched.other_labels:
-        message = f'{len(others)} label files that are not read, since only .png files are labels'
-        message = listed(message, [str(path) for path in others])
-        (report.warnings if matched.pairs else report.problems).append(message)
+    suffixes = ' '.join(images.IMAGE_SUFFIXES)
+    for others, message in (
+        (matched.other_labels, 'label files that are not read, since only .png files are labels'),
+        (matched.other_images, f'files that are not read, since images have one of {suffixes}'),
+    ):
+        if others:
+            message = listed(f'{len(others)} {message}', [str(path) for path in others])
+            (report.warnings if matched.pairs else report.problems).append(message)
     if matched.unmatched:
         unmatched = [str(path) for path in matched.unmatched]
         report.warnings.append(listed(f'{len(unmatched)} files without a partner', unmatched))

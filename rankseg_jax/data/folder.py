@@ -2,7 +2,7 @@
 
     <data.dir>/
       classes.txt             one name per line, in label order
-      images/<split>/a.jpg    any format that Pillow reads
+      images/<split>/a.jpg    or any other of `images.IMAGE_SUFFIXES`
       labels/<split>/a.png    8 or 16 bit, gray or palette: the value of a pixel is its class
 
 Both may have subfolders, the same ones: images/<split>/b/c.jpg goes with labels/<split>/b/c.png.
@@ -10,6 +10,7 @@ Pixels with the value `data.ignore_label` are ignored. With `data.reduce_zero_la
 ignored as well, and the value v means class v - 1.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sized
 from pathlib import Path
@@ -31,12 +32,14 @@ class Matched(NamedTuple):
       pairs: (image, label) paths.
       unmatched: images and label files without a partner.
       other_labels: label files that are not PNGs, which are not read.
+      other_images: files with the name of a label file that are not images by their suffix.
     """
 
     ids: tuple[str, ...]
     pairs: tuple[tuple[Path, Path], ...]
     unmatched: tuple[Path, ...] = ()
     other_labels: tuple[Path, ...] = ()
+    other_images: tuple[Path, ...] = ()
 
 
 class PairedFiles(Source):
@@ -105,7 +108,8 @@ class PairedFiles(Source):
 def match_files(image_dir: Path, label_dir: Path, layout: str) -> Matched:
     """Pairs the images of a folder with the PNGs of the same names in another.
 
-    Subfolders are searched, and a file's name includes them. Hidden files are left out.
+    Subfolders are searched, and a file's name includes them. Hidden files are left out. Names are
+    compared in Unicode's composed form, since macOS takes letters and their accents apart.
 
     Args:
       layout: how the folders should look; ends the message of a missing folder.
@@ -115,31 +119,45 @@ def match_files(image_dir: Path, label_dir: Path, layout: str) -> Matched:
 
     Raises:
       FileNotFoundError: a folder is missing.
-      ValueError: two images have the same name.
+      ValueError: two images, or two PNGs, have the same name.
     """
     for folder in (image_dir, label_dir):
         if not folder.is_dir():
             raise FileNotFoundError(f'no folder {folder}. {layout}')
 
-    def name(path, folder):
-        return path.relative_to(folder).with_suffix('')
+    def named(folder, suffixes):
+        return [
+            (
+                unicodedata.normalize('NFC', path.relative_to(folder).with_suffix('').as_posix()),
+                path,
+            )
+            for path in images.find(folder, suffixes)
+        ]
 
-    image_names = [(name(path, image_dir), path) for path in images.find(image_dir)]
-    label_names = [(name(path, label_dir), path) for path in images.find(label_dir)]
-    count = Counter(key for key, _ in image_names)
-    if repeated := [path for key, path in image_names if count[key] > 1]:
-        named = ', '.join(path.relative_to(image_dir).as_posix() for path in repeated[:4])
-        raise ValueError(f'{image_dir} has images with the same name: {named}')
-    label_of = {key: path for key, path in label_names if path.suffix.lower() == '.png'}
+    files, label_names = named(image_dir, ('',)), named(label_dir, images.IMAGE_SUFFIXES)
+    image_names = [pair for pair in files if pair[1].suffix.lower() in images.IMAGE_SUFFIXES]
+    png_names = [pair for pair in label_names if pair[1].suffix.lower() == '.png']
+    image_of = unique(image_dir, 'images', image_names)
+    label_of = unique(label_dir, 'label files', png_names)
     pairs = [(path, label_of[key]) for key, path in image_names if key in label_of]
     unmatched = [path for key, path in image_names if key not in label_of]
-    unmatched += [path for key, path in label_of.items() if key not in count]
+    unmatched += [path for key, path in png_names if key not in image_of]
     return Matched(
         ids=tuple(path.relative_to(image_dir).as_posix() for path, _ in pairs),
         pairs=tuple(pairs),
         unmatched=tuple(unmatched),
         other_labels=tuple(path for key, path in label_names if key not in label_of),
+        other_images=tuple(path for key, path in files if key in label_of and key not in image_of),
     )
+
+
+def unique(folder: Path, kind: str, names: list[tuple[str, Path]]) -> dict[str, Path]:
+    """The paths in a folder by their names; a ValueError if two have the same one."""
+    count = Counter(key for key, _ in names)
+    if repeated := [path for key, path in names if count[key] > 1]:
+        listed = ', '.join(path.relative_to(folder).as_posix() for path in repeated[:4])
+        raise ValueError(f'{folder} has {kind} with the same name: {listed}')
+    return dict(names)
 
 
 def read_class_names(path: Path, layout: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
-"""Finds image files and decodes images and label files of any kind that Pillow reads."""
+"""Finds image files by their suffixes; decodes images and label files with Pillow."""
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -16,16 +17,20 @@ from PIL import ExifTags, Image, ImageOps
 from rankseg_jax import storage
 from rankseg_jax.data import CorruptExample
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.gif')
+IMAGE_SUFFIXES = (
+    *('.jpg', '.jpeg', '.jpe', '.jfif', '.jp2', '.png', '.apng', '.gif', '.webp', '.avif'),
+    *('.bmp', '.dib', '.tif', '.tiff', '.tga', '.ppm', '.pgm', '.pbm', '.pnm'),
+)
 MAX_PIXELS = 250_000_000  # of an image, where no config says otherwise
 _lifting = threading.Lock()
 
 
 def find(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """Files of these suffixes in a folder and its subfolders, sorted; links are followed.
+    """Files of these suffixes in a folder and its subfolders, sorted.
 
-    Hidden files and folders are left out, such as those that macOS adds as `._<name>`. Folders that
-    cannot be read are named in the log.
+    Links are followed, but for those to a folder that they lie in. Hidden files and folders are
+    left out, such as those that macOS adds as `._<name>`. Folders that cannot be read are named in
+    the log.
     """
 
     def note(error):
@@ -35,17 +40,15 @@ def find(folder: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list
         place = storage.path(folder)
         names = [name for name in storage.sizes(place) if name.lower().endswith(suffixes)]
         return sorted(place / name for name in names if '/.' not in f'/{name}')
-    found, visited = [], set()
+    found, real = [], functools.cache(lambda path: Path(os.path.realpath(path)))
     for path, folders, files in os.walk(folder, onerror=note, followlinks=True):
-        visited.add(os.path.realpath(path))
+        here = Path(path)
+        above = {real(here), *real(here).parents, *map(real, here.parents)}
         folders[:] = [
-            name
-            for name in folders
-            if not name.startswith('.')
-            and os.path.realpath(os.path.join(path, name)) not in visited
+            name for name in folders if not name.startswith('.') and real(here / name) not in above
         ]
         found += [
-            Path(path, name)
+            here / name
             for name in files
             if name.lower().endswith(suffixes) and not name.startswith('.')
         ]
@@ -160,7 +163,9 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     with opened(path, max_pixels) as image:
         width, height = image.size
         # Pillow applies the orientation of TIFF files to the size, and to the pixels, by itself.
-        turned = image.format != 'TIFF' and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        turned = image.format != 'TIFF' and image.getexif().get(ExifTags.Base.Orientation) in range(
+            5, 9
+        )
     return (width, height) if turned else (height, width)
 
 

@@ -84,6 +84,10 @@ class ThingTracks(ThingSource, TrackSource):
         ]
         return [track for track in found if track['category_id'] != IGNORE_LABEL]
 
+    def size(self, video: int) -> tuple[int, int]:
+        """See `TrackSource.size`."""
+        return self._source.size(video)
+
     def video_id(self, video: int) -> int:
         """See `TrackSource.video_id`."""
         return self._source.video_id(video)

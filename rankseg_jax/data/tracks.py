@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict:
             return value | {'counts': np.array(value['counts'])}
         return value
 
-    return json.loads(path.read_text('utf-8'), object_hook=pack)
+    return json.loads(path.read_text('utf-8-sig'), object_hook=pack)
 
 
 def parse(content: dict, labels: dict[int, int]) -> list[Video]:

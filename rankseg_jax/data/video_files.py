@@ -68,9 +68,7 @@ def frame_rate(path: str | Path) -> float:
         return FRAME_RATE
     if _is_image(path):
         with images.opened(path, images.MAX_PIXELS) as image:
-            images.load(image)  # only then is the duration of a WebP's frame known
-            milliseconds = image.info.get('duration') if _animation_length(image) > 1 else None
-        return 1000 / milliseconds if milliseconds else FRAME_RATE
+            return _animation_rate(image)
     with _opened(path) as (_, stream):
         return float(stream.average_rate or stream.guessed_rate or FRAME_RATE)
 
@@ -151,7 +149,8 @@ class Writer:
         if not (math.isfinite(rate) and rate > 0):
             raise ValueError(f'{path}: a video of {rate} frames a second; it must be more than 0')
         self.path = Path(path)
-        self._rate = Fraction(rate).limit_denominator(1001)  # that of 29.97 is 30000 / 1001
+        # That of 29.97 is 30000 / 1001. Below 1 / 2002 it would be 0.
+        self._rate = max(Fraction(rate).limit_denominator(1001), Fraction(1, 1001))
         self._temporary = self.path.with_name(f'{self.path.name}.tmp')
         self._size = self._output = None
         self._count = 0
@@ -230,13 +229,27 @@ class Writer:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in (*images.IMAGE_SUFFIXES, *ANIMATION_SUFFIXES)
+    return path.suffix.lower() in images.IMAGE_SUFFIXES
 
 
 def _animation_length(image: Image.Image) -> int:
     """The number of frames; 1 for the pages of a TIFF, which are no animation."""
     animated = image.format in ('GIF', 'PNG', 'WEBP')
     return getattr(image, 'n_frames', 1) if animated else 1
+
+
+def _animation_rate(image: Image.Image) -> float:
+    """The frames a second, of the frames before the first broken one; FRAME_RATE if it has none."""
+    length, durations = _animation_length(image), []  # milliseconds
+    try:
+        for place in range(length):
+            image.seek(place)
+            images.load(image)  # only then is the duration of a WebP's frame known
+            durations.append(image.info.get('duration', 0))
+    except Exception:  # which one, depends on the format
+        if not durations:
+            raise
+    return 1000 * len(durations) / sum(durations) if length > 1 and any(durations) else FRAME_RATE
 
 
 def _animation_frames(path: Path, max_pixels: int) -> Iterator[np.ndarray]:

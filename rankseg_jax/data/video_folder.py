@@ -11,14 +11,15 @@ or, for objects that are followed,
       <split>.json                       videos and tracks, see `tracks`
       videos/<split>/<video>/0.jpg       or <split>/JPEGImages/<video>/0.jpg, as in YouTubeVIS
 
-For the split `validation`, the JSON file and the folders may also be named `valid` or `val`. A JSON
-file may leave out what the rest tells: ids (numbers from 1 on), 'file_names' of a video whose
-'name' is its folder, 'height' and 'width', 'iscrowd', 'annotations', and, if there is a
-classes.txt, 'categories' (with ids from 1 on).
+For the split `validation`, the JSON file and the folders may also be named `valid` or `val`, each
+in its own way. A JSON file may leave out what the rest tells: ids (numbers from 1 on), 'file_names'
+of a video whose 'name' is its folder, 'height' and 'width', 'iscrowd', 'annotations', and, if there
+is a classes.txt, 'categories' (with ids from 1 on).
 """
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
@@ -111,6 +112,10 @@ class TrackedVideos(TrackSource):
             for track in found.tracks
         ]
 
+    def size(self, video: int) -> tuple[int, int]:
+        """(H, W) of a video's frames, as the JSON file has it."""
+        return self._found[video].size
+
     def video_id(self, video: int) -> int:
         """The id of a video in the JSON file."""
         return self._found[video].id
@@ -147,7 +152,9 @@ def get_source(data_config: ConfigDict, split: str) -> LabeledVideos | TrackedVi
     )
     for path in (root / f'{name}.json' for name in names):
         if path.is_file():
-            return _open_tracks(path, data_config, layout)
+            places = [root / 'videos' / name for name in names]
+            places += [root / name / 'JPEGImages' for name in names]
+            return _open_tracks(path, places, data_config, layout=layout)
     name = next((name for name in names if (root / 'videos' / name).is_dir()), split)
     return _open_labels(root, name, data_config, layout=layout)
 
@@ -185,15 +192,14 @@ def _place(name: str):
     return images.natural_order(video), images.natural_order(frame)
 
 
-def _open_tracks(path: Path, data_config, layout: str) -> TrackedVideos:
-    root, split = path.parent, path.stem
-    places = (root / 'videos' / split, root / split / 'JPEGImages')
+def _open_tracks(path: Path, places: Sequence[Path], data_config, layout: str) -> TrackedVideos:
+    """`places`: where the folders of frames may be."""
     image_dir = next((place for place in places if place.is_dir()), None)
     if image_dir is None:
-        raise FileNotFoundError(f'no folder {places[0]} or {places[1]}. {layout}')
+        raise FileNotFoundError(f'no folder {" or ".join(map(str, places))}. {layout}')
     with _parsing(path):
         content = tracks.read_json(path)
-        categories = _categories(content, root / 'classes.txt')
+        categories = _categories(content, path.with_name('classes.txt'))
         for number, video in enumerate(content['videos'], 1):
             video.setdefault('id', number)
             _complete_names(video, image_dir)
@@ -249,6 +255,8 @@ def _categories(content: dict, classes: Path) -> dict[int, str]:
         if not classes.is_file():
             raise ValueError(f'it has no "categories", and there is no file {classes}')
         return dict(enumerate(folder.read_class_names(classes, ''), 1))
+    for place, category in enumerate(content['categories'], 1):
+        category.setdefault('id', place)
     categories = {category['id']: category['name'] for category in content['categories']}
     number = len(content['categories'])
     if len(categories) < number or len(set(categories.values())) < number:
@@ -277,8 +285,10 @@ def _complete_names(video: dict, image_dir: Path) -> None:
             f'the video {video["id"]} has the file name {outside[0]}; names are paths within '
             f'{image_dir}, which predictions repeat'
         )
+    if repeated := [x for x, count in Counter(names).items() if count > 1]:
+        raise ValueError(f'the video {video["id"]} lists the frame {repeated[0]} more than once')
     video['file_names'] = names
-    if video.get('length', len(names)) != len(names):
+    if video.get('length') not in (None, len(names)):
         raise ValueError(
             f'the video {video["id"]} has the length {video["length"]} but {len(names)} frames'
         )

@@ -184,7 +184,7 @@ class Panoptic(QueryTask):
 
     def write(self, writer, source, index, found):
         labels = [label for label in found['segment_labels'].tolist() if label >= 0]
-        name = Path(source.ids[index]).stem
+        name = Path(source.ids[index]).with_suffix('').as_posix().replace('/', '_')
         writer.write(source.image_ids[index], name, found['segment_ids'], labels)
 
 

@@ -113,12 +113,12 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     @classmethod
     def find_root(cls, path: Path) -> Path:
-        """Finds the official folder: `path`, or FOLDER in it.
+        """Finds the official folder: `path`, or FOLDER or its last part in it.
 
         Raises:
           FileNotFoundError: it is neither.
         """
-        for root in (path / cls.FOLDER, path):
+        for root in (path / cls.FOLDER, path / Path(cls.FOLDER).name, path):
             if any((root / marker).exists() for marker in cls.MARKERS):
                 return root
         raise FileNotFoundError(
