@@ -276,7 +276,7 @@ def test_a_non_finite_loss_names_step_and_examples(data_dir, tmp_path):
     )
     with pytest.raises(FloatingPointError, match='at step') as error:
         train.train(config, tmp_path)
-    step = int(str(error.value).split('at step ')[1].split(',')[0])
+    step = int(str(error.value).split('at step ')[1].split(';')[0])
     source = data.get_source(config.data, 'train')
     for index in reading.example_indices(len(source), config.seed, step, config.batch_size):
         assert source.ids[index] in str(error.value)
