@@ -18,9 +18,9 @@ import optax
 
 from configs import common
 from rankseg_jax import models, train
-from rankseg_jax.decoders.query_classifier import TAU, QueryClasses
+from rankseg_jax.decoders.query_classifier import QueryClasses
 from rankseg_jax.multilabel import build_head
-from rankseg_jax.selector import Choice, RankScale, choose
+from rankseg_jax.selector import COSINE_TAU, Choice, RankScale, choose
 from rankseg_jax.tasks import queries
 
 
@@ -189,7 +189,7 @@ def class_layer_alone(decoder, params, queries, presence_logits):
         _, selection = choose(options, presence_logits, Choice(), train=False)
     classes = QueryClasses(decoder.num_classes, queries.shape[-1], decoder.cosine)
     logits = classes.apply({'params': params['classes']}, queries, selection)
-    tau = TAU if decoder.cosine else 1.0
+    tau = COSINE_TAU if decoder.cosine else 1.0
     if selection is None:
         return logits / tau
     return RankScale(options, decoder.num_classes, tau, no_object=True).apply(

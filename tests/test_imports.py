@@ -1,6 +1,7 @@
 """Imports go one way: config → data → model → task → train, evaluate, predict."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_imports_go_one_way():
         layer = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
         extra = set(imported(path)) - set(ALLOWED[layer].split())
         assert not extra, f'{path} imports {extra}'
+
+
+def test_benchmarks_import_names_that_exist():
+    for path in (PACKAGE.parent / 'benchmarks').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = isinstance(node, ast.ImportFrom) and node.module or ''
+            if module.split('.')[0] != 'rankseg_jax':
+                continue
+            for alias in node.names:
+                known = hasattr(importlib.import_module(module), alias.name)
+                assert known or importlib.util.find_spec(f'{module}.{alias.name}'), path
 
 
 def test_only_training_data_load_tensorflow():
