@@ -497,8 +497,10 @@ def draw_curves(cells: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shown = [data for data in DATA if chosen(cells, data, 'RankSeg')]
-    figure = Figure(figsize=(2.6 * max(len(shown), 1), 2.8), layout='constrained')
-    for axes, data in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    rows = -(-len(shown) // 4)
+    figure = Figure(figsize=(10.4, 2.8 * rows), layout='constrained')
+    for place, data in enumerate(shown, 1):
+        axes = figure.add_subplot(rows, 4, place)
         for row in ('baseline', 'RankSeg'):
             curves = [dict(cell['curve']) for cell in chosen(cells, data, row).values()]
             if curves:

@@ -19,6 +19,6 @@ def get_config(variant=''):
     config.augment.scale_range = (0.75, 1.5)
     config.augment.photometric = True
     config.eval.size = (180, 240)
-    # Every image holds nearly all categories: ranking helps here, leaving out does not.
+    # Every image holds nearly all categories: none can be left out.
     config.rankseg.num_selected = 11
     return config
