@@ -7,6 +7,7 @@ which also is the data position, and the score that chooses the best checkpoint)
 
 import dataclasses
 import functools
+import json
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -52,9 +53,14 @@ LATER_KEYS = {
     'model.feature_blocks': (),
     'model.norm_epsilon': 0.0,
     'model.encoder_layers': 0,
+    'model.joint_blocks': 4,
+    'model.anneal_start': (),
+    'model.anneal_end': (),
     'model.remat_policy': 'nothing_saveable',
     'rankseg.train_selected': 0,
     'loss.cell_weight': 0.0,
+    'loss.average_frames': False,
+    'rankseg.tokens': 'patches',
     'rankseg.pyramid': True,
     'rankseg.separable': False,
     'rankseg.select_auxiliary': True,
@@ -99,9 +105,14 @@ def open_checkpoints(workdir: str | os.PathLike, keep: int = 0) -> ocp.Checkpoin
             f'no checkpoints in {workdir}: train first (main.py --mode=train with this --workdir)'
         )
     options = ocp.CheckpointManagerOptions(
-        read_only=True, create=False, multiprocessing_options=alone()
+        read_only=True,
+        create=False,
+        multiprocessing_options=alone(),
+        lightweight_initialize=True,  # reads no scores, one of which may be damaged
     )
     if keep:
+        if jax.process_index() == 0 and not storage.is_remote(folder):
+            set_aside_unscored(folder)
         best = checkpoint_managers.BestN(
             n=1, get_metric_fn=score, keep_checkpoints_without_metrics=False
         )
@@ -266,8 +277,24 @@ def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
     """Renames the damaged checkpoints after a step, which training will reach again."""
     for step in manager.all_steps():
         if step > after:
-            folder = place(manager) / str(step)
-            storage.rename(folder, folder.with_name(f'damaged_{step}_{time.time():.0f}'))
+            rename_damaged(place(manager) / str(step))
+
+
+def set_aside_unscored(folder: epath.Path | Path) -> None:
+    """Renames checkpoints whose score cannot be read: orbax, to write, reads those of all."""
+    for file in folder.glob('*/metrics/metrics'):
+        step = file.parent.parent
+        try:
+            json.loads(file.read_text())
+        except ValueError as error:
+            if step.name.isdigit():
+                logging.error('Checkpoint %s is damaged: its score is unreadable (%s)', step, error)
+                rename_damaged(step)
+
+
+def rename_damaged(folder: epath.Path | Path) -> None:
+    """Renames the folder of a step, so that it is no longer one."""
+    storage.rename(folder, folder.with_name(f'damaged_{folder.name}_{time.time():.0f}'))
 
 
 def read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

@@ -18,14 +18,15 @@ def make_schedule(
     or 'cosine', to `end_factor` × `learning_rate`, or, as 'step', to a tenth at each milestone.
 
     Args:
-      factor: of a parameter group. All groups end at the same rate, as in mmcv.
+      factor: of a parameter group. All groups end at the same rate, as in mmcv, save for 0.
       backbone: of its parameters, whose own warm-up, if there is one, follows the others'.
 
     Raises:
       ValueError: unknown schedule, a warm-up as long as the run, or milestones that do not rise or
         lie outside the steps after the warm-up.
     """
-    rate, end = factor * options.learning_rate, options.end_factor * options.learning_rate
+    rate = factor * options.learning_rate
+    end = options.end_factor * options.learning_rate if factor else 0.0
     warmup, milestones = options.warmup_steps, options.milestones
     idle = 0
     if backbone and options.backbone_warmup_steps:

@@ -23,7 +23,7 @@ def drop_rows(path: Path, step: int) -> None:
     def stays(line: str) -> bool:
         try:
             return json.loads(line)['step'] <= step
-        except ValueError:
+        except (KeyError, TypeError, ValueError):
             return False
 
     new = path.with_suffix('.tmp')
@@ -44,6 +44,7 @@ class Progress:
         """Reports from step `start` on; `setup` is a `train.Setup`."""
         self.config = config = setup.config
         self.batch_ids = setup.batch_ids  # the names of a step's examples
+        self.num_devices = setup.mesh.size
         self.unit = 'clips' if setup.task.takes_clips else 'img'
         self.schedule = optimizers.make_schedule(config.optimizer, config.steps)
         self.rows, self.time, self.step, self.saved = [], time.time(), start, start
@@ -112,7 +113,7 @@ class Progress:
         speed = {
             'steps/s': steps / seconds,
             f'{self.unit}/s': rate,
-            f'{self.unit}/s/device': rate / jax.device_count(),
+            f'{self.unit}/s/device': rate / self.num_devices,
         }
         self.write(step, means | speed | {'learning_rate': self.schedule(step - 1)})
         left = int((self.config.steps - step) * seconds / steps)

@@ -384,7 +384,7 @@ def run_steps(
             done = step + 1
             last, first = done == config.steps, step == start
             stopping = stop.asked(step)
-            evaluating = (done % config.eval_every == 0 or last) and not stopping
+            evaluating = last or (done % config.eval_every == 0 and not stopping)
             saving = evaluating or stopping or done % config.checkpoint_every == 0
             logging = first or last or done % config.log_every == 0
             if saving or logging:

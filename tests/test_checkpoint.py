@@ -57,6 +57,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, dama
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('damaged', [2, 3])
+def test_a_score_that_cannot_be_read_costs_its_checkpoint_alone(tmp_path, damaged, caplog):
+    run, tree = {'config': {}, 'class_names': ['a'], 'score': 0.5}, {'x': np.zeros(3)}
+    with checkpoint.open_checkpoints(tmp_path, keep=3) as manager:
+        for step in (1, 2, 3):
+            checkpoint.save(manager, step, tree, tree, run)
+    folder = tmp_path / 'checkpoints' / str(damaged)
+    (folder / 'metrics' / 'metrics').write_text('')  # as after a power cut
+    assert checkpoint.open_run(tmp_path).step == 3  # reading needs no scores
+    with checkpoint.open_checkpoints(tmp_path, keep=3) as manager:
+        assert sorted(manager.all_steps()) == [step for step in (1, 2, 3) if step != damaged]
+    assert f'{folder} is damaged' in caplog.text
+    assert len(list(folder.parent.glob(f'damaged_{damaged}_*'))) == 1
+
+
 def test_if_no_checkpoint_is_whole_the_newest_is_named(tmp_path):
     folder = save(tmp_path, 3)
     shutil.rmtree(folder / 'model')
@@ -82,7 +97,7 @@ def break_folder(workdir):
         (workdir / 'checkpoints').rename(workdir / 'before')
         (workdir / 'checkpoints').write_text('')
 
-def run(config, workdir):
+def run(config, workdir, overrides):
     with checkpoint.open_checkpoints(workdir, keep=1) as manager:
         for step in (1, 2):
             checkpoint.save(manager, step, {'x': np.ones(3)}, None, {'score': None})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from configs import common
 from rankseg_jax import checkpoint, predict, train
@@ -45,6 +46,15 @@ def assert_predicts(predictor, image, expected, atol):
     np.testing.assert_allclose(logits, expected['presence_logits'], rtol=1e-5, atol=atol)
     np.testing.assert_array_equal(result.labels, expected['labels'])
     return result
+
+
+@pytest.mark.parametrize('name', ['semantic', 'panoptic'])
+def test_old_configs_have_all_keys(workdir, name):
+    keys = traverse_util.flatten_dict(common.get_config().to_dict()).keys()
+    assert (
+        keys
+        <= traverse_util.flatten_dict(checkpoint.open_run(workdir(name)).config.to_dict()).keys()
+    )
 
 
 def test_semantic_run_predicts_as_before(workdir):

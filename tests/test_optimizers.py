@@ -84,6 +84,8 @@ def test_schedules_at_their_corners():
             options(learning_rate=2.0, schedule=schedule, end_factor=0.1), 10, factor=0.5
         )
         np.testing.assert_allclose([slow(0), slow(10)], [1, 0.2], rtol=1e-6)
+    frozen = options(learning_rate=2.0, schedule='poly', end_factor=0.1)
+    assert optimizers.make_schedule(frozen, 10, factor=0.0)(9) == 0
     step = optimizers.make_schedule(
         options(learning_rate=2.0, schedule='step', milestones=(3, 6), warmup_steps=2), 8
     )

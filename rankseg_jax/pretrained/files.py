@@ -103,7 +103,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             )
         state = inner[0]
     return {
-        key: value.float().numpy()
+        key: value.detach().float().numpy()
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }

@@ -1,6 +1,7 @@
 """Checkpoints of Hugging Face `transformers`, from a folder or the hub."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,7 @@ BEIT = {
 
 
 def locate(source: str | Path) -> Path:
-    """A path unchanged, or the folder that a name on the hub is downloaded to.
+    """A path, whose ~ is the home folder, or the folder that a name on the hub is downloaded to.
 
     Args:
       source: a path, or a name such as facebook/mask2former-swin-tiny-ade-semantic.
@@ -79,7 +80,7 @@ def locate(source: str | Path) -> Path:
       ImportError: a name, but huggingface_hub is not installed.
       OSError: the path does not exist, and the hub lacks the name or cannot be reached.
     """
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     name = str(source)
     if (
         path.exists()
