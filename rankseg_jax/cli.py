@@ -390,7 +390,7 @@ def parse_flags(argv):
                     )
                 if not any(re.match('--?config(=|$)', other) for other in argv):
                     if not found['value'] and not isinstance(default, bool):
-                        value = argv[i + 1] if argv[i + 1 :] else '…'
+                        value = next((x for x in argv[i + 1 :] if not x.startswith('-')), '…')
                         raise ValueError(f'{argument} needs =: write --{found["path"]}={value}')
                     overrides.append(argument)
             if name := re.fullmatch(r'--?config=([^:]*)(:.*)?', argument, re.S):
