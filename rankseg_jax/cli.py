@@ -286,8 +286,8 @@ def override(config, arguments):
         raise ValueError(one_line(error)) from None
     if not from_data.is_complete(values.config):
         raise ValueError(
-            'config.data.long_side > 0 and config.rankseg.num_selected = 0 leave sizes and κ to '
-            'the images, before training: of a run, set config.eval.size and κ themselves'
+            'config.data.long_side > 0 and config.rankseg.num_selected = 0 take sizes and κ from '
+            'the images before training; a run has them: set config.eval.size or κ itself'
         )
     return values.config
 
@@ -390,7 +390,7 @@ def parse_flags(argv):
                     )
                 if not any(re.match('--?config(=|$)', other) for other in argv):
                     if not found['value'] and not isinstance(default, bool):
-                        value = argv[i + 1] if argv[i + 1 :] else '…'
+                        value = next((x for x in argv[i + 1 :] if not x.startswith('-')), '…')
                         raise ValueError(f'{argument} needs =: write --{found["path"]}={value}')
                     overrides.append(argument)
             if name := re.fullmatch(r'--?config=([^:]*)(:.*)?', argument, re.S):

@@ -123,7 +123,7 @@ def test_a_saved_config_takes_changes_as_a_file_does():
     with pytest.raises(ValueError, match='^flag --config.steps=many: invalid literal'):
         cli.override(saved, ['--config.steps=many'])
     for change in ('--config.data.long_side=128', '--config.rankseg.num_selected=0'):
-        with pytest.raises(ValueError, match='long_side > 0 .* set config.eval.size and κ'):
+        with pytest.raises(ValueError, match='long_side > 0 .* set config.eval.size or κ'):
             cli.override(saved, [change])
     saved.rankseg = None
     with pytest.raises(ValueError, match='^config.rankseg.layer cannot be set: .* baseline'):

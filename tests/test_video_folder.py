@@ -263,6 +263,12 @@ def test_tracked_videos(tmp_path, images):
     ]
 
 
+def test_folders_of_the_name_of_the_json_file_come_first(tmp_path):
+    fill(tmp_path, content(), 'val/JPEGImages', 'val.json')
+    (tmp_path / 'videos/validation').mkdir(parents=True)
+    assert open_split(tmp_path, 'validation').image_dir == tmp_path / 'val/JPEGImages'
+
+
 def test_what_can_be_derived_need_not_be_there(tmp_path):
     whole, lean = content(), content()
     for place, (video, name) in enumerate(zip(lean['videos'], ('sea', 'air'), strict=True), 1):

@@ -163,9 +163,8 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     with opened(path, max_pixels) as image:
         width, height = image.size
         # Pillow applies the orientation of TIFF files to the size, and to the pixels, by itself.
-        turned = image.format != 'TIFF' and image.getexif().get(ExifTags.Base.Orientation) in range(
-            5, 9
-        )
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        turned = image.format != 'TIFF' and orientation in range(5, 9)
     return (width, height) if turned else (height, width)
 
 

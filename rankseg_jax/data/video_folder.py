@@ -152,8 +152,11 @@ def get_source(data_config: ConfigDict, split: str) -> LabeledVideos | TrackedVi
     )
     for path in (root / f'{name}.json' for name in names):
         if path.is_file():
-            places = [root / 'videos' / name for name in names]
-            places += [root / name / 'JPEGImages' for name in names]
+            places = [
+                root / place
+                for name in dict.fromkeys([path.stem, *names])  # its own name first
+                for place in (f'videos/{name}', f'{name}/JPEGImages')
+            ]
             return _open_tracks(path, places, data_config, layout=layout)
     name = next((name for name in names if (root / 'videos' / name).is_dir()), split)
     return _open_labels(root, name, data_config, layout=layout)
