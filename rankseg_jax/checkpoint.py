@@ -108,7 +108,7 @@ def open_checkpoints(workdir: str | os.PathLike, keep: int = 0) -> ocp.Checkpoin
         read_only=True,
         create=False,
         multiprocessing_options=alone(),
-        lightweight_initialize=True,  # reads no scores, one of which may be damaged
+        lightweight_initialize=True,  # does not read the scores of all, one may be damaged
     )
     if keep:
         if jax.process_index() == 0 and not storage.is_remote(folder):

@@ -187,7 +187,7 @@ def test_things_of_the_published_panoptic_tasks():
 @pytest.mark.parametrize(
     'task, things, message',
     [
-        ('panoptic', None, r'the 200 categories \(LABEL_0, LABEL_1, .* --things=0-79,person or'),
+        ('panoptic', None, r'these 200 categories \(LABEL_0, LABEL_1, .* --things=0-79,person or'),
         ('panoptik', None, "config.task = 'panoptik' is unknown"),
         ('video_instance', None, 'are read for one of panoptic, instance, semantic; a run of ano'),
         ('semantic', ['0'], '--things belongs to --task=panoptic; --task=semantic has none'),
