@@ -54,7 +54,7 @@ def test_blocks_run_again_in_transformers_alone():
     config = config_of('upernet', 'resnet18')
     config.model.remat = True
     with pytest.raises(
-        ValueError, match=r"backbone = 'resnet18' has no .* lower config.batch_size"
+        ValueError, match=r"backbone = 'resnet18' is not one; .* lower config.batch_size"
     ):
         models.build(config, 60)
     config.model.backbone = 'swin_t7'

@@ -171,7 +171,7 @@ def test_names_without_a_number_are_refused(folder, tmp_path):
         folder,
         tmp_path / 'records',
         ValueError,
-        'other is not the name of an',
+        'other is not the name of a COCO image',
     )
 
 

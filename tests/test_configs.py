@@ -850,6 +850,7 @@ def test_values_out_of_range_are_refused(group, key, value, message):
 def test_large_scale_jitter_excludes_short_sides():
     config = common.get_config()
     config.augment.update(base_size=(480, 1333), short_sides=(360, 480), large_scale_jitter=True)
+    config.augment.max_category_ratio = 1.0
     with pytest.raises(
         ValueError,
         match=r'short_sides = \(360, 480\) must be \(\) with config.augment.large_scale_jitter',

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import common
-from rankseg_jax import layers, models, multilabel
+from rankseg_jax import layers, models
 from rankseg_jax.backbones import swin
 from rankseg_jax.decoders import query_decoder
 from rankseg_jax.depthwise import depthwise
@@ -291,7 +291,7 @@ def test_the_layers_that_drop_attention_weights_are_those_of_the_released_code(
         rates.append(dropout_rate if dropout_rng is not None else 0)
         return attend(*args, dropout_rng=dropout_rng, dropout_rate=dropout_rate, **options)
 
-    for module in (layers, swin, multilabel, query_decoder):
+    for module in (layers, swin, query_decoder):
         monkeypatch.setattr(module, 'attend', spy)
     config = common.get_config()
     config.model.update(framework=framework, backbone=backbone, channels=32)

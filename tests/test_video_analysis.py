@@ -99,7 +99,7 @@ def test_what_a_model_of_clips_keeps(task, folder, tmp_path, monkeypatch, capsys
     config.task = 'video_semantic'
     judge = tasks.from_source(config, source)
     step = evaluate.make_eval_step(models.build(config, 4), config, judge, mesh)
-    scores = evaluate.evaluate(step, variables, source, config, judge, mesh)
+    scores = evaluate.evaluate(step, variables, source, config=config, task=judge, mesh=mesh)
     assert report['recall']['category_recall'][1] == pytest.approx(scores['category_recall@2'])
     errors = report['errors']
     assert 1 - errors['wrong_pixels'] / sum(pixels) == pytest.approx(scores['aAcc'])

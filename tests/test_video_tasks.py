@@ -527,7 +527,7 @@ def test_a_model_that_goes_on_takes_no_overlap_and_no_export(folder, run, tmp_pa
         export.run(config, workdir, tmp_path / 'export')
     config = config.copy_and_resolve_references()
     config.eval.clip_overlap = 2
-    with pytest.raises(ValueError, match='clip_overlap = 2: videomt goes on'):
+    with pytest.raises(ValueError, match='clip_overlap = 2: videomt carries its memory'):
         evaluate.run(config, workdir, tmp_path)
 
 
