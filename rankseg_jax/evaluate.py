@@ -18,6 +18,10 @@ from rankseg_jax.data import CorruptExample, Source, batching
 from rankseg_jax.report.observed import Observed
 
 
+class Stopped(Exception):
+    """Evaluation was asked to end before its end."""
+
+
 def make_eval_step(
     model: nn.Module, config: ConfigDict, task: tasks.Task, mesh: jax.sharding.Mesh
 ) -> Callable:
@@ -63,6 +67,7 @@ def evaluate(
     mesh: jax.sharding.Mesh,
     writer: Any = None,
     observed: Observed | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Scores of the model on every image or video of a source, each counted once, over all hosts.
 
@@ -75,11 +80,13 @@ def evaluate(
       writer: see `tasks.Task.writer`, for the predictions of this host's images; None: they are
         only scored.
       observed: takes what the report needs of this host's images.
+      stopped: asked before each batch whether to end; for one process.
 
     Returns:
       The scores by name, see `tasks.Task.scores`.
 
     Raises:
+      Stopped: `stopped` was true.
       ValueError: the source is empty, or more than `data.max_corrupt` examples cannot be read.
     """
     total, num_read = task.empty_statistics(), 0  # of this host's images or clips
@@ -91,6 +98,8 @@ def evaluate(
 
     def steps():
         for batch in batches:
+            if stopped():
+                raise Stopped
             for number, found in enumerate(eval_step(variables, batch)):
                 yield batch, number, *found
 

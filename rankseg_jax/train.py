@@ -340,12 +340,12 @@ def train(config, workdir) -> dict[str, Any] | None:
     local_mesh = sharding.local_mesh(mesh)
     eval_step = evaluate.make_eval_step(setup.model, config, task, local_mesh)
 
-    def evaluated(state: TrainState) -> dict[str, Any]:
+    def evaluated(state: TrainState, **options) -> dict[str, Any]:
         if not source.annotated:
             return {}
         _, variables = sharding.local(mesh, state.model)
         return evaluate.evaluate(
-            eval_step, variables, source, config=config, task=task, mesh=local_mesh
+            eval_step, variables, source, config=config, task=task, mesh=local_mesh, **options
         )
 
     if int(state.step) >= config.steps:
@@ -368,7 +368,11 @@ def train(config, workdir) -> dict[str, Any] | None:
 def run_steps(
     setup: Setup, state: TrainState, manager, workdir: Path, evaluated: Callable
 ) -> dict[str, Any] | None:
-    """The loop of `train`; `evaluated` gives the scores of a state, if there are any."""
+    """The loop of `train`.
+
+    Args:
+      evaluated: (state, `stopped`, see `evaluate.evaluate`) → the scores, if there are any.
+    """
     config, start, scores = setup.config, int(state.step), {}
     train_step, warmup_step = jit_step(setup), jit_step(setup, all_classes=True)
     warmup_steps = config.rankseg.warmup_steps if config.rankseg else 0
@@ -392,9 +396,16 @@ def run_steps(
             if logging:
                 progress.report(done)
             score = None
-            if evaluating and (scores := evaluated(state)):
-                progress.report_scores(done, scores)
-                score = evaluate.without_nan(scores[setup.task.best_by])
+            if evaluating:
+                # The last one goes on, since no later start would evaluate again and save.
+                stopped = (lambda: False) if last else (lambda: stop.signaled)
+                try:
+                    scores = evaluated(state, stopped=stopped)
+                except evaluate.Stopped:
+                    scores, stopping = {}, True
+                if scores:
+                    progress.report_scores(done, scores)
+                    score = evaluate.without_nan(scores[setup.task.best_by])
             if saving:
                 save(setup, manager, state, score)
                 progress.saved = done

@@ -20,6 +20,7 @@ from ml_collections import FrozenConfigDict
 from rankseg_jax import (
     checkpoint,
     data,
+    evaluate,
     models,
     optimizers,
     reporting,
@@ -263,6 +264,22 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     reporting.drop_rows(file, 4)
     assert [row['step'] for row in read_rows(file)] == [1, 2, 4, 4, 3]
     assert file.read_text().endswith('\n') and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_termination_cuts_an_evaluation_short(data_dir, tmp_path, monkeypatch):
+    config = tiny.config(data_dir, steps=4, eval_every=2, checkpoint_every=4, eval__batch_size=8)
+    merge = evaluate.merge
+
+    def terminate(*metrics):  # after the first of five batches
+        signal.raise_signal(signal.SIGTERM)
+        return merge(*metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, 'merge', terminate)
+        assert train.train(config, tmp_path) is None
+    saved = checkpoint.open_run(tmp_path)
+    assert saved.step == 2 and checkpoint.score(checkpoint.read_run(saved.manager, 2)) is None
+    assert train.train(config, tmp_path)['mIoU'] >= 0
 
 
 def test_a_non_finite_loss_names_step_and_examples(data_dir, tmp_path):
