@@ -197,8 +197,8 @@ def run(
       DamagedCheckpoint: the checkpoint cannot be read.
       FileNotFoundError: there is no such checkpoint, or no report of a run to compare.
       OSError: the folder cannot be written.
-      ValueError: another run saw other data; `output` with several hosts; the data has other
-        categories than the run; or it has no annotations, and there is no `output`.
+      ValueError: another run saw other data; `output` with several hosts, or among the data; the
+        data has other categories than the run; or it has no annotations, and there is no `output`.
     """
     if output and jax.process_count() > 1:
         raise ValueError('--output is for evaluation on one host')
@@ -213,6 +213,7 @@ def run(
     saved = checkpoint.open_run(workdir, config.eval.checkpoint)
     saved.check_categories(task, config.data)
     others = report.read_others(compare, config.data.eval_split, task.class_names)
+    check_output(output, config.data.dir)
     place = storage.make_folder(output or workdir)
     model = models.build(config, task.num_classes)
     variables = models.restore(saved, model, config, mesh)
@@ -258,6 +259,18 @@ def run(
     if observed.pairs:
         sharding.print_once(f'Report: {place / report.PAGE}')
     return scores
+
+
+def check_output(output: str | Path | None, data_dir: str) -> None:
+    """Raises a ValueError if predictions might overwrite the data."""
+    if not output or not data_dir or storage.is_remote(output) or storage.is_remote(data_dir):
+        return
+    data = Path(storage.path(data_dir)).resolve()
+    if Path(storage.path(output)).resolve().is_relative_to(data):
+        raise ValueError(
+            f'--output={output} lies in config.data.dir = {data_dir}, whose files it might '
+            'overwrite: choose another folder'
+        )
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:

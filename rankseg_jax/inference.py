@@ -151,7 +151,7 @@ def compiled(
     def run(variables, batch, canvas: tuple[int, int], stream: Stream | None = None) -> Iterator:
         views, presence, shown = batch['views'], None, batch.get('shown')
         memory, begins = None, batch.get('begins')
-        if stream is not None and models.carries(config):
+        if stream is not None and begins is not None and models.carries(config):
             memory = stream.memory
             if memory is None:
                 cut = functools.partial(cut_windows, evaluation=config.eval)

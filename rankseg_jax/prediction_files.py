@@ -105,7 +105,8 @@ def find_videos(
         if path.is_dir():
             found = [x for x in images.find(path, VIDEO_SUFFIXES) if video_files.is_video(x)]
             if as_clips:
-                found += sorted({image.parent for image in images.find(path)})
+                frames = set(images.find(path)).difference(found)  # which are no animations
+                found += sorted({frame.parent for frame in frames})
             found = [x for x in found if output not in (x.resolve(), *x.resolve().parents)]
         elif path.is_file() and video_files.is_video(path):
             found = [path]

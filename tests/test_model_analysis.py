@@ -64,6 +64,12 @@ def folder(tmp_path_factory):
     return root
 
 
+def test_costs_of_a_layer_norm_over_ranks():
+    config = tiny.config('', rankseg__temperature='layer_norm', rankseg__num_selected=8)
+    found = cost.prediction_cost(config, num_classes=8, num_selected=2)
+    assert found['num_selected'] == 2 and found['milliseconds'] > 0
+
+
 def make_run(folder, workdir, **overrides):
     """A config and a checkpoint of random parameters."""
     config = tiny.config(folder, data__name='folder', eval__batch_size=4)

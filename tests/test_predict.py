@@ -29,7 +29,13 @@ from rankseg_jax import (
     train,
 )
 from rankseg_jax.data import CorruptExample, video_files
-from rankseg_jax.prediction_files import find_images, output_names, predict_files, predict_split
+from rankseg_jax.prediction_files import (
+    find_images,
+    find_videos,
+    output_names,
+    predict_files,
+    predict_split,
+)
 from rankseg_jax.tasks.result import Result
 from tests import FAST_COMPILATION, tiny
 from tests.helpers import run_example
@@ -603,3 +609,22 @@ def test_evaluate_and_predict_from_the_command_line(trained, tmp_path):
     assert any('network' in name for name in first)
     call('--mode=predict', f'--output={tmp_path}')
     assert programs() == first  # the second start finds them all
+
+
+def test_an_output_among_the_data_is_refused(tmp_path):
+    evaluate.check_output(tmp_path / 'out', str(tmp_path / 'data'))
+    evaluate.check_output(None, str(tmp_path / 'data'))
+    evaluate.check_output(tmp_path / 'out', '')
+    (tmp_path / 'link').symlink_to(tmp_path / 'data')
+    for output in (tmp_path / 'data/labels/validation', tmp_path / 'link/images'):
+        with pytest.raises(ValueError, match=f'--output={output} lies in config.data.dir'):
+            evaluate.check_output(output, str(tmp_path / 'data'))
+
+
+def test_a_folder_of_animations_is_no_video(tmp_path):
+    (tmp_path / 'frames').mkdir()
+    frames = [Image.new('RGB', (8, 8), color) for color in ('red', 'blue')]
+    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / 'frames' / '1.png')
+    videos, _ = find_videos([tmp_path], tmp_path / 'out', as_clips=True)
+    assert [path.name for path, _ in videos] == ['a.gif', 'frames']

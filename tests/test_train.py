@@ -266,6 +266,21 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     assert file.read_text().endswith('\n') and list(tmp_path.iterdir()) == [file]
 
 
+def test_a_videomt_learns_images(data_dir, tmp_path):
+    config = tiny.config(
+        data_dir,
+        steps=1,
+        model__framework='videomt',
+        model__backbone='tinier_dino',
+        model__joint_blocks=1,
+        model__num_queries=5,
+        data__max_targets=4,
+        rankseg__layer=0,
+        rankseg__stride=8,
+    )
+    assert train.train(config, tmp_path)['mIoU'] >= 0
+
+
 def test_a_termination_cuts_an_evaluation_short(data_dir, tmp_path, monkeypatch):
     config = tiny.config(data_dir, steps=4, eval_every=2, checkpoint_every=4, eval__batch_size=8)
     merge = evaluate.merge

@@ -125,6 +125,39 @@ def test_perfect_tracks_score_1_in_any_windows_and_batches(folder, overlap, batc
     assert 'background' not in source.class_names
 
 
+@pytest.mark.parametrize('read', [(0, 1), (0,), (1,)])
+def test_frames_of_unreadable_clips_are_not_scored(tmp_path, read):
+    tiny.write_videos(tmp_path, lengths=(12,))
+    config = tiny.queries_config(
+        tmp_path,
+        task='video_instance',
+        data__name='video_folder',
+        data__num_classes=0,
+        eval__clip_length=6,
+        eval__clip_overlap=0,
+    )
+    config.rankseg = None
+    source, task = opened(config)
+    examples, tracks = task.examples(source), source.tracks(0)
+    items = [
+        (
+            place,
+            number,
+            {
+                'masks': [track['segmentations'][frame] for track in tracks],
+                'probabilities': np.eye(task.num_classes)[[x['category_id'] for x in tracks]],
+                'embeddings': np.eye(len(tracks)),
+            },
+        )
+        for place in read
+        for number, frame in enumerate(examples.windows[place].frames)
+    ]
+    total = task.empty_statistics()
+    for index, found in task.join(examples, items):
+        total = evaluate.merge(total, task.image_statistics(source, index, found))
+    assert task.scores(total)['AP'] == pytest.approx(1)
+
+
 def test_perfect_labels_score_1_and_windows_join(folder):
     config = tiny.config(folder, **KINDS['per_pixel'])
     config.rankseg = None

@@ -25,6 +25,8 @@ def prediction_cost(config: ConfigDict, num_classes: int, num_selected: int) -> 
     """
     config = config.copy_and_resolve_references()
     config.rankseg.update(num_selected=num_selected, select=True, oracle=False)
+    if config.rankseg.temperature == 'layer_norm':  # over as many ranks as in training
+        config.rankseg.train_selected = 0
     model = models.build(config, num_classes)
     shapes = jax.eval_shape(
         lambda: models.init(model, num_classes, config.seed, image_shape=config.augment.crop_size)

@@ -61,7 +61,7 @@ class TrackFollower(Follower):
                     'segmentations': segmentations(track, length),
                 }
                 for track in best
-                if track['score'] >= least
+                if track['score'] >= least and track['masks']
             ]
         }
 
@@ -154,26 +154,32 @@ class VideoInstance(Clips, Instance):
         return TrackFollower(self)
 
     def join(self, examples, items):
-        trackers: dict[int, Tracker] = {}
+        videos: dict[int, tuple[Tracker, set[int]]] = {}  # and the frames that were read
         for place, found, last in in_order(examples, items):
             window = examples.windows[place]
-            tracker = trackers.setdefault(window.video, Tracker())
+            tracker, read = videos.setdefault(window.video, (Tracker(), set()))
             add_window(tracker, window.frames, found)
+            read.update(window.frames)
             if last:
-                yield self.tracks(window.video, trackers.pop(window.video))
-        for video, tracker in trackers.items():  # their last clip could not be read
-            yield self.tracks(video, tracker)
+                yield self.tracks(window.video, *videos.pop(window.video))
+        for video, (tracker, read) in videos.items():  # their last clip could not be read
+            yield self.tracks(video, tracker, read)
 
-    def tracks(self, video: int, tracker: Tracker) -> tuple[int, dict[str, Any]]:
+    def tracks(self, video: int, tracker: Tracker, read: set[int]) -> tuple[int, dict[str, Any]]:
         """What `join` says of a video."""
-        return video, {'tracks': tracker.best(self.config.eval.max_objects)}
+        best = tracker.best(self.config.eval.max_objects)
+        return video, {'tracks': best, 'frames': sorted(read)}
 
     def image_statistics(self, source, index, found):
-        length = len(source.videos[index][1])
+        frames, length = found['frames'], len(source.videos[index][1])
         predictions = [
-            track | {'segmentations': segmentations(track, length)} for track in found['tracks']
+            track | {'segmentations': [track['masks'].get(frame) for frame in frames]}
+            for track in found['tracks']
         ]
-        return {'objects': InstanceMetric.from_video(source.tracks(index), predictions)}
+        truth = source.tracks(index, frames)
+        if len(frames) < length:  # tracks of the other frames alone cannot be found
+            truth = [track for track in truth if any(track['segmentations'])]
+        return {'objects': InstanceMetric.from_video(truth, predictions)}
 
     def writer(self, output, source):
         def save(path, entries):
