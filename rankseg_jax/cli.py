@@ -37,6 +37,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 
 # Before TensorFlow is imported. It announces oneDNN at length, also prints what it raises, and
 # imports Keras, which takes two seconds, unless told to use the legacy one.
@@ -45,7 +46,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 OVERRIDE = re.compile(r'--?(no)?(?P<path>config(\.\w+)+)(?P<index>\[.*?)?(?P<value>=.*)?', re.S)
 CACHE_BYTES = 4 * 2**30  # of compiled programs; those that are used the least make room
@@ -271,8 +272,13 @@ def trained_config(workdir):
     return checkpoint.newest_whole(manager, checkpoint.read_saved)[1].config
 
 
-def override(config, arguments):
-    """The config of a run with what arguments such as --config.eval.flip=True change."""
+def override(config: ConfigDict | None, arguments: Sequence[str]) -> ConfigDict:
+    """The config of a run with what arguments such as --config.eval.flip=True change.
+
+    Raises:
+      ValueError: a value is wrong, sizes or κ are left to the images, or there is no config, since
+        the model is an exported one.
+    """
     from rankseg_jax import from_data
 
     if config is None:
@@ -315,13 +321,13 @@ def train(config, workdir) -> None:
 def evaluate(config, workdir) -> None:
     from rankseg_jax import evaluate
 
-    evaluate.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
+    evaluate.run(config, workdir, output=_OUTPUT.value, compare=_COMPARE.value or ())
 
 
 def analyze(config, workdir) -> None:
     from rankseg_jax import analysis
 
-    analysis.run(config, workdir, _OUTPUT.value, _COMPARE.value or ())
+    analysis.run(config, workdir, output=_OUTPUT.value, compare=_COMPARE.value or ())
 
 
 def demo(config, workdir) -> None:
